@@ -1,0 +1,2311 @@
+"""tap-stack: a production AWS platform in one Pulumi program.
+
+This file is what `pulumi up` runs and what `python -m taplocal up` deploys on a laptop. It holds the
+settings, every AWS resource and the code of every Lambda function; importing it has no side effects.
+
+    people, machines --> Identity (Cognito): access tokens with scopes
+            |
+            v
+    HTTP API (JWT, CORS, throttling, access log) --> api function (alias `live`) --> items table
+            |                                              |
+            |                                              +--> paging key (SSM) <-- rotation function
+            v
+    Monitoring: alarms --> Alerts (encrypted topic, budget); dashboard
+    Encryption: one customer-managed key under all of it
+
+Read it in this order: Settings say what can be chosen, Lambda functions what the API does, and the
+components what is built; TapStack composes them. The banners below are the table of contents, and the
+same words name the headings of the README and the test files.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import builtins
+import hashlib
+import hmac
+import json
+import os
+import random
+import re
+import symtable
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from decimal import (
+    Context,
+    Decimal,
+    DecimalException,
+    Inexact,
+    InvalidOperation,
+    Overflow,
+    Subnormal,
+    Underflow,
+)
+from json.encoder import encode_basestring
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pulumi_aws as aws
+from pulumi import Input, Output, ResourceOptions
+
+###############################################################################
+# Settings
+###############################################################################
+
+PER_TIER: Any = None  # a setting with this default takes its value from TIERS
+
+#: What differs between the environments unless a stack says otherwise.
+TIERS: dict[str, dict[str, Any]] = {
+    "dev": {
+        "cors_origins": ("http://localhost:3000",),
+        "throttle_rate": 50,
+        "throttle_burst": 100,
+        "log_retention_days": 14,
+        "deletion_protection": False,
+        "budget_usd": 20,
+    },
+    "staging": {
+        "cors_origins": (),
+        "throttle_rate": 200,
+        "throttle_burst": 400,
+        "log_retention_days": 90,
+        "deletion_protection": False,
+        "budget_usd": 50,
+    },
+    "prod": {
+        "cors_origins": (),
+        "throttle_rate": 500,
+        "throttle_burst": 1000,
+        "log_retention_days": 365,
+        "deletion_protection": True,
+        "budget_usd": 200,
+    },
+}
+
+# The values that CloudWatch Logs accepts (PutRetentionPolicy).
+RETENTION_DAYS = (
+    1,
+    3,
+    5,
+    7,
+    14,
+    30,
+    60,
+    90,
+    120,
+    150,
+    180,
+    365,
+    400,
+    545,
+    731,
+    1096,
+    1827,
+    2192,
+    2557,
+    2922,
+    3288,
+    3653,
+)
+HTTP_API_TIMEOUT_SECONDS = 29  # an HTTP API integration ends at 30 s
+
+
+class SettingsError(pulumi.RunError, ValueError):
+    """All that is wrong with the settings, one line each; Pulumi prints it without a stack trace."""
+
+
+def setting(doc: str, default: Any = PER_TIER) -> Any:
+    """A field of TapStackArgs: its meaning and its default, or PER_TIER for the value in TIERS."""
+    return field(default_factory=lambda: default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TapStackArgs:
+    """Everything that can be chosen about a stack, validated before any resource exists.
+
+    `TapStackArgs(environment_suffix="prod")` has production's defaults; `TapStackArgs.load()` reads the
+    same names from the Pulumi configuration. Raises SettingsError with every mistake at once.
+    """
+
+    environment_suffix: str = setting(
+        "`dev`, `staging` or `prod`, or one of them with a name behind it, as in `dev-jane`.", "dev"
+    )
+    tags: Mapping[str, str] = setting("Tags added to every resource; they win over the standard ones.", {})
+    project: str = setting("First part of every name and the `Project` tag.", "tap-stack")
+    owner: str = setting("The `Owner` tag: the team that answers for the stack.", "platform")
+    cost_center: str = setting("The `CostCenter` tag.", "engineering")
+    table_name: str = setting("Name of the items table; empty for `<project>-items-<environment>`.", "")
+    cors_origins: Sequence[str] = setting(
+        "Origins whose pages may call the API; none turns CORS off. Never `*` in prod."
+    )
+    callback_urls: Sequence[str] = setting(
+        # RFC 8252, 7.3: an app on the user's own machine receives its code on the loopback interface.
+        "Where Cognito may send people after they signed in; https, or http on localhost.",
+        ("http://localhost:3000/callback",),
+    )
+    mfa: str = setting("`OFF`, `OPTIONAL` or `ON`: second factor by authenticator app.", "OPTIONAL")
+    threat_protection: bool = setting(
+        "Cognito threat protection; needs the Plus tier, $0.02 a monthly user.", False
+    )
+    throttle_rate: int = setting("Requests per second that the API admits; more get 429.")
+    throttle_burst: int = setting("Requests at once that the API admits above the rate.")
+    memory_mb: int = setting(
+        "Memory of the api function, 128 to 10240 MB; CPU grows with it, and so does the price.", 512
+    )
+    timeout_seconds: int = setting("Longest run of the api function, 3 to 29 s.", 15)
+    idempotency_hours: int = setting("How long an `Idempotency-Key` is remembered.", 24)
+    log_retention_days: int = setting("How long logs are kept; $0.03 a GB and month.")
+    deletion_protection: bool = setting("Refuse to delete table, user pool and key.")
+    alarm_emails: Sequence[str] = setting(
+        "Addresses that alarms and the budget write to; each confirms once.", ()
+    )
+    budget_usd: int = setting("Monthly budget; the topic hears of 80 % spent and of 100 % forecast.")
+
+    def __post_init__(self) -> None:
+        tier = TIERS.get(str(self.environment_suffix).split("-")[0], TIERS["dev"])
+        for each in fields(self):
+            value = getattr(self, each.name)
+            value = tier[each.name] if value is PER_TIER and each.name in tier else value
+            object.__setattr__(self, each.name, tuple(value) if isinstance(value, list) else value)
+        if errors := [*_wrong_types(self), *_wrong_values(self)]:
+            raise SettingsError("the settings are wrong:\n" + "\n".join(f"  - {error}" for error in errors))
+
+    @classmethod
+    def load(cls) -> TapStackArgs:
+        """The settings in the stack's Pulumi configuration, under the names of the fields."""
+        config = pulumi.Config()
+        texts = {each: config.get(each.name) for each in fields(cls)}
+        return cls(
+            **{each.name: _parsed(str(each.type), text) for each, text in texts.items() if text is not None}
+        )
+
+    @property
+    def tier(self) -> str:
+        """`dev`, `staging` or `prod`: the row of TIERS that this environment follows."""
+        return self.environment_suffix.split("-")[0]
+
+    def name(self, component: str) -> str:
+        """The physical name of a component: `<project>-<component>-<environment>`."""
+        return f"{self.project}-{component}-{self.environment_suffix}"
+
+    def all_tags(self) -> dict[str, str]:
+        """The tags of every resource, but for `Component`, which its component adds."""
+        return {
+            "Project": self.project,
+            "Environment": self.environment_suffix,
+            "ManagedBy": "pulumi",
+            "Owner": self.owner,
+            "CostCenter": self.cost_center,
+            **self.tags,
+        }
+
+
+#: Annotation of a field -> what its value must be, and how an error says so.
+TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "str": (lambda v: isinstance(v, str), "text"),
+    "int": (lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
+    "bool": (lambda v: isinstance(v, bool), "true or false"),
+    "Sequence[str]": (
+        lambda v: isinstance(v, tuple) and all(isinstance(x, str) for x in v),
+        "a list of texts",
+    ),
+    "Mapping[str, str]": (
+        lambda v: isinstance(v, Mapping) and all(isinstance(x, str) for kv in v.items() for x in kv),
+        "an object of texts",
+    ),
+}
+
+
+def _parsed(annotation: str, text: str) -> Any:
+    """A configuration value in its type; what does not parse stays text, which validation refuses."""
+    try:
+        return text if annotation == "str" else json.loads(text)
+    except ValueError:
+        return text
+
+
+def _matches(pattern: str) -> Callable[[str], bool]:
+    return lambda text: re.fullmatch(pattern, text) is not None
+
+
+def _each(pattern: str) -> Callable[[Sequence[str]], bool]:
+    return lambda texts: all(re.fullmatch(pattern, text) for text in texts)
+
+
+def _between(low: int, high: int) -> Callable[[int], bool]:
+    return lambda number: low <= number <= high
+
+
+TAG = r"[\w\s_.:/=+\-@]"  # what IAM, DynamoDB and Lambda all accept in a tag
+ORIGIN = r"https?://[a-z0-9.-]+(:\d{1,5})?"
+
+#: Key, test and expectation of every setting whose type says too little.
+RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "environment_suffix",
+        _matches(rf"(?=.{{1,16}}$)({'|'.join(TIERS)})(-[a-z0-9]+)*"),
+        "dev, staging or prod, or one of them with a name behind it (dev-jane), 16 characters at most",
+    ),
+    (
+        "tags",
+        lambda v: all(
+            re.fullmatch(f"{TAG}{{1,128}}", k)
+            and re.fullmatch(f"{TAG}{{0,256}}", x)
+            and not k.lower().startswith("aws:")
+            for k, x in v.items()
+        ),
+        "tags as AWS takes them: keys of 1 to 128 letters, digits, spaces and _.:/=+-@, not starting with aws:, values up to 256",
+    ),
+    (
+        "project",
+        _matches(r"(?=.{2,24}$)[a-z][a-z0-9]*(-[a-z0-9]+)*"),
+        "2 to 24 lower-case letters, digits and single hyphens, starting with a letter",
+    ),
+    ("owner", _matches(f"{TAG}{{1,256}}"), "a tag value: 1 to 256 letters, digits, spaces and _.:/=+-@"),
+    (
+        "cost_center",
+        _matches(f"{TAG}{{1,256}}"),
+        "a tag value: 1 to 256 letters, digits, spaces and _.:/=+-@",
+    ),
+    ("table_name", _matches(r"([A-Za-z0-9_.-]{3,255})?"), "3 to 255 letters, digits and _.-, or empty"),
+    (
+        "cors_origins",
+        _each(rf"\*|{ORIGIN}"),
+        "a list of origins such as https://app.example.com, without a path",
+    ),
+    (
+        "callback_urls",
+        lambda v: v and _each(r"https://\S+|http://localhost(:\d{1,5})?(/\S*)?")(v),
+        "a list of at least one https URL, or http on localhost",
+    ),
+    ("mfa", lambda v: v in ("OFF", "OPTIONAL", "ON"), "OFF, OPTIONAL or ON"),
+    ("throttle_rate", _between(1, 10_000), "1 to 10000, the account's own limit"),
+    ("throttle_burst", _between(1, 5_000), "1 to 5000, the account's own limit"),
+    ("memory_mb", _between(128, 10_240), "128 to 10240"),
+    (
+        "timeout_seconds",
+        _between(3, HTTP_API_TIMEOUT_SECONDS),
+        f"3 to {HTTP_API_TIMEOUT_SECONDS}: the API ends a request at 30 s",
+    ),
+    ("idempotency_hours", _between(1, 168), "1 to 168"),
+    ("log_retention_days", lambda v: v in RETENTION_DAYS, f"one of {', '.join(map(str, RETENTION_DAYS))}"),
+    ("alarm_emails", _each(r"[^@\s]+@[^@\s]+\.[^@\s]+"), "a list of e-mail addresses"),
+    ("budget_usd", _between(1, 1_000_000), "1 to 1000000"),
+)
+
+#: What prod promises; the same form as RULES.
+PROD_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("cors_origins", _each(r"https://[^*]+"), "https origins without * in prod"),
+    ("deletion_protection", lambda v: v is True, "true in prod"),
+    ("log_retention_days", lambda v: v >= 90, "90 or more in prod"),
+)
+
+
+def _expected(key: str, value: Any, expectation: str) -> str:
+    return f"{key} must be {expectation}, not {value!r}"
+
+
+def _wrong_types(args: TapStackArgs) -> list[str]:
+    pairs = [(each.name, getattr(args, each.name), *TYPES[str(each.type)]) for each in fields(args)]
+    return [_expected(key, value, expectation) for key, value, fits, expectation in pairs if not fits(value)]
+
+
+def _wrong_values(args: TapStackArgs) -> list[str]:
+    typed = {each.name for each in fields(args) if TYPES[str(each.type)][0](getattr(args, each.name))}
+    rules = [*RULES, *(PROD_RULES if "environment_suffix" in typed and args.tier == "prod" else ())]
+    return [
+        _expected(key, getattr(args, key), text)
+        for key, holds, text in rules
+        if key in typed and not holds(getattr(args, key))
+    ]
+
+
+###############################################################################
+# Policies
+###############################################################################
+
+
+def allow(*actions: str, on: Any, when: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """An IAM statement that allows the actions on one ARN or a list of them, under a condition."""
+    return _statement("Allow", actions, on, when)
+
+
+def trust(
+    service: str, *actions: str, on: Any = None, when: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A statement of a resource or trust policy: the AWS service may do the actions."""
+    return {**_statement("Allow", actions, on, when), "Principal": {"Service": service}}
+
+
+def tls_only(actions: str, on: Any) -> dict[str, Any]:
+    """The statement that refuses everybody who comes without TLS."""
+    insecure = {"Bool": {"aws:SecureTransport": "false"}}
+    return {**_statement("Deny", (actions,), on, insecure), "Principal": {"AWS": "*"}}
+
+
+def policy(*statements: Mapping[str, Any]) -> Output[str]:
+    """A policy document as JSON text; Outputs inside the statements are waited for."""
+    return Output.json_dumps({"Version": "2012-10-17", "Statement": list(statements)})
+
+
+def _statement(
+    effect: str, actions: Sequence[str], on: Any, when: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    optional = {"Resource": on, "Condition": when}
+    return {"Effect": effect, "Action": list(actions), **{k: v for k, v in optional.items() if v is not None}}
+
+
+###############################################################################
+# Lambda functions
+###############################################################################
+# Standalone by construction: bundle() ships to each function the definitions of this section that
+# its handler reaches, and nothing else. What they import at the top of the file costs cold start in
+# every function that uses it, so the SDK is imported when its client is made, in the init phase.
+
+ITEM_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")  # what a URL carries unescaped, RFC 3986
+KEPT_FIELDS = ("id", "version", "created_at", "updated_at")  # the service's own; a body's are ignored
+BODY_LIMIT = 2_500_000  # bytes: 400 KB of item with every byte escaped as \u0001
+PAGE_LIMIT = 1_000_000  # characters of a page; an answer above 6 MB would be lost by Lambda
+MAX_DEPTH = 31  # DynamoDB nests 32 levels, and the item's fields are one below its own
+CATEGORY_LIMIT = 1_024  # bytes: a partition key has 2,048, and the owner needs some
+PATCH_ATTEMPTS = 10
+OWNER = {"#owner": "owner"}  # the one attribute of ours whose name DynamoDB reserves
+# A DynamoDB number: 38 digits, 1E-130 to 9.99E+125 (DynamoDB developer guide, "Supported data types").
+DYNAMODB_NUMBER = Context(
+    prec=38, Emin=-130, Emax=125, traps=[Inexact, InvalidOperation, Overflow, Subnormal, Underflow]
+)
+TITLES = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    409: "Conflict",
+    412: "Precondition Failed",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    422: "Unprocessable Content",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+
+
+class Problem(Exception):
+    """An answer that says what is wrong (RFC 9457), with extra headers where the status wants them."""
+
+    def __init__(self, status: int, detail: str, **headers: str):
+        super().__init__(detail)
+        self.status, self.detail = status, detail
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class ConditionFailed(Exception):
+    """DynamoDB refused a conditional write.
+
+    `item` is what stands in its way, None if nothing does; `repeated` tells that the SDK sent the write
+    more than once, so that an earlier attempt may have succeeded.
+    """
+
+    def __init__(self, item: dict[str, Any] | None, repeated: bool = False):
+        super().__init__("the condition of a write did not hold")
+        self.item, self.repeated = item, repeated
+
+
+_clients: dict[str, Any] = {}
+
+
+def client(service: str) -> Any:
+    """The container's one SDK client of a service, with bounded time and retries.
+
+    Three attempts with jittered, exponential backoff (botocore's standard mode), each of at most 1 s to
+    connect and 3 s to answer: 12 s in the worst case, below the function's 15 s.
+    """
+    if service not in _clients:
+        import boto3
+        from botocore.config import Config
+
+        retries = {"mode": "standard", "total_max_attempts": 3}
+        config = Config(retries=retries, connect_timeout=1, read_timeout=3)
+        _clients[service] = boto3.client(service, config=config)
+    return _clients[service]
+
+
+def open_clients() -> None:
+    """Makes the clients in the init phase, when Lambda lends a whole core."""
+    client("dynamodb")
+    client("ssm")
+
+
+# --- Values: JSON text <-> DynamoDB attribute values, without loss
+
+
+def parse_json(text: str) -> Any:
+    """JSON with numbers as text-exact Decimals; ambiguous or non-standard text raises Problem 400."""
+    try:
+        return json.loads(
+            text,
+            parse_int=parse_number,
+            parse_float=parse_number,
+            parse_constant=refuse_constant,
+            object_pairs_hook=unique_names,
+        )
+    except RecursionError:
+        raise Problem(400, f"The body nests deeper than {MAX_DEPTH} levels.") from None
+    except ValueError as error:
+        raise Problem(400, f"The body is not JSON: {error}.") from None
+
+
+def parse_number(text: str) -> Decimal:
+    """A number that DynamoDB stores exactly, or Problem 422."""
+    try:
+        return DYNAMODB_NUMBER.create_decimal(text)
+    except DecimalException:
+        shown = text if len(text) <= 50 else text[:50] + "..."
+        reason = "numbers have at most 38 digits and lie between 1E-130 and 9.99E+125"
+        raise Problem(422, f"The number {shown} cannot be stored exactly: {reason}.") from None
+
+
+def refuse_constant(text: str) -> None:
+    """NaN and Infinity are Python's, not JSON's."""
+    raise Problem(400, f"{text} is not JSON.")
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these members; a name given twice would lose a value, so it is refused."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Problem(400, f"The name {printable(twice)} stands twice in one object.")
+    return members
+
+
+def marshal(value: Any, depth: int = 0) -> dict[str, Any]:
+    """A parsed JSON value as a DynamoDB attribute value."""
+    if depth > MAX_DEPTH:
+        raise Problem(400, f"The body nests deeper than {MAX_DEPTH} levels.")
+    if isinstance(value, str):
+        return {"S": storable(value)}
+    if value is None or isinstance(value, bool):
+        return {"NULL": True} if value is None else {"BOOL": value}
+    if isinstance(value, Decimal):
+        return {"N": format(value.normalize(DYNAMODB_NUMBER), "f") if value else "0"}
+    if isinstance(value, list):
+        return {"L": [marshal(each, depth + 1) for each in value]}
+    return {"M": {storable_name(name): marshal(each, depth + 1) for name, each in value.items()}}
+
+
+def storable(text: str) -> str:
+    """The text itself, if it is Unicode that UTF-8 can carry."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Problem(422, f"{printable(text)} has half of a surrogate pair.") from None
+    return text
+
+
+def storable_name(name: str) -> str:
+    """A field name; DynamoDB takes any but the empty one."""
+    if not name:
+        raise Problem(422, "A field name cannot be empty.")
+    return storable(name)
+
+
+def printable(text: str) -> str:
+    """The start of a caller's text, quoted and escaped, for an error."""
+    return json.dumps(text if len(text) <= 50 else text[:50] + "...")
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """A DynamoDB attribute value as JSON text; a number keeps every digit."""
+    ((kind, content),) = value.items()
+    if kind == "S":
+        return encode_basestring(content)
+    if kind == "N":
+        return str(content)
+    if kind == "M":
+        return "{" + ",".join(f"{encode_basestring(k)}:{to_json(v)}" for k, v in content.items()) + "}"
+    if kind == "L":
+        return "[" + ",".join(map(to_json, content)) + "]"
+    return "null" if kind == "NULL" else "true" if content else "false"
+
+
+def merge_patch(target: Mapping[str, Any], patch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """RFC 7396 on DynamoDB attribute values; an absent target is {}."""
+    if "M" not in patch:
+        return patch
+    merged = dict(target.get("M", {}))
+    for name, value in patch["M"].items():
+        if "NULL" in value:
+            merged.pop(name, None)
+        else:
+            merged[name] = merge_patch(merged.get(name, {}), value)
+    return {"M": merged}
+
+
+# --- Requests and answers
+
+
+class Request:
+    """One call of the API: what the gateway says about it, and what it has cost so far."""
+
+    def __init__(self, event: Mapping[str, Any]):
+        context = event["requestContext"]
+        self.event = event
+        self.id: str = context["requestId"]
+        self.method: str = context["http"]["method"]
+        self.route: str = event["routeKey"]
+        self.headers: Mapping[str, str] = event.get("headers") or {}
+        self.query: Mapping[str, str] = event.get("queryStringParameters") or {}
+        self.claims: Mapping[str, Any] = context.get("authorizer", {}).get("jwt", {}).get("claims", {})
+        self.caller: str = self.claims.get("sub") or self.claims.get("client_id") or ""
+        self.revision = new_id()  # marks this request's write, so that a repeated one knows itself
+        self.capacity = 0.0
+        self.error = ""
+
+    def item_id(self) -> str:
+        """The id in the path; one that no item can have is as missing as any other."""
+        item_id: str = (self.event.get("pathParameters") or {}).get("id", "")
+        if not ITEM_ID.fullmatch(item_id):
+            raise not_found()
+        return item_id
+
+    def fields(self, *media_types: str) -> tuple[str | None, dict[str, Any]]:
+        """The id that the body names, if any, and its other fields as attribute values."""
+        content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type not in media_types:
+            accept = " or ".join(media_types)
+            raise Problem(415, f"The body must be {accept}.", accept=", ".join(media_types))
+        body = parse_json(self._text())
+        if not isinstance(body, dict):
+            raise Problem(422, "An item is a JSON object.")
+        item_id = body.get("id")
+        if item_id is not None and not (isinstance(item_id, str) and ITEM_ID.fullmatch(item_id)):
+            rule = "1 to 128 letters, digits and ._~-, starting with a letter or digit"
+            raise Problem(422, f"An id is text of {rule}.")
+        fields = marshal({name: body[name] for name in body if name not in KEPT_FIELDS})["M"]
+        check_category(fields)
+        return item_id, fields
+
+    def _text(self) -> str:
+        """The body as text, within its limit."""
+        body: str = self.event.get("body") or ""
+        try:
+            if self.event.get("isBase64Encoded"):
+                body = base64.b64decode(body, validate=True).decode()
+            size = len(body) if body.isascii() else len(body.encode())
+        except (binascii.Error, UnicodeError):
+            raise Problem(400, "The body is not UTF-8.") from None
+        if size > BODY_LIMIT:
+            raise Problem(413, f"The body has {size} bytes; {BODY_LIMIT} are the most.")
+        return body
+
+    def etags(self, header: str) -> list[str]:
+        """The entity tags of If-Match or If-None-Match, as they stand there; any item has `*`."""
+        value = self.headers.get(header, "")
+        return [tag.strip() for tag in value.split(",")] if value else []
+
+
+def answer(status: int, body: str = "", **headers: str) -> dict[str, Any]:
+    """A response to the gateway (payload format 2.0)."""
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    if body:
+        names = {"content-type": "application/json", "cache-control": "private, no-cache", **names}
+    return {"statusCode": status, "headers": names, "body": body}
+
+
+def problem_answer(problem: Problem, request_id: str) -> dict[str, Any]:
+    """The problem as application/problem+json."""
+    body = {
+        "type": "about:blank",
+        "title": TITLES[problem.status],
+        "status": problem.status,
+        "detail": problem.detail,
+        "request_id": request_id,
+    }
+    headers = {"content-type": "application/problem+json", "cache-control": "no-store"}
+    return {"statusCode": problem.status, "headers": {**headers, **problem.headers}, "body": json.dumps(body)}
+
+
+def not_found() -> Problem:
+    """The same words for a missing item and for somebody else's."""
+    return Problem(404, "There is no such item.")
+
+
+def busy() -> Problem:
+    """What a caller should try again in a moment."""
+    return Problem(503, "The service is busy; try again.", retry_after="1")
+
+
+# --- Items table
+
+
+def table(request: Request, operation: str, **arguments: Any) -> dict[str, Any]:
+    """One call of DynamoDB on behalf of a request; its failures become ConditionFailed or a Problem."""
+    try:
+        if operation != "transact_write_items":
+            arguments["TableName"] = os.environ["TABLE_NAME"]
+        call = getattr(client("dynamodb"), operation)
+        response: dict[str, Any] = call(ReturnConsumedCapacity="TOTAL", **arguments)
+    except Exception as error:
+        raise explain(error, request) from error
+    consumed = response.get("ConsumedCapacity", ())
+    for each in consumed if isinstance(consumed, list) else (consumed,):
+        request.capacity += each["CapacityUnits"] if each else 0
+    return response
+
+
+def explain(error: Exception, request: Request) -> Exception:
+    """What a failure of the SDK means to the caller; anything else is our own mistake, unchanged."""
+    if not type(error).__module__.startswith("botocore"):
+        return error
+    response = getattr(error, "response", {})
+    code, message = (response.get("Error", {}).get(key, "") for key in ("Code", "Message"))
+    reasons = response.get("CancellationReasons", [])
+    failed = [each for each in reasons if each.get("Code") not in (None, "None")]
+    if code == "ConditionalCheckFailedException":
+        return ConditionFailed(response.get("Item"), response["ResponseMetadata"].get("RetryAttempts", 0) > 0)
+    if failed and all(each["Code"] == "ConditionalCheckFailed" for each in failed):
+        return ConditionFailed(reasons[-1].get("Item"))
+    if any("size has exceeded" in text for text in (message, *(str(each.get("Message")) for each in failed))):
+        return Problem(413, "An item has at most 400 KB.")
+    request.error = f"{type(error).__name__}: {error}"
+    return busy()
+
+
+def new_id() -> str:
+    """A UUID of version 7 (RFC 9562): sorts by time, says nothing else."""
+    milliseconds, noise = int(time.time() * 1000), int.from_bytes(os.urandom(10), "big")
+    value = milliseconds << 80 | 7 << 76 | (noise >> 62 & 0xFFF) << 64 | 2 << 62 | noise & (1 << 62) - 1
+    digits = f"{value:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def now() -> str:
+    """The time as RFC 3339 with microseconds, so that text order is time order."""
+    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{microseconds:06d}Z"
+
+
+def item_json(item: Mapping[str, Any]) -> str:
+    """A stored item as its caller sees it."""
+    kept = {name: item[name] for name in KEPT_FIELDS}
+    return to_json({"M": {**kept, **item["fields"]["M"]}})
+
+
+def item_answer(status: int, item: Mapping[str, Any], **headers: str) -> dict[str, Any]:
+    """An answer that carries an item and its entity tag."""
+    return answer(status, item_json(item), etag=etag(item), **headers)
+
+
+def check_category(fields: Mapping[str, Any]) -> None:
+    """A category is part of an index key, which has a limit."""
+    if len(fields.get("category", {}).get("S", "").encode()) > CATEGORY_LIMIT:
+        raise Problem(422, f"A category has at most {CATEGORY_LIMIT} bytes.")
+
+
+def category_key(owner: str, category: str) -> dict[str, str]:
+    """Partition key of the index by_category: one caller's items of one category."""
+    return {"S": f"{owner}#{category}"}
+
+
+def read_item(request: Request, item_id: str) -> dict[str, Any]:
+    """The caller's own item, read consistently, or Problem 404."""
+    response = table(request, "get_item", Key={"id": {"S": item_id}}, ConsistentRead=True)
+    item: dict[str, Any] | None = response.get("Item")
+    if not owned(item, request):
+        raise not_found()
+    return item or {}
+
+
+def owned(item: Mapping[str, Any] | None, request: Request) -> bool:
+    """Whether there is an item, and it is the caller's. A record of the service itself has no fields."""
+    return bool(item and "fields" in item and item["owner"]["S"] == request.caller)
+
+
+def etag(item: Mapping[str, Any]) -> str:
+    """The entity tag of a stored item: its revision, which no other write has."""
+    return f'"{item["revision"]["S"]}"'
+
+
+def matching(request: Request) -> tuple[str, dict[str, Any]]:
+    """Condition and values that hold for the caller's own item at one of the If-Match revisions."""
+    tags = request.etags("if-match")
+    condition, values = "#owner = :owner", {":owner": {"S": request.caller}}
+    if not tags or "*" in tags:
+        return condition, values
+    # A weak tag never matches (RFC 9110, 13.1.1): with its W/ it is no revision. IN takes 100 values.
+    revisions = {f":r{n}": {"S": tag.strip('"')} for n, tag in enumerate(tags[:100])}
+    return f"{condition} AND revision IN ({', '.join(revisions)})", {**values, **revisions}
+
+
+def refused(failure: ConditionFailed, request: Request) -> Problem:
+    """Why the caller's conditional write was refused."""
+    return changed() if owned(failure.item, request) else not_found()
+
+
+def changed() -> Problem:
+    """The item is no longer the one that the caller has seen."""
+    return Problem(412, "The item has changed: its ETag is not the one in If-Match.")
+
+
+def write_fields(
+    request: Request, item_id: str, fields: Mapping[str, Any], condition: str, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Replaces the fields of an existing item in one atomic step and returns the item."""
+    category = fields.get("category", {}).get("S")
+    changes = "fields = :fields, revision = :revision, updated_at = :now, version = version + :one"
+    by_category = " REMOVE owner_category" if category is None else ", owner_category = :category"
+    given = {
+        **values,
+        ":fields": {"M": fields},
+        ":revision": {"S": request.revision},
+        ":now": {"S": now()},
+        ":one": {"N": "1"},
+        **({} if category is None else {":category": category_key(request.caller, category)}),
+    }
+    try:
+        response = table(
+            request,
+            "update_item",
+            Key={"id": {"S": item_id}},
+            UpdateExpression=f"SET {changes}{by_category}",
+            ConditionExpression=condition,
+            **({"ExpressionAttributeNames": OWNER} if "#owner" in condition else {}),
+            ExpressionAttributeValues=given,
+            ReturnValues="ALL_NEW",
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+        )
+    except ConditionFailed as failure:
+        if failure.item and failure.item.get("revision") == {"S": request.revision}:
+            return failure.item  # an attempt whose answer was lost had succeeded
+        raise
+    item: dict[str, Any] = response["Attributes"]
+    return item
+
+
+# --- Operations
+
+
+def create_item(request: Request) -> dict[str, Any]:
+    """POST /items: a new item under its own id or a generated one."""
+    item_id, fields = request.fields("application/json")
+    item = new_item(request, item_id or new_id(), fields)
+    if "idempotency-key" in request.headers:
+        item = create_once(request, item, item_id)
+    else:
+        create(request, [put(item)])
+    return item_answer(201, item, location=f"/items/{item['id']['S']}")
+
+
+def new_item(request: Request, item_id: str, fields: Mapping[str, Any], created: str = "") -> dict[str, Any]:
+    """The first version of an item as the table holds it."""
+    category = fields.get("category", {}).get("S")
+    created = created or now()
+    return {
+        "id": {"S": item_id},
+        "owner": {"S": request.caller},
+        "version": {"N": "1"},
+        "revision": {"S": request.revision},
+        "created_at": {"S": created},
+        "updated_at": {"S": created},
+        "fields": {"M": fields},
+        **({} if category is None else {"owner_category": category_key(request.caller, category)}),
+    }
+
+
+def put(
+    item: Mapping[str, Any], condition: str = "attribute_not_exists(id)", **values: Any
+) -> dict[str, Any]:
+    """A conditional put, as part of a transaction."""
+    return {
+        "TableName": os.environ["TABLE_NAME"],
+        "Item": item,
+        "ConditionExpression": condition,
+        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        **({"ExpressionAttributeValues": values} if values else {}),
+    }
+
+
+def create(request: Request, puts: list[dict[str, Any]]) -> None:
+    """Puts an item that must be new, alone or together with what must be new as well."""
+    try:
+        if len(puts) == 1:
+            table(request, "put_item", **{k: v for k, v in puts[0].items() if k != "TableName"})
+        else:
+            table(request, "transact_write_items", TransactItems=[{"Put": each} for each in puts])
+    except ConditionFailed as failure:
+        if failure.item and failure.item.get("revision") == {"S": request.revision}:
+            return  # an attempt whose answer was lost had succeeded
+        if len(puts) > 1:
+            raise
+        raise Problem(409, "The id is taken.") from None
+
+
+def create_once(request: Request, item: dict[str, Any], wanted_id: str | None) -> dict[str, Any]:
+    """Creates the item together with a record of its Idempotency-Key, or repeats the first answer.
+
+    The record needs no copy of the answer: the same body, id, time and revision make it again.
+    """
+    key = request.headers["idempotency-key"]
+    if not re.fullmatch(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?", key):
+        raise Problem(400, "An Idempotency-Key has 1 to 255 printable ASCII characters.")
+    body = json.dumps([wanted_id, item["fields"]], sort_keys=True)
+    seconds = int(time.time())
+    record = {
+        "id": {"S": "idempotency#" + hashlib.sha256(f"{request.caller}#{key}".encode()).hexdigest()},
+        "fingerprint": {"S": hashlib.sha256(body.encode()).hexdigest()},
+        "item_id": item["id"],
+        "created_at": item["created_at"],
+        "revision": item["revision"],
+        "expires_at": {"N": str(seconds + int(os.environ["IDEMPOTENCY_SECONDS"]))},
+    }
+    condition = "attribute_not_exists(id) OR expires_at < :now"
+    try:
+        create(request, [put(item), put(record, condition, **{":now": {"N": str(seconds)}})])
+        return item
+    except ConditionFailed as failure:
+        first = failure.item
+    if not first or "fingerprint" not in first:
+        raise Problem(409, "The id is taken.")
+    if first["fingerprint"] != record["fingerprint"]:
+        raise Problem(422, "The Idempotency-Key was used with another body.")
+    request.revision = first["revision"]["S"]
+    return new_item(request, first["item_id"]["S"], item["fields"]["M"], first["created_at"]["S"])
+
+
+def get_item(request: Request) -> dict[str, Any]:
+    """GET /items/{id}: the caller's item, or 304 if it is still the one that the caller has."""
+    item = read_item(request, request.item_id())
+    tags = [tag.removeprefix("W/") for tag in request.etags("if-none-match")]
+    if "*" in tags or etag(item) in tags:
+        return answer(304, etag=etag(item))
+    return item_answer(200, item)
+
+
+def put_item(request: Request) -> dict[str, Any]:
+    """PUT /items/{id}: replaces the fields of an item, all of them."""
+    item_id = request.item_id()
+    fields = replacement(request, item_id, "application/json")
+    try:
+        return item_answer(200, write_fields(request, item_id, fields, *matching(request)))
+    except ConditionFailed as failure:
+        raise refused(failure, request) from None
+
+
+def replacement(request: Request, item_id: str, *media_types: str) -> dict[str, Any]:
+    """The fields in the body of a write to this item; a body may repeat the id, not change it."""
+    named, fields = request.fields(*media_types)
+    if named not in (None, item_id):
+        raise Problem(422, "The id in the body is not the one in the path.")
+    return fields
+
+
+def patch_item(request: Request) -> dict[str, Any]:
+    """PATCH /items/{id}: merges the body into the item; of two at once, neither is lost."""
+    item_id = request.item_id()
+    patch = {"M": replacement(request, item_id, "application/merge-patch+json", "application/json")}
+    tags = request.etags("if-match")
+    for attempt in range(PATCH_ATTEMPTS):
+        item = read_item(request, item_id)
+        if tags and "*" not in tags and etag(item) not in tags:
+            raise changed()
+        fields = merge_patch(item["fields"], patch)["M"]
+        check_category(fields)
+        try:
+            seen = {":seen": item["revision"]}
+            return item_answer(200, write_fields(request, item_id, fields, "revision = :seen", seen))
+        except ConditionFailed:
+            pass  # somebody else was faster: merge into what they left
+        time.sleep(random.uniform(0, 0.01 * 2 ** min(attempt, 5)))
+    raise Problem(409, "The item is being changed by others; try again.", retry_after="1")
+
+
+def delete_item(request: Request) -> dict[str, Any]:
+    """DELETE /items/{id}: removes the item; a second time there is none."""
+    item_id, (condition, values) = request.item_id(), matching(request)
+    try:
+        table(
+            request,
+            "delete_item",
+            Key={"id": {"S": item_id}},
+            ConditionExpression=condition,
+            ExpressionAttributeNames=OWNER,
+            ExpressionAttributeValues=values,
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+        )
+    except ConditionFailed as failure:
+        if failure.item or not failure.repeated:
+            raise refused(failure, request) from None
+    return answer(204)
+
+
+def list_items(request: Request) -> dict[str, Any]:
+    """GET /items: the caller's items by time, all or of one category, a page at a time."""
+    category, order, limit = list_query(request.query)
+    index, key, value = "by_owner", "owner", {"S": request.caller}
+    if category is not None:
+        index, key, value = "by_category", "owner_category", category_key(request.caller, category)
+    scope = f"{request.caller}\n{category is None}\n{category}\n{order}"
+    arguments: dict[str, Any] = {}
+    if "next" in request.query:
+        created, item_id = open_token(request.query["next"], scope)
+        arguments["ExclusiveStartKey"] = {key: value, "created_at": {"S": created}, "id": {"S": item_id}}
+    response = table(
+        request,
+        "query",
+        IndexName=index,
+        KeyConditionExpression="#key = :value",
+        ExpressionAttributeNames={"#key": key},
+        ExpressionAttributeValues={":value": value},
+        ScanIndexForward=order == "asc",
+        Limit=limit,
+        **arguments,
+    )
+    return page_answer(response, scope)
+
+
+def list_query(query: Mapping[str, str]) -> tuple[str | None, str, int]:
+    """Category, order and limit of a list request, or Problem 400."""
+    if unknown := query.keys() - {"category", "order", "limit", "next"}:
+        raise Problem(
+            400, f"There is no parameter {printable(min(unknown))}; category, order, limit, next are."
+        )
+    category, order, limit = query.get("category"), query.get("order", "desc"), query.get("limit", "20")
+    if order not in ("asc", "desc"):
+        raise Problem(400, f"order is asc or desc, not {printable(order)}.")
+    if not re.fullmatch("[1-9][0-9]?|100", limit):
+        raise Problem(400, f"limit is 1 to 100, not {printable(limit)}.")
+    if category is not None and len(storable(category).encode()) > CATEGORY_LIMIT:
+        raise Problem(400, f"A category has at most {CATEGORY_LIMIT} bytes.")
+    return category, order, int(limit)
+
+
+def page_answer(response: Mapping[str, Any], scope: str) -> dict[str, Any]:
+    """A page of items, cut where it would grow too large, and the token of the next one if there is one."""
+    items, texts, size = response["Items"], [], 0
+    for item in items:
+        texts.append(item_json(item))
+        size += len(texts[-1])
+        if size > PAGE_LIMIT:
+            break
+    more = "LastEvaluatedKey" in response or len(texts) < len(items)
+    last = items[len(texts) - 1] if texts else response.get("LastEvaluatedKey")
+    token = (
+        f',"next":"{seal_token(last["created_at"]["S"], last["id"]["S"], scope)}"' if more and last else ""
+    )
+    return answer(200, f'{{"items":[{",".join(texts)}]{token}}}')
+
+
+# --- Paging tokens: where the last page ended, signed for one caller and one query
+
+PAGING_KEY_SECONDS = 300  # how long a container uses the keys that it has read
+PAGING_KEY_STALE_SECONDS = 3_600  # how long it goes on with them while SSM cannot be asked
+PAGING_KEY_MIN_SECONDS = 10  # how soon an unknown signature may make it ask again
+_paging: dict[str, Any] = {"keys": [], "read": float("-inf")}
+
+
+def paging_keys(max_age: float) -> list[bytes]:
+    """The keys that sign tokens, the current one first; Problem 503 if none can be had."""
+    age = time.monotonic() - _paging["read"]
+    if age >= max_age:
+        try:
+            parameter = client("ssm").get_parameter(Name=os.environ["PAGING_KEY"], WithDecryption=True)
+            keys = [bytes.fromhex(key) for key in parse_keys(parameter["Parameter"]["Value"])]
+            _paging.update(keys=keys, read=time.monotonic())
+        except Exception as error:
+            if age >= PAGING_KEY_STALE_SECONDS:
+                raise busy() from error
+    if not _paging["keys"]:
+        raise busy()
+    return list(_paging["keys"])
+
+
+def parse_keys(value: str) -> list[str]:
+    """The keys in the parameter, as hex; it is born as the text `unset`."""
+    return [key for key in value.split(",") if key != "unset"]
+
+
+def seal_token(created: str, item_id: str, scope: str) -> str:
+    """An opaque token for the place behind this item."""
+    place = f"{created}\n{item_id}"
+    mac = hmac.digest(paging_keys(PAGING_KEY_SECONDS)[0], f"{place}\n{scope}".encode(), "sha256")
+    return base64.urlsafe_b64encode(mac + place.encode()).decode().rstrip("=")
+
+
+def open_token(token: str, scope: str) -> tuple[str, str]:
+    """The place that a token stands for, or Problem 400 if it was not made for this caller and query."""
+    try:
+        raw = base64.b64decode(token.encode() + b"=" * (-len(token) % 4), b"-_", validate=True)
+        mac, place = raw[:32], raw[32:].decode()
+    except ValueError:
+        raise Problem(400, "next is no token of this service.") from None
+    for max_age in (PAGING_KEY_SECONDS, PAGING_KEY_MIN_SECONDS):  # another container may know a newer key
+        for key in paging_keys(max_age):
+            if hmac.compare_digest(mac, hmac.digest(key, f"{place}\n{scope}".encode(), "sha256")):
+                created, _, item_id = place.partition("\n")
+                return created, item_id
+    raise Problem(400, "next is not a token of this caller and query.")
+
+
+# --- Handlers
+
+#: Route -> operation, scope that it needs, metric that it counts.
+ROUTES: dict[str, tuple[Callable[[Request], dict[str, Any]], str, str]] = {
+    "POST /items": (create_item, "items/write", "ItemsCreated"),
+    "GET /items": (list_items, "items/read", "ItemsListed"),
+    "GET /items/{id}": (get_item, "items/read", "ItemsRead"),
+    "PUT /items/{id}": (put_item, "items/write", "ItemsReplaced"),
+    "PATCH /items/{id}": (patch_item, "items/write", "ItemsPatched"),
+    "DELETE /items/{id}": (delete_item, "items/write", "ItemsDeleted"),
+}
+
+
+def api(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
+    """Lambda handler of the HTTP API: answers every request, whatever goes wrong, and logs one line."""
+    started = time.perf_counter()
+    request = Request(event)
+    try:
+        response = dispatch(request)
+    except Problem as problem:
+        response = problem_answer(problem, request.id)
+    except Exception as error:
+        request.error = request.error or f"{type(error).__name__}: {error}"
+        response = problem_answer(Problem(500, "The service made a mistake."), request.id)
+    print(log_line(request, response["statusCode"], (time.perf_counter() - started) * 1000))
+    return response
+
+
+def dispatch(request: Request) -> dict[str, Any]:
+    """Runs the route's operation for a caller who may."""
+    if request.route not in ROUTES:
+        return unrouted(request)
+    operation, scope, _ = ROUTES[request.route]
+    if not request.caller:
+        raise Problem(401, "A bearer token is needed.", www_authenticate="Bearer")
+    if scope not in request.claims.get("scope", "").split():
+        challenge = f'Bearer error="insufficient_scope", scope="{scope}"'
+        raise Problem(403, f"The token lacks the scope {scope}.", www_authenticate=challenge)
+    return operation(request)
+
+
+def unrouted(request: Request) -> dict[str, Any]:
+    """What no route takes: OPTIONS says what one may do, the rest is 405 or 404."""
+    parts = request.event.get("rawPath", "").split("/")
+    allowed = [route.split()[0] for route in ROUTES if fits(route.split()[1].split("/"), parts)]
+    if not allowed:
+        raise Problem(404, "There is no such resource.")
+    if request.method == "OPTIONS":
+        return answer(204, allow=", ".join(allowed))
+    raise Problem(405, f"{request.method} is not allowed here.", allow=", ".join(allowed))
+
+
+def fits(template: list[str], parts: list[str]) -> bool:
+    """Whether the segments of a path are an instance of a route's."""
+    return len(template) == len(parts) and all(
+        part == name or (name.startswith("{") and part) for name, part in zip(template, parts, strict=True)
+    )
+
+
+def log_line(request: Request, status: int, milliseconds: float) -> str:
+    """The request as one JSON line, and its business metric in CloudWatch's embedded metric format."""
+    metric = "RequestsFailed" if status >= 500 else "RequestsRefused"
+    if status < 400:
+        metric = ROUTES[request.route][2] if request.route in ROUTES else "RequestsOther"
+    line = {
+        "level": "ERROR" if status >= 500 else "INFO",
+        "message": "request",
+        "route": request.route,
+        "method": request.method,
+        "status": status,
+        "caller": request.caller,
+        "latency_ms": round(milliseconds, 2),
+        "request_id": request.id,
+        "consumed_capacity": request.capacity,
+        "Environment": os.environ["ENVIRONMENT"],
+        metric: 1,
+        "_aws": {
+            "Timestamp": int(time.time() * 1000),
+            "CloudWatchMetrics": [
+                {
+                    "Namespace": os.environ["METRICS_NAMESPACE"],
+                    "Dimensions": [["Environment"]],
+                    "Metrics": [{"Name": metric, "Unit": "Count"}],
+                }
+            ],
+        },
+    }
+    return json.dumps({**line, "error": request.error} if request.error else line)
+
+
+ROTATION_ATTEMPTS = 6  # IAM is eventually consistent: a policy attached seconds ago may not hold yet
+
+
+def rotate_paging_key(event: Mapping[str, Any], context: Any) -> None:
+    """Lambda handler: puts a new paging key before the current one and forgets the one before that."""
+    for attempt in range(1, ROTATION_ATTEMPTS + 1):
+        try:
+            name = os.environ["PAGING_KEY"]
+            parameter = client("ssm").get_parameter(Name=name, WithDecryption=True)["Parameter"]
+            keys = [os.urandom(32).hex(), *parse_keys(parameter["Value"])][:2]
+            client("ssm").put_parameter(Name=name, Value=",".join(keys), Type="SecureString", Overwrite=True)
+            print(json.dumps({"level": "INFO", "message": "paging key rotated", "attempt": attempt}))
+            return
+        except Exception as error:
+            print(
+                json.dumps(
+                    {"level": "WARN", "message": f"{type(error).__name__}: {error}", "attempt": attempt}
+                )
+            )
+            if attempt == ROTATION_ATTEMPTS:
+                raise
+        time.sleep(2**attempt / 2)
+
+
+###############################################################################
+# Bundles
+###############################################################################
+
+LAMBDA_MODULES = sys.stdlib_module_names | {"boto3", "botocore"}  # what the python3.13 runtime can import
+
+
+class BundleError(pulumi.RunError, ValueError):
+    """A function needs a name that cannot be shipped to Lambda."""
+
+
+def bundle(handler: Callable[..., Any], init: Callable[[], None] | None = None) -> str:
+    """The source of `index.py` for one Lambda function: the definitions that its handler reaches.
+
+    Names are resolved from the syntax tree of the handler's own file, in its order, so that the text
+    changes only when code that the function runs does. Annotations are not followed; they are never
+    evaluated. `init` is called once, as the module's last line. Raises BundleError for a name that is
+    neither defined in the file nor built in, and for a module that Lambda does not have.
+    """
+    path = Path(handler.__code__.co_filename)
+    source = path.read_text(encoding="utf-8")
+    definitions = _definitions(ast.parse(source))
+    reached: dict[str, ast.stmt] = {}
+    waiting = [(each.__name__, path.name) for each in (handler, init) if each]
+    while waiting:
+        name, user = waiting.pop()
+        if name in reached:
+            continue
+        if name not in definitions:
+            raise BundleError(f"{user} uses {name}, which {path.name} does not define at its top level")
+        reached[name] = definitions[name]
+        _check_imports(name, definitions[name])
+        waiting += [(used, name) for used in _free_names(definitions[name])]
+    parts = [
+        _text(source, node, reached)
+        for node in dict.fromkeys(definitions.values())
+        if node in reached.values()
+    ]
+    calls = [f"{init.__name__}()"] if init else []
+    return "\n\n".join(["from __future__ import annotations", *dict.fromkeys(parts), *calls]) + "\n"
+
+
+def _definitions(tree: ast.Module) -> dict[str, ast.stmt]:
+    """Name -> statement of the top level that binds it."""
+    found: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found.update({alias.asname or alias.name.split(".")[0]: node for alias in node.names})
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [each for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)]
+            found.update({each.id: node for each in names})
+    return found
+
+
+class _Unannotated(ast.NodeTransformer):
+    """Drops annotations, whose names are never looked up."""
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        return ast.arg(node.arg)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        return self.generic_visit(ast.Assign([node.target], node.value) if node.value else ast.Pass())
+
+
+def _free_names(node: ast.stmt) -> list[str]:
+    """The global names that a definition uses and neither makes itself nor finds among the built-ins."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return []
+    bare = _Unannotated().visit(ast.parse(ast.unparse(node)))
+    top = symtable.symtable(ast.unparse(ast.fix_missing_locations(bare)), "<bundle>", "exec")
+    own = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned()}
+    names, tables = set(), [top]
+    while tables:
+        scope = tables.pop()
+        tables += scope.get_children()
+        names |= {
+            each.get_name()
+            for each in scope.get_symbols()
+            if each.is_referenced() and (each.is_global() or scope is top)
+        }
+    return sorted(names - own - set(dir(builtins)) - {"__name__"})
+
+
+def _check_imports(user: str, definition: ast.stmt) -> None:
+    for node in ast.walk(definition):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if missing := [module for module in modules if module.split(".")[0] not in LAMBDA_MODULES]:
+            raise BundleError(
+                f"a Lambda function uses {user} of {missing[0]}, which its runtime does not have"
+            )
+
+
+def _text(source: str, node: ast.stmt, reached: Mapping[str, ast.stmt]) -> str:
+    """A statement as it stands in the file; of an import only the names that are used."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        used = [alias for alias in node.names if (alias.asname or alias.name.split(".")[0]) in reached]
+        names = ", ".join(ast.unparse(alias) for alias in used)
+        return f"from {node.module} import {names}" if isinstance(node, ast.ImportFrom) else f"import {names}"
+    first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
+    return "\n".join(source.splitlines()[first - 1 : node.end_lineno])
+
+
+###############################################################################
+# Components
+###############################################################################
+
+
+def tagged(tags: Mapping[str, str]) -> ResourceOptions:
+    """Options that tag every taggable descendant; tags nearer to the resource win."""
+
+    def add(args: pulumi.ResourceTransformationArgs) -> pulumi.ResourceTransformationResult | None:
+        if not isinstance(getattr(type(args.resource), "tags", None), property):
+            return None
+        merged = {**tags, **(args.props.get("tags") or {})}
+        return pulumi.ResourceTransformationResult({**args.props, "tags": merged}, args.opts)
+
+    return ResourceOptions(transformations=[add])
+
+
+class Component(pulumi.ComponentResource):
+    """Base of every part: typed by its class name, tagged, the parent of what it makes."""
+
+    def __init__(self, name: str, args: TapStackArgs, opts: ResourceOptions | None, role: str):
+        tags = {**args.all_tags(), "Component": role}
+        super().__init__(
+            f"tap:stack:{type(self).__name__}", name, None, ResourceOptions.merge(tagged(tags), opts)
+        )
+        self.name, self.args = name, args
+        self.child = ResourceOptions(parent=self)
+        #: Options of what must not be lost: protected where the settings say so.
+        self.keep = ResourceOptions(parent=self, protect=args.deletion_protection)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the stack is: what ARNs and conditions are made of."""
+
+    account: Output[str]
+    region: Output[str]
+    partition: Output[str]
+
+    @classmethod
+    def current(cls) -> Place:
+        """The account, region and partition of the default provider."""
+        return cls(
+            account=aws.get_caller_identity_output().account_id,
+            region=aws.get_region_output().region,
+            partition=aws.get_partition_output().partition,
+        )
+
+    def arn(self, service: str, resource: Input[str]) -> Output[str]:
+        """The ARN of something in this account and region."""
+        return Output.format(
+            "arn:{0}:{1}:{2}:{3}:{4}", self.partition, service, self.region, self.account, resource
+        )
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One row of the alarm table: `metric` above a threshold in so many of so many periods."""
+
+    key: str  # names the alarm and its section in docs/operations.md
+    metric: str  # "<namespace>/<name>"
+    dimensions: Mapping[str, Input[str]]
+    above: float
+    statistic: str = "Sum"  # or a percentile such as p95
+    seconds: int = 60
+    datapoints: tuple[int, int] = (1, 1)  # M of N
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph of the dashboard: metrics as (namespace, name, dimensions, statistic)."""
+
+    title: str
+    metrics: Sequence[tuple[str, str, Mapping[str, Input[str]], str]]
+
+
+###############################################################################
+# Encryption
+###############################################################################
+
+
+class Encryption(Component):
+    """The customer-managed key of a stack, rotated every year, and its alias. $1 a month.
+
+    Its policy hands the decision to IAM, action by action, and lets logs, alarms and budgets of this
+    account encrypt what they deliver.
+    """
+
+    USE = (
+        "kms:Decrypt",
+        "kms:Encrypt",
+        "kms:GenerateDataKey",
+        "kms:GenerateDataKeyWithoutPlaintext",
+        "kms:ReEncryptFrom",
+        "kms:ReEncryptTo",
+        "kms:DescribeKey",
+    )
+    MANAGE = (
+        "kms:CancelKeyDeletion", "kms:CreateAlias", "kms:CreateGrant", "kms:DeleteAlias", "kms:DisableKey", "kms:DisableKeyRotation",
+        "kms:EnableKey", "kms:EnableKeyRotation", "kms:GetKeyPolicy", "kms:GetKeyRotationStatus", "kms:ListAliases", "kms:ListGrants",
+        "kms:ListKeyPolicies", "kms:ListKeyRotations", "kms:ListResourceTags", "kms:PutKeyPolicy", "kms:RevokeGrant", "kms:RotateKeyOnDemand",
+        "kms:ScheduleKeyDeletion", "kms:TagResource", "kms:UntagResource", "kms:UpdateAlias", "kms:UpdateKeyDescription",
+    )  # fmt: skip
+
+    def __init__(self, name: str, args: TapStackArgs, opts: ResourceOptions | None = None):
+        super().__init__(name, args, opts, role="encryption")
+        self.place = Place.current()
+        self.key = self._key()
+        #: ARN of the key, for every resource that encrypts.
+        self.key_arn = self.key.arn
+        self.alias = aws.kms.Alias(
+            f"{name}-alias",
+            name=f"alias/{args.project}-{args.environment_suffix}",
+            target_key_id=self.key.key_id,
+            opts=self.child,
+        )
+        self.register_outputs({"key_arn": self.key_arn})
+
+    def _key(self) -> aws.kms.Key:
+        return aws.kms.Key(
+            f"{self.name}-key",
+            description=f"Everything of {self.args.project} in {self.args.environment_suffix}",
+            enable_key_rotation=True,
+            deletion_window_in_days=30 if self.args.deletion_protection else 7,
+            policy=self._policy(),
+            opts=self.keep,
+        )
+
+    def _policy(self) -> Output[str]:
+        place, this_key = self.place, "*"  # in a key's own policy, * is that key
+        root = Output.format("arn:{0}:iam::{1}:root", place.partition, place.account)
+        here = {"StringEquals": {"aws:SourceAccount": place.account}}
+        groups = {"ArnLike": {"kms:EncryptionContext:aws:logs:arn": place.arn("logs", "log-group:*")}}
+        logs = Output.format("logs.{0}.amazonaws.com", place.region)
+        return policy(
+            {**allow(*self.USE, *self.MANAGE, on=this_key), "Principal": {"AWS": root}},
+            {**allow(*self.USE, on=this_key, when=groups), "Principal": {"Service": logs}},
+            trust("cloudwatch.amazonaws.com", "kms:Decrypt", "kms:GenerateDataKey", on=this_key, when=here),
+            trust("budgets.amazonaws.com", "kms:Decrypt", "kms:GenerateDataKey", on=this_key, when=here),
+        )
+
+
+###############################################################################
+# Alerts
+###############################################################################
+
+
+class Alerts(Component):
+    """The encrypted topic that alarms and the budget publish to, its e-mail subscribers, the budget.
+
+    The first two budgets of an account are free; e-mail costs nothing worth counting.
+    """
+
+    def __init__(
+        self, name: str, args: TapStackArgs, *, key_arn: Input[str], opts: ResourceOptions | None = None
+    ):
+        super().__init__(name, args, opts, role="alerts")
+        self.topic = aws.sns.Topic(
+            f"{name}-topic", name=args.name("alerts"), kms_master_key_id=key_arn, opts=self.child
+        )
+        #: ARN of the topic, for alarm actions.
+        self.topic_arn = self.topic.arn
+        self.topic_policy = self._topic_policy()
+        self.emails = [self._email(address) for address in args.alarm_emails]
+        self.budget = self._budget()
+        self.register_outputs({"topic_arn": self.topic_arn})
+
+    def _topic_policy(self) -> aws.sns.TopicPolicy:
+        place = Place.current()
+        account = {"StringEquals": {"aws:SourceAccount": place.account}}
+        alarms = {**account, "ArnLike": {"aws:SourceArn": place.arn("cloudwatch", "alarm:*")}}
+        document = policy(
+            trust("cloudwatch.amazonaws.com", "sns:Publish", on=self.topic.arn, when=alarms),
+            trust("budgets.amazonaws.com", "sns:Publish", on=self.topic.arn, when=account),
+            tls_only("sns:Publish", self.topic.arn),
+        )
+        return aws.sns.TopicPolicy(
+            f"{self.name}-topic-policy", arn=self.topic.arn, policy=document, opts=self.child
+        )
+
+    def _email(self, address: str) -> aws.sns.TopicSubscription:
+        return aws.sns.TopicSubscription(
+            f"{self.name}-email-{address}",
+            topic=self.topic.arn,
+            protocol="email",
+            endpoint=address,
+            opts=self.child,
+        )
+
+    def _budget(self) -> aws.budgets.Budget:
+        def notify(kind: str, percent: int) -> dict[str, Any]:
+            return {
+                "comparison_operator": "GREATER_THAN",
+                "notification_type": kind,
+                "threshold": percent,
+                "threshold_type": "PERCENTAGE",
+                "subscriber_sns_topic_arns": [self.topic.arn],
+            }
+
+        return aws.budgets.Budget(
+            f"{self.name}-budget",
+            name=self.args.name("monthly"),
+            budget_type="COST",
+            limit_amount=f"{self.args.budget_usd}.0",  # as AWS gives it back
+            limit_unit="USD",
+            time_unit="MONTHLY",
+            # Counts what carries the tag, once Project is activated as a cost allocation tag.
+            cost_filters=[{"name": "TagKeyValue", "values": [f"user:Project${self.args.project}"]}],
+            notifications=[notify("ACTUAL", 80), notify("FORECASTED", 100)],
+            opts=ResourceOptions(
+                parent=self, depends_on=[self.topic_policy]
+            ),  # AWS tests the topic on creation
+        )
+
+
+###############################################################################
+# Functions
+###############################################################################
+
+
+class Function(Component):
+    """A Lambda function from a handler of this file: role, log group, published versions, alias `live`.
+
+    `statements` is all that it may do beyond logging, tracing and opening its own environment. With
+    `dead_letters`, a queue keeps for 14 days what three asynchronous attempts could not do.
+    Costs what runs: $0.20 a million calls and $0.0000133334 a GB-second (arm64); the queue is free when idle.
+    """
+
+    RUNTIME = "python3.13"
+
+    def __init__(
+        self,
+        name: str,
+        args: TapStackArgs,
+        *,
+        role: str,
+        handler: Callable[..., Any],
+        key_arn: Input[str],
+        environment: Mapping[str, Input[str]],
+        statements: Sequence[Mapping[str, Any]],
+        timeout_seconds: int,
+        memory_mb: int = 256,
+        init: Callable[[], None] | None = None,
+        dead_letters: bool = False,
+        opts: ResourceOptions | None = None,
+    ):
+        super().__init__(name, args, opts, role=role)
+        self.physical_name, self.key_arn, self.timeout_seconds = args.name(role), key_arn, timeout_seconds
+        self.dead_letter_queue = self._dead_letter_queue() if dead_letters else None
+        self.logs = self._logs()
+        self.role = self._role()
+        self.role_policy = self._role_policy(statements)
+        self.function = self._function(handler, init, environment, memory_mb)
+        #: What callers invoke: the alias `live`, which a release moves from version to version.
+        self.alias = self._alias()
+        self.retries = self._retries() if dead_letters else None
+        self.register_outputs({"function_name": self.function.name, "alias_arn": self.alias.arn})
+
+    def _dead_letter_queue(self) -> aws.sqs.Queue:
+        queue = aws.sqs.Queue(
+            f"{self.name}-dead-letters",
+            name=f"{self.physical_name}-dead-letters",
+            kms_master_key_id=self.key_arn,
+            message_retention_seconds=14 * 24 * 3600,
+            opts=self.child,
+        )
+        document = policy(tls_only("sqs:*", queue.arn))  # a Deny: every action
+        aws.sqs.QueuePolicy(
+            f"{self.name}-dead-letters-policy", queue_url=queue.url, policy=document, opts=self.child
+        )
+        return queue
+
+    def _logs(self) -> aws.cloudwatch.LogGroup:
+        return aws.cloudwatch.LogGroup(
+            f"{self.name}-logs",
+            name=f"/aws/lambda/{self.physical_name}",
+            retention_in_days=self.args.log_retention_days,
+            kms_key_id=self.key_arn,
+            opts=self.child,
+        )
+
+    def _role(self) -> aws.iam.Role:
+        document = policy(trust("lambda.amazonaws.com", "sts:AssumeRole"))
+        return aws.iam.Role(
+            f"{self.name}-role",
+            name=self.physical_name,
+            description=f"What {self.physical_name} may do",
+            assume_role_policy=document,
+            opts=self.child,
+        )
+
+    def _role_policy(self, statements: Sequence[Mapping[str, Any]]) -> aws.iam.RolePolicy:
+        streams = Output.format("{0}:*", self.logs.arn)
+        queue = self.dead_letter_queue
+        document = policy(
+            allow("logs:CreateLogStream", "logs:PutLogEvents", on=streams),
+            allow(
+                "xray:PutTelemetryRecords", "xray:PutTraceSegments", on="*"
+            ),  # X-Ray has no resources to name
+            allow("kms:Decrypt", "kms:GenerateDataKey", on=self.key_arn),
+            *statements,
+            *([allow("sqs:SendMessage", on=queue.arn)] if queue else []),
+        )
+        return aws.iam.RolePolicy(
+            f"{self.name}-role-policy",
+            name=self.physical_name,
+            role=self.role.name,
+            policy=document,
+            opts=self.child,
+        )
+
+    def _function(
+        self,
+        handler: Callable[..., Any],
+        init: Callable[[], None] | None,
+        environment: Mapping[str, Input[str]],
+        memory_mb: int,
+    ) -> aws.lambda_.Function:
+        queue = self.dead_letter_queue
+        source = pulumi.StringAsset(bundle(handler, init))
+        return aws.lambda_.Function(
+            f"{self.name}-function",
+            name=self.physical_name,
+            description=(handler.__doc__ or "").split("\n")[0],
+            runtime=self.RUNTIME,
+            architectures=["arm64"],
+            handler=f"index.{handler.__name__}",
+            code=pulumi.AssetArchive({"index.py": source}),
+            role=self.role.arn,
+            memory_size=memory_mb,
+            timeout=self.timeout_seconds,
+            publish=True,
+            environment={"variables": environment},
+            kms_key_arn=self.key_arn,
+            tracing_config={"mode": "Active"},
+            logging_config={
+                "log_format": "JSON",
+                "log_group": self.logs.name,
+                "application_log_level": "INFO",
+                "system_log_level": "WARN",  # START and REPORT lines would triple the bill; metrics have the same
+            },
+            dead_letter_config={"target_arn": queue.arn} if queue else None,
+            # The policy must hold before the first call, and Lambda checks the queue's permission on creation.
+            opts=ResourceOptions(parent=self, depends_on=[self.role_policy]),
+        )
+
+    def _alias(self) -> aws.lambda_.Alias:
+        return aws.lambda_.Alias(
+            f"{self.name}-live",
+            name="live",
+            description="The version that takes the traffic",
+            function_name=self.function.name,
+            function_version=self.function.version,
+            opts=self.child,
+        )
+
+    def _retries(self) -> aws.lambda_.FunctionEventInvokeConfig:
+        return aws.lambda_.FunctionEventInvokeConfig(
+            f"{self.name}-retries",
+            function_name=self.function.name,
+            qualifier=self.alias.name,
+            maximum_retry_attempts=2,
+            maximum_event_age_in_seconds=3600,
+            opts=self.child,
+        )
+
+    def alarms(self) -> list[Alarm]:
+        """Errors, throttles and slowness of the function; dead letters if it has a queue for them."""
+        function, key = {"FunctionName": self.function.name}, self.name
+        slow = 800.0 * self.timeout_seconds  # milliseconds: 80 % of the timeout
+        rows = [
+            Alarm(f"{key}-errors", "AWS/Lambda/Errors", function, above=0),
+            Alarm(f"{key}-throttles", "AWS/Lambda/Throttles", function, above=0),
+            Alarm(
+                f"{key}-duration",
+                "AWS/Lambda/Duration",
+                function,
+                above=slow,
+                statistic="p95",
+                datapoints=(2, 3),
+            ),
+        ]
+        if queue := self.dead_letter_queue:
+            metric = "AWS/SQS/ApproximateNumberOfMessagesVisible"
+            rows.append(
+                Alarm(f"{key}-dead-letters", metric, {"QueueName": queue.name}, above=0, statistic="Maximum")
+            )
+        return rows
+
+    def graph(self) -> Graph:
+        """Calls, errors, throttles and duration of the function."""
+        function = {"FunctionName": self.function.name}
+        counts = [
+            ("AWS/Lambda", metric, function, "Sum") for metric in ("Invocations", "Errors", "Throttles")
+        ]
+        return Graph(f"Function {self.physical_name}", [*counts, ("AWS/Lambda", "Duration", function, "p95")])
+
+
+###############################################################################
+# Identity
+###############################################################################
+
+#: Scopes of the API: resource server, scope, what it lets its bearer do.
+SCOPES = (
+    ("items", "read", "Read and list one's own items"),
+    ("items", "write", "Create, change and delete one's own items"),
+)
+
+
+class Identity(Component):
+    """Who may call: a Cognito user pool with scopes, a client for people (PKCE) and one for machines.
+
+    People are invited by an administrator. $0.015 a monthly user above 10,000 (Essentials), and
+    $0.00225 a token of a machine.
+    """
+
+    def __init__(self, name: str, args: TapStackArgs, opts: ResourceOptions | None = None):
+        super().__init__(name, args, opts, role="identity")
+        self.pool = self._pool()
+        self.servers = {server: self._server(server) for server in dict.fromkeys(row[0] for row in SCOPES)}
+        self.scopes = [
+            Output.concat(self.servers[server].identifier, "/", scope) for server, scope, _ in SCOPES
+        ]
+        self.people = self._people()
+        self.machines = self._machines()
+        self.domain = self._domain()
+        #: Issuer of the tokens, as a JWT authorizer wants it.
+        self.issuer = Output.concat("https://", self.pool.endpoint)
+        #: Ids of the clients whose tokens are accepted.
+        self.audience = [self.people.id, self.machines.id]
+        #: Where people sign in and both clients fetch their tokens (OAuth 2.0).
+        self.sign_in_url = Output.format(
+            "https://{0}.auth.{1}.amazoncognito.com", self.domain.domain, aws.get_region_output().region
+        )
+        self.register_outputs({"user_pool_id": self.pool.id})
+
+    def _pool(self) -> aws.cognito.UserPool:
+        args = self.args
+        plus = {"user_pool_add_ons": {"advanced_security_mode": "ENFORCED"}} if args.threat_protection else {}
+        return aws.cognito.UserPool(
+            f"{self.name}-pool",
+            name=args.name("users"),
+            user_pool_tier="PLUS" if args.threat_protection else "ESSENTIALS",
+            username_attributes=["email"],
+            username_configuration={"case_sensitive": False},
+            auto_verified_attributes=["email"],
+            admin_create_user_config={"allow_admin_create_user_only": True},
+            password_policy={
+                "minimum_length": 14,
+                "require_lowercase": True,
+                "require_uppercase": True,
+                "require_numbers": True,
+                "require_symbols": True,
+                "temporary_password_validity_days": 3,
+            },
+            mfa_configuration=args.mfa,
+            software_token_mfa_configuration=None if args.mfa == "OFF" else {"enabled": True},
+            account_recovery_setting={"recovery_mechanisms": [{"name": "verified_email", "priority": 1}]},
+            deletion_protection="ACTIVE" if args.deletion_protection else "INACTIVE",
+            opts=self.keep,
+            **plus,
+        )
+
+    def _server(self, server: str) -> aws.cognito.ResourceServer:
+        return aws.cognito.ResourceServer(
+            f"{self.name}-{server}",
+            identifier=server,
+            name=server,
+            user_pool_id=self.pool.id,
+            scopes=[
+                {"scope_name": s, "scope_description": doc} for owner, s, doc in SCOPES if owner == server
+            ],
+            opts=self.child,
+        )
+
+    def _people(self) -> aws.cognito.UserPoolClient:
+        return aws.cognito.UserPoolClient(
+            f"{self.name}-people",
+            name=self.args.name("people"),
+            user_pool_id=self.pool.id,
+            generate_secret=False,  # an app in a browser cannot keep one: PKCE takes its place
+            allowed_oauth_flows_user_pool_client=True,
+            allowed_oauth_flows=["code"],
+            allowed_oauth_scopes=["openid", "email", *self.scopes],
+            callback_urls=self.args.callback_urls,
+            supported_identity_providers=["COGNITO"],
+            explicit_auth_flows=["ALLOW_REFRESH_TOKEN_AUTH", "ALLOW_USER_SRP_AUTH"],
+            opts=self.child,
+            **self._tokens(refresh_days=30),
+        )
+
+    def _machines(self) -> aws.cognito.UserPoolClient:
+        return aws.cognito.UserPoolClient(
+            f"{self.name}-machines",
+            name=self.args.name("machines"),
+            user_pool_id=self.pool.id,
+            generate_secret=True,
+            allowed_oauth_flows_user_pool_client=True,
+            allowed_oauth_flows=["client_credentials"],
+            allowed_oauth_scopes=self.scopes,
+            supported_identity_providers=["COGNITO"],
+            explicit_auth_flows=[
+                "ALLOW_REFRESH_TOKEN_AUTH"
+            ],  # Cognito wants one; no user can sign in with it
+            opts=self.child,
+            **self._tokens(refresh_days=1),
+        )
+
+    @staticmethod
+    def _tokens(refresh_days: int) -> dict[str, Any]:
+        return {
+            "access_token_validity": 60,
+            "id_token_validity": 60,
+            "refresh_token_validity": refresh_days,
+            "token_validity_units": {
+                "access_token": "minutes",
+                "id_token": "minutes",
+                "refresh_token": "days",
+            },
+            "enable_token_revocation": True,
+            "prevent_user_existence_errors": "ENABLED",
+        }
+
+    def _domain(self) -> aws.cognito.UserPoolDomain:
+        account = aws.get_caller_identity_output().account_id  # a prefix is unique in its region
+        prefix = Output.concat(f"{self.args.project}-{self.args.environment_suffix}-", account)
+        return aws.cognito.UserPoolDomain(
+            f"{self.name}-domain", domain=prefix, user_pool_id=self.pool.id, opts=self.child
+        )
+
+
+###############################################################################
+# Serverless API
+###############################################################################
+
+#: Index of the items table -> its partition key; all sort by created_at.
+INDEXES = {"by_owner": "owner", "by_category": "owner_category"}
+
+
+class ServerlessApi(Component):
+    """Items behind an HTTP API: table, function, paging key and its rotation, routes, access log.
+
+    Costs what runs: $1.00 a million requests and DynamoDB on demand, $0.625 a million written KB and
+    $0.125 a million read 4 KB; each item is written to two or three places, the table and its indexes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        args: TapStackArgs,
+        *,
+        key_arn: Input[str],
+        issuer: Input[str],
+        audience: Sequence[Input[str]],
+        opts: ResourceOptions | None = None,
+    ):
+        super().__init__(name, args, opts, role="api")
+        self.key_arn, self.place = key_arn, Place.current()
+        self.items = self._items()
+        self.paging_key = self._paging_key()
+        self.rotation = self._rotation()
+        self.first_rotation = self._first_rotation()
+        self.schedule = self._schedule()
+        self.function = self._function()
+        self.api = self._api()
+        self.authorizer = self._authorizer(issuer, audience)
+        self.integration = self._integration()
+        self.routes = self._routes()
+        self.stage = self._stage()
+        #: Where the API answers.
+        self.url = self.api.api_endpoint
+        self.register_outputs({"url": self.url, "table_name": self.items.name})
+
+    def _items(self) -> aws.dynamodb.Table:
+        return aws.dynamodb.Table(
+            f"{self.name}-items",
+            name=self.args.table_name or self.args.name("items"),
+            billing_mode="PAY_PER_REQUEST",
+            hash_key="id",
+            attributes=[{"name": key, "type": "S"} for key in ("id", "created_at", *INDEXES.values())],
+            global_secondary_indexes=[
+                {
+                    "name": index,
+                    "key_schemas": [
+                        {"attribute_name": key, "key_type": "HASH"},
+                        {"attribute_name": "created_at", "key_type": "RANGE"},
+                    ],
+                    "projection_type": "ALL",
+                }
+                for index, key in INDEXES.items()
+            ],
+            ttl={"attribute_name": "expires_at", "enabled": True},
+            point_in_time_recovery={"enabled": True},
+            server_side_encryption={"enabled": True, "kms_key_arn": self.key_arn},
+            deletion_protection_enabled=self.args.deletion_protection,
+            opts=self.keep,
+        )
+
+    def _paging_key(self) -> aws.ssm.Parameter:
+        # The value is made by the rotation function and known to nobody else: a write-only value is
+        # neither kept in Pulumi's state nor compared with what the parameter holds now.
+        return aws.ssm.Parameter(
+            f"{self.name}-paging-key",
+            name=f"/{self.args.project}/{self.args.environment_suffix}/paging-key",
+            description="Keys that sign paging tokens, the current one first",
+            type="SecureString",
+            key_id=self.key_arn,
+            value_wo="unset",
+            value_wo_version=1,
+            opts=self.child,
+        )
+
+    def _rotation(self) -> Function:
+        return Function(
+            f"{self.name}-rotation",
+            self.args,
+            role="rotation",
+            handler=rotate_paging_key,
+            key_arn=self.key_arn,
+            environment={"PAGING_KEY": self.paging_key.name},
+            statements=[
+                allow("ssm:GetParameter", "ssm:PutParameter", on=self.paging_key.arn),
+                allow("kms:Encrypt", on=self.key_arn),
+            ],
+            timeout_seconds=90,
+            dead_letters=True,
+            opts=self.child,
+        )
+
+    def _first_rotation(self) -> aws.lambda_.Invocation:
+        return aws.lambda_.Invocation(
+            f"{self.name}-first-rotation",
+            function_name=self.rotation.function.name,
+            qualifier=self.rotation.alias.name,
+            input="{}",
+            opts=self.child,
+        )
+
+    def _schedule(self) -> aws.scheduler.Schedule:
+        rotation = self.rotation
+        here = {"StringEquals": {"aws:SourceAccount": self.place.account}}
+        role = aws.iam.Role(
+            f"{self.name}-schedule-role",
+            name=self.args.name("schedule"),
+            description="Lets the scheduler start the rotation",
+            assume_role_policy=policy(trust("scheduler.amazonaws.com", "sts:AssumeRole", when=here)),
+            opts=self.child,
+        )
+        document = policy(
+            allow("lambda:InvokeFunction", on=rotation.alias.arn), allow("kms:Decrypt", on=self.key_arn)
+        )
+        granted = aws.iam.RolePolicy(
+            f"{self.name}-schedule-role-policy",
+            name=self.args.name("schedule"),
+            role=role.name,
+            policy=document,
+            opts=self.child,
+        )
+        return aws.scheduler.Schedule(
+            f"{self.name}-schedule",
+            name=self.args.name("rotation"),
+            description="A new paging key every 30 days",
+            schedule_expression="rate(30 days)",
+            flexible_time_window={"mode": "OFF"},
+            kms_key_arn=self.key_arn,
+            target={
+                "arn": rotation.alias.arn,
+                "role_arn": role.arn,
+                "retry_policy": {"maximum_retry_attempts": 10, "maximum_event_age_in_seconds": 3600},
+            },
+            opts=ResourceOptions(parent=self, depends_on=[granted]),
+        )
+
+    def _function(self) -> Function:
+        indexes = [Output.concat(self.items.arn, "/index/", index) for index in INDEXES]
+        return Function(
+            f"{self.name}-items",
+            self.args,
+            role="api",
+            handler=api,
+            init=open_clients,
+            key_arn=self.key_arn,
+            environment={
+                "TABLE_NAME": self.items.name,
+                "PAGING_KEY": self.paging_key.name,
+                "IDEMPOTENCY_SECONDS": str(self.args.idempotency_hours * 3600),
+                "ENVIRONMENT": self.args.environment_suffix,
+                "METRICS_NAMESPACE": self.args.project,
+            },
+            statements=[
+                allow(
+                    "dynamodb:DeleteItem",
+                    "dynamodb:GetItem",
+                    "dynamodb:PutItem",
+                    "dynamodb:UpdateItem",
+                    on=self.items.arn,
+                ),
+                allow("dynamodb:Query", on=indexes),
+                allow(
+                    "kms:DescribeKey", "kms:Encrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo", on=self.key_arn
+                ),
+                allow("ssm:GetParameter", on=self.paging_key.arn),
+            ],
+            memory_mb=self.args.memory_mb,
+            timeout_seconds=self.args.timeout_seconds,
+            opts=self.child,
+        )
+
+    def _api(self) -> aws.apigatewayv2.Api:
+        cors = {
+            "allow_origins": self.args.cors_origins,
+            "allow_methods": ["GET", "POST", "PUT", "PATCH", "DELETE"],
+            "allow_headers": [
+                "authorization",
+                "content-type",
+                "idempotency-key",
+                "if-match",
+                "if-none-match",
+            ],
+            "expose_headers": ["apigw-requestid", "etag", "location", "retry-after"],
+            "max_age": 600,
+        }
+        return aws.apigatewayv2.Api(
+            f"{self.name}-http",
+            name=self.args.name("api"),
+            description="Items of people and machines",
+            protocol_type="HTTP",
+            cors_configuration=cors if self.args.cors_origins else None,
+            opts=self.child,
+        )
+
+    def _authorizer(self, issuer: Input[str], audience: Sequence[Input[str]]) -> aws.apigatewayv2.Authorizer:
+        return aws.apigatewayv2.Authorizer(
+            f"{self.name}-tokens",
+            name="tokens",
+            api_id=self.api.id,
+            authorizer_type="JWT",
+            identity_sources=["$request.header.Authorization"],
+            jwt_configuration={"issuer": issuer, "audiences": audience},
+            opts=self.child,
+        )
+
+    def _integration(self) -> aws.apigatewayv2.Integration:
+        alias = self.function.alias
+        aws.lambda_.Permission(
+            f"{self.name}-invoke",
+            statement_id="http-api",
+            action="lambda:InvokeFunction",
+            principal="apigateway.amazonaws.com",
+            function=self.function.function.name,
+            qualifier=alias.name,
+            source_arn=Output.concat(self.api.execution_arn, "/*"),
+            opts=self.child,
+        )
+        return aws.apigatewayv2.Integration(
+            f"{self.name}-integration",
+            api_id=self.api.id,
+            integration_type="AWS_PROXY",
+            integration_method="POST",
+            integration_uri=alias.invoke_arn,
+            payload_format_version="2.0",
+            timeout_milliseconds=(self.args.timeout_seconds + 1) * 1000,
+            opts=self.child,
+        )
+
+    def _routes(self) -> dict[str, aws.apigatewayv2.Route]:
+        """Every route with its scope; what none takes goes to the function too, for a good 404 or 405."""
+        target = Output.concat("integrations/", self.integration.id)
+        tokens = {"authorization_type": "JWT", "authorizer_id": self.authorizer.id}
+        secured = {key: {**tokens, "authorization_scopes": [scope]} for key, (_, scope, _) in ROUTES.items()}
+        # A browser asks OPTIONS without a token, and $default with its authorizer would refuse it.
+        fallback = {"$default": tokens, "OPTIONS /{proxy+}": {"authorization_type": "NONE"}}
+        return {
+            key: aws.apigatewayv2.Route(
+                f"{self.name}-{_slug(key)}",
+                api_id=self.api.id,
+                route_key=key,
+                target=target,
+                opts=self.child,
+                **security,
+            )
+            for key, security in {**secured, **fallback}.items()
+        }
+
+    def _stage(self) -> aws.apigatewayv2.Stage:
+        logs = aws.cloudwatch.LogGroup(
+            f"{self.name}-access-logs",
+            name=f"/aws/vendedlogs/apis/{self.args.name('api')}",  # the prefix spares a resource policy its limit
+            retention_in_days=self.args.log_retention_days,
+            kms_key_id=self.key_arn,
+            opts=self.child,
+        )
+        return aws.apigatewayv2.Stage(
+            f"{self.name}-stage",
+            api_id=self.api.id,
+            name="$default",
+            auto_deploy=True,
+            access_log_settings={"destination_arn": logs.arn, "format": json.dumps(ACCESS_LOG)},
+            default_route_settings={
+                "detailed_metrics_enabled": True,
+                "throttling_rate_limit": self.args.throttle_rate,  # either limit alone makes the other 0
+                "throttling_burst_limit": self.args.throttle_burst,
+            },
+            opts=self.child,
+        )
+
+    def alarms(self) -> list[Alarm]:
+        """Failures and slowness of the API, throttling of its table, and what its functions watch."""
+        stage = {"ApiId": self.api.id, "Stage": self.stage.name}
+        tables = {"items": {"TableName": self.items.name}}
+        tables |= {index: {**tables["items"], "GlobalSecondaryIndexName": index} for index in INDEXES}
+        throttled = [
+            Alarm(
+                f"{key.replace('_', '-')}-{kind.lower()}-throttles",
+                f"AWS/DynamoDB/{kind}ThrottleEvents",
+                place,
+                above=0,
+            )
+            for key, place in tables.items()
+            for kind in ("Read", "Write")
+        ]
+        return [
+            Alarm("api-5xx", "AWS/ApiGateway/5xx", stage, above=4, seconds=300),
+            Alarm(
+                "api-latency", "AWS/ApiGateway/Latency", stage, above=2000, statistic="p95", datapoints=(3, 5)
+            ),
+            *throttled,
+            *self.function.alarms(),
+            *self.rotation.alarms(),
+        ]
+
+    def graphs(self) -> list[Graph]:
+        """Health and use of the API for the dashboard."""
+        stage = {"ApiId": self.api.id, "Stage": self.stage.name}
+        business = {"Environment": self.args.environment_suffix}
+        items = {"TableName": self.items.name}
+        metrics = [*(metric for _, _, metric in ROUTES.values()), "RequestsRefused", "RequestsFailed"]
+        return [
+            Graph(
+                "API requests",
+                [("AWS/ApiGateway", metric, stage, "Sum") for metric in ("Count", "4xx", "5xx")],
+            ),
+            Graph(
+                "API latency", [("AWS/ApiGateway", "Latency", stage, each) for each in ("p50", "p95", "p99")]
+            ),
+            Graph("Items", [(self.args.project, metric, business, "Sum") for metric in metrics]),
+            Graph(
+                "Table",
+                [
+                    ("AWS/DynamoDB", f"Consumed{kind}CapacityUnits", items, "Sum")
+                    for kind in ("Read", "Write")
+                ],
+            ),
+            self.function.graph(),
+            self.rotation.graph(),
+        ]
+
+
+def _slug(route: str) -> str:
+    """A route key as part of a logical name: `GET /items/{id}` -> `get-items-id`."""
+    return re.sub(r"[^a-z0-9]+", "-", route.lower()).strip("-")
+
+
+#: One access log line: who asked for what, what came, and where it failed.
+ACCESS_LOG = {
+    "requestId": "$context.requestId",
+    "requestTime": "$context.requestTime",
+    "ip": "$context.identity.sourceIp",
+    "caller": "$context.authorizer.claims.sub",
+    "method": "$context.httpMethod",
+    "path": "$context.path",
+    "routeKey": "$context.routeKey",
+    "status": "$context.status",
+    "responseLength": "$context.responseLength",
+    "responseLatency": "$context.responseLatency",
+    "integrationLatency": "$context.integrationLatency",
+    "integrationError": "$context.integrationErrorMessage",
+    "authorizerError": "$context.authorizer.error",
+}
+
+
+###############################################################################
+# Monitoring
+###############################################################################
+
+RUNBOOK = "docs/operations.md"  # has a section for every alarm key
+
+
+class Monitoring(Component):
+    """The alarm and dashboard resources for the rows that the other components offer.
+
+    $0.10 a month for each alarm; the first three dashboards of an account are free.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        args: TapStackArgs,
+        *,
+        alarms: Iterable[Alarm],
+        graphs: Sequence[Graph],
+        topic_arn: Input[str],
+        opts: ResourceOptions | None = None,
+    ):
+        super().__init__(name, args, opts, role="monitoring")
+        self.alarms = {alarm.key: self._alarm(alarm, topic_arn) for alarm in alarms}
+        self.dashboard = self._dashboard(graphs)
+        self.register_outputs({"dashboard_name": self.dashboard.dashboard_name})
+
+    def _alarm(self, alarm: Alarm, topic_arn: Input[str]) -> aws.cloudwatch.MetricAlarm:
+        namespace, _, metric = alarm.metric.rpartition("/")
+        percentile = alarm.statistic.startswith("p")
+        return aws.cloudwatch.MetricAlarm(
+            f"{self.name}-{alarm.key}",
+            name=self.args.name(alarm.key),
+            alarm_description=f"{metric} above {alarm.above:g}. What to do: {RUNBOOK}#{alarm.key}",
+            namespace=namespace,
+            metric_name=metric,
+            dimensions=alarm.dimensions,
+            statistic=None if percentile else alarm.statistic,
+            extended_statistic=alarm.statistic if percentile else None,
+            comparison_operator="GreaterThanThreshold",
+            threshold=alarm.above,
+            period=alarm.seconds,
+            datapoints_to_alarm=alarm.datapoints[0],
+            evaluation_periods=alarm.datapoints[1],
+            treat_missing_data="notBreaching",  # no traffic, no trouble
+            alarm_actions=[topic_arn],
+            ok_actions=[topic_arn],
+            opts=self.child,
+        )
+
+    def _dashboard(self, graphs: Sequence[Graph]) -> aws.cloudwatch.Dashboard:
+        body = {"widgets": [self._widget(place, graph) for place, graph in enumerate(graphs)]}
+        return aws.cloudwatch.Dashboard(
+            f"{self.name}-dashboard",
+            dashboard_name=f"{self.args.project}-{self.args.environment_suffix}",
+            dashboard_body=Output.json_dumps(body),
+            opts=self.child,
+        )
+
+    @staticmethod
+    def _widget(place: int, graph: Graph) -> dict[str, Any]:
+        def line(
+            namespace: str, metric: str, dimensions: Mapping[str, Input[str]], statistic: str
+        ) -> list[Any]:
+            return [namespace, metric, *(x for pair in dimensions.items() for x in pair), {"stat": statistic}]
+
+        properties = {
+            "title": graph.title,
+            "metrics": [line(*each) for each in graph.metrics],
+            "region": aws.get_region_output().region,
+            "period": 60,
+            "view": "timeSeries",
+        }
+        column, row = place % 2 * 12, place // 2 * 6
+        return {"type": "metric", "x": column, "y": row, "width": 12, "height": 6, "properties": properties}
+
+
+###############################################################################
+# TapStack
+###############################################################################
+
+#: Name of each stack output -> what it is.
+OUTPUTS = {
+    "api_url": "Base URL of the API",
+    "table_name": "Name of the items table",
+    "function_name": "Name of the api function",
+    "user_pool_id": "Id of the Cognito user pool",
+    "people_client_id": "Client id of apps that people sign in to (PKCE)",
+    "machine_client_id": "Client id of machines; its secret is read from Cognito by who may",
+    "sign_in_url": "Base URL of the OAuth 2.0 endpoints, `/oauth2/authorize` and `/oauth2/token`",
+    "alerts_topic_arn": "ARN of the topic that alarms and the budget publish to",
+    "dashboard_name": "Name of the CloudWatch dashboard",
+    "key_arn": "ARN of the customer-managed key",
+}
+
+
+class TapStack(pulumi.ComponentResource):
+    """The whole platform, composed; its outputs are attributes under the names in OUTPUTS."""
+
+    def __init__(self, name: str, args: TapStackArgs | None = None, opts: ResourceOptions | None = None):
+        args = args or TapStackArgs()
+        super().__init__("tap:stack:TapStack", name, None, opts)
+        child = ResourceOptions(parent=self)
+        self.encryption = Encryption("encryption", args, child)
+        self.alerts = Alerts("alerts", args, key_arn=self.encryption.key_arn, opts=child)
+        self.identity = Identity("identity", args, child)
+        self.api = ServerlessApi(
+            "api",
+            args,
+            key_arn=self.encryption.key_arn,
+            issuer=self.identity.issuer,
+            audience=self.identity.audience,
+            opts=child,
+        )
+        self.monitoring = Monitoring(
+            "monitoring",
+            args,
+            alarms=self.api.alarms(),
+            graphs=self.api.graphs(),
+            topic_arn=self.alerts.topic_arn,
+            opts=child,
+        )
+        self.api_url = self.api.url
+        self.table_name = self.api.items.name
+        self.function_name = self.api.function.function.name
+        self.user_pool_id = self.identity.pool.id
+        self.people_client_id = self.identity.people.id
+        self.machine_client_id = self.identity.machines.id
+        self.sign_in_url = self.identity.sign_in_url
+        self.alerts_topic_arn = self.alerts.topic_arn
+        self.dashboard_name = self.monitoring.dashboard.dashboard_name
+        self.key_arn = self.encryption.key_arn
+        self.register_outputs({output: getattr(self, output) for output in OUTPUTS})
+
+
+###############################################################################
+# Entry point
+###############################################################################
+
+
+def main() -> None:
+    """Builds the stack that the Pulumi configuration describes and exports its outputs."""
+    stack = TapStack("tap", TapStackArgs.load())
+    for output in OUTPUTS:
+        pulumi.export(output, getattr(stack, output))
+
+
+if __name__ == "__main__":
+    main()
