@@ -1,0 +1,237 @@
+"""The command line: `python -m taplocal up | status | outputs | token | call | logs | down`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from taplocal.cloud import isolate
+
+isolate()  # before anything can make an SDK client
+
+from taplocal import access, emulator, session  # noqa: E402
+from taplocal.console import Console  # noqa: E402
+from taplocal.errors import TapLocalError  # noqa: E402
+from taplocal.session import Session  # noqa: E402
+
+app = typer.Typer(
+    help="The local cloud: tap-stack on an embedded AWS, without Docker or an account.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+INTERRUPTED = 130
+
+Env = Annotated[str, typer.Option(help="Environment: dev, staging, prod, or another Pulumi.<env>.yaml.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output, nothing else.")]
+Program = Annotated[Path, typer.Option(help="Folder of the Pulumi program.", file_okay=False, exists=True)]
+Data = Annotated[Path | None, typer.Option(help="Folder of the local cloud's data.", show_default=".taplocal in the program's")]
+User = Annotated[str | None, typer.Option(help="E-mail of a person to sign in; a machine's token without it.")]
+Scope = Annotated[str, typer.Option(help="Scopes to ask for, space-separated; all of the client's without it.")]
+
+
+@app.command()
+def up(
+    env: Env = "dev",
+    config: Annotated[list[str] | None, typer.Option("--config", "-c", help="A setting, as KEY=VALUE.")] = None,
+    emulator_url: Annotated[str | None, typer.Option("--emulator", help="Loopback URL of a running MiniStack.")] = None,
+    program: Program = Path(),
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Deploy; again, to bring what is deployed up to date."""
+    console = Console(quiet=as_json)
+    with console.working("deploying"):
+        opened, summary = session.up(
+            program,
+            env,
+            folder=data,
+            emulator_url=emulator_url,
+            config=dict(_pair(each) for each in config or ()),
+            say=console.say,
+            report=console.step,
+        )
+    if as_json:
+        steps = [vars(step) for step in summary.steps if step.action != "unchanged"]
+        counts = dict(summary.counts())
+        _print({
+            "environment": env,
+            "emulator": opened.cloud.emulator.url,
+            "seconds": round(summary.seconds, 2),
+            "counts": counts,
+            "steps": steps,
+            "outputs": opened.outputs,
+            "not_emulated": summary.not_emulated,
+        })
+    else:
+        console.summary(env, summary, opened.outputs)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise TapLocalError(f"--config takes KEY=VALUE, not {text!r}")
+    return key, value
+
+
+@app.command()
+def status(env: Env = "dev", program: Program = Path(), data: Data = None, as_json: Json = False) -> None:
+    """Say what is deployed and whether it runs."""
+    folder = (data or session.folder_of(program)).resolve()
+    found = emulator.recorded(folder)
+    running = bool(found and found.running())
+    state = session.State(session.state_path(folder, env))
+    lost = running and found is not None and bool(state.resources) and state.marker != found.marker
+    facts = {
+        "environment": env,
+        "deployed": bool(state.resources) and running and not lost,
+        "resources": len(state.resources),
+        "unfinished": sorted(each.name for each in state.resources.values() if each.pending),
+        "emulator": found.url if found else None,
+        "running": running,
+        "environments": session.deployed_environments(folder),
+        "api_url": state.outputs.get("api_url"),
+    }
+    _print(facts) if as_json else Console().facts(facts)
+
+
+@app.command()
+def outputs(
+    name: Annotated[str | None, typer.Argument(help="One output; all without it.")] = None,
+    env: Env = "dev",
+    program: Program = Path(),
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Print the stack's outputs."""
+    values = session.opened(program, env, data).outputs
+    if name is not None and name not in values:
+        raise TapLocalError(f"there is no output {name!r}; there are {', '.join(values)}")
+    if as_json:
+        _print(values if name is None else values[name])
+    elif name is not None:
+        print(values[name])
+    else:
+        Console().facts(values)
+
+
+@app.command()
+def token(
+    user: User = None, scope: Scope = "", env: Env = "dev", program: Program = Path(), data: Data = None, as_json: Json = False
+) -> None:
+    """Sign in and print an access token."""
+    text = _token(session.opened(program, env, data), user, scope)
+    _print({"access_token": text, "token_type": "Bearer"}) if as_json else print(text)
+
+
+def _token(opened: Session, user: str | None, scope: str = "") -> str:
+    return access.person_token(opened, user, scope) if user else access.machine_token(opened, scope)
+
+
+@app.command()
+def call(
+    method: Annotated[str, typer.Argument(help="GET, POST, PUT, PATCH, DELETE ...")],
+    path: Annotated[str, typer.Argument(help="Path and query, such as '/items?limit=5'.")],
+    body: Annotated[str | None, typer.Argument(help="JSON body; - reads standard input.")] = None,
+    header: Annotated[list[str] | None, typer.Option("--header", "-H", help="A header, as 'name: value'.")] = None,
+    user: User = None,
+    scope: Scope = "",
+    env: Env = "dev",
+    program: Program = Path(),
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Call the API under a fresh token and print the answer."""
+    opened = session.opened(program, env, data)
+    text = sys.stdin.read() if body == "-" else body
+    headers = {name.strip(): value.strip() for name, _, value in (each.partition(":") for each in header or ())}
+    answer = access.call(opened, method, path, _token(opened, user, scope), text, **headers)
+    if as_json:
+        _print({"status": answer.status, "headers": answer.headers, "body": _maybe_json(answer.body)})
+    else:
+        Console().answer(answer)
+
+
+def _maybe_json(text: str) -> Any:
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return text
+
+
+@app.command()
+def logs(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    env: Env = "dev",
+    program: Program = Path(),
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Print what the functions logged, oldest first; with --json a list, or a line each with --follow."""
+    opened = session.opened(program, env, data)
+    if as_json and not follow:
+        _print(list(_new_events(opened, set())))
+        return
+    show: Callable[[dict[str, Any]], None] = _print_line if as_json else Console().event
+    seen: set[str] = set()
+    while True:
+        for event in _new_events(opened, seen):
+            show(event)
+        if not follow:
+            return
+        time.sleep(0.5)
+
+
+def _new_events(opened: Session, seen: set[str]) -> Iterator[dict[str, Any]]:
+    """The events of all functions' groups that are not in `seen` yet, in the order of time."""
+    client = opened.cloud.client("logs")
+    groups = [each.id for each in opened.state.resources.values() if each.id.startswith("/aws/lambda/")]
+    events = []
+    for group in groups:
+        for page in client.get_paginator("filter_log_events").paginate(logGroupName=group):
+            events += [{"group": group, **event} for event in page["events"]]
+    for event in sorted(events, key=lambda event: event["timestamp"]):
+        if event["eventId"] not in seen:
+            seen.add(event["eventId"])
+            yield {"time": event["timestamp"], "group": event["group"], "message": _maybe_json(event["message"].rstrip())}
+
+
+@app.command()
+def down(env: Env = "dev", program: Program = Path(), data: Data = None, as_json: Json = False) -> None:
+    """Take everything down and delete its data."""
+    console = Console(quiet=as_json)
+    with console.working("taking down"):
+        found = session.down(program, env, folder=data, report=console.step)
+    _print({"environment": env, "removed": found}) if as_json else console.say(f"{env} is gone" if found else f"{env} was not deployed")
+
+
+def _print(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _print_line(value: Any) -> None:
+    print(json.dumps(value), flush=True)
+
+
+def main() -> None:
+    """Runs a command; an error is one message on standard error and exit status 1."""
+    try:
+        app()
+    except TapLocalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted: `up` goes on where this stopped, `down` cleans up", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        raise SystemExit(0) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The emulator as the handlers see it: SDK clients, account, region, ARNs, data sources."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from taplocal.emulator import ACCOUNT, Emulator
+from taplocal.errors import Unsupported
+
+MARKER = "/taplocal/marker"  # the parameter that tells whether the emulator is still the one we filled
+
+
+def isolate() -> None:
+    """Takes every AWS setting of the user out of this process, so that none reaches an SDK client."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ.update(
+        AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull, AWS_EC2_METADATA_DISABLED="true"
+    )
+
+
+class Cloud:
+    """Clients of one emulator, made when first used; safe for many threads."""
+
+    def __init__(self, emulator: Emulator, region: str):
+        self.emulator, self.region, self.account = emulator, region, ACCOUNT
+        self._clients: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._session: Any = None
+
+    def client(self, service: str) -> Any:
+        """The boto3 client of a service, as the account's root."""
+        with self._lock:
+            if service not in self._clients:
+                self._clients[service] = self._client(service)
+            return self._clients[service]
+
+    def _client(self, service: str) -> Any:
+        import boto3
+        from botocore.config import Config
+
+        if self._session is None:
+            self._session = boto3.Session(
+                aws_access_key_id=self.account, aws_secret_access_key="local", region_name=self.region
+            )
+        config = Config(
+            retries={"mode": "standard", "total_max_attempts": 2},
+            connect_timeout=5,
+            read_timeout=60,
+            max_pool_connections=32,
+            proxies={},
+        )
+        return self._session.client(service, endpoint_url=self.emulator.url, config=config)
+
+    def arn(self, service: str, resource: str) -> str:
+        """The ARN of something in this account and region."""
+        return f"arn:aws:{service}:{self.region}:{self.account}:{resource}"
+
+    def data_source(self, token: str) -> dict[str, Any]:
+        """The answer to one of the data sources that programs ask where they are."""
+        answers: dict[str, dict[str, Any]] = {
+            "aws:index/getCallerIdentity:getCallerIdentity": {
+                "accountId": self.account,
+                "arn": f"arn:aws:iam::{self.account}:root",
+                "userId": self.account,
+                "id": self.account,
+            },
+            "aws:index/getRegion:getRegion": {"region": self.region, "name": self.region, "id": self.region},
+            "aws:index/getPartition:getPartition": {
+                "partition": "aws",
+                "dnsSuffix": "amazonaws.com",
+                "reverseDnsPrefix": "com.amazonaws",
+                "id": "aws",
+            },
+        }
+        if token not in answers:
+            raise Unsupported(f"the data source {token} is not known to the local cloud")
+        return answers[token]
+
+    def marked(self) -> bool:
+        """Whether the emulator still holds the marker that was left in it."""
+        from botocore.exceptions import ClientError
+
+        try:
+            found = self.client("ssm").get_parameter(Name=self._marker_name())
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "ParameterNotFound":
+                return False
+            raise
+        return bool(found["Parameter"]["Value"] == self.emulator.marker)
+
+    def mark(self) -> None:
+        """Leaves the marker in the emulator."""
+        self.client("ssm").put_parameter(
+            Name=self._marker_name(), Value=self.emulator.marker, Type="String", Overwrite=True
+        )
+
+    def unmark(self) -> None:
+        """Takes the marker out again."""
+        self.client("ssm").delete_parameter(Name=self._marker_name())
+
+    def _marker_name(self) -> str:
+        return f"{MARKER}/{self.emulator.marker}"

@@ -1,0 +1,101 @@
+"""What a person sees: coloured lines and a spinner on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import rich.console
+from rich.markup import escape
+from rich.table import Table
+
+from taplocal.access import Answer
+from taplocal.engine import Step, Summary
+
+SIGNS = {"created": "[green]+[/]", "updated": "[yellow]~[/]", "replaced": "[yellow]±[/]", "deleted": "[red]-[/]"}
+
+
+class Console:
+    """Prints progress and results; a quiet one prints nothing, for --json."""
+
+    def __init__(self, quiet: bool = False):
+        self._rich = rich.console.Console(quiet=quiet, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """A spinner while something is done, where there is a terminal to spin on."""
+        if not self._rich.is_terminal:
+            yield
+            return
+        with self._rich.status(what):
+            yield
+
+    def say(self, text: str) -> None:
+        """One line of news."""
+        self._rich.print(escape(text))
+
+    def step(self, step: Step) -> None:
+        """What was done to one resource; nothing was done to an unchanged one."""
+        if step.action in SIGNS:
+            why = f" ({', '.join(step.why)})" if step.why else ""
+            kind = step.type.split(":")[-1]
+            line = f"{step.action:9} {kind:26} {escape(step.name)}[dim]{escape(why)} {step.seconds:.2f} s[/]"
+            self._rich.print(f"{SIGNS[step.action]} {line}")
+
+    def summary(self, env: str, summary: Summary, outputs: Mapping[str, Any]) -> None:
+        """The end of `up`: what is not emulated, what was done, the outputs, what to try."""
+        if summary.not_emulated:
+            self._rich.print("\n[bold]Not emulated here; on AWS it works:[/]")
+            for what, why, resources in _grouped(summary.not_emulated):
+                self._rich.print(f"  {escape(what)}: {escape(why)} [dim]({escape(resources)})[/]")
+        counts = ", ".join(f"{count} {action}" for action, count in sorted(summary.counts().items()))
+        self._rich.print(f"\n[bold green]{env} is up[/]: {counts} in {summary.seconds:.1f} s\n")
+        self.facts(outputs)
+        self._rich.print(
+            "\nTry it:  python -m taplocal call POST /items '{\"name\": \"tea\"}'\n"
+            f'         curl -H "Authorization: Bearer $(python -m taplocal token)" {outputs.get("api_url")}/items\n'
+            "Stop it: python -m taplocal down"
+        )
+
+    def facts(self, facts: Mapping[str, Any]) -> None:
+        """Names and values in two columns."""
+        table = Table.grid(padding=(0, 2))
+        for name, value in facts.items():
+            shown = value if isinstance(value, str) else json.dumps(value)
+            table.add_row(f"[bold]{escape(name)}[/]", escape(shown))
+        self._rich.print(table)
+
+    def answer(self, answer: Answer) -> None:
+        """An HTTP answer: status, headers, body."""
+        colour = "green" if answer.status < 400 else "red"
+        self._rich.print(f"[bold {colour}]{answer.status}[/]")
+        for name, value in sorted(answer.headers.items()):
+            self._rich.print(f"[dim]{escape(name)}: {escape(value)}[/]")
+        if answer.body:
+            self._rich.print("\n" + escape(_pretty(answer.body)))
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """One log event."""
+        at = datetime.fromtimestamp(event["time"] / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
+        message = event["message"]
+        text = message if isinstance(message, str) else json.dumps(message)
+        self._rich.print(f"[dim]{at} {escape(event['group'].rpartition('/')[2])}[/] {escape(text)}")
+
+
+def _grouped(notes: list[dict[str, str]]) -> Iterator[tuple[str, str, str]]:
+    """The same gap of several resources as one line."""
+    gaps: dict[tuple[str, str], list[str]] = {}
+    for note in notes:
+        gaps.setdefault((note["what"], note["why"]), []).append(note["resource"])
+    for (what, why), resources in gaps.items():
+        yield what, why, ", ".join(resources)
+
+
+def _pretty(body: str) -> str:
+    try:
+        return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
+    except ValueError:
+        return body

@@ -1,0 +1,188 @@
+"""Program -> resources: brings the emulator to what the program describes, one resource at a time.
+
+A resource that is new is created; one whose inputs changed is updated in place, or replaced where AWS would
+replace it; one that the program no longer registers is deleted at the end. Every step is recorded before
+and after, so that a run which was killed anywhere is finished by the next one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from taplocal.cloud import Cloud
+from taplocal.errors import TapLocalError
+from taplocal.program import Project, Registration, run
+from taplocal.resources import HANDLERS, Handler, handler_of
+from taplocal.state import Deployed, State
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that was done to a resource; `why` names the inputs that made it necessary."""
+
+    action: str  # created, updated, replaced, unchanged, deleted
+    type: str
+    name: str
+    seconds: float = 0.0
+    why: tuple[str, ...] = ()
+
+
+@dataclass
+class Summary:
+    """What a run did, and what of the program has no effect on this emulator."""
+
+    steps: list[Step] = field(default_factory=list)
+    not_emulated: list[dict[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def counts(self) -> Counter[str]:
+        """How many resources were created, updated, replaced, deleted, left unchanged."""
+        return Counter(step.action for step in self.steps)
+
+
+class Deployment:
+    """The backend that deploys to an emulator and keeps the state."""
+
+    def __init__(self, cloud: Cloud, state: State, report: Callable[[Step], None]):
+        self.cloud, self.state, self.report = cloud, state, report
+        self.seen: set[str] = set()
+        self.summary = Summary()
+        self._lock = threading.Lock()
+
+    def up(self, project: Project) -> Summary:
+        """Makes the emulator what the program says; raises at the first failure, with the state intact."""
+        started = time.monotonic()
+        outputs = run(project, self)
+        for urn in [urn for urn in reversed(self.state.resources) if urn not in self.seen]:
+            self._delete(urn)
+        self.state.finish(outputs)
+        self.summary.not_emulated.sort(key=lambda each: (each["resource"], each["what"]))
+        self.summary.seconds = time.monotonic() - started
+        return self.summary
+
+    def down(self) -> Summary:
+        """Deletes everything, newest first, protected or not."""
+        for urn in list(reversed(self.state.resources)):
+            self._delete(urn, protected=False)
+        return self.summary
+
+    def register(self, resource: Registration) -> tuple[str, dict[str, Any]]:
+        """Brings one resource up to date; components are only names."""
+        if not resource.custom:
+            return "", {}
+        with self._lock:
+            if resource.urn in self.seen:
+                raise TapLocalError(f"two resources have the type {resource.type} and the name {resource.name}")
+            self.seen.add(resource.urn)
+        handler = handler_of(resource.type, resource.name)
+        handler.check(resource.name, resource.inputs)
+        try:
+            deployed = self._bring_up(handler, resource)
+        except (ClientError, BotoCoreError) as error:
+            raise TapLocalError(f"{resource.type} {resource.name}: {error}") from error
+        self._note(handler, resource)
+        return deployed.id, deployed.outputs
+
+    def invoke(self, token: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The data sources of the program that this emulator answers."""
+        return self.cloud.data_source(token)
+
+    def _bring_up(self, handler: Handler, resource: Registration) -> Deployed:
+        old = self.state.resources.get(resource.urn)
+        started = time.monotonic()
+        if old and old.pending in ("create", "delete"):
+            self._clear(handler, old)
+            self.state.remove(resource.urn)
+            old = None
+        if old is None:
+            return self._create(handler, resource, Step("created", resource.type, resource.name), started)
+        changed = tuple(key for key in _changes(old.inputs, resource.inputs) if key not in resource.ignore_changes)
+        if replacing := tuple(key for key in changed if key in handler.replaces()):
+            self._refuse_protected(old)
+            self._begin(resource.urn, old, "delete")
+            self._clear(handler, old)
+            self.state.remove(resource.urn)
+            step = Step("replaced", resource.type, resource.name, why=replacing)
+            return self._create(handler, resource, step, started)
+        if not changed and not old.pending:
+            self._report(Step("unchanged", resource.type, resource.name))
+            if old.protect != resource.protect:
+                old.protect = resource.protect
+                self.state.put(resource.urn, old)
+            return old
+        return self._update(handler, resource, old, changed, started)
+
+    def _create(self, handler: Handler, resource: Registration, step: Step, started: float) -> Deployed:
+        new = Deployed(resource.type, resource.name, "", resource.inputs, protect=resource.protect, pending="create")
+        self.state.put(resource.urn, new)
+        new.id, new.outputs = handler.create(self.cloud, resource.inputs)
+        new.pending = ""
+        self.state.put(resource.urn, new)
+        self._report(step, started)
+        return new
+
+    def _update(
+        self, handler: Handler, resource: Registration, old: Deployed, changed: tuple[str, ...], started: float
+    ) -> Deployed:
+        self._begin(resource.urn, old, "update")
+        inputs = {**resource.inputs, **{k: old.inputs[k] for k in resource.ignore_changes if k in old.inputs}}
+        outputs = handler.update(self.cloud, old.id, old.inputs, inputs, old.outputs)
+        new = Deployed(resource.type, resource.name, old.id, inputs, outputs, resource.protect)
+        self.state.put(resource.urn, new)
+        self._report(Step("updated", resource.type, resource.name, why=changed), started)
+        return new
+
+    def _delete(self, urn: str, protected: bool = True) -> None:
+        old, started = self.state.resources[urn], time.monotonic()
+        if protected:
+            self._refuse_protected(old)
+        self._begin(urn, old, "delete")
+        try:
+            self._clear(handler_of(old.type, old.name), old)
+        except (ClientError, BotoCoreError) as error:
+            raise TapLocalError(f"{old.type} {old.name} cannot be deleted: {error}") from error
+        self.state.remove(urn)
+        self._report(Step("deleted", old.type, old.name), started)
+
+    def _begin(self, urn: str, resource: Deployed, step: str) -> None:
+        resource.pending = resource.pending if resource.pending == "create" else step
+        self.state.put(urn, resource)
+
+    def _clear(self, handler: Handler, old: Deployed) -> None:
+        """Deletes what is there of a resource, also when its creation was not seen to end."""
+        identity = old.id or handler.find(self.cloud, old.inputs)
+        if identity:
+            handler.remove(self.cloud, identity, old.inputs, old.outputs)
+
+    def _refuse_protected(self, old: Deployed) -> None:
+        if old.protect:
+            raise TapLocalError(
+                f"{old.type} {old.name} is protected and would be deleted: set deletion_protection to false first, "
+                "or run `python -m taplocal down`"
+            )
+
+    def _note(self, handler: Handler, resource: Registration) -> None:
+        notes = handler.notes(resource.inputs)
+        with self._lock:
+            self.summary.not_emulated += [{"resource": resource.name, "what": what, "why": why} for what, why in notes]
+
+    def _report(self, step: Step, started: float | None = None) -> None:
+        if started is not None:
+            step = Step(step.action, step.type, step.name, time.monotonic() - started, step.why)
+        with self._lock:
+            self.summary.steps.append(step)
+            self.report(step)
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+
+
+__all__ = ["HANDLERS", "Deployment", "Step", "Summary"]

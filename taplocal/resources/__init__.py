@@ -1,0 +1,67 @@
+"""One handler for each resource type: the table that the engine looks them up in."""
+
+from __future__ import annotations
+
+from taplocal.errors import Unsupported
+from taplocal.resources import (
+    apigateway,
+    awslambda,
+    budgets,
+    cloudwatch,
+    cognito,
+    dynamodb,
+    iam,
+    kms,
+    scheduler,
+    sns,
+    sqs,
+    ssm,
+)
+from taplocal.resources.base import Handler, Recorded
+
+#: Pulumi type -> handler. `Recorded(why)` stands for what the emulator lacks.
+HANDLERS: dict[str, Handler] = {
+    "aws:apigatewayv2/api:Api": apigateway.Api(),
+    "aws:apigatewayv2/authorizer:Authorizer": apigateway.Authorizer(),
+    "aws:apigatewayv2/integration:Integration": apigateway.Integration(),
+    "aws:apigatewayv2/route:Route": apigateway.Route(),
+    "aws:apigatewayv2/stage:Stage": apigateway.Stage(),
+    "aws:budgets/budget:Budget": budgets.Budget(),
+    "aws:cloudwatch/dashboard:Dashboard": cloudwatch.Dashboard(),
+    "aws:cloudwatch/logGroup:LogGroup": cloudwatch.LogGroup(),
+    "aws:cloudwatch/metricAlarm:MetricAlarm": cloudwatch.MetricAlarm(),
+    "aws:cognito/resourceServer:ResourceServer": cognito.ResourceServer(),
+    "aws:cognito/userPool:UserPool": cognito.UserPool(),
+    "aws:cognito/userPoolClient:UserPoolClient": cognito.UserPoolClient(),
+    "aws:cognito/userPoolDomain:UserPoolDomain": cognito.UserPoolDomain(),
+    "aws:dynamodb/table:Table": dynamodb.Table(),
+    "aws:iam/role:Role": iam.Role(),
+    "aws:iam/rolePolicy:RolePolicy": iam.RolePolicy(),
+    "aws:kms/alias:Alias": kms.Alias(),
+    "aws:kms/key:Key": kms.Key(),
+    "aws:lambda/alias:Alias": awslambda.Alias(),
+    "aws:lambda/function:Function": awslambda.Function(),
+    "aws:lambda/functionEventInvokeConfig:FunctionEventInvokeConfig": awslambda.FunctionEventInvokeConfig(),
+    "aws:lambda/invocation:Invocation": awslambda.Invocation(),
+    "aws:lambda/permission:Permission": awslambda.Permission(),
+    "aws:scheduler/schedule:Schedule": scheduler.Schedule(),
+    "aws:sns/topic:Topic": sns.Topic(),
+    "aws:sns/topicPolicy:TopicPolicy": sns.TopicPolicy(),
+    "aws:sns/topicSubscription:TopicSubscription": sns.TopicSubscription(),
+    "aws:sqs/queue:Queue": sqs.Queue(),
+    "aws:sqs/queuePolicy:QueuePolicy": sqs.QueuePolicy(),
+    "aws:ssm/parameter:Parameter": ssm.Parameter(),
+}
+
+
+def handler_of(resource_type: str, name: str) -> Handler:
+    """The handler of a type; Unsupported names a type that there is none for."""
+    if resource_type not in HANDLERS:
+        raise Unsupported(
+            f"{name} is a {resource_type}, which the local cloud does not know; "
+            "add a handler for it in taplocal/resources/"
+        )
+    return HANDLERS[resource_type]
+
+
+__all__ = ["HANDLERS", "Handler", "Recorded", "handler_of"]

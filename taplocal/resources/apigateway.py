@@ -1,0 +1,160 @@
+"""API Gateway: HTTP APIs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taplocal.cloud import Cloud
+from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, pascal
+
+
+class Api(Handler):
+    uses = "name description protocolType corsConfiguration tags"
+    replace_on = "protocolType"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        made = cloud.client("apigatewayv2").create_api(
+            ProtocolType=inputs["protocolType"], Tags=inputs.get("tags") or {}, **_api(inputs)
+        )
+        return made["ApiId"], self._outputs(cloud, made["ApiId"])
+
+    @staticmethod
+    def _outputs(cloud: Cloud, api_id: str) -> Outputs:
+        return {
+            "apiEndpoint": f"{cloud.emulator.url}/_aws/execute-api/{api_id}",
+            "executionArn": cloud.arn("execute-api", api_id),
+            "arn": f"arn:aws:apigateway:{cloud.region}::/apis/{api_id}",
+        }
+
+    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+        api = cloud.client("apigatewayv2")
+        api.update_api(ApiId=identity, **_api(new))
+        if old.get("corsConfiguration") and not new.get("corsConfiguration"):
+            api.delete_cors_configuration(ApiId=identity)
+        if lost := lost_tags(old, new):
+            api.untag_resource(ResourceArn=outputs["arn"], TagKeys=lost)
+        api.tag_resource(ResourceArn=outputs["arn"], Tags=new.get("tags") or {})
+        return outputs
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("apigatewayv2").delete_api(ApiId=identity)
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        apis = cloud.client("apigatewayv2").get_apis()["Items"]
+        return next((api["ApiId"] for api in apis if api["Name"] == inputs["name"]), None)
+
+
+class Part(Handler):
+    """What belongs to an API: made, changed and found in the same way."""
+
+    noun = ""  # as in create_<noun> and <Noun>Id
+    listed = ""  # as in get_<listed>
+    replace_on = "apiId"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        made = getattr(cloud.client("apigatewayv2"), f"create_{self.noun}")(ApiId=inputs["apiId"], **self.call(inputs))
+        return made[self._key()], {}
+
+    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+        change = getattr(cloud.client("apigatewayv2"), f"update_{self.noun}")
+        change(ApiId=new["apiId"], **{self._key(): identity}, **self.call(new))
+        return outputs
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        remove = getattr(cloud.client("apigatewayv2"), f"delete_{self.noun}")
+        remove(ApiId=inputs["apiId"], **{self._key(): identity})
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        parts = getattr(cloud.client("apigatewayv2"), f"get_{self.listed}")(ApiId=inputs["apiId"])["Items"]
+        wanted = self.call(inputs)
+        same = (part for part in parts if all(part.get(key) == value for key, value in wanted.items()))
+        return next((part[self._key()] for part in same), None)
+
+    def call(self, inputs: Inputs) -> dict[str, Any]:
+        """The arguments of the API call."""
+        raise NotImplementedError
+
+    def _key(self) -> str:
+        return f"{self.noun.capitalize()}Id"
+
+
+class Authorizer(Part):
+    noun, listed = "authorizer", "authorizers"
+    uses = "name apiId authorizerType identitySources jwtConfiguration"
+
+    def call(self, inputs: Inputs) -> dict[str, Any]:
+        jwt = inputs["jwtConfiguration"]
+        return {
+            "Name": inputs["name"],
+            "AuthorizerType": inputs["authorizerType"],
+            "IdentitySource": inputs["identitySources"],
+            "JwtConfiguration": {"Issuer": jwt["issuer"], "Audience": jwt["audiences"]},
+        }
+
+
+class Integration(Part):
+    noun, listed = "integration", "integrations"
+    uses = "apiId integrationType integrationMethod integrationUri payloadFormatVersion timeoutMilliseconds"
+    not_emulated = {"timeoutMilliseconds": "a slow function is waited for"}
+
+    def call(self, inputs: Inputs) -> dict[str, Any]:
+        return {
+            "IntegrationType": inputs["integrationType"],
+            "IntegrationMethod": inputs["integrationMethod"],
+            "IntegrationUri": inputs["integrationUri"],
+            "PayloadFormatVersion": inputs["payloadFormatVersion"],
+            "TimeoutInMillis": inputs["timeoutMilliseconds"],
+        }
+
+
+class Route(Part):
+    noun, listed = "route", "routes"
+    uses = "apiId routeKey target authorizationType authorizerId authorizationScopes"
+
+    def call(self, inputs: Inputs) -> dict[str, Any]:
+        return given(
+            RouteKey=inputs["routeKey"],
+            Target=inputs["target"],
+            AuthorizationType=inputs.get("authorizationType"),
+            AuthorizerId=inputs.get("authorizerId"),
+            AuthorizationScopes=inputs.get("authorizationScopes"),
+        )
+
+
+class Stage(Handler):
+    uses = "name apiId autoDeploy tags"
+    replace_on = "name apiId"
+    not_emulated = {
+        "accessLogSettings": "no access log is written; every request has its line in the function's log",
+        "defaultRouteSettings": "requests are neither throttled nor measured by the gateway",
+    }
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        cloud.client("apigatewayv2").create_stage(Tags=inputs.get("tags") or {}, **_stage(inputs))
+        return inputs["name"], {}
+
+    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+        cloud.client("apigatewayv2").update_stage(**_stage(new))
+        return outputs
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("apigatewayv2").delete_stage(ApiId=inputs["apiId"], StageName=identity)
+
+
+def _api(inputs: Inputs) -> dict[str, Any]:
+    return given(
+        Name=inputs["name"],
+        Description=inputs.get("description"),
+        CorsConfiguration=pascal(inputs.get("corsConfiguration")),
+    )
+
+
+def _stage(inputs: Inputs) -> dict[str, Any]:
+    log, limits = inputs.get("accessLogSettings"), inputs.get("defaultRouteSettings")
+    return given(
+        ApiId=inputs["apiId"],
+        StageName=inputs["name"],
+        AutoDeploy=inputs.get("autoDeploy"),
+        AccessLogSettings=log and {"DestinationArn": log["destinationArn"], "Format": log["format"]},
+        DefaultRouteSettings=pascal(limits),
+    )

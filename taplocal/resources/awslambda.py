@@ -1,0 +1,182 @@
+"""Lambda: functions, aliases, permissions, retry settings, invocations. Named so because `lambda` is a keyword."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+from taplocal.cloud import Cloud
+from taplocal.errors import TapLocalError
+from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, pascal
+
+
+class Function(Handler):
+    uses = """name description runtime architectures handler code role memorySize timeout publish
+        environment.variables kmsKeyArn tracingConfig.mode loggingConfig deadLetterConfig.targetArn tags"""
+    replace_on = "name"
+    not_emulated = {
+        "runtime": "runs on the Python of this machine",
+        "architectures": "runs on the processor of this machine",
+        "memorySize": "not a limit here",
+        "kmsKeyArn": "the environment is stored unencrypted",
+        "tracingConfig": "no traces are kept",
+        "loggingConfig.logFormat": "lines of the runtime itself are plain text",
+    }
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        made = cloud.client("lambda").create_function(
+            Code={"ZipFile": zipped(inputs["code"])},
+            Publish=bool(inputs.get("publish")),
+            Architectures=inputs.get("architectures", ["x86_64"]),
+            Tags=inputs.get("tags") or {},
+            **_configuration(inputs),
+        )
+        return inputs["name"], _outputs(made)
+
+    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+        functions = cloud.client("lambda")
+        if _configuration(old) != _configuration(new):
+            functions.update_function_configuration(**_configuration(new))
+        if (old["code"], old.get("architectures")) != (new["code"], new.get("architectures")):
+            functions.update_function_code(
+                FunctionName=identity, ZipFile=zipped(new["code"]), **given(Architectures=new.get("architectures"))
+            )
+        arn = outputs["arn"]
+        if lost := lost_tags(old, new):
+            functions.untag_resource(Resource=arn, TagKeys=lost)
+        functions.tag_resource(Resource=arn, Tags=new.get("tags") or {})
+        if not new.get("publish"):
+            return outputs
+        return {**outputs, **_outputs(functions.publish_version(FunctionName=identity)), "arn": arn}
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("lambda").delete_function(FunctionName=identity)
+
+
+class Alias(Handler):
+    uses = "name description functionName functionVersion"
+    replace_on = "name functionName"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        arn = cloud.client("lambda").create_alias(**_alias(inputs))["AliasArn"]
+        return arn, {"arn": arn, "invokeArn": invoke_arn(cloud, arn)}
+
+    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+        cloud.client("lambda").update_alias(**_alias(new))
+        return outputs
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("lambda").delete_alias(FunctionName=inputs["functionName"], Name=inputs["name"])
+
+
+class Permission(Handler):
+    uses = "statementId action principal function qualifier sourceArn"
+    replace_on = "statementId action principal function qualifier sourceArn"
+    not_emulated = {"principal": "API Gateway calls functions without asking for permission"}
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        cloud.client("lambda").add_permission(
+            FunctionName=inputs["function"],
+            StatementId=inputs["statementId"],
+            Action=inputs["action"],
+            Principal=inputs["principal"],
+            **given(Qualifier=inputs.get("qualifier"), SourceArn=inputs.get("sourceArn")),
+        )
+        return inputs["statementId"], {}
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("lambda").remove_permission(
+            FunctionName=inputs["function"], StatementId=identity, **given(Qualifier=inputs.get("qualifier"))
+        )
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        return str(inputs["statementId"])
+
+
+class FunctionEventInvokeConfig(Handler):
+    uses = "functionName qualifier maximumRetryAttempts maximumEventAgeInSeconds"
+    replace_on = "functionName qualifier"
+    not_emulated = {"qualifier": "retries of an alias are the function's, twice"}
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        cloud.client("lambda").put_function_event_invoke_config(
+            FunctionName=inputs["functionName"],
+            Qualifier=inputs["qualifier"],
+            MaximumRetryAttempts=inputs["maximumRetryAttempts"],
+            MaximumEventAgeInSeconds=inputs["maximumEventAgeInSeconds"],
+        )
+        return f"{inputs['functionName']}:{inputs['qualifier']}", {}
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("lambda").delete_function_event_invoke_config(
+            FunctionName=inputs["functionName"], Qualifier=inputs["qualifier"]
+        )
+
+
+class Invocation(Handler):
+    uses = "functionName qualifier input"
+    replace_on = "functionName qualifier input"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        answer = cloud.client("lambda").invoke(
+            FunctionName=inputs["functionName"], Qualifier=inputs["qualifier"], Payload=inputs["input"].encode()
+        )
+        result = answer["Payload"].read().decode()
+        if "FunctionError" in answer:
+            raise TapLocalError(f"the invocation of {inputs['functionName']} failed: {result}")
+        return f"{inputs['functionName']}_{inputs['qualifier']}", {"result": result}
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        """What is done is done."""
+
+
+def invoke_arn(cloud: Cloud, arn: str) -> str:
+    """What API Gateway calls a function by."""
+    return f"arn:aws:apigateway:{cloud.region}:lambda:path/2015-03-31/functions/{arn}/invocations"
+
+
+def zipped(files: Mapping[str, str]) -> bytes:
+    """A deployment package, the same bytes for the same files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in sorted(files.items()):
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, text, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def _configuration(inputs: Inputs) -> dict[str, Any]:
+    return given(
+        FunctionName=inputs["name"],
+        Role=inputs["role"],
+        Runtime=inputs["runtime"],
+        Handler=inputs["handler"],
+        Description=inputs.get("description"),
+        MemorySize=inputs.get("memorySize"),
+        Timeout=inputs.get("timeout"),
+        Environment={"Variables": inputs.get("environment", {}).get("variables", {})},
+        KMSKeyArn=inputs.get("kmsKeyArn"),
+        TracingConfig=pascal(inputs.get("tracingConfig")),
+        LoggingConfig=pascal(inputs.get("loggingConfig")),
+        DeadLetterConfig=pascal(inputs.get("deadLetterConfig")),
+    )
+
+
+def _outputs(made: Mapping[str, Any]) -> Outputs:
+    arn, version = made["FunctionArn"], made["Version"]
+    unqualified = ":".join(arn.split(":")[:7])
+    return {"arn": unqualified, "version": version, "qualifiedArn": f"{unqualified}:{version}"}
+
+
+def _alias(inputs: Inputs) -> dict[str, Any]:
+    return {
+        "FunctionName": inputs["functionName"],
+        "Name": inputs["name"],
+        "FunctionVersion": inputs["functionVersion"],
+        "Description": inputs.get("description", ""),
+    }
+
+

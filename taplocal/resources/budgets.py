@@ -1,0 +1,53 @@
+"""Budgets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taplocal.cloud import Cloud
+from taplocal.resources.base import Handler, Inputs, Outputs
+
+
+class Budget(Handler):
+    uses = """name budgetType limitAmount limitUnit timeUnit costFilters notifications tags"""
+    replace_on = "name"
+    not_emulated = {"notifications": "spend is always 0, so nothing is ever published"}
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        cloud.client("budgets").create_budget(
+            AccountId=cloud.account,
+            Budget=_budget(inputs),
+            NotificationsWithSubscribers=[_notification(each) for each in inputs.get("notifications", [])],
+        )
+        return inputs["name"], {"arn": f"arn:aws:budgets::{cloud.account}:budget/{inputs['name']}"}
+
+    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+        self.delete(cloud, identity, old, outputs)
+        return self.create(cloud, new)[1]
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("budgets").delete_budget(AccountId=cloud.account, BudgetName=identity)
+
+
+def _budget(inputs: Inputs) -> dict[str, Any]:
+    return {
+        "BudgetName": inputs["name"],
+        "BudgetType": inputs["budgetType"],
+        "TimeUnit": inputs["timeUnit"],
+        "BudgetLimit": {"Amount": inputs["limitAmount"], "Unit": inputs["limitUnit"]},
+        "CostFilters": {each["name"]: each["values"] for each in inputs.get("costFilters", [])},
+    }
+
+
+def _notification(each: Inputs) -> dict[str, Any]:
+    return {
+        "Notification": {
+            "NotificationType": each["notificationType"],
+            "ComparisonOperator": each["comparisonOperator"],
+            "Threshold": each["threshold"],
+            "ThresholdType": each["thresholdType"],
+        },
+        "Subscribers": [
+            {"SubscriptionType": "SNS", "Address": arn} for arn in each.get("subscriberSnsTopicArns", [])
+        ],
+    }

@@ -1,0 +1,161 @@
+"""Cognito: user pools, resource servers, clients, domains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taplocal.cloud import Cloud
+from taplocal.resources.base import Handler, Inputs, Outputs, given, pascal
+
+
+class UserPool(Handler):
+    uses = """name usernameAttributes usernameConfiguration autoVerifiedAttributes adminCreateUserConfig
+        passwordPolicy mfaConfiguration softwareTokenMfaConfiguration accountRecoverySetting deletionProtection
+        userPoolTier tags"""
+    replace_on = "name usernameAttributes usernameConfiguration"
+    not_emulated = {
+        "accountRecoverySetting": "nobody is sent a code",
+        "deletionProtection": "the pool can be deleted",
+        "userPoolAddOns": "there is no threat protection",
+    }
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        cognito = cloud.client("cognito-idp")
+        pool = cognito.create_user_pool(
+            PoolName=inputs["name"],
+            UsernameAttributes=inputs.get("usernameAttributes", []),
+            UsernameConfiguration=pascal(inputs.get("usernameConfiguration", {"caseSensitive": True})),
+            **_pool(inputs),
+        )["UserPool"]
+        self._mfa(cloud, pool["Id"], inputs)
+        endpoint = f"cognito-idp.{cloud.region}.amazonaws.com/{pool['Id']}"
+        return pool["Id"], {"arn": pool["Arn"], "endpoint": endpoint}
+
+    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+        cloud.client("cognito-idp").update_user_pool(UserPoolId=identity, **_pool(new))
+        self._mfa(cloud, identity, new)
+        return outputs
+
+    @staticmethod
+    def _mfa(cloud: Cloud, pool_id: str, inputs: Inputs) -> None:
+        token = inputs.get("softwareTokenMfaConfiguration")
+        cloud.client("cognito-idp").set_user_pool_mfa_config(
+            UserPoolId=pool_id,
+            MfaConfiguration=inputs.get("mfaConfiguration", "OFF"),
+            **given(SoftwareTokenMfaConfiguration=pascal(token)),
+        )
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("cognito-idp").delete_user_pool(UserPoolId=identity)
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        pools = cloud.client("cognito-idp").list_user_pools(MaxResults=60)["UserPools"]
+        return next((pool["Id"] for pool in pools if pool["Name"] == inputs["name"]), None)
+
+
+class ResourceServer(Handler):
+    uses = "identifier name userPoolId scopes"
+    replace_on = "identifier userPoolId"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        cloud.client("cognito-idp").create_resource_server(**_server(inputs))
+        return inputs["identifier"], self._outputs(inputs)
+
+    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+        cloud.client("cognito-idp").update_resource_server(**_server(new))
+        return self._outputs(new)
+
+    @staticmethod
+    def _outputs(inputs: Inputs) -> Outputs:
+        return {"scopeIdentifiers": [f"{inputs['identifier']}/{each['scopeName']}" for each in inputs["scopes"]]}
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("cognito-idp").delete_resource_server(UserPoolId=inputs["userPoolId"], Identifier=identity)
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        return str(inputs["identifier"])
+
+
+class UserPoolClient(Handler):
+    uses = """name userPoolId generateSecret allowedOauthFlowsUserPoolClient allowedOauthFlows allowedOauthScopes
+        callbackUrls supportedIdentityProviders explicitAuthFlows accessTokenValidity idTokenValidity
+        refreshTokenValidity tokenValidityUnits enableTokenRevocation preventUserExistenceErrors"""
+    replace_on = "userPoolId generateSecret"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        made = cloud.client("cognito-idp").create_user_pool_client(
+            GenerateSecret=bool(inputs.get("generateSecret")), **_client(inputs)
+        )["UserPoolClient"]
+        return made["ClientId"], {}
+
+    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+        cloud.client("cognito-idp").update_user_pool_client(ClientId=identity, **_client(new))
+        return outputs
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("cognito-idp").delete_user_pool_client(UserPoolId=inputs["userPoolId"], ClientId=identity)
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        clients = cloud.client("cognito-idp").list_user_pool_clients(UserPoolId=inputs["userPoolId"], MaxResults=60)
+        same = (each for each in clients["UserPoolClients"] if each["ClientName"] == inputs["name"])
+        return next((each["ClientId"] for each in same), None)
+
+
+class UserPoolDomain(Handler):
+    uses = "domain userPoolId"
+    replace_on = "domain userPoolId"
+    not_emulated = {"domain": "sign-in and tokens are at the emulator's own address: `python -m taplocal token`"}
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        cloud.client("cognito-idp").create_user_pool_domain(
+            Domain=inputs["domain"], UserPoolId=inputs["userPoolId"]
+        )
+        return inputs["domain"], {}
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("cognito-idp").delete_user_pool_domain(Domain=identity, UserPoolId=inputs["userPoolId"])
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        return str(inputs["domain"])
+
+
+def _pool(inputs: Inputs) -> dict[str, Any]:
+    policy = inputs.get("passwordPolicy")
+    return given(
+        Policies=policy and {"PasswordPolicy": pascal(policy)},
+        AutoVerifiedAttributes=inputs.get("autoVerifiedAttributes"),
+        AdminCreateUserConfig=pascal(inputs.get("adminCreateUserConfig")),
+        AccountRecoverySetting=pascal(inputs.get("accountRecoverySetting")),
+        DeletionProtection=inputs.get("deletionProtection"),
+        UserPoolAddOns=pascal(inputs.get("userPoolAddOns")),
+        UserPoolTier=inputs.get("userPoolTier"),
+        UserPoolTags=inputs.get("tags"),
+    )
+
+
+def _server(inputs: Inputs) -> dict[str, Any]:
+    return {
+        "UserPoolId": inputs["userPoolId"],
+        "Identifier": inputs["identifier"],
+        "Name": inputs["name"],
+        "Scopes": pascal(inputs["scopes"]),
+    }
+
+
+def _client(inputs: Inputs) -> dict[str, Any]:
+    return given(
+        UserPoolId=inputs["userPoolId"],
+        ClientName=inputs["name"],
+        AllowedOAuthFlowsUserPoolClient=inputs.get("allowedOauthFlowsUserPoolClient"),
+        AllowedOAuthFlows=inputs.get("allowedOauthFlows"),
+        AllowedOAuthScopes=inputs.get("allowedOauthScopes"),
+        CallbackURLs=inputs.get("callbackUrls"),
+        SupportedIdentityProviders=inputs.get("supportedIdentityProviders"),
+        ExplicitAuthFlows=inputs.get("explicitAuthFlows"),
+        AccessTokenValidity=inputs.get("accessTokenValidity"),
+        IdTokenValidity=inputs.get("idTokenValidity"),
+        RefreshTokenValidity=inputs.get("refreshTokenValidity"),
+        TokenValidityUnits=pascal(inputs.get("tokenValidityUnits")),
+        EnableTokenRevocation=inputs.get("enableTokenRevocation"),
+        PreventUserExistenceErrors=inputs.get("preventUserExistenceErrors"),
+    )

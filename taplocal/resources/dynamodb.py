@@ -1,0 +1,94 @@
+"""DynamoDB: tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from taplocal.cloud import Cloud
+from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, pascal, tag_list
+
+
+class Table(Handler):
+    uses = """name billingMode hashKey rangeKey attributes.name attributes.type ttl.attributeName ttl.enabled
+        globalSecondaryIndexes.name globalSecondaryIndexes.keySchemas globalSecondaryIndexes.projectionType
+        pointInTimeRecovery.enabled serverSideEncryption deletionProtectionEnabled tags"""
+    replace_on = "name hashKey rangeKey"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        dynamodb, name = cloud.client("dynamodb"), inputs["name"]
+        keys = [{"AttributeName": inputs["hashKey"], "KeyType": "HASH"}]
+        if range_key := inputs.get("rangeKey"):
+            keys.append({"AttributeName": range_key, "KeyType": "RANGE"})
+        indexes = [_index(each) for each in inputs.get("globalSecondaryIndexes", [])]
+        table = dynamodb.create_table(
+            TableName=name,
+            KeySchema=keys,
+            AttributeDefinitions=_attributes(inputs),
+            Tags=tag_list(inputs.get("tags")),
+            **given(GlobalSecondaryIndexes=indexes or None),
+            **_settings(inputs),
+        )["TableDescription"]
+        dynamodb.get_waiter("table_exists").wait(TableName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 30})
+        self._follow(cloud, inputs)
+        return name, {"arn": table["TableArn"]}
+
+    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+        dynamodb = cloud.client("dynamodb")
+        if _settings(old) != _settings(new):
+            dynamodb.update_table(TableName=identity, **_settings(new))
+        before, after = ({each["name"]: each for each in side.get("globalSecondaryIndexes", [])} for side in (old, new))
+        for name in [name for name, index in before.items() if after.get(name) != index]:
+            dynamodb.update_table(TableName=identity, GlobalSecondaryIndexUpdates=[{"Delete": {"IndexName": name}}])
+        for index in [index for name, index in after.items() if before.get(name) != index]:
+            change = [{"Create": _index(index)}]
+            dynamodb.update_table(
+                TableName=identity, AttributeDefinitions=_attributes(new), GlobalSecondaryIndexUpdates=change
+            )
+        self._follow(cloud, new, old)
+        if lost := lost_tags(old, new):
+            dynamodb.untag_resource(ResourceArn=outputs["arn"], TagKeys=lost)
+        dynamodb.tag_resource(ResourceArn=outputs["arn"], Tags=tag_list(new.get("tags")))
+        return outputs
+
+    @staticmethod
+    def _follow(cloud: Cloud, inputs: Inputs, old: Mapping[str, Any] | None = None) -> None:
+        """What has an API call of its own: time to live and point-in-time recovery."""
+        dynamodb, before = cloud.client("dynamodb"), old or {}
+        ttl, recovery = inputs.get("ttl"), inputs.get("pointInTimeRecovery")
+        if ttl and ttl != before.get("ttl"):
+            dynamodb.update_time_to_live(TableName=inputs["name"], TimeToLiveSpecification=pascal(ttl))
+        if recovery and recovery != before.get("pointInTimeRecovery"):
+            specification = {"PointInTimeRecoveryEnabled": recovery["enabled"]}
+            dynamodb.update_continuous_backups(
+                TableName=inputs["name"], PointInTimeRecoverySpecification=specification
+            )
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        dynamodb = cloud.client("dynamodb")
+        if inputs.get("deletionProtectionEnabled"):
+            dynamodb.update_table(TableName=identity, DeletionProtectionEnabled=False)
+        dynamodb.delete_table(TableName=identity)
+
+
+def _attributes(inputs: Inputs) -> list[dict[str, str]]:
+    return [{"AttributeName": each["name"], "AttributeType": each["type"]} for each in inputs["attributes"]]
+
+
+def _index(index: Inputs) -> dict[str, Any]:
+    return {
+        "IndexName": index["name"],
+        "KeySchema": pascal(index["keySchemas"]),
+        "Projection": {"ProjectionType": index["projectionType"]},
+    }
+
+
+def _settings(inputs: Inputs) -> dict[str, Any]:
+    encryption = inputs.get("serverSideEncryption") or {}
+    return given(
+        BillingMode=inputs.get("billingMode"),
+        DeletionProtectionEnabled=inputs.get("deletionProtectionEnabled"),
+        SSESpecification={"Enabled": True, "SSEType": "KMS", "KMSMasterKeyId": encryption["kmsKeyArn"]}
+        if encryption.get("enabled")
+        else None,
+    )

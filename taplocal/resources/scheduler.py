@@ -1,0 +1,44 @@
+"""EventBridge Scheduler: schedules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taplocal.cloud import Cloud
+from taplocal.resources.base import Handler, Inputs, Outputs, given, pascal
+
+
+class Schedule(Handler):
+    uses = "name description scheduleExpression flexibleTimeWindow kmsKeyArn target"
+    replace_on = "name"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        arn = cloud.client("scheduler").create_schedule(**_schedule(inputs))["ScheduleArn"]
+        return inputs["name"], {"arn": arn}
+
+    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+        cloud.client("scheduler").update_schedule(**_schedule(new))
+        return outputs
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("scheduler").delete_schedule(Name=identity)
+
+
+def _schedule(inputs: Inputs) -> dict[str, Any]:
+    target, retry = inputs["target"], inputs["target"].get("retryPolicy")
+    return given(
+        Name=inputs["name"],
+        Description=inputs.get("description"),
+        ScheduleExpression=inputs["scheduleExpression"],
+        FlexibleTimeWindow=pascal(inputs["flexibleTimeWindow"]),
+        KmsKeyArn=inputs.get("kmsKeyArn"),
+        Target=given(
+            Arn=target["arn"],
+            RoleArn=target["roleArn"],
+            Input=target.get("input"),
+            RetryPolicy=retry and {_RETRY[key]: value for key, value in retry.items()},
+        ),
+    )
+
+
+_RETRY = {"maximumRetryAttempts": "MaximumRetryAttempts", "maximumEventAgeInSeconds": "MaximumEventAgeInSeconds"}

@@ -1,0 +1,51 @@
+"""SQS: queues and their policies."""
+
+from __future__ import annotations
+
+from taplocal.cloud import Cloud
+from taplocal.resources.base import Handler, Inputs, Outputs, lost_tags
+
+
+class Queue(Handler):
+    uses = "name kmsMasterKeyId messageRetentionSeconds tags"
+    replace_on = "name"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        url = cloud.client("sqs").create_queue(
+            QueueName=inputs["name"], Attributes=_attributes(inputs), tags=inputs.get("tags") or {}
+        )["QueueUrl"]
+        return url, {"url": url, "arn": cloud.arn("sqs", inputs["name"])}
+
+    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+        sqs = cloud.client("sqs")
+        sqs.set_queue_attributes(QueueUrl=identity, Attributes=_attributes(new))
+        if lost := lost_tags(old, new):
+            sqs.untag_queue(QueueUrl=identity, TagKeys=lost)
+        sqs.tag_queue(QueueUrl=identity, Tags=new.get("tags") or {})
+        return outputs
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("sqs").delete_queue(QueueUrl=identity)
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        sqs = cloud.client("sqs")
+        urls = sqs.list_queues(QueueNamePrefix=inputs["name"]).get("QueueUrls", [])
+        return next((url for url in urls if url.endswith(f"/{inputs['name']}")), None)
+
+
+class QueuePolicy(Handler):
+    uses = "queueUrl policy"
+    replace_on = "queueUrl"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        attributes = {"Policy": inputs["policy"]}
+        cloud.client("sqs").set_queue_attributes(QueueUrl=inputs["queueUrl"], Attributes=attributes)
+        return inputs["queueUrl"], {}
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("sqs").set_queue_attributes(QueueUrl=identity, Attributes={"Policy": ""})
+
+
+def _attributes(inputs: Inputs) -> dict[str, str]:
+    names = {"kmsMasterKeyId": "KmsMasterKeyId", "messageRetentionSeconds": "MessageRetentionPeriod"}
+    return {name: str(inputs[key]) for key, name in names.items() if key in inputs}

@@ -1,0 +1,48 @@
+"""SSM: parameters."""
+
+from __future__ import annotations
+
+from taplocal.cloud import Cloud
+from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, tag_list
+
+
+class Parameter(Handler):
+    uses = "name description type keyId value valueWo valueWoVersion tags"
+    replace_on = "name"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        self._put(cloud, inputs)
+        if inputs.get("tags"):
+            cloud.client("ssm").add_tags_to_resource(
+                ResourceType="Parameter", ResourceId=inputs["name"], Tags=tag_list(inputs["tags"])
+            )
+        return inputs["name"], {"arn": cloud.arn("ssm", f"parameter/{inputs['name'].lstrip('/')}")}
+
+    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+        ssm = cloud.client("ssm")
+        settings = [{key: side.get(key) for key in _WRITTEN} for side in (old, new)]
+        if settings[0] != settings[1]:  # a write-only value is written again only under a new version
+            self._put(cloud, new)
+        if lost := lost_tags(old, new):
+            ssm.remove_tags_from_resource(ResourceType="Parameter", ResourceId=identity, TagKeys=lost)
+        if new.get("tags"):
+            ssm.add_tags_to_resource(
+                ResourceType="Parameter", ResourceId=identity, Tags=tag_list(new["tags"])
+            )
+        return outputs
+
+    @staticmethod
+    def _put(cloud: Cloud, inputs: Inputs) -> None:
+        cloud.client("ssm").put_parameter(
+            Name=inputs["name"],
+            Type=inputs["type"],
+            Value=inputs["value"] if "value" in inputs else inputs["valueWo"],
+            Overwrite=True,
+            **given(Description=inputs.get("description"), KeyId=inputs.get("keyId")),
+        )
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("ssm").delete_parameter(Name=identity)
+
+
+_WRITTEN = ("type", "keyId", "description", "value", "valueWoVersion")

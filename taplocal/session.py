@@ -1,0 +1,128 @@
+"""What every command works with: the project, this folder's emulator, the state of one environment."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from taplocal import emulator as emulators
+from taplocal.cloud import Cloud
+from taplocal.emulator import Emulator
+from taplocal.engine import Deployment, Step, Summary
+from taplocal.errors import TapLocalError
+from taplocal.program import Project
+from taplocal.state import State, locked
+
+FOLDER = ".taplocal"
+
+
+@dataclass(frozen=True)
+class Session:
+    """One environment that is deployed and running."""
+
+    cloud: Cloud
+    state: State
+
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """The stack's outputs."""
+        return self.state.outputs
+
+
+def folder_of(program: Path) -> Path:
+    """Where a program's local cloud keeps its data."""
+    return program / FOLDER
+
+
+def state_path(folder: Path, env: str) -> Path:
+    """The state file of an environment."""
+    return folder / "env" / f"{env}.json"
+
+
+def deployed_environments(folder: Path) -> list[str]:
+    """The environments that have a state, in the order of their names."""
+    return sorted(path.stem for path in (folder / "env").glob("*.json"))
+
+
+def up(
+    program: Path,
+    env: str,
+    *,
+    folder: Path | None = None,
+    emulator_url: str | None = None,
+    config: Mapping[str, str] | None = None,
+    say: Callable[[str], None],
+    report: Callable[[Step], None],
+) -> tuple[Session, Summary]:
+    """Deploys an environment of the program in `program`, starting the emulator where it is needed."""
+    folder = (folder or folder_of(program)).resolve()
+    project = Project.load(program.resolve(), env, config)
+    if emulator_url:
+        emulators.loopback_url(emulator_url)
+    with locked(folder):
+        (folder / ".gitignore").write_text("*\n")
+        before = emulators.recorded(folder)
+        emulator = emulators.attach(folder, emulator_url) if emulator_url else emulators.ensure(folder, project.region)
+        state = State(state_path(folder, env))
+        cloud = _marked(folder, emulator, project.region)
+        if emulator != before:
+            say(f"emulator started at {emulator.url}" if emulator.owned else f"using the emulator at {emulator.url}")
+        if state.marker != cloud.emulator.marker:
+            if state.resources:
+                say(f"the emulator has lost what was deployed ({len(state.resources)} resources): rebuilding it")
+            state.reset(cloud.emulator.marker)
+        return Session(cloud, state), Deployment(cloud, state, report).up(project)
+
+
+def _marked(folder: Path, emulator: Emulator, region: str) -> Cloud:
+    """The cloud with its marker in it; one that has lost it is somebody new and gets a new one."""
+    cloud = Cloud(emulator, region)
+    if not cloud.marked():
+        fresh = replace(emulator, marker=uuid.uuid4().hex)
+        emulators.record(folder, fresh)
+        cloud = Cloud(fresh, region)
+        cloud.mark()
+    return cloud
+
+
+def opened(program: Path, env: str, folder: Path | None = None) -> Session:
+    """A deployed environment, or an error that says how to get one."""
+    folder = (folder or folder_of(program)).resolve()
+    state, emulator = State(state_path(folder, env)), emulators.recorded(folder)
+    if not state.resources or emulator is None:
+        others = [each for each in deployed_environments(folder) if each != env]
+        hint = f"; deployed: {', '.join(others)} (--env)" if others else ""
+        raise TapLocalError(f"{env} is not deployed here: run `python -m taplocal up --env {env}` first{hint}")
+    if not emulator.running():
+        raise TapLocalError("the emulator does not run any more: `python -m taplocal up` starts and fills it again")
+    return Session(Cloud(emulator, Project.load(program.resolve(), env).region), state)
+
+
+def down(program: Path, env: str, *, folder: Path | None = None, report: Callable[[Step], None]) -> bool:
+    """Takes an environment down; with the last one also the emulator, if it is ours. False if there was none.
+
+    Our emulator's memory is all there is of it, so ending its process deletes everything at once.
+    """
+    folder = (folder or folder_of(program)).resolve()
+    if not folder.exists():
+        return False
+    with locked(folder):
+        environments, emulator = deployed_environments(folder), emulators.recorded(folder)
+        found = env in environments
+        last = environments in ([], [env])
+        if found and emulator and emulator.running() and not (last and emulator.owned):
+            region = Project.load(program.resolve(), env).region
+            cloud = Cloud(emulator, region)
+            if cloud.marked():
+                Deployment(cloud, State(state_path(folder, env)), report).down()
+                if last:
+                    cloud.unmark()
+        state_path(folder, env).unlink(missing_ok=True)
+        if last:
+            emulators.stop(folder)
+            shutil.rmtree(folder / "env", ignore_errors=True)
+        return found or (last and emulator is not None)

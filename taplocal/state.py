@@ -1,0 +1,112 @@
+"""What is deployed: one JSON file for each environment, written after every step."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taplocal.errors import TapLocalError
+
+
+@dataclass
+class Deployed:
+    """One resource as it was made.
+
+    `pending` is the step that was begun and not seen to end (create, update or delete); a run that was
+    interrupted leaves it behind, and the next one repeats the step from a known start.
+    """
+
+    type: str
+    name: str
+    id: str
+    inputs: dict[str, Any]
+    outputs: dict[str, Any] = field(default_factory=dict)
+    protect: bool = False
+    pending: str = ""
+
+
+class State:
+    """The resources of one environment in the order of their creation, and the stack's outputs."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.marker = ""
+        self.resources: dict[str, Deployed] = {}
+        self.outputs: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            data = json.loads(self.path.read_text())
+            self.marker, self.outputs = data["marker"], data["outputs"]
+            self.resources = {urn: Deployed(**each) for urn, each in data["resources"].items()}
+        except (ValueError, KeyError, TypeError) as error:
+            raise TapLocalError(
+                f"{self.path} is not a state file of this version ({error}): delete the folder "
+                f"{self.path.parent} and run `python -m taplocal up` again"
+            ) from None
+
+    def put(self, urn: str, resource: Deployed) -> None:
+        """Records a resource; a new one goes to the end of the order."""
+        with self._lock:
+            self.resources[urn] = resource
+            self._write()
+
+    def remove(self, urn: str) -> None:
+        """Forgets a resource that is gone."""
+        with self._lock:
+            self.resources.pop(urn, None)
+            self._write()
+
+    def reset(self, marker: str) -> None:
+        """Starts from nothing on the emulator that carries this marker."""
+        self.marker, self.resources, self.outputs = marker, {}, {}
+        self._write()
+
+    def finish(self, outputs: dict[str, Any]) -> None:
+        """Records the outputs of a complete run."""
+        self.outputs = outputs
+        self._write()
+
+    def _write(self) -> None:
+        data = {
+            "marker": self.marker,
+            "outputs": self.outputs,
+            "resources": {urn: asdict(each) for urn, each in self.resources.items()},
+        }
+        write_private(self.path, json.dumps(data, indent=1))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replaces a file in one step, so that a crash leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for one command that changes it; a second one is refused, not queued."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise TapLocalError(f"another taplocal (process {holder}) is at work here: wait for it to end") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
