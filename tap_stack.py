@@ -241,6 +241,16 @@ def _between(low: int, high: int) -> Callable[[int], bool]:
     return lambda number: low <= number <= high
 
 
+def _good_tag(tag: tuple[str, str]) -> bool:
+    reserved = tag[0].lower().startswith("aws:")
+    return (
+        all(re.fullmatch(f"{TAG}*", text) for text in tag)
+        and not reserved
+        and 0 < len(tag[0]) <= 128
+        and len(tag[1]) <= 256
+    )
+
+
 TAG = r"[\w\s_.:/=+\-@]"  # what IAM, DynamoDB and Lambda all accept in a tag
 ORIGIN = r"https?://[a-z0-9.-]+(:\d{1,5})?"
 
@@ -253,13 +263,9 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     (
         "tags",
-        lambda v: all(
-            re.fullmatch(f"{TAG}{{1,128}}", k)
-            and re.fullmatch(f"{TAG}{{0,256}}", x)
-            and not k.lower().startswith("aws:")
-            for k, x in v.items()
-        ),
-        "tags as AWS takes them: keys of 1 to 128 letters, digits, spaces and _.:/=+-@, not starting with aws:, values up to 256",
+        lambda tags: all(map(_good_tag, tags.items())),
+        "tags as AWS takes them: keys of 1 to 128 letters, digits, spaces and _.:/=+-@, "
+        "not starting with aws:, and values of up to 256",
     ),
     (
         "project",
@@ -395,7 +401,7 @@ TITLES = {
 }
 
 
-class Problem(Exception):
+class Problem(Exception):  # noqa: N818 - the RFC's word
     """An answer that says what is wrong (RFC 9457), with extra headers where the status wants them."""
 
     def __init__(self, status: int, detail: str, **headers: str):
@@ -404,7 +410,7 @@ class Problem(Exception):
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-class ConditionFailed(Exception):
+class ConditionFailed(Exception):  # noqa: N818 - DynamoDB's word
     """DynamoDB refused a conditional write.
 
     `item` is what stands in its way, None if nothing does; `repeated` tells that the SDK sent the write
@@ -676,6 +682,8 @@ def explain(error: Exception, request: Request) -> Exception:
     if any("size has exceeded" in text for text in (message, *(str(each.get("Message")) for each in failed))):
         return Problem(413, "An item has at most 400 KB.")
     request.error = f"{type(error).__name__}: {error}"
+    if code == "ValidationException" or any(each["Code"] == "ValidationError" for each in failed):
+        return Problem(422, "DynamoDB cannot store the item.")
     return busy()
 
 
@@ -696,7 +704,7 @@ def now() -> str:
 def item_json(item: Mapping[str, Any]) -> str:
     """A stored item as its caller sees it."""
     kept = {name: item[name] for name in KEPT_FIELDS}
-    return to_json({"M": {**kept, **item["fields"]["M"]}})
+    return to_json({"M": {**kept, **item["content"]["M"]}})
 
 
 def item_answer(status: int, item: Mapping[str, Any], **headers: str) -> dict[str, Any]:
@@ -725,8 +733,8 @@ def read_item(request: Request, item_id: str) -> dict[str, Any]:
 
 
 def owned(item: Mapping[str, Any] | None, request: Request) -> bool:
-    """Whether there is an item, and it is the caller's. A record of the service itself has no fields."""
-    return bool(item and "fields" in item and item["owner"]["S"] == request.caller)
+    """Whether there is an item, and it is the caller's. A record of the service itself has no content."""
+    return bool(item and "content" in item and item["owner"]["S"] == request.caller)
 
 
 def etag(item: Mapping[str, Any]) -> str:
@@ -760,11 +768,11 @@ def write_fields(
 ) -> dict[str, Any]:
     """Replaces the fields of an existing item in one atomic step and returns the item."""
     category = fields.get("category", {}).get("S")
-    changes = "fields = :fields, revision = :revision, updated_at = :now, version = version + :one"
+    changes = "content = :content, revision = :revision, updated_at = :now, version = version + :one"
     by_category = " REMOVE owner_category" if category is None else ", owner_category = :category"
     given = {
         **values,
-        ":fields": {"M": fields},
+        ":content": {"M": fields},
         ":revision": {"S": request.revision},
         ":now": {"S": now()},
         ":one": {"N": "1"},
@@ -815,7 +823,7 @@ def new_item(request: Request, item_id: str, fields: Mapping[str, Any], created:
         "revision": {"S": request.revision},
         "created_at": {"S": created},
         "updated_at": {"S": created},
-        "fields": {"M": fields},
+        "content": {"M": fields},
         **({} if category is None else {"owner_category": category_key(request.caller, category)}),
     }
 
@@ -856,7 +864,7 @@ def create_once(request: Request, item: dict[str, Any], wanted_id: str | None) -
     key = request.headers["idempotency-key"]
     if not re.fullmatch(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?", key):
         raise Problem(400, "An Idempotency-Key has 1 to 255 printable ASCII characters.")
-    body = json.dumps([wanted_id, item["fields"]], sort_keys=True)
+    body = json.dumps([wanted_id, item["content"]], sort_keys=True)
     seconds = int(time.time())
     record = {
         "id": {"S": "idempotency#" + hashlib.sha256(f"{request.caller}#{key}".encode()).hexdigest()},
@@ -877,7 +885,7 @@ def create_once(request: Request, item: dict[str, Any], wanted_id: str | None) -
     if first["fingerprint"] != record["fingerprint"]:
         raise Problem(422, "The Idempotency-Key was used with another body.")
     request.revision = first["revision"]["S"]
-    return new_item(request, first["item_id"]["S"], item["fields"]["M"], first["created_at"]["S"])
+    return new_item(request, first["item_id"]["S"], item["content"]["M"], first["created_at"]["S"])
 
 
 def get_item(request: Request) -> dict[str, Any]:
@@ -916,14 +924,14 @@ def patch_item(request: Request) -> dict[str, Any]:
         item = read_item(request, item_id)
         if tags and "*" not in tags and etag(item) not in tags:
             raise changed()
-        fields = merge_patch(item["fields"], patch)["M"]
+        fields = merge_patch(item["content"], patch)["M"]
         check_category(fields)
         try:
             seen = {":seen": item["revision"]}
             return item_answer(200, write_fields(request, item_id, fields, "revision = :seen", seen))
         except ConditionFailed:
             pass  # somebody else was faster: merge into what they left
-        time.sleep(random.uniform(0, 0.01 * 2 ** min(attempt, 5)))
+        time.sleep(random.uniform(0, 0.01 * 2 ** min(attempt, 5)))  # noqa: S311 - jitter, not a secret
     raise Problem(409, "The item is being changed by others; try again.", retry_after="1")
 
 
@@ -965,10 +973,10 @@ def list_items(request: Request) -> dict[str, Any]:
         ExpressionAttributeNames={"#key": key},
         ExpressionAttributeValues={":value": value},
         ScanIndexForward=order == "asc",
-        Limit=limit,
+        Limit=limit + 1,  # one more tells whether this page is the last
         **arguments,
     )
-    return page_answer(response, scope)
+    return page_answer(response, limit, scope)
 
 
 def list_query(query: Mapping[str, str]) -> tuple[str | None, str, int]:
@@ -987,10 +995,10 @@ def list_query(query: Mapping[str, str]) -> tuple[str | None, str, int]:
     return category, order, int(limit)
 
 
-def page_answer(response: Mapping[str, Any], scope: str) -> dict[str, Any]:
+def page_answer(response: Mapping[str, Any], limit: int, scope: str) -> dict[str, Any]:
     """A page of items, cut where it would grow too large, and the token of the next one if there is one."""
     items, texts, size = response["Items"], [], 0
-    for item in items:
+    for item in items[:limit]:
         texts.append(item_json(item))
         size += len(texts[-1])
         if size > PAGE_LIMIT:
@@ -1067,7 +1075,7 @@ ROUTES: dict[str, tuple[Callable[[Request], dict[str, Any]], str, str]] = {
 }
 
 
-def api(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
+def api(event: Mapping[str, Any], _context: Any) -> dict[str, Any]:
     """Lambda handler of the HTTP API: answers every request, whatever goes wrong, and logs one line."""
     started = time.perf_counter()
     request = Request(event)
@@ -1075,7 +1083,7 @@ def api(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
         response = dispatch(request)
     except Problem as problem:
         response = problem_answer(problem, request.id)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a caller gets an answer whatever happens, the log the error
         request.error = request.error or f"{type(error).__name__}: {error}"
         response = problem_answer(Problem(500, "The service made a mistake."), request.id)
     print(log_line(request, response["statusCode"], (time.perf_counter() - started) * 1000))
@@ -1147,7 +1155,7 @@ def log_line(request: Request, status: int, milliseconds: float) -> str:
 ROTATION_ATTEMPTS = 6  # IAM is eventually consistent: a policy attached seconds ago may not hold yet
 
 
-def rotate_paging_key(event: Mapping[str, Any], context: Any) -> None:
+def rotate_paging_key(_event: Mapping[str, Any], _context: Any) -> None:
     """Lambda handler: puts a new paging key before the current one and forgets the one before that."""
     for attempt in range(1, ROTATION_ATTEMPTS + 1):
         try:
@@ -1289,8 +1297,10 @@ def tagged(tags: Mapping[str, str]) -> ResourceOptions:
     def add(args: pulumi.ResourceTransformationArgs) -> pulumi.ResourceTransformationResult | None:
         if not isinstance(getattr(type(args.resource), "tags", None), property):
             return None
-        merged = {**tags, **(args.props.get("tags") or {})}
-        return pulumi.ResourceTransformationResult({**args.props, "tags": merged}, args.opts)
+        props: dict[str, Any] = dict(args.props)
+        return pulumi.ResourceTransformationResult(
+            {**props, "tags": {**tags, **(props.get("tags") or {})}}, args.opts
+        )
 
     return ResourceOptions(transformations=[add])
 
@@ -1359,28 +1369,30 @@ class Graph:
 ###############################################################################
 
 
+KEY_USE = tuple(
+    f"kms:{action}"
+    for action in (
+        "Decrypt DescribeKey Encrypt GenerateDataKey GenerateDataKeyWithoutPlaintext "
+        "ReEncryptFrom ReEncryptTo"
+    ).split()
+)
+KEY_MANAGEMENT = tuple(
+    f"kms:{action}"
+    for action in (
+        "CancelKeyDeletion CreateAlias CreateGrant DeleteAlias DisableKey DisableKeyRotation EnableKey "
+        "EnableKeyRotation GetKeyPolicy GetKeyRotationStatus ListGrants ListKeyPolicies ListKeyRotations "
+        "ListResourceTags PutKeyPolicy RevokeGrant RotateKeyOnDemand ScheduleKeyDeletion TagResource "
+        "UntagResource UpdateAlias UpdateKeyDescription"
+    ).split()
+)
+
+
 class Encryption(Component):
     """The customer-managed key of a stack, rotated every year, and its alias. $1 a month.
 
     Its policy hands the decision to IAM, action by action, and lets logs, alarms and budgets of this
     account encrypt what they deliver.
     """
-
-    USE = (
-        "kms:Decrypt",
-        "kms:Encrypt",
-        "kms:GenerateDataKey",
-        "kms:GenerateDataKeyWithoutPlaintext",
-        "kms:ReEncryptFrom",
-        "kms:ReEncryptTo",
-        "kms:DescribeKey",
-    )
-    MANAGE = (
-        "kms:CancelKeyDeletion", "kms:CreateAlias", "kms:CreateGrant", "kms:DeleteAlias", "kms:DisableKey", "kms:DisableKeyRotation",
-        "kms:EnableKey", "kms:EnableKeyRotation", "kms:GetKeyPolicy", "kms:GetKeyRotationStatus", "kms:ListAliases", "kms:ListGrants",
-        "kms:ListKeyPolicies", "kms:ListKeyRotations", "kms:ListResourceTags", "kms:PutKeyPolicy", "kms:RevokeGrant", "kms:RotateKeyOnDemand",
-        "kms:ScheduleKeyDeletion", "kms:TagResource", "kms:UntagResource", "kms:UpdateAlias", "kms:UpdateKeyDescription",
-    )  # fmt: skip
 
     def __init__(self, name: str, args: TapStackArgs, opts: ResourceOptions | None = None):
         super().__init__(name, args, opts, role="encryption")
@@ -1413,8 +1425,8 @@ class Encryption(Component):
         groups = {"ArnLike": {"kms:EncryptionContext:aws:logs:arn": place.arn("logs", "log-group:*")}}
         logs = Output.format("logs.{0}.amazonaws.com", place.region)
         return policy(
-            {**allow(*self.USE, *self.MANAGE, on=this_key), "Principal": {"AWS": root}},
-            {**allow(*self.USE, on=this_key, when=groups), "Principal": {"Service": logs}},
+            {**allow(*KEY_USE, *KEY_MANAGEMENT, on=this_key), "Principal": {"AWS": root}},
+            {**allow(*KEY_USE, on=this_key, when=groups), "Principal": {"Service": logs}},
             trust("cloudwatch.amazonaws.com", "kms:Decrypt", "kms:GenerateDataKey", on=this_key, when=here),
             trust("budgets.amazonaws.com", "kms:Decrypt", "kms:GenerateDataKey", on=this_key, when=here),
         )
@@ -1468,7 +1480,7 @@ class Alerts(Component):
         )
 
     def _budget(self) -> aws.budgets.Budget:
-        def notify(kind: str, percent: int) -> dict[str, Any]:
+        def notify(kind: str, percent: int) -> aws.budgets.BudgetNotificationArgsDict:
             return {
                 "comparison_operator": "GREATER_THAN",
                 "notification_type": kind,
@@ -1617,10 +1629,10 @@ class Function(Component):
                 "log_format": "JSON",
                 "log_group": self.logs.name,
                 "application_log_level": "INFO",
-                "system_log_level": "WARN",  # START and REPORT lines would triple the bill; metrics have the same
+                "system_log_level": "WARN",  # START and REPORT lines triple the bill, metrics say the same
             },
             dead_letter_config={"target_arn": queue.arn} if queue else None,
-            # The policy must hold before the first call, and Lambda checks the queue's permission on creation.
+            # The policy must hold before the first call, and Lambda tries the queue on creation.
             opts=ResourceOptions(parent=self, depends_on=[self.role_policy]),
         )
 
@@ -1716,7 +1728,6 @@ class Identity(Component):
 
     def _pool(self) -> aws.cognito.UserPool:
         args = self.args
-        plus = {"user_pool_add_ons": {"advanced_security_mode": "ENFORCED"}} if args.threat_protection else {}
         return aws.cognito.UserPool(
             f"{self.name}-pool",
             name=args.name("users"),
@@ -1737,8 +1748,8 @@ class Identity(Component):
             software_token_mfa_configuration=None if args.mfa == "OFF" else {"enabled": True},
             account_recovery_setting={"recovery_mechanisms": [{"name": "verified_email", "priority": 1}]},
             deletion_protection="ACTIVE" if args.deletion_protection else "INACTIVE",
+            user_pool_add_ons={"advanced_security_mode": "ENFORCED"} if args.threat_protection else None,
             opts=self.keep,
-            **plus,
         )
 
     def _server(self, server: str) -> aws.cognito.ResourceServer:
@@ -1987,7 +1998,7 @@ class ServerlessApi(Component):
         )
 
     def _api(self) -> aws.apigatewayv2.Api:
-        cors = {
+        cors: aws.apigatewayv2.ApiCorsConfigurationArgsDict = {
             "allow_origins": self.args.cors_origins,
             "allow_methods": ["GET", "POST", "PUT", "PATCH", "DELETE"],
             "allow_headers": [
@@ -2046,8 +2057,10 @@ class ServerlessApi(Component):
     def _routes(self) -> dict[str, aws.apigatewayv2.Route]:
         """Every route with its scope; what none takes goes to the function too, for a good 404 or 405."""
         target = Output.concat("integrations/", self.integration.id)
-        tokens = {"authorization_type": "JWT", "authorizer_id": self.authorizer.id}
-        secured = {key: {**tokens, "authorization_scopes": [scope]} for key, (_, scope, _) in ROUTES.items()}
+        tokens: dict[str, Any] = {"authorization_type": "JWT", "authorizer_id": self.authorizer.id}
+        secured: dict[str, Any] = {
+            key: {**tokens, "authorization_scopes": [scope]} for key, (_, scope, _) in ROUTES.items()
+        }
         # A browser asks OPTIONS without a token, and $default with its authorizer would refuse it.
         fallback = {"$default": tokens, "OPTIONS /{proxy+}": {"authorization_type": "NONE"}}
         return {
@@ -2065,7 +2078,8 @@ class ServerlessApi(Component):
     def _stage(self) -> aws.apigatewayv2.Stage:
         logs = aws.cloudwatch.LogGroup(
             f"{self.name}-access-logs",
-            name=f"/aws/vendedlogs/apis/{self.args.name('api')}",  # the prefix spares a resource policy its limit
+            # Groups under this prefix do not use up the account's resource policy for log delivery.
+            name=f"/aws/vendedlogs/apis/{self.args.name('api')}",
             retention_in_days=self.args.log_retention_days,
             kms_key_id=self.key_arn,
             opts=self.child,
@@ -2087,7 +2101,7 @@ class ServerlessApi(Component):
     def alarms(self) -> list[Alarm]:
         """Failures and slowness of the API, throttling of its table, and what its functions watch."""
         stage = {"ApiId": self.api.id, "Stage": self.stage.name}
-        tables = {"items": {"TableName": self.items.name}}
+        tables: dict[str, dict[str, Input[str]]] = {"items": {"TableName": self.items.name}}
         tables |= {index: {**tables["items"], "GlobalSecondaryIndexName": index} for index in INDEXES}
         throttled = [
             Alarm(

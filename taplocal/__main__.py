@@ -15,10 +15,13 @@ from taplocal.cloud import isolate
 
 isolate()  # before anything can make an SDK client
 
+from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
+
 from taplocal import access, emulator, session  # noqa: E402
 from taplocal.console import Console  # noqa: E402
 from taplocal.errors import TapLocalError  # noqa: E402
 from taplocal.session import Session  # noqa: E402
+from taplocal.state import State  # noqa: E402
 
 app = typer.Typer(
     help="The local cloud: tap-stack on an embedded AWS, without Docker or an account.",
@@ -31,16 +34,27 @@ INTERRUPTED = 130
 Env = Annotated[str, typer.Option(help="Environment: dev, staging, prod, or another Pulumi.<env>.yaml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output, nothing else.")]
 Program = Annotated[Path, typer.Option(help="Folder of the Pulumi program.", file_okay=False, exists=True)]
-Data = Annotated[Path | None, typer.Option(help="Folder of the local cloud's data.", show_default=".taplocal in the program's")]
-User = Annotated[str | None, typer.Option(help="E-mail of a person to sign in; a machine's token without it.")]
-Scope = Annotated[str, typer.Option(help="Scopes to ask for, space-separated; all of the client's without it.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the local cloud's data.", show_default=".taplocal in the program's"),
+]
+User = Annotated[
+    str | None, typer.Option(help="E-mail of a person to sign in; a machine's token without it.")
+]
+Scope = Annotated[
+    str, typer.Option(help="Scopes to ask for, space-separated; all of the client's without it.")
+]
 
 
 @app.command()
 def up(
     env: Env = "dev",
-    config: Annotated[list[str] | None, typer.Option("--config", "-c", help="A setting, as KEY=VALUE.")] = None,
-    emulator_url: Annotated[str | None, typer.Option("--emulator", help="Loopback URL of a running MiniStack.")] = None,
+    config: Annotated[
+        list[str] | None, typer.Option("--config", "-c", help="A setting, as KEY=VALUE.")
+    ] = None,
+    emulator_url: Annotated[
+        str | None, typer.Option("--emulator", help="Loopback URL of a running MiniStack.")
+    ] = None,
     program: Program = Path(),
     data: Data = None,
     as_json: Json = False,
@@ -60,15 +74,17 @@ def up(
     if as_json:
         steps = [vars(step) for step in summary.steps if step.action != "unchanged"]
         counts = dict(summary.counts())
-        _print({
-            "environment": env,
-            "emulator": opened.cloud.emulator.url,
-            "seconds": round(summary.seconds, 2),
-            "counts": counts,
-            "steps": steps,
-            "outputs": opened.outputs,
-            "not_emulated": summary.not_emulated,
-        })
+        _print(
+            {
+                "environment": env,
+                "emulator": opened.cloud.emulator.url,
+                "seconds": round(summary.seconds, 2),
+                "counts": counts,
+                "steps": steps,
+                "outputs": opened.outputs,
+                "not_emulated": summary.not_emulated,
+            }
+        )
     else:
         console.summary(env, summary, opened.outputs)
 
@@ -86,7 +102,7 @@ def status(env: Env = "dev", program: Program = Path(), data: Data = None, as_js
     folder = (data or session.folder_of(program)).resolve()
     found = emulator.recorded(folder)
     running = bool(found and found.running())
-    state = session.State(session.state_path(folder, env))
+    state = State(session.state_path(folder, env))
     lost = running and found is not None and bool(state.resources) and state.marker != found.marker
     facts = {
         "environment": env,
@@ -123,7 +139,12 @@ def outputs(
 
 @app.command()
 def token(
-    user: User = None, scope: Scope = "", env: Env = "dev", program: Program = Path(), data: Data = None, as_json: Json = False
+    user: User = None,
+    scope: Scope = "",
+    env: Env = "dev",
+    program: Program = Path(),
+    data: Data = None,
+    as_json: Json = False,
 ) -> None:
     """Sign in and print an access token."""
     text = _token(session.opened(program, env, data), user, scope)
@@ -139,7 +160,9 @@ def call(
     method: Annotated[str, typer.Argument(help="GET, POST, PUT, PATCH, DELETE ...")],
     path: Annotated[str, typer.Argument(help="Path and query, such as '/items?limit=5'.")],
     body: Annotated[str | None, typer.Argument(help="JSON body; - reads standard input.")] = None,
-    header: Annotated[list[str] | None, typer.Option("--header", "-H", help="A header, as 'name: value'.")] = None,
+    header: Annotated[
+        list[str] | None, typer.Option("--header", "-H", help="A header, as 'name: value'.")
+    ] = None,
     user: User = None,
     scope: Scope = "",
     env: Env = "dev",
@@ -150,7 +173,9 @@ def call(
     """Call the API under a fresh token and print the answer."""
     opened = session.opened(program, env, data)
     text = sys.stdin.read() if body == "-" else body
-    headers = {name.strip(): value.strip() for name, _, value in (each.partition(":") for each in header or ())}
+    headers = {
+        name.strip(): value.strip() for name, _, value in (each.partition(":") for each in header or ())
+    }
     answer = access.call(opened, method, path, _token(opened, user, scope), text, **headers)
     if as_json:
         _print({"status": answer.status, "headers": answer.headers, "body": _maybe_json(answer.body)})
@@ -197,9 +222,14 @@ def _new_events(opened: Session, seen: set[str]) -> Iterator[dict[str, Any]]:
         for page in client.get_paginator("filter_log_events").paginate(logGroupName=group):
             events += [{"group": group, **event} for event in page["events"]]
     for event in sorted(events, key=lambda event: event["timestamp"]):
-        if event["eventId"] not in seen:
-            seen.add(event["eventId"])
-            yield {"time": event["timestamp"], "group": event["group"], "message": _maybe_json(event["message"].rstrip())}
+        identity = f"{event['logStreamName']} {event['timestamp']} {event['message']}"
+        if identity not in seen:
+            seen.add(identity)
+            yield {
+                "time": event["timestamp"],
+                "group": event["group"],
+                "message": _maybe_json(event["message"].rstrip()),
+            }
 
 
 @app.command()
@@ -208,7 +238,9 @@ def down(env: Env = "dev", program: Program = Path(), data: Data = None, as_json
     console = Console(quiet=as_json)
     with console.working("taking down"):
         found = session.down(program, env, folder=data, report=console.step)
-    _print({"environment": env, "removed": found}) if as_json else console.say(f"{env} is gone" if found else f"{env} was not deployed")
+    _print({"environment": env, "removed": found}) if as_json else console.say(
+        f"{env} is gone" if found else f"{env} was not deployed"
+    )
 
 
 def _print(value: Any) -> None:
@@ -225,6 +257,9 @@ def main() -> None:
         app()
     except TapLocalError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except (ClientError, BotoCoreError) as error:
+        print(f"error: the emulator refused: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted: `up` goes on where this stopped, `down` cleans up", file=sys.stderr)

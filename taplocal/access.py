@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import secrets
@@ -41,7 +42,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
 
 
-def request(method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Answer:
+def request(
+    method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> Answer:
     """One HTTP request, redirects and error statuses returned as they are."""
     call = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))
     try:
@@ -55,7 +58,9 @@ def request(method: str, url: str, body: bytes | None = None, headers: Mapping[s
         return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, text)
 
 
-def call(session: Session, method: str, path: str, token: str, body: str | None = None, **headers: str) -> Answer:
+def call(
+    session: Session, method: str, path: str, token: str, body: str | None = None, **headers: str
+) -> Answer:
     """Calls the API under a token."""
     sent = {"authorization": f"Bearer {token}"} if token else {}
     if body is not None:
@@ -73,7 +78,9 @@ def machine_token(session: Session, scopes: str = "") -> str:
     )
     secret = described["UserPoolClient"]["ClientSecret"]
     basic = base64.b64encode(f"{client_id}:{secret}".encode()).decode()
-    return _token(session, {"grant_type": "client_credentials", "scope": scopes}, authorization=f"Basic {basic}")
+    return _token(
+        session, {"grant_type": "client_credentials", "scope": scopes}, authorization=f"Basic {basic}"
+    )
 
 
 def person_token(session: Session, user: str, scopes: str = "") -> str:
@@ -110,15 +117,14 @@ def person_token(session: Session, user: str, scopes: str = "") -> str:
 
 def _invite(session: Session, user: str, password: str) -> None:
     cognito, pool = session.cloud.client("cognito-idp"), session.outputs["user_pool_id"]
-    try:
+    with contextlib.suppress(cognito.exceptions.UsernameExistsException):
         cognito.admin_create_user(
             UserPoolId=pool,
             Username=user,
+            TemporaryPassword=password,
             MessageAction="SUPPRESS",
             UserAttributes=[{"Name": "email", "Value": user}, {"Name": "email_verified", "Value": "true"}],
         )
-    except cognito.exceptions.UsernameExistsException:
-        pass
     cognito.admin_set_user_password(UserPoolId=pool, Username=user, Password=password, Permanent=True)
 
 

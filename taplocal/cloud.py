@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from taplocal.emulator import ACCOUNT, Emulator
-from taplocal.errors import Unsupported
+from taplocal.errors import UnsupportedError
 
 MARKER = "/taplocal/marker"  # the parameter that tells whether the emulator is still the one we filled
 
@@ -43,7 +43,8 @@ class Cloud:
 
         if self._session is None:
             self._session = boto3.Session(
-                aws_access_key_id=self.account, aws_secret_access_key="local", region_name=self.region
+                aws_access_key_id=self.account,
+                aws_secret_access_key="local",  # noqa: S106 - the emulator asks for none, region_name=self.region
             )
         config = Config(
             retries={"mode": "standard", "total_max_attempts": 2},
@@ -76,7 +77,7 @@ class Cloud:
             },
         }
         if token not in answers:
-            raise Unsupported(f"the data source {token} is not known to the local cloud")
+            raise UnsupportedError(f"the data source {token} is not known to the local cloud")
         return answers[token]
 
     def marked(self) -> bool:

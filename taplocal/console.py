@@ -13,9 +13,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from taplocal.access import Answer
-from taplocal.engine import Step, Summary
+from taplocal.steps import Step, Summary
 
-SIGNS = {"created": "[green]+[/]", "updated": "[yellow]~[/]", "replaced": "[yellow]±[/]", "deleted": "[red]-[/]"}
+SIGNS = {
+    "created": "[green]+[/]",
+    "updated": "[yellow]~[/]",
+    "replaced": "[yellow]±[/]",
+    "deleted": "[red]-[/]",
+}
 
 
 class Console:
@@ -55,8 +60,9 @@ class Console:
         self._rich.print(f"\n[bold green]{env} is up[/]: {counts} in {summary.seconds:.1f} s\n")
         self.facts(outputs)
         self._rich.print(
-            "\nTry it:  python -m taplocal call POST /items '{\"name\": \"tea\"}'\n"
-            f'         curl -H "Authorization: Bearer $(python -m taplocal token)" {outputs.get("api_url")}/items\n'
+            '\nTry it:  python -m taplocal call POST /items \'{"name": "tea"}\'\n'
+            '         curl -H "Authorization: Bearer $(python -m taplocal token)" '
+            f"{outputs.get('api_url')}/items\n"
             "Stop it: python -m taplocal down"
         )
 

@@ -62,7 +62,9 @@ def is_emulator(pid: int) -> bool:
     except FileNotFoundError:
         if Path("/proc/self").exists():
             return False
-    shown = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    shown = subprocess.run(
+        ["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
     return "ministack" in shown.stdout
 
 
@@ -98,10 +100,14 @@ def attach(folder: Path, url: str) -> Emulator:
     """An emulator that somebody else runs at this URL."""
     url, last = loopback_url(url), recorded(folder)
     if last and last.running() and last.url != url:
-        raise TapLocalError(f"this folder is deployed to {last.url}: run `python -m taplocal down` before using {url}")
+        raise TapLocalError(
+            f"this folder is deployed to {last.url}: run `python -m taplocal down` before using {url}"
+        )
     emulator = last if last and last.url == url else Emulator(url, uuid.uuid4().hex)
     if not emulator.healthy():
-        raise TapLocalError(f"no MiniStack answers at {url}: start it, or leave --emulator out to have one started")
+        raise TapLocalError(
+            f"no MiniStack answers at {url}: start it, or leave --emulator out to have one started"
+        )
     record(folder, emulator)
     return emulator
 
@@ -112,7 +118,9 @@ def ensure(folder: Path, region: str) -> Emulator:
     if last and last.running():
         return last
     if last and not last.owned:
-        raise TapLocalError(f"the emulator at {last.url} is gone: start it again, or run `python -m taplocal down` first")
+        raise TapLocalError(
+            f"the emulator at {last.url} is gone: start it again, or run `python -m taplocal down` first"
+        )
     if last:
         _kill(last.pid)
     return _start(folder, region)

@@ -9,42 +9,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from taplocal.cloud import Cloud
 from taplocal.errors import TapLocalError
-from taplocal.program import Project, Registration, run
-from taplocal.resources import HANDLERS, Handler, handler_of
+from taplocal.program import Registration, run
+from taplocal.project import Project
+from taplocal.resources import Handler, handler_of
 from taplocal.state import Deployed, State
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing that was done to a resource; `why` names the inputs that made it necessary."""
-
-    action: str  # created, updated, replaced, unchanged, deleted
-    type: str
-    name: str
-    seconds: float = 0.0
-    why: tuple[str, ...] = ()
-
-
-@dataclass
-class Summary:
-    """What a run did, and what of the program has no effect on this emulator."""
-
-    steps: list[Step] = field(default_factory=list)
-    not_emulated: list[dict[str, str]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def counts(self) -> Counter[str]:
-        """How many resources were created, updated, replaced, deleted, left unchanged."""
-        return Counter(step.action for step in self.steps)
+from taplocal.steps import Step, Summary
 
 
 class Deployment:
@@ -79,7 +55,9 @@ class Deployment:
             return "", {}
         with self._lock:
             if resource.urn in self.seen:
-                raise TapLocalError(f"two resources have the type {resource.type} and the name {resource.name}")
+                raise TapLocalError(
+                    f"two resources have the type {resource.type} and the name {resource.name}"
+                )
             self.seen.add(resource.urn)
         handler = handler_of(resource.type, resource.name)
         handler.check(resource.name, resource.inputs)
@@ -90,7 +68,7 @@ class Deployment:
         self._note(handler, resource)
         return deployed.id, deployed.outputs
 
-    def invoke(self, token: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def invoke(self, token: str, _arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The data sources of the program that this emulator answers."""
         return self.cloud.data_source(token)
 
@@ -103,7 +81,9 @@ class Deployment:
             old = None
         if old is None:
             return self._create(handler, resource, Step("created", resource.type, resource.name), started)
-        changed = tuple(key for key in _changes(old.inputs, resource.inputs) if key not in resource.ignore_changes)
+        changed = tuple(
+            key for key in _changes(old.inputs, resource.inputs) if key not in resource.ignore_changes
+        )
         if replacing := tuple(key for key in changed if key in handler.replaces()):
             self._refuse_protected(old)
             self._begin(resource.urn, old, "delete")
@@ -120,7 +100,9 @@ class Deployment:
         return self._update(handler, resource, old, changed, started)
 
     def _create(self, handler: Handler, resource: Registration, step: Step, started: float) -> Deployed:
-        new = Deployed(resource.type, resource.name, "", resource.inputs, protect=resource.protect, pending="create")
+        new = Deployed(
+            resource.type, resource.name, "", resource.inputs, protect=resource.protect, pending="create"
+        )
         self.state.put(resource.urn, new)
         new.id, new.outputs = handler.create(self.cloud, resource.inputs)
         new.pending = ""
@@ -129,7 +111,12 @@ class Deployment:
         return new
 
     def _update(
-        self, handler: Handler, resource: Registration, old: Deployed, changed: tuple[str, ...], started: float
+        self,
+        handler: Handler,
+        resource: Registration,
+        old: Deployed,
+        changed: tuple[str, ...],
+        started: float,
     ) -> Deployed:
         self._begin(resource.urn, old, "update")
         inputs = {**resource.inputs, **{k: old.inputs[k] for k in resource.ignore_changes if k in old.inputs}}
@@ -164,14 +151,16 @@ class Deployment:
     def _refuse_protected(self, old: Deployed) -> None:
         if old.protect:
             raise TapLocalError(
-                f"{old.type} {old.name} is protected and would be deleted: set deletion_protection to false first, "
-                "or run `python -m taplocal down`"
+                f"{old.type} {old.name} is protected and would be deleted: set deletion_protection to "
+                "false first, or run `python -m taplocal down`"
             )
 
     def _note(self, handler: Handler, resource: Registration) -> None:
         notes = handler.notes(resource.inputs)
         with self._lock:
-            self.summary.not_emulated += [{"resource": resource.name, "what": what, "why": why} for what, why in notes]
+            self.summary.not_emulated += [
+                {"resource": resource.name, "what": what, "why": why} for what, why in notes
+            ]
 
     def _report(self, step: Step, started: float | None = None) -> None:
         if started is not None:
@@ -183,6 +172,3 @@ class Deployment:
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-
-
-__all__ = ["HANDLERS", "Deployment", "Step", "Summary"]

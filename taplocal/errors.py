@@ -7,5 +7,5 @@ class TapLocalError(Exception):
     """Something that the user can mend; the message says what and how."""
 
 
-class Unsupported(TapLocalError):
+class UnsupportedError(TapLocalError):
     """The program uses a resource type or an input that the local cloud does not know."""

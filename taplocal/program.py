@@ -9,28 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import runpy
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 import pulumi
-import yaml
 from google.protobuf import empty_pb2, json_format, struct_pb2
 from pulumi.runtime import config as pulumi_config
 from pulumi.runtime import mocks, rpc, settings, stack
 from pulumi.runtime.proto import resource_pb2
 
-from taplocal.errors import TapLocalError, Unsupported
+from taplocal.errors import TapLocalError, UnsupportedError
+from taplocal.project import Project
 
 PARALLEL = 16  # resources at work at once; each waits for the emulator most of its time
 STACK = "pulumi:pulumi:Stack"
+FEATURES = (
+    resource_pb2.RESOURCE_MONITOR_FEATURE_SECRETS,
+    resource_pb2.RESOURCE_MONITOR_FEATURE_RESOURCE_REFERENCES,
+    resource_pb2.RESOURCE_MONITOR_FEATURE_ALIAS_SPECS,
+)
 
 
 @dataclass(frozen=True)
@@ -51,65 +56,9 @@ class Registration:
 class Backend(Protocol):
     """What makes of a registration an id and outputs, and answers the program's data sources."""
 
-    def register(self, resource: Registration) -> tuple[str, dict[str, Any]]: ...
+    def register(self, resource: Registration, /) -> tuple[str, dict[str, Any]]: ...
 
-    def invoke(self, token: str, arguments: Mapping[str, Any]) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class Project:
-    """A Pulumi project folder and the configuration of one of its stacks."""
-
-    folder: Path
-    name: str
-    main: Path
-    stack: str
-    config: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def region(self) -> str:
-        """The AWS region of the stack."""
-        return self.config.get("aws:region", "us-east-1")
-
-    @classmethod
-    def load(cls, folder: Path, stack_name: str, overrides: Mapping[str, str] | None = None) -> Project:
-        """Reads Pulumi.yaml and Pulumi.<stack>.yaml as the Pulumi CLI does; overrides win."""
-        project = _yaml(folder / "Pulumi.yaml")
-        own = _yaml(folder / f"Pulumi.{stack_name}.yaml").get("config") or {}
-        declared = project.get("config") or {}
-        name = str(project["name"])
-        config = {_full(name, key): _text(value) for key, each in declared.items() if (value := _default(each)) is not None}
-        config.update({_full(name, key): _text(value) for key, value in {**own, **(overrides or {})}.items()})
-        known = {_full(name, key) for key in declared}
-        if unknown := sorted(key for key in config if key.startswith(f"{name}:") and key not in known):
-            choices = ", ".join(sorted(key for key in declared if ":" not in key))
-            raise TapLocalError(f"there is no setting {unknown[0].split(':')[1]!r}; Pulumi.yaml declares {choices}")
-        return cls(folder, name, folder / project["main"], stack_name, config)
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        return dict(yaml.safe_load(path.read_text()) or {})
-    except FileNotFoundError:
-        stacks = ", ".join(sorted(each.stem.removeprefix("Pulumi.") for each in path.parent.glob("Pulumi.*.yaml")))
-        raise TapLocalError(f"there is no {path.name} in {path.parent}; the environments here are: {stacks or 'none'}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise TapLocalError(f"{path} is not valid YAML: {error}") from None
-
-
-def _full(project: str, key: str) -> str:
-    return key if ":" in key else f"{project}:{key}"
-
-
-def _default(declaration: Any) -> Any:
-    """The value of a configuration key in Pulumi.yaml: plain, or in a typed declaration."""
-    if isinstance(declaration, dict):
-        return declaration.get("value", declaration.get("default"))
-    return declaration
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    def invoke(self, token: str, arguments: Mapping[str, Any], /) -> dict[str, Any]: ...
 
 
 def plain(value: Any) -> Any:
@@ -126,7 +75,7 @@ def plain(value: Any) -> Any:
     if kind == rpc._special_archive_sig:
         return {name: each["text"] for name, each in value["assets"].items()}
     if kind is not None:
-        raise Unsupported(f"a property value of the kind {kind} is not known to the local cloud")
+        raise UnsupportedError(f"a property value of the kind {kind} is not known to the local cloud")
     return {key: plain(each) for key, each in value.items() if each is not None}
 
 
@@ -163,12 +112,16 @@ class Monitor(mocks.MockMonitor):
 
     def Invoke(self, request: Any) -> Any:
         answer = self.backend.invoke(request.tok, plain(json_format.MessageToDict(request.args)))
-        return resource_pb2.ResourceInvokeResponse(**{"return": json_format.ParseDict(answer, struct_pb2.Struct())})
+        response: Any = resource_pb2.ResourceInvokeResponse()
+        getattr(response, "return").update(answer)  # the field has a keyword's name
+        return response
 
 
 def _registration(urn: str, request: Any) -> Registration:
     if request.remote or request.transforms or request.importId:
-        raise Unsupported(f"{request.type} {request.name}: remote components, transforms and imports cannot run here")
+        raise UnsupportedError(
+            f"{request.type} {request.name}: remote components, transforms and imports cannot run here"
+        )
     return Registration(
         urn=urn,
         type=request.type,
@@ -185,11 +138,12 @@ def _registration(urn: str, request: Any) -> Registration:
 def run(project: Project, backend: Backend, preview: bool = False) -> dict[str, Any]:
     """Runs the program to its end and returns the stack's outputs; the first failure is raised."""
     monitor = Monitor(backend)
+    mock_settings: Any = mocks.MockSettings  # Pulumi leaves it untyped
     pulumi_config.set_all_config(dict(project.config), [])
     settings.configure(
-        mocks.MockSettings(
+        mock_settings(
             monitor=monitor,
-            monitor_features=set(monitor.GetDeploymentInfo(None).supportedFeatures),
+            monitor_features=set(FEATURES),
             engine=SimpleNamespace(Log=_log),
             project=project.name,
             stack=project.stack,
@@ -202,22 +156,35 @@ def run(project: Project, backend: Backend, preview: bool = False) -> dict[str, 
 
     async def main() -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(PARALLEL))
-        await stack.run_in_stack(lambda: runpy.run_path(str(project.main), run_name="__main__") and None)
+        await stack.run_in_stack(lambda: _execute(project.main))
 
     try:
         with _inside(project.folder):
             asyncio.run(main())
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever the program raises becomes one clear error
         failure = monitor.failure or error
-        if isinstance(failure, pulumi.RunError):
+        if isinstance(failure, TapLocalError | pulumi.RunError):
             raise TapLocalError(str(failure)) from None
-        raise failure from None
+        raise TapLocalError(
+            f"the program failed: {type(failure).__name__}: {failure}{_place(project, failure)}"
+        ) from failure
     return monitor.outputs
+
+
+def _execute(path: Path) -> None:
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def _place(project: Project, failure: BaseException) -> str:
+    """Where in the program's own files it failed, for the error."""
+    frames = traceback.extract_tb(failure.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).parent == project.folder]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 
 
 def _log(request: Any) -> Any:
     if request.severity >= 2:  # warnings and errors of the program
-        print(request.message, file=sys.stderr)
+        sys.stderr.write(f"{request.message}\n")
     return empty_pb2.Empty()
 
 

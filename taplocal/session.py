@@ -12,10 +12,10 @@ from typing import Any
 from taplocal import emulator as emulators
 from taplocal.cloud import Cloud
 from taplocal.emulator import Emulator
-from taplocal.engine import Deployment, Step, Summary
 from taplocal.errors import TapLocalError
-from taplocal.program import Project
+from taplocal.project import Project
 from taplocal.state import State, locked
+from taplocal.steps import Step, Summary
 
 FOLDER = ".taplocal"
 
@@ -59,6 +59,8 @@ def up(
     report: Callable[[Step], None],
 ) -> tuple[Session, Summary]:
     """Deploys an environment of the program in `program`, starting the emulator where it is needed."""
+    from taplocal.engine import Deployment  # Pulumi takes most of a second to import; few commands need it
+
     folder = (folder or folder_of(program)).resolve()
     project = Project.load(program.resolve(), env, config)
     if emulator_url:
@@ -66,14 +68,22 @@ def up(
     with locked(folder):
         (folder / ".gitignore").write_text("*\n")
         before = emulators.recorded(folder)
-        emulator = emulators.attach(folder, emulator_url) if emulator_url else emulators.ensure(folder, project.region)
+        emulator = (
+            emulators.attach(folder, emulator_url)
+            if emulator_url
+            else emulators.ensure(folder, project.region)
+        )
         state = State(state_path(folder, env))
         cloud = _marked(folder, emulator, project.region)
         if emulator != before:
-            say(f"emulator started at {emulator.url}" if emulator.owned else f"using the emulator at {emulator.url}")
+            say(
+                f"emulator started at {emulator.url}"
+                if emulator.owned
+                else f"using the emulator at {emulator.url}"
+            )
         if state.marker != cloud.emulator.marker:
             if state.resources:
-                say(f"the emulator has lost what was deployed ({len(state.resources)} resources): rebuilding it")
+                say(f"the emulator has lost its {len(state.resources)} resources: rebuilding them")
             state.reset(cloud.emulator.marker)
         return Session(cloud, state), Deployment(cloud, state, report).up(project)
 
@@ -96,9 +106,13 @@ def opened(program: Path, env: str, folder: Path | None = None) -> Session:
     if not state.resources or emulator is None:
         others = [each for each in deployed_environments(folder) if each != env]
         hint = f"; deployed: {', '.join(others)} (--env)" if others else ""
-        raise TapLocalError(f"{env} is not deployed here: run `python -m taplocal up --env {env}` first{hint}")
+        raise TapLocalError(
+            f"{env} is not deployed here: run `python -m taplocal up --env {env}` first{hint}"
+        )
     if not emulator.running():
-        raise TapLocalError("the emulator does not run any more: `python -m taplocal up` starts and fills it again")
+        raise TapLocalError(
+            "the emulator does not run any more: `python -m taplocal up` starts and fills it again"
+        )
     return Session(Cloud(emulator, Project.load(program.resolve(), env).region), state)
 
 
@@ -107,6 +121,8 @@ def down(program: Path, env: str, *, folder: Path | None = None, report: Callabl
 
     Our emulator's memory is all there is of it, so ending its process deletes everything at once.
     """
+    from taplocal.engine import Deployment
+
     folder = (folder or folder_of(program)).resolve()
     if not folder.exists():
         return False

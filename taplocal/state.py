@@ -105,7 +105,9 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"
-            raise TapLocalError(f"another taplocal (process {holder}) is at work here: wait for it to end") from None
+            raise TapLocalError(
+                f"another taplocal (process {holder}) is at work here: wait for it to end"
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taplocal.errors import Unsupported
+from taplocal.errors import UnsupportedError
 from taplocal.resources import (
     apigateway,
     awslambda,
@@ -55,9 +55,9 @@ HANDLERS: dict[str, Handler] = {
 
 
 def handler_of(resource_type: str, name: str) -> Handler:
-    """The handler of a type; Unsupported names a type that there is none for."""
+    """The handler of a type; UnsupportedError names a type that there is none for."""
     if resource_type not in HANDLERS:
-        raise Unsupported(
+        raise UnsupportedError(
             f"{name} is a {resource_type}, which the local cloud does not know; "
             "add a handler for it in taplocal/resources/"
         )

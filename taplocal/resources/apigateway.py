@@ -52,7 +52,9 @@ class Part(Handler):
     replace_on = "apiId"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        made = getattr(cloud.client("apigatewayv2"), f"create_{self.noun}")(ApiId=inputs["apiId"], **self.call(inputs))
+        made = getattr(cloud.client("apigatewayv2"), f"create_{self.noun}")(
+            ApiId=inputs["apiId"], **self.call(inputs)
+        )
         return made[self._key()], {}
 
     def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:

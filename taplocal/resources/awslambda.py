@@ -1,4 +1,4 @@
-"""Lambda: functions, aliases, permissions, retry settings, invocations. Named so because `lambda` is a keyword."""
+"""Lambda: functions, aliases, permissions, retry settings, invocations; `lambda` is a keyword."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class Function(Handler):
             functions.update_function_configuration(**_configuration(new))
         if (old["code"], old.get("architectures")) != (new["code"], new.get("architectures")):
             functions.update_function_code(
-                FunctionName=identity, ZipFile=zipped(new["code"]), **given(Architectures=new.get("architectures"))
+                FunctionName=identity,
+                ZipFile=zipped(new["code"]),
+                **given(Architectures=new.get("architectures")),
             )
         arn = outputs["arn"]
         if lost := lost_tags(old, new):
@@ -121,7 +123,9 @@ class Invocation(Handler):
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         answer = cloud.client("lambda").invoke(
-            FunctionName=inputs["functionName"], Qualifier=inputs["qualifier"], Payload=inputs["input"].encode()
+            FunctionName=inputs["functionName"],
+            Qualifier=inputs["qualifier"],
+            Payload=inputs["input"].encode(),
         )
         result = answer["Payload"].read().decode()
         if "FunctionError" in answer:
@@ -178,5 +182,3 @@ def _alias(inputs: Inputs) -> dict[str, Any]:
         "FunctionVersion": inputs["functionVersion"],
         "Description": inputs.get("description", ""),
     }
-
-

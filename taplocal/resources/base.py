@@ -8,7 +8,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from taplocal.cloud import Cloud
-from taplocal.errors import Unsupported
+from taplocal.errors import UnsupportedError
 
 Inputs = Mapping[str, Any]
 Outputs = dict[str, Any]
@@ -59,7 +59,11 @@ class Handler:
     def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
         """What of these inputs has no effect here, and why."""
         paths = set(flatten(inputs))
-        return [(path, why) for path, why in self.not_emulated.items() if any(_covers(path, each) for each in paths)]
+        return [
+            (path, why)
+            for path, why in self.not_emulated.items()
+            if any(_covers(path, each) for each in paths)
+        ]
 
     def remove(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
         """Deletes it, or finds it gone."""
@@ -74,10 +78,12 @@ class Handler:
         return set(self.replace_on.split())
 
     def check(self, name: str, inputs: Inputs) -> None:
-        """Raises Unsupported for an input that is neither used nor known to have no effect."""
+        """Raises UnsupportedError for an input that is neither used nor known to have no effect."""
         known = [*self.uses.split(), *self.not_emulated]
-        if unknown := sorted(path for path in flatten(inputs) if not any(_covers(each, path) for each in known)):
-            raise Unsupported(
+        if unknown := sorted(
+            path for path in flatten(inputs) if not any(_covers(each, path) for each in known)
+        ):
+            raise UnsupportedError(
                 f"{name}: the local cloud does not know the input {unknown[0]} of {type(self).__name__}; "
                 f"add it to {type(self).__module__.replace('.', '/')}.py"
             )

@@ -38,8 +38,8 @@ class LogGroup(Handler):
 
 
 class MetricAlarm(Handler):
-    uses = """name alarmDescription namespace metricName dimensions statistic extendedStatistic comparisonOperator
-        threshold period evaluationPeriods alarmActions okActions tags"""
+    uses = """name alarmDescription namespace metricName dimensions statistic extendedStatistic
+        comparisonOperator threshold period evaluationPeriods alarmActions okActions tags"""
     replace_on = "name"
     not_emulated = {
         "dimensions": "the evaluator joins all dimensions of a metric",

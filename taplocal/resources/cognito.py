@@ -10,8 +10,8 @@ from taplocal.resources.base import Handler, Inputs, Outputs, given, pascal
 
 class UserPool(Handler):
     uses = """name usernameAttributes usernameConfiguration autoVerifiedAttributes adminCreateUserConfig
-        passwordPolicy mfaConfiguration softwareTokenMfaConfiguration accountRecoverySetting deletionProtection
-        userPoolTier tags"""
+        passwordPolicy mfaConfiguration softwareTokenMfaConfiguration accountRecoverySetting
+        deletionProtection userPoolTier tags"""
     replace_on = "name usernameAttributes usernameConfiguration"
     not_emulated = {
         "accountRecoverySetting": "nobody is sent a code",
@@ -67,18 +67,22 @@ class ResourceServer(Handler):
 
     @staticmethod
     def _outputs(inputs: Inputs) -> Outputs:
-        return {"scopeIdentifiers": [f"{inputs['identifier']}/{each['scopeName']}" for each in inputs["scopes"]]}
+        return {
+            "scopeIdentifiers": [f"{inputs['identifier']}/{each['scopeName']}" for each in inputs["scopes"]]
+        }
 
     def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("cognito-idp").delete_resource_server(UserPoolId=inputs["userPoolId"], Identifier=identity)
+        cloud.client("cognito-idp").delete_resource_server(
+            UserPoolId=inputs["userPoolId"], Identifier=identity
+        )
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         return str(inputs["identifier"])
 
 
 class UserPoolClient(Handler):
-    uses = """name userPoolId generateSecret allowedOauthFlowsUserPoolClient allowedOauthFlows allowedOauthScopes
-        callbackUrls supportedIdentityProviders explicitAuthFlows accessTokenValidity idTokenValidity
+    uses = """name userPoolId generateSecret allowedOauthFlowsUserPoolClient allowedOauthFlows
+        allowedOauthScopes callbackUrls supportedIdentityProviders explicitAuthFlows accessTokenValidity idTokenValidity
         refreshTokenValidity tokenValidityUnits enableTokenRevocation preventUserExistenceErrors"""
     replace_on = "userPoolId generateSecret"
 
@@ -93,10 +97,14 @@ class UserPoolClient(Handler):
         return outputs
 
     def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("cognito-idp").delete_user_pool_client(UserPoolId=inputs["userPoolId"], ClientId=identity)
+        cloud.client("cognito-idp").delete_user_pool_client(
+            UserPoolId=inputs["userPoolId"], ClientId=identity
+        )
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        clients = cloud.client("cognito-idp").list_user_pool_clients(UserPoolId=inputs["userPoolId"], MaxResults=60)
+        clients = cloud.client("cognito-idp").list_user_pool_clients(
+            UserPoolId=inputs["userPoolId"], MaxResults=60
+        )
         same = (each for each in clients["UserPoolClients"] if each["ClientName"] == inputs["name"])
         return next((each["ClientId"] for each in same), None)
 
@@ -104,7 +112,9 @@ class UserPoolClient(Handler):
 class UserPoolDomain(Handler):
     uses = "domain userPoolId"
     replace_on = "domain userPoolId"
-    not_emulated = {"domain": "sign-in and tokens are at the emulator's own address: `python -m taplocal token`"}
+    not_emulated = {
+        "domain": "sign-in and tokens are at the emulator's own address: `python -m taplocal token`"
+    }
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cloud.client("cognito-idp").create_user_pool_domain(

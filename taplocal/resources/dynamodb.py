@@ -37,9 +37,13 @@ class Table(Handler):
         dynamodb = cloud.client("dynamodb")
         if _settings(old) != _settings(new):
             dynamodb.update_table(TableName=identity, **_settings(new))
-        before, after = ({each["name"]: each for each in side.get("globalSecondaryIndexes", [])} for side in (old, new))
+        before, after = (
+            {each["name"]: each for each in side.get("globalSecondaryIndexes", [])} for side in (old, new)
+        )
         for name in [name for name, index in before.items() if after.get(name) != index]:
-            dynamodb.update_table(TableName=identity, GlobalSecondaryIndexUpdates=[{"Delete": {"IndexName": name}}])
+            dynamodb.update_table(
+                TableName=identity, GlobalSecondaryIndexUpdates=[{"Delete": {"IndexName": name}}]
+            )
         for index in [index for name, index in after.items() if before.get(name) != index]:
             change = [{"Create": _index(index)}]
             dynamodb.update_table(

@@ -54,7 +54,10 @@ class RolePolicy(Handler):
         cloud.client("iam").delete_role_policy(RoleName=inputs["role"], PolicyName=inputs["name"])
 
     def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
-        return [("policy", f"adapted for the emulator: {each}") for each in adapted(json.loads(inputs["policy"]))[1]]
+        return [
+            ("policy", f"adapted for the emulator: {each}")
+            for each in adapted(json.loads(inputs["policy"]))[1]
+        ]
 
 
 def adapted(document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

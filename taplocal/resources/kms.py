@@ -12,7 +12,9 @@ class Key(Handler):
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         kms = cloud.client("kms")
         tags = tag_list(inputs.get("tags"), "TagKey", "TagValue")
-        key = kms.create_key(Description=inputs.get("description", ""), Policy=inputs["policy"], Tags=tags)["KeyMetadata"]
+        key = kms.create_key(Description=inputs.get("description", ""), Policy=inputs["policy"], Tags=tags)[
+            "KeyMetadata"
+        ]
         if inputs.get("enableKeyRotation"):
             kms.enable_key_rotation(KeyId=key["KeyId"])
         return key["KeyId"], {"arn": key["Arn"], "keyId": key["KeyId"]}

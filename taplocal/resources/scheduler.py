@@ -41,4 +41,7 @@ def _schedule(inputs: Inputs) -> dict[str, Any]:
     )
 
 
-_RETRY = {"maximumRetryAttempts": "MaximumRetryAttempts", "maximumEventAgeInSeconds": "MaximumEventAgeInSeconds"}
+_RETRY = {
+    "maximumRetryAttempts": "MaximumRetryAttempts",
+    "maximumEventAgeInSeconds": "MaximumEventAgeInSeconds",
+}
