@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import binascii
 import builtins
 import hashlib
 import hmac
@@ -251,7 +250,7 @@ def _good_tag(tag: tuple[str, str]) -> bool:
     )
 
 
-TAG = r"[\w\s_.:/=+\-@]"  # what IAM, DynamoDB and Lambda all accept in a tag
+TAG = r"[\w .:/=+\-@]"  # what IAM, DynamoDB and Lambda all accept in a tag
 ORIGIN = r"https?://[a-z0-9.-]+(:\d{1,5})?"
 
 #: Key, test and expectation of every setting whose type says too little.
@@ -606,7 +605,7 @@ class Request:
             if self.event.get("isBase64Encoded"):
                 body = base64.b64decode(body, validate=True).decode()
             size = len(body) if body.isascii() else len(body.encode())
-        except (binascii.Error, UnicodeError):
+        except ValueError:
             raise Problem(400, "The body is not UTF-8.") from None
         if size > BODY_LIMIT:
             raise Problem(413, f"The body has {size} bytes; {BODY_LIMIT} are the most.")
@@ -671,7 +670,7 @@ def explain(error: Exception, request: Request) -> Exception:
     """What a failure of the SDK means to the caller; anything else is our own mistake, unchanged."""
     if not type(error).__module__.startswith("botocore"):
         return error
-    response = getattr(error, "response", {})
+    response = getattr(error, "response", None) or {}
     code, message = (response.get("Error", {}).get(key, "") for key in ("Code", "Message"))
     reasons = response.get("CancellationReasons", [])
     failed = [each for each in reasons if each.get("Code") not in (None, "None")]

@@ -1,0 +1,97 @@
+"""The functions with fakes in place of AWS; nothing here touches a network."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+import tap_stack
+from tests.fakes import FakeDynamoDB, FakeSSM
+
+KEY = "11" * 32
+ENVIRONMENT = {
+    "TABLE_NAME": "items",
+    "PAGING_KEY": "paging",
+    "IDEMPOTENCY_SECONDS": "86400",
+    "ENVIRONMENT": "dev",
+    "METRICS_NAMESPACE": "tap-stack",
+}
+
+
+@dataclass
+class Answer:
+    """What the handler answered."""
+
+    status: int
+    headers: dict[str, str]
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+class Api:
+    """Calls the handler as the gateway does."""
+
+    def __init__(self, table: FakeDynamoDB, ssm: FakeSSM):
+        self.table, self.ssm = table, ssm
+
+    def __call__(
+        self, method: str, path: str, body: Any = None, caller: str = "ann", **headers: str
+    ) -> Answer:
+        path, _, query = path.partition("?")
+        text = body if isinstance(body, str | None) else json.dumps(body)
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        if text is not None:
+            names.setdefault("content-type", "application/json")
+        return self.raw(method, path, query, text, names, caller)
+
+    def raw(
+        self,
+        method: str,
+        path: str,
+        query: str = "",
+        text: str | None = None,
+        headers: dict[str, str] | None = None,
+        caller: str = "ann",
+        **more: Any,
+    ) -> Answer:
+        route, parameters = f"{method} {path}", None
+        if path.startswith("/items/") and path.count("/") == 2:
+            route, parameters = f"{method} /items/{{id}}", {"id": path.split("/")[2]}
+        claims = {"sub": caller, "scope": "openid items/read items/write"}
+        event = {
+            "routeKey": route if route in tap_stack.ROUTES else "$default",
+            "rawPath": path,
+            "headers": headers or {},
+            "queryStringParameters": dict(each.split("=", 1) for each in query.split("&")) if query else None,
+            "pathParameters": parameters,
+            "body": text,
+            "isBase64Encoded": False,
+            "requestContext": {
+                "requestId": "request-1",
+                "http": {"method": method},
+                "authorizer": {"jwt": {"claims": claims}},
+            },
+            **more,
+        }
+        answer = tap_stack.api(event, None)
+        return Answer(answer["statusCode"], answer["headers"], answer["body"])
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    """The API on an empty table."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    fakes = {"dynamodb": FakeDynamoDB(), "ssm": FakeSSM(paging=KEY)}
+    monkeypatch.setattr(tap_stack, "_clients", fakes)
+    monkeypatch.setattr(tap_stack, "_paging", {"keys": [], "read": float("-inf")})
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    yield Api(fakes["dynamodb"], fakes["ssm"])  # type: ignore[arg-type]

@@ -1,0 +1,199 @@
+"""Bundles: each function gets the definitions that it reaches, all of them and nothing else."""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import importlib.util
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tap_stack
+from tap_stack import BundleError, bundle
+from tests.unit.conftest import ENVIRONMENT
+
+BUNDLES = {
+    "api": (tap_stack.api, tap_stack.open_clients),
+    "rotate_paging_key": (tap_stack.rotate_paging_key, None),
+}
+
+
+def module(folder: Path, source: str) -> Any:
+    """A program of its own, imported from a file."""
+    path = folder / "program.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location("program", path)
+    assert spec and spec.loader
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+class Table:
+    """Answers as DynamoDB does where nothing is stored."""
+
+    def get_item(self, **arguments: Any) -> Any:
+        return {"ConsumedCapacity": {"CapacityUnits": 0.5}}
+
+
+@pytest.fixture
+def lambda_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a function, with an SDK that answers nothing."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    sdk = types.ModuleType("boto3")
+    sdk.client = lambda service, config: Table()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "boto3", sdk)
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_bundle_runs_in_an_empty_namespace(name: str, lambda_runtime: None) -> None:
+    namespace: dict[str, Any] = {"__name__": "index"}
+    exec(compile(bundle(*BUNDLES[name]), "index.py", "exec"), namespace)  # noqa: S102 - our own code
+    assert callable(namespace[name])
+    for each in namespace.values():  # every global name that any function uses is there
+        if isinstance(each, types.FunctionType):
+            used = {step.argval for step in dis.get_instructions(each) if step.opname == "LOAD_GLOBAL"}
+            assert used <= set(namespace) | set(dir(builtins)), each.__name__
+
+
+def test_the_shipped_handler_answers_as_the_imported_one(lambda_runtime: None) -> None:
+    namespace: dict[str, Any] = {"__name__": "index"}
+    exec(compile(bundle(*BUNDLES["api"]), "index.py", "exec"), namespace)  # noqa: S102 - our own code
+    claims = {"sub": "ann", "scope": "items/read"}
+    event = {
+        "routeKey": "GET /items/{id}",
+        "pathParameters": {"id": "a"},
+        "requestContext": {
+            "requestId": "r",
+            "http": {"method": "GET"},
+            "authorizer": {"jwt": {"claims": claims}},
+        },
+    }
+    answer = namespace["api"](event, None)
+    assert (answer["statusCode"], json.loads(answer["body"])["request_id"]) == (404, "r")
+
+
+def test_a_bundle_holds_no_infrastructure() -> None:
+    for handler, init in BUNDLES.values():
+        source = bundle(handler, init)
+        assert "pulumi" not in source
+        assert "class TapStackArgs" not in source
+        assert len(source) < 100_000
+    assert "def create_item" not in bundle(tap_stack.rotate_paging_key)
+
+
+def test_two_bundles_of_the_same_code_are_the_same_text() -> None:
+    assert bundle(*BUNDLES["api"]) == bundle(*BUNDLES["api"])
+
+
+PROGRAM = """
+from __future__ import annotations
+import json as j, os
+from collections import OrderedDict, deque
+import pulumi
+
+LIMIT: int = 3
+TABLE = {"a": lambda: helper(1)}
+first, second = 1, 2
+
+def decorator(f):
+    return f
+
+class Base: size = LIMIT
+
+class Thing(Base):
+    def run(self) -> Unknown:
+        return [helper(x) for x in range(first)]
+
+def helper(n: Missing, d=second):
+    os = 5
+    return n + d + os
+
+@decorator
+def handler(event, context):
+    from base64 import b64encode
+    local = Thing()
+    return j.dumps([local.run(), TABLE, deque()])
+
+def other():
+    return pulumi.Output
+
+def uses_pulumi(event, context):
+    return other()
+
+def uses_nothing_there(event, context):
+    return nowhere
+
+def inner_import(event, context):
+    import requests
+"""
+
+
+def test_only_what_is_reached_is_shipped_in_the_order_of_the_file(tmp_path: Path) -> None:
+    source = bundle(module(tmp_path, PROGRAM).handler)
+    assert [line for line in source.splitlines() if line and not line.startswith((" ", "@"))] == [
+        "from __future__ import annotations",
+        "import json as j",
+        "from collections import deque",
+        "LIMIT: int = 3",
+        'TABLE = {"a": lambda: helper(1)}',
+        "first, second = 1, 2",
+        "def decorator(f):",
+        "class Base: size = LIMIT",
+        "class Thing(Base):",
+        "def helper(n: Missing, d=second):",
+        "def handler(event, context):",
+    ]
+    assert "@decorator\ndef handler" in source
+    exec(compile(source, "index.py", "exec"), {"__name__": "index"})  # noqa: S102 - our own code
+
+
+def test_infrastructure_around_a_function_does_not_change_its_bundle(tmp_path: Path) -> None:
+    before = bundle(module(tmp_path, PROGRAM).handler)
+    changed = PROGRAM.replace("TABLE", "# a comment\nTABLE", 1).replace(
+        "def other():", "BUCKETS = 5\n\ndef other(x=BUCKETS):"
+    )
+    assert bundle(module(tmp_path, changed).handler) == before
+
+
+@pytest.mark.parametrize(
+    ("handler", "message"),
+    [
+        ("uses_nothing_there", "uses_nothing_there uses nowhere, which program.py does not define"),
+        ("uses_pulumi", "pulumi, which its runtime does not have"),
+        ("inner_import", "inner_import of requests, which its runtime does not have"),
+    ],
+)
+def test_a_name_that_cannot_be_shipped_is_an_error(tmp_path: Path, handler: str, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        bundle(getattr(module(tmp_path, PROGRAM), handler))
+
+
+@given(st.data())
+def test_every_chain_of_definitions_is_followed(tmp_path_factory: Any, data: Any) -> None:
+    """Random programs: function i uses some of the functions before it; the bundle runs and is minimal."""
+    size = data.draw(st.integers(1, 8))
+    uses = [data.draw(st.sets(st.integers(0, n - 1))) if n else set() for n in range(size)]
+    lines = [
+        f"def f{n}():\n    return 1 + sum([{', '.join(f'f{u}()' for u in sorted(uses[n]))}])"
+        for n in range(size)
+    ]
+    program = module(tmp_path_factory.mktemp("p"), "\n\n".join(lines))
+    source = bundle(program.__dict__[f"f{size - 1}"])
+    reached, waiting = set(), {size - 1}
+    while waiting:
+        each = waiting.pop()
+        reached.add(each)
+        waiting |= uses[each] - reached
+    assert {n for n in range(size) if f"def f{n}()" in source} == reached
+    namespace: dict[str, Any] = {}
+    exec(source, namespace)  # noqa: S102 - our own code
+    assert namespace[f"f{size - 1}"]() == program.__dict__[f"f{size - 1}"]()

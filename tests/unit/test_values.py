@@ -1,0 +1,141 @@
+"""Values: JSON text <-> DynamoDB attribute values without loss; what cannot be stored is refused."""
+
+from __future__ import annotations
+
+import json
+from decimal import Context, Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tap_stack import MAX_DEPTH, Problem, marshal, merge_patch, parse_json, to_json
+
+WIDE = Context(prec=400)
+numbers = st.builds(
+    lambda digits, exponent: Decimal(digits).scaleb(exponent, WIDE),
+    st.integers(-(10**38) + 1, 10**38 - 1),
+    st.integers(-130, 125 - 37),
+)
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(names, inner, max_size=5),
+    max_leaves=20,
+)
+
+
+def json_text(value: Any) -> str:
+    """JSON text of a value with its Decimals digit by digit."""
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json.dumps(k)}:{json_text(v)}" for k, v in value.items()) + "}"
+    return "[" + ",".join(map(json_text, value)) + "]" if isinstance(value, list) else json.dumps(value)
+
+
+def exact(text: str) -> Any:
+    return json.loads(text, parse_int=Decimal, parse_float=Decimal)
+
+
+@given(values)
+def test_every_storable_value_survives_exactly(value: Any) -> None:
+    text = json_text(value)
+    assert exact(to_json(marshal(parse_json(text)))) == exact(text)
+
+
+@given(values)
+def test_marshalled_values_have_the_shape_that_dynamodb_takes(value: Any) -> None:
+    def check(attribute: dict[str, Any]) -> None:
+        ((kind, content),) = attribute.items()
+        assert kind in ("S", "N", "BOOL", "NULL", "L", "M")
+        if kind == "N":
+            assert isinstance(content, str)
+            assert len(content.lstrip("-0.").replace(".", "").strip("0")) <= 38
+        for each in content.values() if kind == "M" else content if kind == "L" else ():
+            check(each)
+
+    check(marshal(parse_json(json_text(value))))
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "reason"),
+    [
+        ("", 400, "not JSON"),
+        ("{", 400, "not JSON"),
+        ("{'a': 1}", 400, "not JSON"),
+        ('{"a": 01}', 400, "not JSON"),
+        ('"a\nb"', 400, "not JSON"),
+        ("\ufeff{}", 400, "not JSON"),
+        ('{"a": NaN}', 400, "NaN is not JSON"),
+        ('{"a": -Infinity}', 400, "-Infinity is not JSON"),
+        ('{"a": 1, "a": 2}', 400, 'The name "a" stands twice'),
+        ('{"b": {"a": 1, "\\u0061": 2}}', 400, 'The name "a" stands twice'),
+        ("[" * 100_000, 400, "deeper than"),
+        ("[" * (MAX_DEPTH + 2) + "]" * (MAX_DEPTH + 2), 400, "deeper than"),
+        ("1e400", 422, "cannot be stored exactly"),
+        ("1e126", 422, "cannot be stored exactly"),
+        ("1e-131", 422, "cannot be stored exactly"),
+        ("1e999999999999999999999", 422, "cannot be stored exactly"),
+        ("1" * 39, 422, "cannot be stored exactly"),
+        ("0." + "1" * 39, 422, "cannot be stored exactly"),
+        ("9" * 5000, 422, "cannot be stored exactly"),
+        ('"\\ud800"', 422, "half of a surrogate pair"),
+        ('{"\\udc00": 1}', 422, "half of a surrogate pair"),
+        ('{"": 1}', 422, "cannot be empty"),
+    ],
+)
+def test_what_cannot_be_stored_exactly_is_refused_with_a_reason(text: str, status: int, reason: str) -> None:
+    with pytest.raises(Problem) as caught:
+        marshal(parse_json(text))
+    assert caught.value.status == status
+    assert reason in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("0", "0"),
+        ("-0", "0"),
+        ("-0.0", "0"),
+        ("1.10", "1.1"),
+        ("1e3", "1000"),
+        ("1" + "0" * 60, "1" + "0" * 60),
+        ("1E-130", "0." + "0" * 129 + "1"),
+        ("0e-999", "0"),
+        ("12345678901234567890123456789012345678", "12345678901234567890123456789012345678"),
+    ],
+)
+def test_numbers_are_stored_in_plain_digits(text: str, stored: str) -> None:
+    assert marshal(parse_json(text)) == {"N": stored}
+
+
+def test_deepest_value_is_stored() -> None:
+    text = "[" * MAX_DEPTH + "1" + "]" * MAX_DEPTH
+    assert to_json(marshal(parse_json(text))) == text
+
+
+def reference_merge_patch(target: Any, patch: Any) -> Any:
+    """RFC 7396, section 2, word for word."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = reference_merge_patch(merged.get(name), value)
+    return merged
+
+
+objects = st.dictionaries(
+    st.sampled_from("abc"), values | st.dictionaries(st.sampled_from("abc"), values), max_size=3
+)
+
+
+@given(objects, objects)
+def test_merge_patch_is_the_rfcs(target: Any, patch: Any) -> None:
+    merged = merge_patch(marshal(parse_json(json_text(target))), marshal(parse_json(json_text(patch))))
+    assert exact(to_json(merged)) == exact(json_text(reference_merge_patch(target, patch)))
