@@ -82,8 +82,9 @@ class ResourceServer(Handler):
 
 class UserPoolClient(Handler):
     uses = """name userPoolId generateSecret allowedOauthFlowsUserPoolClient allowedOauthFlows
-        allowedOauthScopes callbackUrls supportedIdentityProviders explicitAuthFlows
-        accessTokenValidity idTokenValidity refreshTokenValidity tokenValidityUnits enableTokenRevocation preventUserExistenceErrors"""
+        allowedOauthScopes callbackUrls supportedIdentityProviders explicitAuthFlows accessTokenValidity
+        idTokenValidity refreshTokenValidity tokenValidityUnits enableTokenRevocation
+        preventUserExistenceErrors"""
     replace_on = "userPoolId generateSecret"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:

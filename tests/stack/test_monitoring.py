@@ -1,0 +1,136 @@
+"""Encryption, alerts and monitoring as they are registered: nothing fails silently."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tests.stack.conftest import ACCOUNT, REGION, ROOT, Graph, graph_of, statements
+
+#: Namespace -> resource type whose names or ids its dimensions carry, and the dimension.
+MEASURED = {
+    "AWS/Lambda": ("Function", "FunctionName", "name"),
+    "AWS/SQS": ("Queue", "QueueName", "name"),
+    "AWS/DynamoDB": ("Table", "TableName", "name"),
+}
+METRICS = {
+    "AWS/ApiGateway": {"5xx", "Latency"},
+    "AWS/Lambda": {"Errors", "Throttles", "Duration"},
+    "AWS/SQS": {"ApproximateNumberOfMessagesVisible"},
+    "AWS/DynamoDB": {"ReadThrottleEvents", "WriteThrottleEvents"},
+}
+
+
+def test_every_alarm_has_actions_real_dimensions_and_a_runbook(graph: Graph) -> None:
+    runbook = (ROOT / "docs" / "operations.md").read_text()
+    for each in graph.of("MetricAlarm"):
+        alarm = each.inputs
+        assert alarm["alarmActions"] == alarm["okActions"] == [graph.outputs["alerts_topic_arn"]]
+        assert alarm["metricName"] in METRICS[alarm["namespace"]], alarm
+        assert ("statistic" in alarm) != ("extendedStatistic" in alarm)
+        assert alarm["treatMissingData"] == "notBreaching"
+        assert alarm["datapointsToAlarm"] <= alarm["evaluationPeriods"]
+        check_dimensions(graph, alarm)
+        (anchor,) = re.findall(r"docs/operations\.md#([a-z0-9-]+)$", alarm["alarmDescription"])
+        assert f"\n## {anchor}\n" in runbook
+
+
+def check_dimensions(graph: Graph, alarm: dict[str, Any]) -> None:
+    if alarm["namespace"] == "AWS/ApiGateway":
+        assert alarm["dimensions"] == {"ApiId": "api-http-id", "Stage": "$default"}
+        return
+    kind, dimension, field = MEASURED[alarm["namespace"]]
+    assert alarm["dimensions"][dimension] in {each.inputs[field] for each in graph.of(kind)}
+    if index := alarm["dimensions"].get("GlobalSecondaryIndexName"):
+        assert index in {each["name"] for each in graph.one("Table").inputs["globalSecondaryIndexes"]}
+
+
+def test_every_function_table_index_and_queue_is_watched(graph: Graph) -> None:
+    watched = {
+        (alarm.inputs["namespace"], alarm.inputs["metricName"], *alarm.inputs["dimensions"].values())
+        for alarm in graph.of("MetricAlarm")
+    }
+    for function in graph.of("Function"):
+        for metric in METRICS["AWS/Lambda"]:
+            assert ("AWS/Lambda", metric, function.inputs["name"]) in watched
+    for queue in graph.of("Queue"):
+        assert ("AWS/SQS", "ApproximateNumberOfMessagesVisible", queue.inputs["name"]) in watched
+    table = graph.one("Table").inputs
+    for metric in METRICS["AWS/DynamoDB"]:
+        assert ("AWS/DynamoDB", metric, table["name"]) in watched
+        for index in table["globalSecondaryIndexes"]:
+            assert ("AWS/DynamoDB", metric, table["name"], index["name"]) in watched
+
+
+def test_the_dashboard_shows_metrics_with_their_dimensions(graph: Graph, env: str) -> None:
+    dashboard = graph.one("Dashboard").inputs
+    assert dashboard["dashboardName"] == f"tap-stack-{env}"
+    widgets = json.loads(dashboard["dashboardBody"])["widgets"]
+    titles = [each["properties"]["title"] for each in widgets]
+    assert {"API requests", "API latency", "Items", "Table"} <= set(titles)
+    for widget in widgets:
+        assert widget["properties"]["region"] == REGION
+        for metric in widget["properties"]["metrics"]:
+            assert len(metric) >= 5
+            assert len(metric) % 2 == 1  # namespace, name, pairs of dimensions, options
+
+
+def test_the_topic_is_encrypted_so_that_cloudwatch_can_publish(graph: Graph) -> None:
+    topic = statements(graph.one("TopicPolicy").inputs["policy"])
+    publishers = {each["Principal"]["Service"] for each in topic if each["Effect"] == "Allow"}
+    assert publishers == {"cloudwatch.amazonaws.com", "budgets.amazonaws.com"}
+    key = [each for each in statements(graph.one("Key").inputs["policy"]) if "Service" in each["Principal"]]
+    users = {each["Principal"]["Service"]: each for each in key}
+    for service in publishers:
+        assert set(users[service]["Action"]) == {"kms:Decrypt", "kms:GenerateDataKey"}
+        assert users[service]["Condition"] == {"StringEquals": {"aws:SourceAccount": ACCOUNT}}
+    assert f"logs.{REGION}.amazonaws.com" in users
+
+
+def test_topic_and_queue_refuse_whoever_comes_without_tls(graph: Graph) -> None:
+    for each in [*graph.of("TopicPolicy"), *graph.of("QueuePolicy")]:
+        denied = [
+            statement for statement in statements(each.inputs["policy"]) if statement["Effect"] == "Deny"
+        ]
+        assert [statement["Condition"] for statement in denied] == [
+            {"Bool": {"aws:SecureTransport": "false"}}
+        ]
+
+
+def test_the_key_rotates_and_can_still_be_managed(graph: Graph, env: str) -> None:
+    key = graph.one("Key").inputs
+    assert key["enableKeyRotation"] is True
+    assert key["deletionWindowInDays"] == (30 if env == "prod" else 7)
+    root = next(each for each in statements(key["policy"]) if "AWS" in each["Principal"])
+    assert root["Principal"]["AWS"] == f"arn:aws:iam::{ACCOUNT}:root"
+    assert {"kms:PutKeyPolicy", "kms:ScheduleKeyDeletion", "kms:Decrypt", "kms:CreateGrant"} <= set(
+        root["Action"]
+    )
+
+
+def test_the_budget_warns_the_topic(graph: Graph) -> None:
+    budget = graph.one("Budget").inputs
+    kinds = {each["notificationType"]: each for each in budget["notifications"]}
+    assert {kind: each["threshold"] for kind, each in kinds.items()} == {"ACTUAL": 80, "FORECASTED": 100}
+    for each in kinds.values():
+        assert each["subscriberSnsTopicArns"] == [graph.outputs["alerts_topic_arn"]]
+
+
+def test_each_address_is_subscribed() -> None:
+    graph = graph_of("dev", alarm_emails='["ann@example.com", "bob@example.com"]')
+    assert sorted(each.inputs["endpoint"] for each in graph.of("TopicSubscription")) == [
+        "ann@example.com",
+        "bob@example.com",
+    ]
+
+
+def test_the_runbook_has_no_section_for_an_alarm_that_is_gone() -> None:
+    sections = re.findall(
+        r"^## ([a-z0-9-]+)$", Path(ROOT / "docs" / "operations.md").read_text(), re.MULTILINE
+    )
+    anchors = {
+        each.inputs["alarmDescription"].rpartition("#")[2] for each in graph_of("prod").of("MetricAlarm")
+    }
+    assert set(sections) == anchors

@@ -1,0 +1,140 @@
+"""The serverless API as it is registered: table, functions, routes, stage, paging key."""
+
+from __future__ import annotations
+
+import json
+
+import tap_stack
+from tests.stack.conftest import ACCOUNT, REGION, Graph, graph_of, statements
+
+
+def test_the_table_is_on_demand_recoverable_and_indexed_for_its_queries(graph: Graph, env: str) -> None:
+    table = graph.one("Table").inputs
+    assert (table["billingMode"], table["hashKey"]) == ("PAY_PER_REQUEST", "id")
+    assert table["pointInTimeRecovery"] == {"enabled": True}
+    assert table["ttl"] == {"attributeName": "expires_at", "enabled": True}
+    assert table["deletionProtectionEnabled"] is (env == "prod")
+    keys = {
+        each["name"]: [key["attributeName"] for key in each["keySchemas"]]
+        for each in table["globalSecondaryIndexes"]
+    }
+    assert keys == {"by_owner": ["owner", "created_at"], "by_category": ["owner_category", "created_at"]}
+
+
+def test_the_table_can_be_named() -> None:
+    assert graph_of("dev", table_name="orders").one("Table").inputs["name"] == "orders"
+    assert graph_of("dev", table_name="orders").outputs["table_name"] == "orders"
+
+
+def test_functions_are_current_traced_versioned_and_log_into_their_group(graph: Graph) -> None:
+    groups = {each.inputs["name"] for each in graph.of("LogGroup")}
+    assert len(graph.of("Function")) == 2
+    for each in graph.of("Function"):
+        function = each.inputs
+        assert (function["runtime"], function["architectures"], function["publish"]) == (
+            "python3.13",
+            ["arm64"],
+            True,
+        )
+        assert function["tracingConfig"] == {"mode": "Active"}
+        assert function["loggingConfig"]["logFormat"] == "JSON"
+        assert function["loggingConfig"]["logGroup"] == f"/aws/lambda/{function['name']}"
+        assert function["loggingConfig"]["logGroup"] in groups
+        assert len(function["description"]) <= 256
+
+
+def test_log_groups_keep_what_the_settings_say(graph: Graph, env: str) -> None:
+    days = tap_stack.TIERS[env]["log_retention_days"]
+    assert {each.inputs["retentionInDays"] for each in graph.of("LogGroup")} == {days}
+
+
+def test_the_api_function_may_do_exactly_this(graph: Graph) -> None:
+    table, key = graph.one("Table"), graph.outputs["key_arn"]
+    arn = f"arn:aws:test:{REGION}:{ACCOUNT}:Table/{table.name}"
+    granted = statements(graph.one("RolePolicy", "api-items-role-policy").inputs["policy"])
+    assert [(each["Action"], each["Resource"]) for each in granted] == [
+        (
+            ["logs:CreateLogStream", "logs:PutLogEvents"],
+            f"arn:aws:test:{REGION}:{ACCOUNT}:LogGroup/api-items-logs:*",
+        ),
+        (["xray:PutTelemetryRecords", "xray:PutTraceSegments"], "*"),
+        (["kms:Decrypt", "kms:GenerateDataKey"], key),
+        (["dynamodb:DeleteItem", "dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:UpdateItem"], arn),
+        (["dynamodb:Query"], [f"{arn}/index/by_owner", f"{arn}/index/by_category"]),
+        (["kms:DescribeKey", "kms:Encrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo"], key),
+        (["ssm:GetParameter"], f"arn:aws:test:{REGION}:{ACCOUNT}:Parameter/api-paging-key"),
+    ]
+
+
+def test_each_function_has_its_own_role(graph: Graph) -> None:
+    roles = [each.inputs["role"] for each in graph.of("Function")]
+    assert len(set(roles)) == len(roles)
+
+
+def test_traffic_goes_to_the_live_alias_and_only_this_api_may_send_it(graph: Graph) -> None:
+    alias = graph.one("aws:lambda/alias:Alias", "api-items-live")
+    assert alias.inputs["name"] == "live"
+    assert f"functions/{alias.name}/" in graph.one("Integration").inputs["integrationUri"]
+    permission = graph.one("Permission").inputs
+    assert (permission["qualifier"], permission["principal"]) == ("live", "apigateway.amazonaws.com")
+    assert permission["sourceArn"] == f"arn:aws:execute-api:{REGION}:{ACCOUNT}:api/*"
+
+
+def test_every_route_wants_a_token_with_its_scope(graph: Graph) -> None:
+    routes = {each.inputs["routeKey"]: each.inputs for each in graph.of("Route")}
+    assert routes.keys() == {*tap_stack.ROUTES, "$default", "OPTIONS /{proxy+}"}
+    for key, (_, scope, _) in tap_stack.ROUTES.items():
+        assert (routes[key]["authorizationType"], routes[key]["authorizationScopes"]) == ("JWT", [scope])
+    assert routes["$default"]["authorizationType"] == "JWT"
+    # The listed exception: a browser's preflight carries no token.
+    assert [key for key, route in routes.items() if route["authorizationType"] == "NONE"] == [
+        "OPTIONS /{proxy+}"
+    ]
+
+
+def test_tokens_come_from_the_pool_for_its_two_clients(graph: Graph) -> None:
+    jwt = graph.one("Authorizer").inputs["jwtConfiguration"]
+    assert jwt["issuer"] == f"https://cognito-idp.{REGION}.amazonaws.com/pool"
+    assert jwt["audiences"] == ["identity-people-id", "identity-machines-id"]
+
+
+def test_the_stage_throttles_with_both_limits_and_logs_json(graph: Graph, env: str) -> None:
+    stage = graph.one("Stage").inputs
+    limits = stage["defaultRouteSettings"]
+    tier = tap_stack.TIERS[env]
+    assert limits["throttlingRateLimit"] == tier["throttle_rate"] > 0
+    assert limits["throttlingBurstLimit"] == tier["throttle_burst"] > 0
+    assert limits["detailedMetricsEnabled"] is True
+    assert json.loads(stage["accessLogSettings"]["format"])["requestId"] == "$context.requestId"
+
+
+def test_cors_lets_only_configured_origins_in(graph: Graph, env: str) -> None:
+    cors = graph.one("Api").inputs.get("corsConfiguration")
+    assert (cors or {}).get("allowOrigins", []) == list(tap_stack.TIERS[env]["cors_origins"])
+    own = graph_of("prod", cors_origins='["https://app.example.com"]').one("Api").inputs["corsConfiguration"]
+    assert own["allowOrigins"] == ["https://app.example.com"]
+    assert {"if-match", "idempotency-key"} <= set(own["allowHeaders"])
+
+
+def test_the_paging_key_is_written_by_nobody_but_the_rotation(graph: Graph) -> None:
+    parameter = graph.one("Parameter").inputs
+    assert (parameter["type"], parameter["valueWo"]) == ("SecureString", "unset")
+    assert "value" not in parameter
+    writers = [
+        each.name
+        for each in graph.of("RolePolicy")
+        if any("ssm:PutParameter" in statement["Action"] for statement in statements(each.inputs["policy"]))
+    ]
+    assert writers == ["api-rotation-role-policy"]
+
+
+def test_the_rotation_is_retried_within_bounds_and_leaves_a_dead_letter(graph: Graph) -> None:
+    function = graph.one("Function", "api-rotation-function").inputs
+    queue = graph.one("Queue")
+    assert function["deadLetterConfig"]["targetArn"].endswith(queue.name)
+    retries = graph.one("FunctionEventInvokeConfig").inputs
+    assert (retries["maximumRetryAttempts"], retries["maximumEventAgeInSeconds"]) == (2, 3600)
+    assert retries["qualifier"] == "live"
+    target = graph.one("Schedule").inputs["target"]
+    assert target["arn"].endswith("api-rotation-live")
+    assert target["retryPolicy"]["maximumRetryAttempts"] == 10
