@@ -1,21 +1,22 @@
 """tap-stack: a production AWS platform in one Pulumi program.
 
-This file is what `pulumi up` runs and what `python -m taplocal up` deploys on a laptop. It holds the
-settings, every AWS resource and the code of every Lambda function; importing it has no side effects.
+This file is what `pulumi up` runs and what `python -m taplocal up` deploys on a laptop. It holds
+the settings, every AWS resource and the code of every Lambda function; importing it has no side
+effects.
 
     people, machines --> Identity (Cognito): access tokens with scopes
             |
             v
     HTTP API (JWT, CORS, throttling, access log) --> api function (alias `live`) --> items table
             |                                              |
-            |                                              +--> paging key (SSM) <-- rotation function
+            |                                              +--> paging key (SSM) <-- rotation
             v
     Monitoring: alarms --> Alerts (encrypted topic, budget); dashboard
     Encryption: one customer-managed key under all of it
 
 Read it in this order: Settings say what can be chosen, Lambda functions what the API does, and the
-components what is built; TapStack composes them. The banners below are the table of contents, and the
-same words name the headings of the README and the test files.
+components what is built; TapStack composes them. The banners below are the table of contents, and
+the same words name the headings of the README and the test files.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ HTTP_API_TIMEOUT_SECONDS = 29  # an HTTP API integration ends at 30 s
 
 
 class SettingsError(pulumi.RunError, ValueError):
-    """All that is wrong with the settings, one line each; Pulumi prints it without a stack trace."""
+    """All that is wrong with the settings, a line each; Pulumi prints it without a stack trace."""
 
 
 def setting(doc: str, default: Any = PER_TIER) -> Any:
@@ -127,23 +128,28 @@ def setting(doc: str, default: Any = PER_TIER) -> Any:
 class TapStackArgs:
     """Everything that can be chosen about a stack, validated before any resource exists.
 
-    `TapStackArgs(environment_suffix="prod")` has production's defaults; `TapStackArgs.load()` reads the
-    same names from the Pulumi configuration. Raises SettingsError with every mistake at once.
+    `TapStackArgs(environment_suffix="prod")` has production's defaults; `TapStackArgs.load()` reads
+    the same names from the Pulumi configuration. Raises SettingsError with every mistake at once.
     """
 
     environment_suffix: str = setting(
         "`dev`, `staging` or `prod`, or one of them with a name behind it, as in `dev-jane`.", "dev"
     )
-    tags: Mapping[str, str] = setting("Tags added to every resource; they win over the standard ones.", {})
+    tags: Mapping[str, str] = setting(
+        "Tags added to every resource; they win over the standard ones.", {}
+    )
     project: str = setting("First part of every name and the `Project` tag.", "tap-stack")
     owner: str = setting("The `Owner` tag: the team that answers for the stack.", "platform")
     cost_center: str = setting("The `CostCenter` tag.", "engineering")
-    table_name: str = setting("Name of the items table; empty for `<project>-items-<environment>`.", "")
+    table_name: str = setting(
+        "Name of the items table; empty for `<project>-items-<environment>`.", ""
+    )
     cors_origins: Sequence[str] = setting(
         "Origins whose pages may call the API; none turns CORS off. Never `*` in prod."
     )
     callback_urls: Sequence[str] = setting(
-        # RFC 8252, 7.3: an app on the user's own machine receives its code on the loopback interface.
+        # RFC 8252, 7.3: an app on the user's own machine receives its code on the loopback
+        # interface.
         "Where Cognito may send people after they signed in; https, or http on localhost.",
         ("http://localhost:3000/callback",),
     )
@@ -154,7 +160,8 @@ class TapStackArgs:
     throttle_rate: int = setting("Requests per second that the API admits; more get 429.")
     throttle_burst: int = setting("Requests at once that the API admits above the rate.")
     memory_mb: int = setting(
-        "Memory of the api function, 128 to 10240 MB; CPU grows with it, and so does the price.", 512
+        "Memory of the api function, 128 to 10240 MB; CPU grows with it, and so does the price.",
+        512,
     )
     timeout_seconds: int = setting("Longest run of the api function, 3 to 29 s.", 15)
     idempotency_hours: int = setting("How long an `Idempotency-Key` is remembered.", 24)
@@ -163,7 +170,9 @@ class TapStackArgs:
     alarm_emails: Sequence[str] = setting(
         "Addresses that alarms and the budget write to; each confirms once.", ()
     )
-    budget_usd: int = setting("Monthly budget; the topic hears of 80 % spent and of 100 % forecast.")
+    budget_usd: int = setting(
+        "Monthly budget; the topic hears of 80 % spent and of 100 % forecast."
+    )
 
     def __post_init__(self) -> None:
         tier = TIERS.get(str(self.environment_suffix).split("-")[0], TIERS["dev"])
@@ -172,7 +181,9 @@ class TapStackArgs:
             value = tier[each.name] if value is PER_TIER and each.name in tier else value
             object.__setattr__(self, each.name, tuple(value) if isinstance(value, list) else value)
         if errors := [*_wrong_types(self), *_wrong_values(self)]:
-            raise SettingsError("the settings are wrong:\n" + "\n".join(f"  - {error}" for error in errors))
+            raise SettingsError(
+                "the settings are wrong:\n" + "\n".join(f"  - {error}" for error in errors)
+            )
 
     @classmethod
     def load(cls) -> TapStackArgs:
@@ -180,7 +191,11 @@ class TapStackArgs:
         config = pulumi.Config()
         texts = {each: config.get(each.name) for each in fields(cls)}
         return cls(
-            **{each.name: _parsed(str(each.type), text) for each, text in texts.items() if text is not None}
+            **{
+                each.name: _parsed(str(each.type), text)
+                for each, text in texts.items()
+                if text is not None
+            }
         )
 
     @property
@@ -214,14 +229,16 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of texts",
     ),
     "Mapping[str, str]": (
-        lambda v: isinstance(v, Mapping) and all(isinstance(x, str) for kv in v.items() for x in kv),
+        lambda v: (
+            isinstance(v, Mapping) and all(isinstance(x, str) for kv in v.items() for x in kv)
+        ),
         "an object of texts",
     ),
 }
 
 
 def _parsed(annotation: str, text: str) -> Any:
-    """A configuration value in its type; what does not parse stays text, which validation refuses."""
+    """A configuration value in its type; what does not parse stays text, to be refused."""
     try:
         return text if annotation == "str" else json.loads(text)
     except ValueError:
@@ -258,7 +275,8 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "environment_suffix",
         _matches(rf"(?=.{{1,16}}$)({'|'.join(TIERS)})(-[a-z0-9]+)*"),
-        "dev, staging or prod, or one of them with a name behind it (dev-jane), 16 characters at most",
+        "dev, staging or prod, or one of them with a name behind it (dev-jane), "
+        "16 characters at most",
     ),
     (
         "tags",
@@ -271,13 +289,21 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         _matches(r"(?=.{2,24}$)[a-z][a-z0-9]*(-[a-z0-9]+)*"),
         "2 to 24 lower-case letters, digits and single hyphens, starting with a letter",
     ),
-    ("owner", _matches(f"{TAG}{{1,256}}"), "a tag value: 1 to 256 letters, digits, spaces and _.:/=+-@"),
+    (
+        "owner",
+        _matches(f"{TAG}{{1,256}}"),
+        "a tag value: 1 to 256 letters, digits, spaces and _.:/=+-@",
+    ),
     (
         "cost_center",
         _matches(f"{TAG}{{1,256}}"),
         "a tag value: 1 to 256 letters, digits, spaces and _.:/=+-@",
     ),
-    ("table_name", _matches(r"([A-Za-z0-9_.-]{3,255})?"), "3 to 255 letters, digits and _.-, or empty"),
+    (
+        "table_name",
+        _matches(r"([A-Za-z0-9_.-]{3,255})?"),
+        "3 to 255 letters, digits and _.-, or empty",
+    ),
     (
         "cors_origins",
         _each(rf"\*|{ORIGIN}"),
@@ -298,7 +324,11 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         f"3 to {HTTP_API_TIMEOUT_SECONDS}: the API ends a request at 30 s",
     ),
     ("idempotency_hours", _between(1, 168), "1 to 168"),
-    ("log_retention_days", lambda v: v in RETENTION_DAYS, f"one of {', '.join(map(str, RETENTION_DAYS))}"),
+    (
+        "log_retention_days",
+        lambda v: v in RETENTION_DAYS,
+        f"one of {', '.join(map(str, RETENTION_DAYS))}",
+    ),
     ("alarm_emails", _each(r"[^@\s]+@[^@\s]+\.[^@\s]+"), "a list of e-mail addresses"),
     ("budget_usd", _between(1, 1_000_000), "1 to 1000000"),
 )
@@ -317,11 +347,17 @@ def _expected(key: str, value: Any, expectation: str) -> str:
 
 def _wrong_types(args: TapStackArgs) -> list[str]:
     pairs = [(each.name, getattr(args, each.name), *TYPES[str(each.type)]) for each in fields(args)]
-    return [_expected(key, value, expectation) for key, value, fits, expectation in pairs if not fits(value)]
+    return [
+        _expected(key, value, expectation)
+        for key, value, fits, expectation in pairs
+        if not fits(value)
+    ]
 
 
 def _wrong_values(args: TapStackArgs) -> list[str]:
-    typed = {each.name for each in fields(args) if TYPES[str(each.type)][0](getattr(args, each.name))}
+    typed = {
+        each.name for each in fields(args) if TYPES[str(each.type)][0](getattr(args, each.name))
+    }
     rules = [*RULES, *(PROD_RULES if "environment_suffix" in typed and args.tier == "prod" else ())]
     return [
         _expected(key, getattr(args, key), text)
@@ -362,7 +398,11 @@ def _statement(
     effect: str, actions: Sequence[str], on: Any, when: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     optional = {"Resource": on, "Condition": when}
-    return {"Effect": effect, "Action": list(actions), **{k: v for k, v in optional.items() if v is not None}}
+    return {
+        "Effect": effect,
+        "Action": list(actions),
+        **{k: v for k, v in optional.items() if v is not None},
+    }
 
 
 ###############################################################################
@@ -373,14 +413,20 @@ def _statement(
 # every function that uses it, so the SDK is imported when its client is made, in the init phase.
 
 ITEM_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")  # what a URL carries unescaped, RFC 3986
-KEPT_FIELDS = ("id", "version", "created_at", "updated_at")  # the service's own; a body's are ignored
+KEPT_FIELDS = (
+    "id",
+    "version",
+    "created_at",
+    "updated_at",
+)  # the service's own; a body's are ignored
 BODY_LIMIT = 2_500_000  # bytes: 400 KB of item with every byte escaped as \u0001
 PAGE_LIMIT = 1_000_000  # characters of a page; an answer above 6 MB would be lost by Lambda
 MAX_DEPTH = 31  # DynamoDB nests 32 levels, and the item's fields are one below its own
 CATEGORY_LIMIT = 1_024  # bytes: a partition key has 2,048, and the owner needs some
 PATCH_ATTEMPTS = 10
 OWNER = {"#owner": "owner"}  # the one attribute of ours whose name DynamoDB reserves
-# A DynamoDB number: 38 digits, 1E-130 to 9.99E+125 (DynamoDB developer guide, "Supported data types").
+# A DynamoDB number: 38 digits, 1E-130 to 9.99E+125 (DynamoDB developer guide, "Supported data
+# types").
 DYNAMODB_NUMBER = Context(
     prec=38, Emin=-130, Emax=125, traps=[Inexact, InvalidOperation, Overflow, Subnormal, Underflow]
 )
@@ -401,7 +447,7 @@ TITLES = {
 
 
 class Problem(Exception):  # noqa: N818 - the RFC's word
-    """An answer that says what is wrong (RFC 9457), with extra headers where the status wants them."""
+    """An answer that says what is wrong (RFC 9457), with the headers that the status wants."""
 
     def __init__(self, status: int, detail: str, **headers: str):
         super().__init__(detail)
@@ -412,8 +458,8 @@ class Problem(Exception):  # noqa: N818 - the RFC's word
 class ConditionFailed(Exception):  # noqa: N818 - DynamoDB's word
     """DynamoDB refused a conditional write.
 
-    `item` is what stands in its way, None if nothing does; `repeated` tells that the SDK sent the write
-    more than once, so that an earlier attempt may have succeeded.
+    `item` is what stands in its way, None if nothing does; `repeated` tells that the SDK sent the
+    write more than once, so that an earlier attempt may have succeeded.
     """
 
     def __init__(self, item: dict[str, Any] | None, repeated: bool = False):
@@ -427,8 +473,8 @@ _clients: dict[str, Any] = {}
 def client(service: str) -> Any:
     """The container's one SDK client of a service, with bounded time and retries.
 
-    Three attempts with jittered, exponential backoff (botocore's standard mode), each of at most 1 s to
-    connect and 3 s to answer: 12 s in the worst case, below the function's 15 s.
+    Three attempts with jittered, exponential backoff (botocore's standard mode), each of at most 1
+    s to connect and 3 s to answer: 12 s in the worst case, below the function's 15 s.
     """
     if service not in _clients:
         import boto3
@@ -450,7 +496,7 @@ def open_clients() -> None:
 
 
 def parse_json(text: str) -> Any:
-    """JSON with numbers as text-exact Decimals; ambiguous or non-standard text raises Problem 400."""
+    """JSON with numbers as exact Decimals; ambiguous or non-standard text raises Problem 400."""
     try:
         return json.loads(
             text,
@@ -535,7 +581,9 @@ def to_json(value: Mapping[str, Any]) -> str:
     if kind == "N":
         return str(content)
     if kind == "M":
-        return "{" + ",".join(f"{encode_basestring(k)}:{to_json(v)}" for k, v in content.items()) + "}"
+        return (
+            "{" + ",".join(f"{encode_basestring(k)}:{to_json(v)}" for k, v in content.items()) + "}"
+        )
     if kind == "L":
         return "[" + ",".join(map(to_json, content)) + "]"
     return "null" if kind == "NULL" else "true" if content else "false"
@@ -568,7 +616,9 @@ class Request:
         self.route: str = event["routeKey"]
         self.headers: Mapping[str, str] = event.get("headers") or {}
         self.query: Mapping[str, str] = event.get("queryStringParameters") or {}
-        self.claims: Mapping[str, Any] = context.get("authorizer", {}).get("jwt", {}).get("claims", {})
+        self.claims: Mapping[str, Any] = (
+            context.get("authorizer", {}).get("jwt", {}).get("claims", {})
+        )
         self.caller: str = self.claims.get("sub") or self.claims.get("client_id") or ""
         self.revision = new_id()  # marks this request's write, so that a repeated one knows itself
         self.capacity = 0.0
@@ -635,7 +685,11 @@ def problem_answer(problem: Problem, request_id: str) -> dict[str, Any]:
         "request_id": request_id,
     }
     headers = {"content-type": "application/problem+json", "cache-control": "no-store"}
-    return {"statusCode": problem.status, "headers": {**headers, **problem.headers}, "body": json.dumps(body)}
+    return {
+        "statusCode": problem.status,
+        "headers": {**headers, **problem.headers},
+        "body": json.dumps(body),
+    }
 
 
 def not_found() -> Problem:
@@ -652,7 +706,7 @@ def busy() -> Problem:
 
 
 def table(request: Request, operation: str, **arguments: Any) -> dict[str, Any]:
-    """One call of DynamoDB on behalf of a request; its failures become ConditionFailed or a Problem."""
+    """One call of DynamoDB for a request; a failure becomes ConditionFailed or a Problem."""
     try:
         if operation != "transact_write_items":
             arguments["TableName"] = os.environ["TABLE_NAME"]
@@ -667,7 +721,7 @@ def table(request: Request, operation: str, **arguments: Any) -> dict[str, Any]:
 
 
 def explain(error: Exception, request: Request) -> Exception:
-    """What a failure of the SDK means to the caller; anything else is our own mistake, unchanged."""
+    """What a failure of the SDK means to the caller; any other is our own mistake, unchanged."""
     if not type(error).__module__.startswith("botocore"):
         return error
     response = getattr(error, "response", None) or {}
@@ -675,10 +729,15 @@ def explain(error: Exception, request: Request) -> Exception:
     reasons = response.get("CancellationReasons", [])
     failed = [each for each in reasons if each.get("Code") not in (None, "None")]
     if code == "ConditionalCheckFailedException":
-        return ConditionFailed(response.get("Item"), response["ResponseMetadata"].get("RetryAttempts", 0) > 0)
+        return ConditionFailed(
+            response.get("Item"), response["ResponseMetadata"].get("RetryAttempts", 0) > 0
+        )
     if failed and all(each["Code"] == "ConditionalCheckFailed" for each in failed):
         return ConditionFailed(reasons[-1].get("Item"))
-    if any("size has exceeded" in text for text in (message, *(str(each.get("Message")) for each in failed))):
+    if any(
+        "size has exceeded" in text
+        for text in (message, *(str(each.get("Message")) for each in failed))
+    ):
         return Problem(413, "An item has at most 400 KB.")
     request.error = f"{type(error).__name__}: {error}"
     if code == "ValidationException" or any(each["Code"] == "ValidationError" for each in failed):
@@ -689,7 +748,9 @@ def explain(error: Exception, request: Request) -> Exception:
 def new_id() -> str:
     """A UUID of version 7 (RFC 9562): sorts by time, says nothing else."""
     milliseconds, noise = int(time.time() * 1000), int.from_bytes(os.urandom(10), "big")
-    value = milliseconds << 80 | 7 << 76 | (noise >> 62 & 0xFFF) << 64 | 2 << 62 | noise & (1 << 62) - 1
+    value = (
+        milliseconds << 80 | 7 << 76 | (noise >> 62 & 0xFFF) << 64 | 2 << 62 | noise & (1 << 62) - 1
+    )
     digits = f"{value:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
@@ -732,7 +793,7 @@ def read_item(request: Request, item_id: str) -> dict[str, Any]:
 
 
 def owned(item: Mapping[str, Any] | None, request: Request) -> bool:
-    """Whether there is an item, and it is the caller's. A record of the service itself has no content."""
+    """Whether there is an item of the caller's; a record of the service's own has no content."""
     return bool(item and "content" in item and item["owner"]["S"] == request.caller)
 
 
@@ -747,7 +808,8 @@ def matching(request: Request) -> tuple[str, dict[str, Any]]:
     condition, values = "#owner = :owner", {":owner": {"S": request.caller}}
     if not tags or "*" in tags:
         return condition, values
-    # A weak tag never matches (RFC 9110, 13.1.1): with its W/ it is no revision. IN takes 100 values.
+    # A weak tag never matches (RFC 9110, 13.1.1): with its W/ it is no revision. IN takes 100
+    # values.
     revisions = {f":r{n}": {"S": tag.strip('"')} for n, tag in enumerate(tags[:100])}
     return f"{condition} AND revision IN ({', '.join(revisions)})", {**values, **revisions}
 
@@ -763,11 +825,17 @@ def changed() -> Problem:
 
 
 def write_fields(
-    request: Request, item_id: str, fields: Mapping[str, Any], condition: str, values: Mapping[str, Any]
+    request: Request,
+    item_id: str,
+    fields: Mapping[str, Any],
+    condition: str,
+    values: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Replaces the fields of an existing item in one atomic step and returns the item."""
     category = fields.get("category", {}).get("S")
-    changes = "content = :content, revision = :revision, updated_at = :now, version = version + :one"
+    changes = (
+        "content = :content, revision = :revision, updated_at = :now, version = version + :one"
+    )
     by_category = " REMOVE owner_category" if category is None else ", owner_category = :category"
     given = {
         **values,
@@ -811,7 +879,9 @@ def create_item(request: Request) -> dict[str, Any]:
     return item_answer(201, item, location=f"/items/{item['id']['S']}")
 
 
-def new_item(request: Request, item_id: str, fields: Mapping[str, Any], created: str = "") -> dict[str, Any]:
+def new_item(
+    request: Request, item_id: str, fields: Mapping[str, Any], created: str = ""
+) -> dict[str, Any]:
     """The first version of an item as the table holds it."""
     category = fields.get("category", {}).get("S")
     created = created or now()
@@ -866,7 +936,9 @@ def create_once(request: Request, item: dict[str, Any], wanted_id: str | None) -
     body = json.dumps([wanted_id, item["content"]], sort_keys=True)
     seconds = int(time.time())
     record = {
-        "id": {"S": "idempotency#" + hashlib.sha256(f"{request.caller}#{key}".encode()).hexdigest()},
+        "id": {
+            "S": "idempotency#" + hashlib.sha256(f"{request.caller}#{key}".encode()).hexdigest()
+        },
         "fingerprint": {"S": hashlib.sha256(body.encode()).hexdigest()},
         "item_id": item["id"],
         "created_at": item["created_at"],
@@ -927,7 +999,9 @@ def patch_item(request: Request) -> dict[str, Any]:
         check_category(fields)
         try:
             seen = {":seen": item["revision"]}
-            return item_answer(200, write_fields(request, item_id, fields, "revision = :seen", seen))
+            return item_answer(
+                200, write_fields(request, item_id, fields, "revision = :seen", seen)
+            )
         except ConditionFailed:
             pass  # somebody else was faster: merge into what they left
         time.sleep(random.uniform(0, 0.01 * 2 ** min(attempt, 5)))  # noqa: S311 - jitter, not a secret
@@ -963,7 +1037,11 @@ def list_items(request: Request) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     if "next" in request.query:
         created, item_id = open_token(request.query["next"], scope)
-        arguments["ExclusiveStartKey"] = {key: value, "created_at": {"S": created}, "id": {"S": item_id}}
+        arguments["ExclusiveStartKey"] = {
+            key: value,
+            "created_at": {"S": created},
+            "id": {"S": item_id},
+        }
     response = table(
         request,
         "query",
@@ -982,9 +1060,14 @@ def list_query(query: Mapping[str, str]) -> tuple[str | None, str, int]:
     """Category, order and limit of a list request, or Problem 400."""
     if unknown := query.keys() - {"category", "order", "limit", "next"}:
         raise Problem(
-            400, f"There is no parameter {printable(min(unknown))}; category, order, limit, next are."
+            400,
+            f"There is no parameter {printable(min(unknown))}; category, order, limit, next are.",
         )
-    category, order, limit = query.get("category"), query.get("order", "desc"), query.get("limit", "20")
+    category, order, limit = (
+        query.get("category"),
+        query.get("order", "desc"),
+        query.get("limit", "20"),
+    )
     if order not in ("asc", "desc"):
         raise Problem(400, f"order is asc or desc, not {printable(order)}.")
     if not re.fullmatch("[1-9][0-9]?|100", limit):
@@ -995,7 +1078,7 @@ def list_query(query: Mapping[str, str]) -> tuple[str | None, str, int]:
 
 
 def page_answer(response: Mapping[str, Any], limit: int, scope: str) -> dict[str, Any]:
-    """A page of items, cut where it would grow too large, and the token of the next one if there is one."""
+    """A page of items, cut where it would grow too large, with the token of the next one."""
     items, texts, size = response["Items"], [], 0
     for item in items[:limit]:
         texts.append(item_json(item))
@@ -1005,7 +1088,9 @@ def page_answer(response: Mapping[str, Any], limit: int, scope: str) -> dict[str
     more = "LastEvaluatedKey" in response or len(texts) < len(items)
     last = items[len(texts) - 1] if texts else response.get("LastEvaluatedKey")
     token = (
-        f',"next":"{seal_token(last["created_at"]["S"], last["id"]["S"], scope)}"' if more and last else ""
+        f',"next":"{seal_token(last["created_at"]["S"], last["id"]["S"], scope)}"'
+        if more and last
+        else ""
     )
     return answer(200, f'{{"items":[{",".join(texts)}]{token}}}')
 
@@ -1023,7 +1108,9 @@ def paging_keys(max_age: float) -> list[bytes]:
     age = time.monotonic() - _paging["read"]
     if age >= max_age:
         try:
-            parameter = client("ssm").get_parameter(Name=os.environ["PAGING_KEY"], WithDecryption=True)
+            parameter = client("ssm").get_parameter(
+                Name=os.environ["PAGING_KEY"], WithDecryption=True
+            )
             keys = [bytes.fromhex(key) for key in parse_keys(parameter["Parameter"]["Value"])]
             _paging.update(keys=keys, read=time.monotonic())
         except Exception as error:
@@ -1047,13 +1134,16 @@ def seal_token(created: str, item_id: str, scope: str) -> str:
 
 
 def open_token(token: str, scope: str) -> tuple[str, str]:
-    """The place that a token stands for, or Problem 400 if it was not made for this caller and query."""
+    """The place that a token stands for; Problem 400 if it is not of this caller and query."""
     try:
         raw = base64.b64decode(token.encode() + b"=" * (-len(token) % 4), b"-_", validate=True)
         mac, place = raw[:32], raw[32:].decode()
     except ValueError:
         raise Problem(400, "next is no token of this service.") from None
-    for max_age in (PAGING_KEY_SECONDS, PAGING_KEY_MIN_SECONDS):  # another container may know a newer key
+    for max_age in (
+        PAGING_KEY_SECONDS,
+        PAGING_KEY_MIN_SECONDS,
+    ):  # another container may know a newer key
         for key in paging_keys(max_age):
             if hmac.compare_digest(mac, hmac.digest(key, f"{place}\n{scope}".encode(), "sha256")):
                 created, _, item_id = place.partition("\n")
@@ -1075,7 +1165,7 @@ ROUTES: dict[str, tuple[Callable[[Request], dict[str, Any]], str, str]] = {
 
 
 def api(event: Mapping[str, Any], _context: Any) -> dict[str, Any]:
-    """Lambda handler of the HTTP API: answers every request, whatever goes wrong, and logs one line."""
+    """Lambda handler of the HTTP API: answers every request and logs one line for it."""
     started = time.perf_counter()
     request = Request(event)
     try:
@@ -1116,12 +1206,13 @@ def unrouted(request: Request) -> dict[str, Any]:
 def fits(template: list[str], parts: list[str]) -> bool:
     """Whether the segments of a path are an instance of a route's."""
     return len(template) == len(parts) and all(
-        part == name or (name.startswith("{") and part) for name, part in zip(template, parts, strict=True)
+        part == name or (name.startswith("{") and part)
+        for name, part in zip(template, parts, strict=True)
     )
 
 
 def log_line(request: Request, status: int, milliseconds: float) -> str:
-    """The request as one JSON line, and its business metric in CloudWatch's embedded metric format."""
+    """The request as one JSON line, with its business metric in embedded metric format."""
     metric = "RequestsFailed" if status >= 500 else "RequestsRefused"
     if status < 400:
         metric = ROUTES[request.route][2] if request.route in ROUTES else "RequestsOther"
@@ -1151,23 +1242,33 @@ def log_line(request: Request, status: int, milliseconds: float) -> str:
     return json.dumps({**line, "error": request.error} if request.error else line)
 
 
-ROTATION_ATTEMPTS = 6  # IAM is eventually consistent: a policy attached seconds ago may not hold yet
+ROTATION_ATTEMPTS = (
+    6  # IAM is eventually consistent: a policy attached seconds ago may not hold yet
+)
 
 
 def rotate_paging_key(_event: Mapping[str, Any], _context: Any) -> None:
-    """Lambda handler: puts a new paging key before the current one and forgets the one before that."""
+    """Lambda handler: puts a new paging key before the current one, forgets older ones."""
     for attempt in range(1, ROTATION_ATTEMPTS + 1):
         try:
             name = os.environ["PAGING_KEY"]
             parameter = client("ssm").get_parameter(Name=name, WithDecryption=True)["Parameter"]
             keys = [os.urandom(32).hex(), *parse_keys(parameter["Value"])][:2]
-            client("ssm").put_parameter(Name=name, Value=",".join(keys), Type="SecureString", Overwrite=True)
-            print(json.dumps({"level": "INFO", "message": "paging key rotated", "attempt": attempt}))
+            client("ssm").put_parameter(
+                Name=name, Value=",".join(keys), Type="SecureString", Overwrite=True
+            )
+            print(
+                json.dumps({"level": "INFO", "message": "paging key rotated", "attempt": attempt})
+            )
             return
         except Exception as error:
             print(
                 json.dumps(
-                    {"level": "WARN", "message": f"{type(error).__name__}: {error}", "attempt": attempt}
+                    {
+                        "level": "WARN",
+                        "message": f"{type(error).__name__}: {error}",
+                        "attempt": attempt,
+                    }
                 )
             )
             if attempt == ROTATION_ATTEMPTS:
@@ -1179,7 +1280,10 @@ def rotate_paging_key(_event: Mapping[str, Any], _context: Any) -> None:
 # Bundles
 ###############################################################################
 
-LAMBDA_MODULES = sys.stdlib_module_names | {"boto3", "botocore"}  # what the python3.13 runtime can import
+LAMBDA_MODULES = sys.stdlib_module_names | {
+    "boto3",
+    "botocore",
+}  # what the python3.13 runtime can import
 
 
 class BundleError(pulumi.RunError, ValueError):
@@ -1189,10 +1293,10 @@ class BundleError(pulumi.RunError, ValueError):
 def bundle(handler: Callable[..., Any], init: Callable[[], None] | None = None) -> str:
     """The source of `index.py` for one Lambda function: the definitions that its handler reaches.
 
-    Names are resolved from the syntax tree of the handler's own file, in its order, so that the text
-    changes only when code that the function runs does. Annotations are not followed; they are never
-    evaluated. `init` is called once, as the module's last line. Raises BundleError for a name that is
-    neither defined in the file nor built in, and for a module that Lambda does not have.
+    Names are resolved from the syntax tree of the handler's own file, in its order, so that the
+    text changes only when code that the function runs does. Annotations are not followed; they are
+    never evaluated. `init` is called once, as the module's last line. Raises BundleError for a name
+    that is neither defined in the file nor built in, and for a module that Lambda does not have.
     """
     path = Path(handler.__code__.co_filename)
     source = path.read_text(encoding="utf-8")
@@ -1204,7 +1308,9 @@ def bundle(handler: Callable[..., Any], init: Callable[[], None] | None = None) 
         if name in reached:
             continue
         if name not in definitions:
-            raise BundleError(f"{user} uses {name}, which {path.name} does not define at its top level")
+            raise BundleError(
+                f"{user} uses {name}, which {path.name} does not define at its top level"
+            )
         reached[name] = definitions[name]
         _check_imports(name, definitions[name])
         waiting += [(used, name) for used in _free_names(definitions[name])]
@@ -1227,7 +1333,12 @@ def _definitions(tree: ast.Module) -> dict[str, ast.stmt]:
             found.update({alias.asname or alias.name.split(".")[0]: node for alias in node.names})
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = [each for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)]
+            names = [
+                each
+                for target in targets
+                for each in ast.walk(target)
+                if isinstance(each, ast.Name)
+            ]
             found.update({each.id: node for each in names})
     return found
 
@@ -1243,11 +1354,13 @@ class _Unannotated(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        return self.generic_visit(ast.Assign([node.target], node.value) if node.value else ast.Pass())
+        return self.generic_visit(
+            ast.Assign([node.target], node.value) if node.value else ast.Pass()
+        )
 
 
 def _free_names(node: ast.stmt) -> list[str]:
-    """The global names that a definition uses and neither makes itself nor finds among the built-ins."""
+    """The global names that a definition uses, without built-ins and what it makes itself."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         return []
     bare = _Unannotated().visit(ast.parse(ast.unparse(node)))
@@ -1278,9 +1391,15 @@ def _check_imports(user: str, definition: ast.stmt) -> None:
 def _text(source: str, node: ast.stmt, reached: Mapping[str, ast.stmt]) -> str:
     """A statement as it stands in the file; of an import only the names that are used."""
     if isinstance(node, ast.Import | ast.ImportFrom):
-        used = [alias for alias in node.names if (alias.asname or alias.name.split(".")[0]) in reached]
+        used = [
+            alias for alias in node.names if (alias.asname or alias.name.split(".")[0]) in reached
+        ]
         names = ", ".join(ast.unparse(alias) for alias in used)
-        return f"from {node.module} import {names}" if isinstance(node, ast.ImportFrom) else f"import {names}"
+        return (
+            f"from {node.module} import {names}"
+            if isinstance(node, ast.ImportFrom)
+            else f"import {names}"
+        )
     first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
     return "\n".join(source.splitlines()[first - 1 : node.end_lineno])
 
@@ -1310,7 +1429,10 @@ class Component(pulumi.ComponentResource):
     def __init__(self, name: str, args: TapStackArgs, opts: ResourceOptions | None, role: str):
         tags = {**args.all_tags(), "Component": role}
         super().__init__(
-            f"tap:stack:{type(self).__name__}", name, None, ResourceOptions.merge(tagged(tags), opts)
+            f"tap:stack:{type(self).__name__}",
+            name,
+            None,
+            ResourceOptions.merge(tagged(tags), opts),
         )
         self.name, self.args = name, args
         self.child = ResourceOptions(parent=self)
@@ -1378,10 +1500,10 @@ KEY_USE = tuple(
 KEY_MANAGEMENT = tuple(
     f"kms:{action}"
     for action in (
-        "CancelKeyDeletion CreateAlias CreateGrant DeleteAlias DisableKey DisableKeyRotation EnableKey "
-        "EnableKeyRotation GetKeyPolicy GetKeyRotationStatus ListGrants ListKeyPolicies ListKeyRotations "
-        "ListResourceTags PutKeyPolicy RevokeGrant RotateKeyOnDemand ScheduleKeyDeletion TagResource "
-        "UntagResource UpdateAlias UpdateKeyDescription"
+        "CancelKeyDeletion CreateAlias CreateGrant DeleteAlias DisableKey DisableKeyRotation "
+        "EnableKey EnableKeyRotation GetKeyPolicy GetKeyRotationStatus ListGrants ListKeyPolicies "
+        "ListKeyRotations ListResourceTags PutKeyPolicy RevokeGrant RotateKeyOnDemand "
+        "ScheduleKeyDeletion TagResource UntagResource UpdateAlias UpdateKeyDescription"
     ).split()
 )
 
@@ -1389,8 +1511,8 @@ KEY_MANAGEMENT = tuple(
 class Encryption(Component):
     """The customer-managed key of a stack, rotated every year, and its alias. $1 a month.
 
-    Its policy hands the decision to IAM, action by action, and lets logs, alarms and budgets of this
-    account encrypt what they deliver.
+    Its policy hands the decision to IAM, action by action, and lets logs, alarms and budgets of
+    this account encrypt what they deliver.
     """
 
     def __init__(self, name: str, args: TapStackArgs, opts: ResourceOptions | None = None):
@@ -1421,13 +1543,27 @@ class Encryption(Component):
         place, this_key = self.place, "*"  # in a key's own policy, * is that key
         root = Output.format("arn:{0}:iam::{1}:root", place.partition, place.account)
         here = {"StringEquals": {"aws:SourceAccount": place.account}}
-        groups = {"ArnLike": {"kms:EncryptionContext:aws:logs:arn": place.arn("logs", "log-group:*")}}
+        groups = {
+            "ArnLike": {"kms:EncryptionContext:aws:logs:arn": place.arn("logs", "log-group:*")}
+        }
         logs = Output.format("logs.{0}.amazonaws.com", place.region)
         return policy(
             {**allow(*KEY_USE, *KEY_MANAGEMENT, on=this_key), "Principal": {"AWS": root}},
             {**allow(*KEY_USE, on=this_key, when=groups), "Principal": {"Service": logs}},
-            trust("cloudwatch.amazonaws.com", "kms:Decrypt", "kms:GenerateDataKey", on=this_key, when=here),
-            trust("budgets.amazonaws.com", "kms:Decrypt", "kms:GenerateDataKey", on=this_key, when=here),
+            trust(
+                "cloudwatch.amazonaws.com",
+                "kms:Decrypt",
+                "kms:GenerateDataKey",
+                on=this_key,
+                when=here,
+            ),
+            trust(
+                "budgets.amazonaws.com",
+                "kms:Decrypt",
+                "kms:GenerateDataKey",
+                on=this_key,
+                when=here,
+            ),
         )
 
 
@@ -1437,13 +1573,18 @@ class Encryption(Component):
 
 
 class Alerts(Component):
-    """The encrypted topic that alarms and the budget publish to, its e-mail subscribers, the budget.
+    """The encrypted topic of alarms and budget, its e-mail subscribers, the budget.
 
     The first two budgets of an account are free; e-mail costs nothing worth counting.
     """
 
     def __init__(
-        self, name: str, args: TapStackArgs, *, key_arn: Input[str], opts: ResourceOptions | None = None
+        self,
+        name: str,
+        args: TapStackArgs,
+        *,
+        key_arn: Input[str],
+        opts: ResourceOptions | None = None,
     ):
         super().__init__(name, args, opts, role="alerts")
         self.topic = aws.sns.Topic(
@@ -1510,11 +1651,12 @@ class Alerts(Component):
 
 
 class Function(Component):
-    """A Lambda function from a handler of this file: role, log group, published versions, alias `live`.
+    """A Lambda function from a Python handler: role, log group, published versions, alias `live`.
 
     `statements` is all that it may do beyond logging, tracing and opening its own environment. With
     `dead_letters`, a queue keeps for 14 days what three asynchronous attempts could not do.
-    Costs what runs: $0.20 a million calls and $0.0000133334 a GB-second (arm64); the queue is free when idle.
+    Costs what runs: $0.20 a million calls and $0.0000133334 a GB-second (arm64); the queue is free
+    when idle.
     """
 
     RUNTIME = "python3.13"
@@ -1536,7 +1678,11 @@ class Function(Component):
         opts: ResourceOptions | None = None,
     ):
         super().__init__(name, args, opts, role=role)
-        self.physical_name, self.key_arn, self.timeout_seconds = args.name(role), key_arn, timeout_seconds
+        self.physical_name, self.key_arn, self.timeout_seconds = (
+            args.name(role),
+            key_arn,
+            timeout_seconds,
+        )
         self.dead_letter_queue = self._dead_letter_queue() if dead_letters else None
         self.logs = self._logs()
         self.role = self._role()
@@ -1557,7 +1703,10 @@ class Function(Component):
         )
         document = policy(tls_only("sqs:*", queue.arn))  # a Deny: every action
         aws.sqs.QueuePolicy(
-            f"{self.name}-dead-letters-policy", queue_url=queue.url, policy=document, opts=self.child
+            f"{self.name}-dead-letters-policy",
+            queue_url=queue.url,
+            policy=document,
+            opts=self.child,
         )
         return queue
 
@@ -1628,7 +1777,8 @@ class Function(Component):
                 "log_format": "JSON",
                 "log_group": self.logs.name,
                 "application_log_level": "INFO",
-                "system_log_level": "WARN",  # START and REPORT lines triple the bill, metrics say the same
+                # START and REPORT lines would triple the bill; the metrics say the same.
+                "system_log_level": "WARN",
             },
             dead_letter_config={"target_arn": queue.arn} if queue else None,
             # The policy must hold before the first call, and Lambda tries the queue on creation.
@@ -1656,7 +1806,7 @@ class Function(Component):
         )
 
     def alarms(self) -> list[Alarm]:
-        """Errors, throttles and slowness of the function; dead letters if it has a queue for them."""
+        """Errors, throttles and slowness of the function, and its dead letters."""
         function, key = {"FunctionName": self.function.name}, self.name
         slow = 800.0 * self.timeout_seconds  # milliseconds: 80 % of the timeout
         rows = [
@@ -1674,7 +1824,13 @@ class Function(Component):
         if queue := self.dead_letter_queue:
             metric = "AWS/SQS/ApproximateNumberOfMessagesVisible"
             rows.append(
-                Alarm(f"{key}-dead-letters", metric, {"QueueName": queue.name}, above=0, statistic="Maximum")
+                Alarm(
+                    f"{key}-dead-letters",
+                    metric,
+                    {"QueueName": queue.name},
+                    above=0,
+                    statistic="Maximum",
+                )
             )
         return rows
 
@@ -1682,9 +1838,12 @@ class Function(Component):
         """Calls, errors, throttles and duration of the function."""
         function = {"FunctionName": self.function.name}
         counts = [
-            ("AWS/Lambda", metric, function, "Sum") for metric in ("Invocations", "Errors", "Throttles")
+            ("AWS/Lambda", metric, function, "Sum")
+            for metric in ("Invocations", "Errors", "Throttles")
         ]
-        return Graph(f"Function {self.physical_name}", [*counts, ("AWS/Lambda", "Duration", function, "p95")])
+        return Graph(
+            f"Function {self.physical_name}", [*counts, ("AWS/Lambda", "Duration", function, "p95")]
+        )
 
 
 ###############################################################################
@@ -1699,7 +1858,7 @@ SCOPES = (
 
 
 class Identity(Component):
-    """Who may call: a Cognito user pool with scopes, a client for people (PKCE) and one for machines.
+    """Who may call: a Cognito user pool with scopes, a client for people and one for machines.
 
     People are invited by an administrator. $0.015 a monthly user above 10,000 (Essentials), and
     $0.00225 a token of a machine.
@@ -1708,9 +1867,12 @@ class Identity(Component):
     def __init__(self, name: str, args: TapStackArgs, opts: ResourceOptions | None = None):
         super().__init__(name, args, opts, role="identity")
         self.pool = self._pool()
-        self.servers = {server: self._server(server) for server in dict.fromkeys(row[0] for row in SCOPES)}
+        self.servers = {
+            server: self._server(server) for server in dict.fromkeys(row[0] for row in SCOPES)
+        }
         self.scopes = [
-            Output.concat(self.servers[server].identifier, "/", scope) for server, scope, _ in SCOPES
+            Output.concat(self.servers[server].identifier, "/", scope)
+            for server, scope, _ in SCOPES
         ]
         self.people = self._people()
         self.machines = self._machines()
@@ -1721,7 +1883,9 @@ class Identity(Component):
         self.audience = [self.people.id, self.machines.id]
         #: Where people sign in and both clients fetch their tokens (OAuth 2.0).
         self.sign_in_url = Output.format(
-            "https://{0}.auth.{1}.amazoncognito.com", self.domain.domain, aws.get_region_output().region
+            "https://{0}.auth.{1}.amazoncognito.com",
+            self.domain.domain,
+            aws.get_region_output().region,
         )
         self.register_outputs({"user_pool_id": self.pool.id})
 
@@ -1745,9 +1909,13 @@ class Identity(Component):
             },
             mfa_configuration=args.mfa,
             software_token_mfa_configuration=None if args.mfa == "OFF" else {"enabled": True},
-            account_recovery_setting={"recovery_mechanisms": [{"name": "verified_email", "priority": 1}]},
+            account_recovery_setting={
+                "recovery_mechanisms": [{"name": "verified_email", "priority": 1}]
+            },
             deletion_protection="ACTIVE" if args.deletion_protection else "INACTIVE",
-            user_pool_add_ons={"advanced_security_mode": "ENFORCED"} if args.threat_protection else None,
+            user_pool_add_ons={"advanced_security_mode": "ENFORCED"}
+            if args.threat_protection
+            else None,
             opts=self.keep,
         )
 
@@ -1758,7 +1926,9 @@ class Identity(Component):
             name=server,
             user_pool_id=self.pool.id,
             scopes=[
-                {"scope_name": s, "scope_description": doc} for owner, s, doc in SCOPES if owner == server
+                {"scope_name": s, "scope_description": doc}
+                for owner, s, doc in SCOPES
+                if owner == server
             ],
             opts=self.child,
         )
@@ -1830,8 +2000,9 @@ INDEXES = {"by_owner": "owner", "by_category": "owner_category"}
 class ServerlessApi(Component):
     """Items behind an HTTP API: table, function, paging key and its rotation, routes, access log.
 
-    Costs what runs: $1.00 a million requests and DynamoDB on demand, $0.625 a million written KB and
-    $0.125 a million read 4 KB; each item is written to two or three places, the table and its indexes.
+    Costs what runs: $1.00 a million requests and DynamoDB on demand, $0.625 a million written KB
+    and $0.125 a million read 4 KB; each item is written to two or three places, the table and its
+    indexes.
     """
 
     def __init__(
@@ -1867,7 +2038,9 @@ class ServerlessApi(Component):
             name=self.args.table_name or self.args.name("items"),
             billing_mode="PAY_PER_REQUEST",
             hash_key="id",
-            attributes=[{"name": key, "type": "S"} for key in ("id", "created_at", *INDEXES.values())],
+            attributes=[
+                {"name": key, "type": "S"} for key in ("id", "created_at", *INDEXES.values())
+            ],
             global_secondary_indexes=[
                 {
                     "name": index,
@@ -1933,11 +2106,14 @@ class ServerlessApi(Component):
             f"{self.name}-schedule-role",
             name=self.args.name("schedule"),
             description="Lets the scheduler start the rotation",
-            assume_role_policy=policy(trust("scheduler.amazonaws.com", "sts:AssumeRole", when=here)),
+            assume_role_policy=policy(
+                trust("scheduler.amazonaws.com", "sts:AssumeRole", when=here)
+            ),
             opts=self.child,
         )
         document = policy(
-            allow("lambda:InvokeFunction", on=rotation.alias.arn), allow("kms:Decrypt", on=self.key_arn)
+            allow("lambda:InvokeFunction", on=rotation.alias.arn),
+            allow("kms:Decrypt", on=self.key_arn),
         )
         granted = aws.iam.RolePolicy(
             f"{self.name}-schedule-role-policy",
@@ -1956,7 +2132,10 @@ class ServerlessApi(Component):
             target={
                 "arn": rotation.alias.arn,
                 "role_arn": role.arn,
-                "retry_policy": {"maximum_retry_attempts": 10, "maximum_event_age_in_seconds": 3600},
+                "retry_policy": {
+                    "maximum_retry_attempts": 10,
+                    "maximum_event_age_in_seconds": 3600,
+                },
             },
             opts=ResourceOptions(parent=self, depends_on=[granted]),
         )
@@ -1987,7 +2166,11 @@ class ServerlessApi(Component):
                 ),
                 allow("dynamodb:Query", on=indexes),
                 allow(
-                    "kms:DescribeKey", "kms:Encrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo", on=self.key_arn
+                    "kms:DescribeKey",
+                    "kms:Encrypt",
+                    "kms:ReEncryptFrom",
+                    "kms:ReEncryptTo",
+                    on=self.key_arn,
                 ),
                 allow("ssm:GetParameter", on=self.paging_key.arn),
             ],
@@ -2019,7 +2202,9 @@ class ServerlessApi(Component):
             opts=self.child,
         )
 
-    def _authorizer(self, issuer: Input[str], audience: Sequence[Input[str]]) -> aws.apigatewayv2.Authorizer:
+    def _authorizer(
+        self, issuer: Input[str], audience: Sequence[Input[str]]
+    ) -> aws.apigatewayv2.Authorizer:
         return aws.apigatewayv2.Authorizer(
             f"{self.name}-tokens",
             name="tokens",
@@ -2054,11 +2239,12 @@ class ServerlessApi(Component):
         )
 
     def _routes(self) -> dict[str, aws.apigatewayv2.Route]:
-        """Every route with its scope; what none takes goes to the function too, for a good 404 or 405."""
+        """Every route with its scope; the function also answers what none takes, 404 or 405."""
         target = Output.concat("integrations/", self.integration.id)
         tokens: dict[str, Any] = {"authorization_type": "JWT", "authorizer_id": self.authorizer.id}
         secured: dict[str, Any] = {
-            key: {**tokens, "authorization_scopes": [scope]} for key, (_, scope, _) in ROUTES.items()
+            key: {**tokens, "authorization_scopes": [scope]}
+            for key, (_, scope, _) in ROUTES.items()
         }
         # A browser asks OPTIONS without a token, and $default with its authorizer would refuse it.
         fallback = {"$default": tokens, "OPTIONS /{proxy+}": {"authorization_type": "NONE"}}
@@ -2091,17 +2277,19 @@ class ServerlessApi(Component):
             access_log_settings={"destination_arn": logs.arn, "format": json.dumps(ACCESS_LOG)},
             default_route_settings={
                 "detailed_metrics_enabled": True,
-                "throttling_rate_limit": self.args.throttle_rate,  # either limit alone makes the other 0
+                "throttling_rate_limit": self.args.throttle_rate,  # alone it makes the other 0
                 "throttling_burst_limit": self.args.throttle_burst,
             },
             opts=self.child,
         )
 
     def alarms(self) -> list[Alarm]:
-        """Failures and slowness of the API, throttling of its table, and what its functions watch."""
+        """Failures and slowness of the API, throttling of its table, trouble of its functions."""
         stage = {"ApiId": self.api.id, "Stage": self.stage.name}
         tables: dict[str, dict[str, Input[str]]] = {"items": {"TableName": self.items.name}}
-        tables |= {index: {**tables["items"], "GlobalSecondaryIndexName": index} for index in INDEXES}
+        tables |= {
+            index: {**tables["items"], "GlobalSecondaryIndexName": index} for index in INDEXES
+        }
         throttled = [
             Alarm(
                 f"{key.replace('_', '-')}-{kind.lower()}-throttles",
@@ -2115,7 +2303,12 @@ class ServerlessApi(Component):
         return [
             Alarm("api-5xx", "AWS/ApiGateway/5xx", stage, above=4, seconds=300),
             Alarm(
-                "api-latency", "AWS/ApiGateway/Latency", stage, above=2000, statistic="p95", datapoints=(3, 5)
+                "api-latency",
+                "AWS/ApiGateway/Latency",
+                stage,
+                above=2000,
+                statistic="p95",
+                datapoints=(3, 5),
             ),
             *throttled,
             *self.function.alarms(),
@@ -2127,14 +2320,19 @@ class ServerlessApi(Component):
         stage = {"ApiId": self.api.id, "Stage": self.stage.name}
         business = {"Environment": self.args.environment_suffix}
         items = {"TableName": self.items.name}
-        metrics = [*(metric for _, _, metric in ROUTES.values()), "RequestsRefused", "RequestsFailed"]
+        metrics = [
+            *(metric for _, _, metric in ROUTES.values()),
+            "RequestsRefused",
+            "RequestsFailed",
+        ]
         return [
             Graph(
                 "API requests",
                 [("AWS/ApiGateway", metric, stage, "Sum") for metric in ("Count", "4xx", "5xx")],
             ),
             Graph(
-                "API latency", [("AWS/ApiGateway", "Latency", stage, each) for each in ("p50", "p95", "p99")]
+                "API latency",
+                [("AWS/ApiGateway", "Latency", stage, each) for each in ("p50", "p95", "p99")],
             ),
             Graph("Items", [(self.args.project, metric, business, "Sum") for metric in metrics]),
             Graph(
@@ -2237,7 +2435,12 @@ class Monitoring(Component):
         def line(
             namespace: str, metric: str, dimensions: Mapping[str, Input[str]], statistic: str
         ) -> list[Any]:
-            return [namespace, metric, *(x for pair in dimensions.items() for x in pair), {"stat": statistic}]
+            return [
+                namespace,
+                metric,
+                *(x for pair in dimensions.items() for x in pair),
+                {"stat": statistic},
+            ]
 
         properties = {
             "title": graph.title,
@@ -2247,7 +2450,14 @@ class Monitoring(Component):
             "view": "timeSeries",
         }
         column, row = place % 2 * 12, place // 2 * 6
-        return {"type": "metric", "x": column, "y": row, "width": 12, "height": 6, "properties": properties}
+        return {
+            "type": "metric",
+            "x": column,
+            "y": row,
+            "width": 12,
+            "height": 6,
+            "properties": properties,
+        }
 
 
 ###############################################################################
@@ -2272,7 +2482,9 @@ OUTPUTS = {
 class TapStack(pulumi.ComponentResource):
     """The whole platform, composed; its outputs are attributes under the names in OUTPUTS."""
 
-    def __init__(self, name: str, args: TapStackArgs | None = None, opts: ResourceOptions | None = None):
+    def __init__(
+        self, name: str, args: TapStackArgs | None = None, opts: ResourceOptions | None = None
+    ):
         args = args or TapStackArgs()
         super().__init__("tap:stack:TapStack", name, None, opts)
         child = ResourceOptions(parent=self)

@@ -1,7 +1,8 @@
 """Writes what the code already says into the files that repeat it: `make docs`.
 
-From the settings of `TapStackArgs`: Pulumi.yaml, Pulumi.<env>.yaml and the README's settings table. From the
-stack's outputs: the README's outputs table. A test fails when a file is not what this would write.
+From the settings of `TapStackArgs`: Pulumi.yaml, Pulumi.<env>.yaml and the README's settings table.
+From the stack's outputs: the README's outputs table. A test fails when a file is not what this
+would write.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from tap_stack import OUTPUTS, TIERS, TapStackArgs  # noqa: E402
 
 # The Pulumi CLI knows no type for objects, so they are given as JSON text.
 OBJECT = "Mapping[str, str]"
-TYPES = {"str": "string", "int": "integer", "bool": "boolean", "Sequence[str]": "array", OBJECT: "string"}
+TYPES = {
+    "str": "string",
+    "int": "integer",
+    "bool": "boolean",
+    "Sequence[str]": "array",
+    OBJECT: "string",
+}
 
 
 def files() -> Iterator[tuple[Path, str]]:
@@ -34,7 +41,7 @@ def files() -> Iterator[tuple[Path, str]]:
 
 
 def project_yaml() -> str:
-    """Pulumi.yaml: the CLI wants a default for every key; dev's stand here, the others override them."""
+    """Pulumi.yaml: the CLI wants a default for every key; dev's stand here."""
     project = {
         "name": "tap-stack",
         "description": "A production AWS platform in one Pulumi program",
@@ -58,8 +65,13 @@ def declaration(name: str) -> dict[str, Any]:
 
 def stack_yaml(tier: str) -> str:
     """Pulumi.<tier>.yaml: only what differs from Pulumi.yaml."""
-    differing = {key: plain(value) for key, value in TIERS[tier].items() if value != TIERS["dev"][key]}
-    config = {f"tap-stack:{key}": value for key, value in {"environment_suffix": tier, **differing}.items()}
+    differing = {
+        key: plain(value) for key, value in TIERS[tier].items() if value != TIERS["dev"][key]
+    }
+    config = {
+        f"tap-stack:{key}": value
+        for key, value in {"environment_suffix": tier, **differing}.items()
+    }
     return "# Written by `make docs` from TIERS in tap_stack.py.\n" + dump({"config": config})
 
 
@@ -97,7 +109,13 @@ def settings() -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """A setting's value as YAML has it."""
-    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, dict) else value
+    return (
+        list(value)
+        if isinstance(value, tuple)
+        else dict(value)
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def shown(value: Any) -> str:

@@ -31,12 +31,20 @@ app = typer.Typer(
 )
 INTERRUPTED = 130
 
-Env = Annotated[str, typer.Option(help="Environment: dev, staging, prod, or another Pulumi.<env>.yaml.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output, nothing else.")]
-Program = Annotated[Path, typer.Option(help="Folder of the Pulumi program.", file_okay=False, exists=True)]
+Env = Annotated[
+    str, typer.Option(help="Environment: dev, staging, prod, or another Pulumi.<env>.yaml.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON value on standard output, nothing else.")
+]
+Program = Annotated[
+    Path, typer.Option(help="Folder of the Pulumi program.", file_okay=False, exists=True)
+]
 Data = Annotated[
     Path | None,
-    typer.Option(help="Folder of the local cloud's data.", show_default=".taplocal in the program's"),
+    typer.Option(
+        help="Folder of the local cloud's data.", show_default=".taplocal in the program's"
+    ),
 ]
 User = Annotated[
     str | None, typer.Option(help="E-mail of a person to sign in; a machine's token without it.")
@@ -97,7 +105,9 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 @app.command()
-def status(env: Env = "dev", program: Program = Path(), data: Data = None, as_json: Json = False) -> None:
+def status(
+    env: Env = "dev", program: Program = Path(), data: Data = None, as_json: Json = False
+) -> None:
     """Say what is deployed and whether it runs."""
     folder = (data or session.folder_of(program)).resolve()
     found = emulator.recorded(folder)
@@ -174,11 +184,14 @@ def call(
     opened = session.opened(program, env, data)
     text = sys.stdin.read() if body == "-" else body
     headers = {
-        name.strip(): value.strip() for name, _, value in (each.partition(":") for each in header or ())
+        name.strip(): value.strip()
+        for name, _, value in (each.partition(":") for each in header or ())
     }
     answer = access.call(opened, method, path, _token(opened, user, scope), text, **headers)
     if as_json:
-        _print({"status": answer.status, "headers": answer.headers, "body": _maybe_json(answer.body)})
+        _print(
+            {"status": answer.status, "headers": answer.headers, "body": _maybe_json(answer.body)}
+        )
     else:
         Console().answer(answer)
 
@@ -198,7 +211,7 @@ def logs(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Print what the functions logged, oldest first; with --json a list, or a line each with --follow."""
+    """Print what the functions logged, oldest first; --json --follow prints a line each."""
     opened = session.opened(program, env, data)
     if as_json and not follow:
         _print(list(_new_events(opened, set())))
@@ -216,7 +229,9 @@ def logs(
 def _new_events(opened: Session, seen: set[str]) -> Iterator[dict[str, Any]]:
     """The events of all functions' groups that are not in `seen` yet, in the order of time."""
     client = opened.cloud.client("logs")
-    groups = [each.id for each in opened.state.resources.values() if each.id.startswith("/aws/lambda/")]
+    groups = [
+        each.id for each in opened.state.resources.values() if each.id.startswith("/aws/lambda/")
+    ]
     events = []
     for group in groups:
         for page in client.get_paginator("filter_log_events").paginate(logGroupName=group):
@@ -233,7 +248,9 @@ def _new_events(opened: Session, seen: set[str]) -> Iterator[dict[str, Any]]:
 
 
 @app.command()
-def down(env: Env = "dev", program: Program = Path(), data: Data = None, as_json: Json = False) -> None:
+def down(
+    env: Env = "dev", program: Program = Path(), data: Data = None, as_json: Json = False
+) -> None:
     """Take everything down and delete its data."""
     console = Console(quiet=as_json)
     with console.working("taking down"):

@@ -79,7 +79,9 @@ def machine_token(session: Session, scopes: str = "") -> str:
     secret = described["UserPoolClient"]["ClientSecret"]
     basic = base64.b64encode(f"{client_id}:{secret}".encode()).decode()
     return _token(
-        session, {"grant_type": "client_credentials", "scope": scopes}, authorization=f"Basic {basic}"
+        session,
+        {"grant_type": "client_credentials", "scope": scopes},
+        authorization=f"Basic {basic}",
     )
 
 
@@ -94,7 +96,9 @@ def person_token(session: Session, user: str, scopes: str = "") -> str:
         UserPoolId=session.outputs["user_pool_id"], ClientId=session.outputs["people_client_id"]
     )["UserPoolClient"]
     verifier = secrets.token_urlsafe(48)
-    challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
+    challenge = (
+        base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
+    )
     authorize = {
         "client_id": client["ClientId"],
         "redirect_uri": client["CallbackURLs"][0],
@@ -123,19 +127,26 @@ def _invite(session: Session, user: str, password: str) -> None:
             Username=user,
             TemporaryPassword=password,
             MessageAction="SUPPRESS",
-            UserAttributes=[{"Name": "email", "Value": user}, {"Name": "email_verified", "Value": "true"}],
+            UserAttributes=[
+                {"Name": "email", "Value": user},
+                {"Name": "email_verified", "Value": "true"},
+            ],
         )
-    cognito.admin_set_user_password(UserPoolId=pool, Username=user, Password=password, Permanent=True)
+    cognito.admin_set_user_password(
+        UserPoolId=pool, Username=user, Password=password, Permanent=True
+    )
 
 
 def _sign_in(session: Session, authorize: Mapping[str, str], user: str, password: str) -> str:
-    """Opens the sign-in page as a browser does, sends its form, and takes the code from the redirect."""
+    """Signs in as a browser does: the page, its form, the code in the redirect."""
     base = session.cloud.emulator.url
     page = request("GET", f"{base}/oauth2/authorize?{urllib.parse.urlencode(authorize)}")
     if page.status != 200:
         raise TapLocalError(f"the sign-in page answered {page.status}: {page.body[:200]}")
     form = urllib.parse.urlencode({**authorize, "username": user, "password": password}).encode()
-    answer = request("POST", f"{base}/login", form, {"content-type": "application/x-www-form-urlencoded"})
+    answer = request(
+        "POST", f"{base}/login", form, {"content-type": "application/x-www-form-urlencoded"}
+    )
     query = urllib.parse.parse_qs(urllib.parse.urlsplit(answer.headers.get("location", "")).query)
     if "code" not in query or query.get("state") != [authorize["state"]]:
         raise TapLocalError(f"{user} could not sign in: {answer.status} {answer.body[:200]}")

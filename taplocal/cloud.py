@@ -9,15 +9,19 @@ from typing import Any
 from taplocal.emulator import ACCOUNT, Emulator
 from taplocal.errors import UnsupportedError
 
-MARKER = "/taplocal/marker"  # the parameter that tells whether the emulator is still the one we filled
+MARKER = (
+    "/taplocal/marker"  # the parameter that tells whether the emulator is still the one we filled
+)
 
 
 def isolate() -> None:
-    """Takes every AWS setting of the user out of this process, so that none reaches an SDK client."""
+    """Takes every AWS setting of the user out of this process, before any SDK client."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
     os.environ.update(
-        AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull, AWS_EC2_METADATA_DISABLED="true"
+        AWS_CONFIG_FILE=os.devnull,
+        AWS_SHARED_CREDENTIALS_FILE=os.devnull,
+        AWS_EC2_METADATA_DISABLED="true",
     )
 
 
@@ -44,7 +48,8 @@ class Cloud:
         if self._session is None:
             self._session = boto3.Session(
                 aws_access_key_id=self.account,
-                aws_secret_access_key="local",  # noqa: S106 - the emulator asks for none, region_name=self.region
+                aws_secret_access_key="local",  # noqa: S106 - the emulator asks for none
+                region_name=self.region,
             )
         config = Config(
             retries={"mode": "standard", "total_max_attempts": 2},
@@ -68,7 +73,11 @@ class Cloud:
                 "userId": self.account,
                 "id": self.account,
             },
-            "aws:index/getRegion:getRegion": {"region": self.region, "name": self.region, "id": self.region},
+            "aws:index/getRegion:getRegion": {
+                "region": self.region,
+                "name": self.region,
+                "id": self.region,
+            },
             "aws:index/getPartition:getPartition": {
                 "partition": "aws",
                 "dnsSuffix": "amazonaws.com",

@@ -47,7 +47,8 @@ class Console:
         if step.action in SIGNS:
             why = f" ({', '.join(step.why)})" if step.why else ""
             kind = step.type.split(":")[-1]
-            line = f"{step.action:9} {kind:26} {escape(step.name)}[dim]{escape(why)} {step.seconds:.2f} s[/]"
+            took = f"[dim]{escape(why)} {step.seconds:.2f} s[/]"
+            line = f"{step.action:9} {kind:26} {escape(step.name)}{took}"
             self._rich.print(f"{SIGNS[step.action]} {line}")
 
     def summary(self, env: str, summary: Summary, outputs: Mapping[str, Any]) -> None:
@@ -56,7 +57,9 @@ class Console:
             self._rich.print("\n[bold]Not emulated here; on AWS it works:[/]")
             for what, why, resources in _grouped(summary.not_emulated):
                 self._rich.print(f"  {escape(what)}: {escape(why)} [dim]({escape(resources)})[/]")
-        counts = ", ".join(f"{count} {action}" for action, count in sorted(summary.counts().items()))
+        counts = ", ".join(
+            f"{count} {action}" for action, count in sorted(summary.counts().items())
+        )
         self._rich.print(f"\n[bold green]{env} is up[/]: {counts} in {summary.seconds:.1f} s\n")
         self.facts(outputs)
         self._rich.print(

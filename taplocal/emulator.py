@@ -1,4 +1,4 @@
-"""MiniStack, the embedded AWS: one process of its own on a loopback port, or one that already runs."""
+"""MiniStack, the embedded AWS: a process of its own on loopback, or one that runs already."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def recorded(folder: Path) -> Emulator | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise TapLocalError(f"{path} cannot be read ({error}): delete {folder} and run `up` again") from None
+        raise TapLocalError(
+            f"{path} cannot be read ({error}): delete {folder} and run `up` again"
+        ) from None
 
 
 def loopback_url(url: str) -> str:
@@ -101,7 +103,8 @@ def attach(folder: Path, url: str) -> Emulator:
     url, last = loopback_url(url), recorded(folder)
     if last and last.running() and last.url != url:
         raise TapLocalError(
-            f"this folder is deployed to {last.url}: run `python -m taplocal down` before using {url}"
+            f"this folder is deployed to {last.url}: "
+            f"run `python -m taplocal down` before using {url}"
         )
     emulator = last if last and last.url == url else Emulator(url, uuid.uuid4().hex)
     if not emulator.healthy():
@@ -119,7 +122,8 @@ def ensure(folder: Path, region: str) -> Emulator:
         return last
     if last and not last.owned:
         raise TapLocalError(
-            f"the emulator at {last.url} is gone: start it again, or run `python -m taplocal down` first"
+            f"the emulator at {last.url} is gone: start it again, "
+            "or run `python -m taplocal down` first"
         )
     if last:
         _kill(last.pid)
@@ -156,7 +160,9 @@ def _start(folder: Path, region: str) -> Emulator:
 def _environment(folder: Path, port: int, region: str) -> dict[str, str]:
     """A short list of ours: functions inherit it, so nothing of the user's may be in it."""
     return {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join(
+            [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+        ),
         "HOME": str(folder),
         "TMPDIR": str(folder / "tmp"),
         "LANG": "C.UTF-8",

@@ -1,8 +1,8 @@
 """Program -> resources: brings the emulator to what the program describes, one resource at a time.
 
-A resource that is new is created; one whose inputs changed is updated in place, or replaced where AWS would
-replace it; one that the program no longer registers is deleted at the end. Every step is recorded before
-and after, so that a run which was killed anywhere is finished by the next one.
+A resource that is new is created; one whose inputs changed is updated in place, or replaced where
+AWS would replace it; one that the program no longer registers is deleted at the end. Every step is
+recorded before and after, so that a run which was killed anywhere is finished by the next one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Deployment:
         self._lock = threading.Lock()
 
     def up(self, project: Project) -> Summary:
-        """Makes the emulator what the program says; raises at the first failure, with the state intact."""
+        """Makes the emulator what the program says; raises the first failure, the state intact."""
         started = time.monotonic()
         outputs = run(project, self)
         for urn in [urn for urn in reversed(self.state.resources) if urn not in self.seen]:
@@ -80,9 +80,13 @@ class Deployment:
             self.state.remove(resource.urn)
             old = None
         if old is None:
-            return self._create(handler, resource, Step("created", resource.type, resource.name), started)
+            return self._create(
+                handler, resource, Step("created", resource.type, resource.name), started
+            )
         changed = tuple(
-            key for key in _changes(old.inputs, resource.inputs) if key not in resource.ignore_changes
+            key
+            for key in _changes(old.inputs, resource.inputs)
+            if key not in resource.ignore_changes
         )
         if replacing := tuple(key for key in changed if key in handler.replaces()):
             self._refuse_protected(old)
@@ -99,9 +103,16 @@ class Deployment:
             return old
         return self._update(handler, resource, old, changed, started)
 
-    def _create(self, handler: Handler, resource: Registration, step: Step, started: float) -> Deployed:
+    def _create(
+        self, handler: Handler, resource: Registration, step: Step, started: float
+    ) -> Deployed:
         new = Deployed(
-            resource.type, resource.name, "", resource.inputs, protect=resource.protect, pending="create"
+            resource.type,
+            resource.name,
+            "",
+            resource.inputs,
+            protect=resource.protect,
+            pending="create",
         )
         self.state.put(resource.urn, new)
         new.id, new.outputs = handler.create(self.cloud, resource.inputs)
@@ -119,7 +130,10 @@ class Deployment:
         started: float,
     ) -> Deployed:
         self._begin(resource.urn, old, "update")
-        inputs = {**resource.inputs, **{k: old.inputs[k] for k in resource.ignore_changes if k in old.inputs}}
+        inputs = {
+            **resource.inputs,
+            **{k: old.inputs[k] for k in resource.ignore_changes if k in old.inputs},
+        }
         outputs = handler.update(self.cloud, old.id, old.inputs, inputs, old.outputs)
         new = Deployed(resource.type, resource.name, old.id, inputs, outputs, resource.protect)
         self.state.put(resource.urn, new)
@@ -151,8 +165,8 @@ class Deployment:
     def _refuse_protected(self, old: Deployed) -> None:
         if old.protect:
             raise TapLocalError(
-                f"{old.type} {old.name} is protected and would be deleted: set deletion_protection to "
-                "false first, or run `python -m taplocal down`"
+                f"{old.type} {old.name} is protected and would be deleted: "
+                "set deletion_protection to false first, or run `python -m taplocal down`"
             )
 
     def _note(self, handler: Handler, resource: Registration) -> None:

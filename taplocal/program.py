@@ -1,8 +1,9 @@
 """Runs the Pulumi program in this process against a resource monitor of ours.
 
-The program is the same file that `pulumi up` runs, as `__main__`, with the same configuration files. Every
-resource that it registers is handed to a `Backend` once its inputs are known; whatever the backend answers
-becomes the resource's outputs. The local cloud's backend deploys, the tests' backends record.
+The program is the same file that `pulumi up` runs, as `__main__`, with the same configuration
+files. Every resource that it registers is handed to a `Backend` once its inputs are known; whatever
+the backend answers becomes the resource's outputs. The local cloud's backend deploys, the tests'
+backends record.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ FEATURES = (
 
 @dataclass(frozen=True)
 class Registration:
-    """A resource that the program registered, its inputs as plain values without secrets' wrapping."""
+    """A resource that the program registered, its inputs as plain values."""
 
     urn: str
     type: str
@@ -62,7 +63,7 @@ class Backend(Protocol):
 
 
 def plain(value: Any) -> Any:
-    """A property value as plain data: whole numbers as int, secrets opened, archives as their texts."""
+    """A property value as plain data: whole numbers, opened secrets, archives as texts."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list):
@@ -75,7 +76,9 @@ def plain(value: Any) -> Any:
     if kind == rpc._special_archive_sig:
         return {name: each["text"] for name, each in value["assets"].items()}
     if kind is not None:
-        raise UnsupportedError(f"a property value of the kind {kind} is not known to the local cloud")
+        raise UnsupportedError(
+            f"a property value of the kind {kind} is not known to the local cloud"
+        )
     return {key: plain(each) for key, each in value.items() if each is not None}
 
 
@@ -120,7 +123,8 @@ class Monitor(mocks.MockMonitor):
 def _registration(urn: str, request: Any) -> Registration:
     if request.remote or request.transforms or request.importId:
         raise UnsupportedError(
-            f"{request.type} {request.name}: remote components, transforms and imports cannot run here"
+            f"{request.type} {request.name}: "
+            "remote components, transforms and imports cannot run here"
         )
     return Registration(
         urn=urn,
@@ -190,7 +194,7 @@ def _log(request: Any) -> Any:
 
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """The program's own folder as working directory and first import path, as the Pulumi CLI runs it."""
+    """The program's folder as working directory and first import path, as the CLI does it."""
     before, path = Path.cwd(), list(sys.path)
     os.chdir(folder)
     sys.path.insert(0, str(folder))

@@ -29,7 +29,9 @@ class Project:
         return self.config.get("aws:region", "us-east-1")
 
     @classmethod
-    def load(cls, folder: Path, stack_name: str, overrides: Mapping[str, str] | None = None) -> Project:
+    def load(
+        cls, folder: Path, stack_name: str, overrides: Mapping[str, str] | None = None
+    ) -> Project:
         """Reads Pulumi.yaml and Pulumi.<stack>.yaml as the Pulumi CLI does; overrides win."""
         project = _yaml(folder / "Pulumi.yaml")
         own = _yaml(folder / f"Pulumi.{stack_name}.yaml").get("config") or {}
@@ -40,9 +42,13 @@ class Project:
             for key, each in declared.items()
             if (value := _default(each)) is not None
         }
-        config.update({_full(name, key): _text(value) for key, value in {**own, **(overrides or {})}.items()})
+        config.update(
+            {_full(name, key): _text(value) for key, value in {**own, **(overrides or {})}.items()}
+        )
         known = {_full(name, key) for key in declared}
-        if unknown := sorted(key for key in config if key.startswith(f"{name}:") and key not in known):
+        if unknown := sorted(
+            key for key in config if key.startswith(f"{name}:") and key not in known
+        ):
             choices = ", ".join(sorted(key for key in declared if ":" not in key))
             raise TapLocalError(
                 f"there is no setting {unknown[0].split(':')[1]!r}; Pulumi.yaml declares {choices}"
@@ -58,7 +64,8 @@ def _yaml(path: Path) -> dict[str, Any]:
             sorted(each.stem.removeprefix("Pulumi.") for each in path.parent.glob("Pulumi.*.yaml"))
         )
         raise TapLocalError(
-            f"there is no {path.name} in {path.parent}; the environments here are: {stacks or 'none'}"
+            f"there is no {path.name} in {path.parent}; "
+            f"the environments here are: {stacks or 'none'}"
         ) from None
     except (yaml.YAMLError, ValueError) as error:
         raise TapLocalError(f"{path} is not valid YAML: {error}") from None

@@ -1,4 +1,4 @@
-"""What every command works with: the project, this folder's emulator, the state of one environment."""
+"""What every command works with: project, emulator, state of one environment."""
 
 from __future__ import annotations
 
@@ -58,8 +58,10 @@ def up(
     say: Callable[[str], None],
     report: Callable[[Step], None],
 ) -> tuple[Session, Summary]:
-    """Deploys an environment of the program in `program`, starting the emulator where it is needed."""
-    from taplocal.engine import Deployment  # Pulumi takes most of a second to import; few commands need it
+    """Deploys an environment of the program, starting the emulator where it is needed."""
+    from taplocal.engine import (
+        Deployment,
+    )  # Pulumi takes most of a second to import; few commands need it
 
     folder = (folder or folder_of(program)).resolve()
     project = Project.load(program.resolve(), env, config)
@@ -116,10 +118,13 @@ def opened(program: Path, env: str, folder: Path | None = None) -> Session:
     return Session(Cloud(emulator, Project.load(program.resolve(), env).region), state)
 
 
-def down(program: Path, env: str, *, folder: Path | None = None, report: Callable[[Step], None]) -> bool:
-    """Takes an environment down; with the last one also the emulator, if it is ours. False if there was none.
+def down(
+    program: Path, env: str, *, folder: Path | None = None, report: Callable[[Step], None]
+) -> bool:
+    """Takes an environment down, with the last one also the emulator if it is ours.
 
     Our emulator's memory is all there is of it, so ending its process deletes everything at once.
+    Returns whether there was anything.
     """
     from taplocal.engine import Deployment
 

@@ -19,8 +19,8 @@ from taplocal.errors import TapLocalError
 class Deployed:
     """One resource as it was made.
 
-    `pending` is the step that was begun and not seen to end (create, update or delete); a run that was
-    interrupted leaves it behind, and the next one repeats the step from a known start.
+    `pending` is the step that was begun and not seen to end (create, update or delete); a run that
+    was interrupted leaves it behind, and the next one repeats the step from a known start.
     """
 
     type: str

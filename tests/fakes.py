@@ -12,11 +12,14 @@ from botocore.exceptions import ClientError
 Item = dict[str, Any]
 
 
-def client_error(code: str, operation: str, message: str = "", retries: int = 0, **extra: Any) -> ClientError:
+def client_error(
+    code: str, operation: str, message: str = "", retries: int = 0, **extra: Any
+) -> ClientError:
     """The exception that boto3 raises for an error answer."""
     metadata = {"RetryAttempts": retries}
     return ClientError(
-        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": metadata, **extra}, operation
+        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": metadata, **extra},
+        operation,
     )
 
 
@@ -70,7 +73,9 @@ class FakeDynamoDB:
         self._called("Query", arguments)
         key = arguments["ExpressionAttributeNames"]["#key"]
         value = arguments["ExpressionAttributeValues"][":value"]
-        found = [item for item in self.items.values() if item.get(key) == value and "created_at" in item]
+        found = [
+            item for item in self.items.values() if item.get(key) == value and "created_at" in item
+        ]
         order = sorted(found, key=_place, reverse=not arguments["ScanIndexForward"])
         start = arguments.get("ExclusiveStartKey")
         if start:
@@ -102,7 +107,10 @@ class FakeDynamoDB:
             apply(arguments)
             retries = 1
         self._conditional(operation, arguments, retries)
-        return {**({"Attributes": copy.deepcopy(each)} if (each := apply(arguments)) else {}), **_capacity(1)}
+        return {
+            **({"Attributes": copy.deepcopy(each)} if (each := apply(arguments)) else {}),
+            **_capacity(1),
+        }
 
     def _conditional(self, operation: str, arguments: dict[str, Any], retries: int) -> None:
         identity = (arguments.get("Key") or arguments["Item"])["id"]["S"]
@@ -118,10 +126,14 @@ class FakeDynamoDB:
     def _update(self, arguments: Item) -> Item:
         item = self.items[arguments["Key"]["id"]["S"]]
         values = arguments["ExpressionAttributeValues"]
-        changes, _, removed = arguments["UpdateExpression"].removeprefix("SET ").partition(" REMOVE ")
+        changes, _, removed = (
+            arguments["UpdateExpression"].removeprefix("SET ").partition(" REMOVE ")
+        )
         for name, value in (each.split(" = ") for each in changes.split(", ")):
             if " + " in value:
-                item[name] = {"N": str(int(item[name]["N"]) + int(values[value.split(" + ")[1]]["N"]))}
+                item[name] = {
+                    "N": str(int(item[name]["N"]) + int(values[value.split(" + ")[1]]["N"]))
+                }
             else:
                 item[name] = copy.deepcopy(values[value])
         item.pop(removed, None)
@@ -142,7 +154,8 @@ def _place(item: Item) -> tuple[str, str]:
 def _holds(arguments: Item, item: Item | None) -> bool:
     condition = arguments["ConditionExpression"]
     return any(
-        all(_term(each, arguments, item) for each in way.split(" AND ")) for way in condition.split(" OR ")
+        all(_term(each, arguments, item) for each in way.split(" AND "))
+        for way in condition.split(" OR ")
     )
 
 

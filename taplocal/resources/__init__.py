@@ -41,7 +41,7 @@ HANDLERS: dict[str, Handler] = {
     "aws:kms/key:Key": kms.Key(),
     "aws:lambda/alias:Alias": awslambda.Alias(),
     "aws:lambda/function:Function": awslambda.Function(),
-    "aws:lambda/functionEventInvokeConfig:FunctionEventInvokeConfig": awslambda.FunctionEventInvokeConfig(),
+    "aws:lambda/functionEventInvokeConfig:FunctionEventInvokeConfig": awslambda.EventInvokeConfig(),
     "aws:lambda/invocation:Invocation": awslambda.Invocation(),
     "aws:lambda/permission:Permission": awslambda.Permission(),
     "aws:scheduler/schedule:Schedule": scheduler.Schedule(),

@@ -26,7 +26,9 @@ class Api(Handler):
             "arn": f"arn:aws:apigateway:{cloud.region}::/apis/{api_id}",
         }
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         api = cloud.client("apigatewayv2")
         api.update_api(ApiId=identity, **_api(new))
         if old.get("corsConfiguration") and not new.get("corsConfiguration"):
@@ -57,7 +59,9 @@ class Part(Handler):
         )
         return made[self._key()], {}
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         change = getattr(cloud.client("apigatewayv2"), f"update_{self.noun}")
         change(ApiId=new["apiId"], **{self._key(): identity}, **self.call(new))
         return outputs
@@ -67,9 +71,13 @@ class Part(Handler):
         remove(ApiId=inputs["apiId"], **{self._key(): identity})
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        parts = getattr(cloud.client("apigatewayv2"), f"get_{self.listed}")(ApiId=inputs["apiId"])["Items"]
+        parts = getattr(cloud.client("apigatewayv2"), f"get_{self.listed}")(ApiId=inputs["apiId"])[
+            "Items"
+        ]
         wanted = self.call(inputs)
-        same = (part for part in parts if all(part.get(key) == value for key, value in wanted.items()))
+        same = (
+            part for part in parts if all(part.get(key) == value for key, value in wanted.items())
+        )
         return next((part[self._key()] for part in same), None)
 
     def call(self, inputs: Inputs) -> dict[str, Any]:
@@ -96,7 +104,8 @@ class Authorizer(Part):
 
 class Integration(Part):
     noun, listed = "integration", "integrations"
-    uses = "apiId integrationType integrationMethod integrationUri payloadFormatVersion timeoutMilliseconds"
+    uses = """apiId integrationType integrationMethod integrationUri payloadFormatVersion
+        timeoutMilliseconds"""
     not_emulated = {"timeoutMilliseconds": "a slow function is waited for"}
 
     def call(self, inputs: Inputs) -> dict[str, Any]:
@@ -127,7 +136,7 @@ class Stage(Handler):
     uses = "name apiId autoDeploy tags"
     replace_on = "name apiId"
     not_emulated = {
-        "accessLogSettings": "no access log is written; every request has its line in the function's log",
+        "accessLogSettings": "no access log is written; the function's log has each request",
         "defaultRouteSettings": "requests are neither throttled nor measured by the gateway",
     }
 
@@ -135,7 +144,9 @@ class Stage(Handler):
         cloud.client("apigatewayv2").create_stage(Tags=inputs.get("tags") or {}, **_stage(inputs))
         return inputs["name"], {}
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         cloud.client("apigatewayv2").update_stage(**_stage(new))
         return outputs
 
@@ -157,6 +168,7 @@ def _stage(inputs: Inputs) -> dict[str, Any]:
         ApiId=inputs["apiId"],
         StageName=inputs["name"],
         AutoDeploy=inputs.get("autoDeploy"),
-        AccessLogSettings=log and {"DestinationArn": log["destinationArn"], "Format": log["format"]},
+        AccessLogSettings=log
+        and {"DestinationArn": log["destinationArn"], "Format": log["format"]},
         DefaultRouteSettings=pascal(limits),
     )

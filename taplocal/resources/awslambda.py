@@ -14,7 +14,8 @@ from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, 
 
 class Function(Handler):
     uses = """name description runtime architectures handler code role memorySize timeout publish
-        environment.variables kmsKeyArn tracingConfig.mode loggingConfig deadLetterConfig.targetArn tags"""
+        environment.variables kmsKeyArn tracingConfig.mode loggingConfig deadLetterConfig.targetArn
+        tags"""
     replace_on = "name"
     not_emulated = {
         "runtime": "runs on the Python of this machine",
@@ -35,7 +36,9 @@ class Function(Handler):
         )
         return inputs["name"], _outputs(made)
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         functions = cloud.client("lambda")
         if _configuration(old) != _configuration(new):
             functions.update_function_configuration(**_configuration(new))
@@ -65,12 +68,16 @@ class Alias(Handler):
         arn = cloud.client("lambda").create_alias(**_alias(inputs))["AliasArn"]
         return arn, {"arn": arn, "invokeArn": invoke_arn(cloud, arn)}
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         cloud.client("lambda").update_alias(**_alias(new))
         return outputs
 
     def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("lambda").delete_alias(FunctionName=inputs["functionName"], Name=inputs["name"])
+        cloud.client("lambda").delete_alias(
+            FunctionName=inputs["functionName"], Name=inputs["name"]
+        )
 
 
 class Permission(Handler):
@@ -90,14 +97,16 @@ class Permission(Handler):
 
     def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("lambda").remove_permission(
-            FunctionName=inputs["function"], StatementId=identity, **given(Qualifier=inputs.get("qualifier"))
+            FunctionName=inputs["function"],
+            StatementId=identity,
+            **given(Qualifier=inputs.get("qualifier")),
         )
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         return str(inputs["statementId"])
 
 
-class FunctionEventInvokeConfig(Handler):
+class EventInvokeConfig(Handler):
     uses = "functionName qualifier maximumRetryAttempts maximumEventAgeInSeconds"
     replace_on = "functionName qualifier"
     not_emulated = {"qualifier": "retries of an alias are the function's, twice"}

@@ -1,4 +1,4 @@
-"""What every handler is: which inputs it uses, which replace the resource, how it is made and removed."""
+"""What every handler is: the inputs it uses, how the resource is made, changed, removed."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ GONE = {
 class Handler:
     """One resource type.
 
-    `uses` names the inputs that take effect here, as dotted paths; a path covers all below it. What stands
-    in `not_emulated` is taken as well, and reported with its reason: the emulator does nothing with it.
-    Any other input is refused. A change of an input in `replace_on` makes a new resource, as on AWS.
+    `uses` names the inputs that take effect here, as dotted paths; a path covers all below it. What
+    stands in `not_emulated` is taken as well, and reported with its reason: the emulator does
+    nothing with it. Any other input is refused. A change of an input in `replace_on` makes a new
+    resource, as on AWS.
     """
 
     uses = ""
@@ -43,7 +44,9 @@ class Handler:
         """Makes the resource; returns its id and what AWS computes."""
         raise NotImplementedError
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         """Changes it in place. As it stands: for types whose creation overwrites."""
         return self.create(cloud, new)[1]
 
@@ -84,8 +87,8 @@ class Handler:
             path for path in flatten(inputs) if not any(_covers(each, path) for each in known)
         ):
             raise UnsupportedError(
-                f"{name}: the local cloud does not know the input {unknown[0]} of {type(self).__name__}; "
-                f"add it to {type(self).__module__.replace('.', '/')}.py"
+                f"{name}: the local cloud does not know the input {unknown[0]} of "
+                f"{type(self).__name__}; add it to {type(self).__module__.replace('.', '/')}.py"
             )
 
 
@@ -137,7 +140,9 @@ def pascal(value: Any) -> Any:
     return [pascal(each) for each in value] if isinstance(value, list) else value
 
 
-def tag_list(tags: Mapping[str, str] | None, key: str = "Key", value: str = "Value") -> list[dict[str, str]]:
+def tag_list(
+    tags: Mapping[str, str] | None, key: str = "Key", value: str = "Value"
+) -> list[dict[str, str]]:
     """Tags in the list form of many APIs."""
     return [{key: name, value: text} for name, text in sorted((tags or {}).items())]
 

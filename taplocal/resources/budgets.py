@@ -17,11 +17,15 @@ class Budget(Handler):
         cloud.client("budgets").create_budget(
             AccountId=cloud.account,
             Budget=_budget(inputs),
-            NotificationsWithSubscribers=[_notification(each) for each in inputs.get("notifications", [])],
+            NotificationsWithSubscribers=[
+                _notification(each) for each in inputs.get("notifications", [])
+            ],
         )
         return inputs["name"], {"arn": f"arn:aws:budgets::{cloud.account}:budget/{inputs['name']}"}
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         self.delete(cloud, identity, old, outputs)
         return self.create(cloud, new)[1]
 
@@ -48,6 +52,7 @@ def _notification(each: Inputs) -> dict[str, Any]:
             "ThresholdType": each["thresholdType"],
         },
         "Subscribers": [
-            {"SubscriptionType": "SNS", "Address": arn} for arn in each.get("subscriberSnsTopicArns", [])
+            {"SubscriptionType": "SNS", "Address": arn}
+            for arn in each.get("subscriberSnsTopicArns", [])
         ],
     }

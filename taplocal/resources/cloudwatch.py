@@ -19,7 +19,9 @@ class LogGroup(Handler):
             logs.put_retention_policy(logGroupName=name, retentionInDays=days)
         return name, {"arn": cloud.arn("logs", f"log-group:{name}")}
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         logs = cloud.client("logs")
         if days := new.get("retentionInDays"):
             logs.put_retention_policy(logGroupName=identity, retentionInDays=days)
@@ -81,7 +83,9 @@ class Dashboard(Handler):
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         name = inputs["dashboardName"]
-        cloud.client("cloudwatch").put_dashboard(DashboardName=name, DashboardBody=inputs["dashboardBody"])
+        cloud.client("cloudwatch").put_dashboard(
+            DashboardName=name, DashboardBody=inputs["dashboardBody"]
+        )
         return name, {"dashboardArn": f"arn:aws:cloudwatch::{cloud.account}:dashboard/{name}"}
 
     def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:

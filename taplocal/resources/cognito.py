@@ -9,9 +9,9 @@ from taplocal.resources.base import Handler, Inputs, Outputs, given, pascal
 
 
 class UserPool(Handler):
-    uses = """name usernameAttributes usernameConfiguration autoVerifiedAttributes adminCreateUserConfig
-        passwordPolicy mfaConfiguration softwareTokenMfaConfiguration accountRecoverySetting
-        deletionProtection userPoolTier tags"""
+    uses = """name usernameAttributes usernameConfiguration autoVerifiedAttributes
+        adminCreateUserConfig passwordPolicy mfaConfiguration softwareTokenMfaConfiguration
+        accountRecoverySetting deletionProtection userPoolTier tags"""
     replace_on = "name usernameAttributes usernameConfiguration"
     not_emulated = {
         "accountRecoverySetting": "nobody is sent a code",
@@ -24,14 +24,18 @@ class UserPool(Handler):
         pool = cognito.create_user_pool(
             PoolName=inputs["name"],
             UsernameAttributes=inputs.get("usernameAttributes", []),
-            UsernameConfiguration=pascal(inputs.get("usernameConfiguration", {"caseSensitive": True})),
+            UsernameConfiguration=pascal(
+                inputs.get("usernameConfiguration", {"caseSensitive": True})
+            ),
             **_pool(inputs),
         )["UserPool"]
         self._mfa(cloud, pool["Id"], inputs)
         endpoint = f"cognito-idp.{cloud.region}.amazonaws.com/{pool['Id']}"
         return pool["Id"], {"arn": pool["Arn"], "endpoint": endpoint}
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         cloud.client("cognito-idp").update_user_pool(UserPoolId=identity, **_pool(new))
         self._mfa(cloud, identity, new)
         return outputs
@@ -61,14 +65,18 @@ class ResourceServer(Handler):
         cloud.client("cognito-idp").create_resource_server(**_server(inputs))
         return inputs["identifier"], self._outputs(inputs)
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         cloud.client("cognito-idp").update_resource_server(**_server(new))
         return self._outputs(new)
 
     @staticmethod
     def _outputs(inputs: Inputs) -> Outputs:
         return {
-            "scopeIdentifiers": [f"{inputs['identifier']}/{each['scopeName']}" for each in inputs["scopes"]]
+            "scopeIdentifiers": [
+                f"{inputs['identifier']}/{each['scopeName']}" for each in inputs["scopes"]
+            ]
         }
 
     def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
@@ -82,9 +90,9 @@ class ResourceServer(Handler):
 
 class UserPoolClient(Handler):
     uses = """name userPoolId generateSecret allowedOauthFlowsUserPoolClient allowedOauthFlows
-        allowedOauthScopes callbackUrls supportedIdentityProviders explicitAuthFlows accessTokenValidity
-        idTokenValidity refreshTokenValidity tokenValidityUnits enableTokenRevocation
-        preventUserExistenceErrors"""
+        allowedOauthScopes callbackUrls supportedIdentityProviders explicitAuthFlows
+        accessTokenValidity idTokenValidity refreshTokenValidity tokenValidityUnits
+        enableTokenRevocation preventUserExistenceErrors"""
     replace_on = "userPoolId generateSecret"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -93,7 +101,9 @@ class UserPoolClient(Handler):
         )["UserPoolClient"]
         return made["ClientId"], {}
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         cloud.client("cognito-idp").update_user_pool_client(ClientId=identity, **_client(new))
         return outputs
 
@@ -124,7 +134,9 @@ class UserPoolDomain(Handler):
         return inputs["domain"], {}
 
     def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("cognito-idp").delete_user_pool_domain(Domain=identity, UserPoolId=inputs["userPoolId"])
+        cloud.client("cognito-idp").delete_user_pool_domain(
+            Domain=identity, UserPoolId=inputs["userPoolId"]
+        )
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         return str(inputs["domain"])

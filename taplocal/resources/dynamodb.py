@@ -10,9 +10,10 @@ from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, 
 
 
 class Table(Handler):
-    uses = """name billingMode hashKey rangeKey attributes.name attributes.type ttl.attributeName ttl.enabled
-        globalSecondaryIndexes.name globalSecondaryIndexes.keySchemas globalSecondaryIndexes.projectionType
-        pointInTimeRecovery.enabled serverSideEncryption deletionProtectionEnabled tags"""
+    uses = """name billingMode hashKey rangeKey attributes.name attributes.type ttl.attributeName
+        ttl.enabled globalSecondaryIndexes.name globalSecondaryIndexes.keySchemas
+        globalSecondaryIndexes.projectionType pointInTimeRecovery.enabled serverSideEncryption
+        deletionProtectionEnabled tags"""
     replace_on = "name hashKey rangeKey"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -29,16 +30,21 @@ class Table(Handler):
             **given(GlobalSecondaryIndexes=indexes or None),
             **_settings(inputs),
         )["TableDescription"]
-        dynamodb.get_waiter("table_exists").wait(TableName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 30})
+        dynamodb.get_waiter("table_exists").wait(
+            TableName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 30}
+        )
         self._follow(cloud, inputs)
         return name, {"arn": table["TableArn"]}
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         dynamodb = cloud.client("dynamodb")
         if _settings(old) != _settings(new):
             dynamodb.update_table(TableName=identity, **_settings(new))
         before, after = (
-            {each["name"]: each for each in side.get("globalSecondaryIndexes", [])} for side in (old, new)
+            {each["name"]: each for each in side.get("globalSecondaryIndexes", [])}
+            for side in (old, new)
         )
         for name in [name for name, index in before.items() if after.get(name) != index]:
             dynamodb.update_table(
@@ -47,7 +53,9 @@ class Table(Handler):
         for index in [index for name, index in after.items() if before.get(name) != index]:
             change = [{"Create": _index(index)}]
             dynamodb.update_table(
-                TableName=identity, AttributeDefinitions=_attributes(new), GlobalSecondaryIndexUpdates=change
+                TableName=identity,
+                AttributeDefinitions=_attributes(new),
+                GlobalSecondaryIndexUpdates=change,
             )
         self._follow(cloud, new, old)
         if lost := lost_tags(old, new):
@@ -61,7 +69,9 @@ class Table(Handler):
         dynamodb, before = cloud.client("dynamodb"), old or {}
         ttl, recovery = inputs.get("ttl"), inputs.get("pointInTimeRecovery")
         if ttl and ttl != before.get("ttl"):
-            dynamodb.update_time_to_live(TableName=inputs["name"], TimeToLiveSpecification=pascal(ttl))
+            dynamodb.update_time_to_live(
+                TableName=inputs["name"], TimeToLiveSpecification=pascal(ttl)
+            )
         if recovery and recovery != before.get("pointInTimeRecovery"):
             specification = {"PointInTimeRecoveryEnabled": recovery["enabled"]}
             dynamodb.update_continuous_backups(
@@ -76,7 +86,10 @@ class Table(Handler):
 
 
 def _attributes(inputs: Inputs) -> list[dict[str, str]]:
-    return [{"AttributeName": each["name"], "AttributeType": each["type"]} for each in inputs["attributes"]]
+    return [
+        {"AttributeName": each["name"], "AttributeType": each["type"]}
+        for each in inputs["attributes"]
+    ]
 
 
 def _index(index: Inputs) -> dict[str, Any]:
@@ -92,7 +105,11 @@ def _settings(inputs: Inputs) -> dict[str, Any]:
     return given(
         BillingMode=inputs.get("billingMode"),
         DeletionProtectionEnabled=inputs.get("deletionProtectionEnabled"),
-        SSESpecification={"Enabled": True, "SSEType": "KMS", "KMSMasterKeyId": encryption["kmsKeyArn"]}
+        SSESpecification={
+            "Enabled": True,
+            "SSEType": "KMS",
+            "KMSMasterKeyId": encryption["kmsKeyArn"],
+        }
         if encryption.get("enabled")
         else None,
     )

@@ -23,7 +23,9 @@ class Role(Handler):
         )["Role"]
         return inputs["name"], {"arn": role["Arn"]}
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         iam = cloud.client("iam")
         iam.update_role(RoleName=identity, Description=new.get("description", ""))
         iam.update_assume_role_policy(RoleName=identity, PolicyDocument=new["assumeRolePolicy"])
@@ -63,14 +65,16 @@ class RolePolicy(Handler):
 def adapted(document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The emulator's copy of a policy, and what was changed in it.
 
-    AWS authorises log writes on `<group>:*`; the emulator names the group without the suffix and would
-    deny them.
+    AWS authorises log writes on `<group>:*`; the emulator names the group without the suffix and
+    would deny them.
     """
     changes, statements = [], []
     for statement in document["Statement"]:
         resources = statement.get("Resource", [])
         resources = [resources] if isinstance(resources, str) else resources
-        groups = [arn.removesuffix(":*") for arn in resources if ":logs:" in arn and arn.endswith(":*")]
+        groups = [
+            arn.removesuffix(":*") for arn in resources if ":logs:" in arn and arn.endswith(":*")
+        ]
         if groups:
             changes.append(f"log writes also on {', '.join(groups)}, without :*")
             statement = {**statement, "Resource": [*resources, *groups]}

@@ -12,18 +12,22 @@ class Key(Handler):
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         kms = cloud.client("kms")
         tags = tag_list(inputs.get("tags"), "TagKey", "TagValue")
-        key = kms.create_key(Description=inputs.get("description", ""), Policy=inputs["policy"], Tags=tags)[
-            "KeyMetadata"
-        ]
+        key = kms.create_key(
+            Description=inputs.get("description", ""), Policy=inputs["policy"], Tags=tags
+        )["KeyMetadata"]
         if inputs.get("enableKeyRotation"):
             kms.enable_key_rotation(KeyId=key["KeyId"])
         return key["KeyId"], {"arn": key["Arn"], "keyId": key["KeyId"]}
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         kms = cloud.client("kms")
         kms.put_key_policy(KeyId=identity, PolicyName="default", Policy=new["policy"])
         kms.update_key_description(KeyId=identity, Description=new.get("description", ""))
-        rotate = kms.enable_key_rotation if new.get("enableKeyRotation") else kms.disable_key_rotation
+        rotate = (
+            kms.enable_key_rotation if new.get("enableKeyRotation") else kms.disable_key_rotation
+        )
         rotate(KeyId=identity)
         if lost := lost_tags(old, new):
             kms.untag_resource(KeyId=identity, TagKeys=lost)
@@ -38,7 +42,10 @@ class Key(Handler):
         kms = cloud.client("kms")
         for key in kms.list_keys()["Keys"]:
             data = kms.describe_key(KeyId=key["KeyId"])["KeyMetadata"]
-            if data.get("Description") == inputs.get("description") and data["KeyState"] == "Enabled":
+            if (
+                data.get("Description") == inputs.get("description")
+                and data["KeyState"] == "Enabled"
+            ):
                 return str(key["KeyId"])
         return None
 
@@ -48,10 +55,14 @@ class Alias(Handler):
     replace_on = "name"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        cloud.client("kms").create_alias(AliasName=inputs["name"], TargetKeyId=inputs["targetKeyId"])
+        cloud.client("kms").create_alias(
+            AliasName=inputs["name"], TargetKeyId=inputs["targetKeyId"]
+        )
         return inputs["name"], {"arn": cloud.arn("kms", inputs["name"])}
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         cloud.client("kms").update_alias(AliasName=identity, TargetKeyId=new["targetKeyId"])
         return outputs
 

@@ -16,7 +16,9 @@ class Schedule(Handler):
         arn = cloud.client("scheduler").create_schedule(**_schedule(inputs))["ScheduleArn"]
         return inputs["name"], {"arn": arn}
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         cloud.client("scheduler").update_schedule(**_schedule(new))
         return outputs
 

@@ -18,10 +18,14 @@ class Topic(Handler):
         )["TopicArn"]
         return arn, {"arn": arn}
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         sns = cloud.client("sns")
         key = new.get("kmsMasterKeyId", "")
-        sns.set_topic_attributes(TopicArn=identity, AttributeName="KmsMasterKeyId", AttributeValue=key)
+        sns.set_topic_attributes(
+            TopicArn=identity, AttributeName="KmsMasterKeyId", AttributeValue=key
+        )
         if lost := lost_tags(old, new):
             sns.untag_resource(ResourceArn=identity, TagKeys=lost)
         sns.tag_resource(ResourceArn=identity, Tags=tag_list(new.get("tags")))

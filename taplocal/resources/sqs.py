@@ -16,7 +16,9 @@ class Queue(Handler):
         )["QueueUrl"]
         return url, {"url": url, "arn": cloud.arn("sqs", inputs["name"])}
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         sqs = cloud.client("sqs")
         sqs.set_queue_attributes(QueueUrl=identity, Attributes=_attributes(new))
         if lost := lost_tags(old, new):
@@ -47,5 +49,8 @@ class QueuePolicy(Handler):
 
 
 def _attributes(inputs: Inputs) -> dict[str, str]:
-    names = {"kmsMasterKeyId": "KmsMasterKeyId", "messageRetentionSeconds": "MessageRetentionPeriod"}
+    names = {
+        "kmsMasterKeyId": "KmsMasterKeyId",
+        "messageRetentionSeconds": "MessageRetentionPeriod",
+    }
     return {name: str(inputs[key]) for key, name in names.items() if key in inputs}

@@ -18,13 +18,19 @@ class Parameter(Handler):
             )
         return inputs["name"], {"arn": cloud.arn("ssm", f"parameter/{inputs['name'].lstrip('/')}")}
 
-    def update(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
         ssm = cloud.client("ssm")
         settings = [{key: side.get(key) for key in _WRITTEN} for side in (old, new)]
-        if settings[0] != settings[1]:  # a write-only value is written again only under a new version
+        if (
+            settings[0] != settings[1]
+        ):  # a write-only value is written again only under a new version
             self._put(cloud, new)
         if lost := lost_tags(old, new):
-            ssm.remove_tags_from_resource(ResourceType="Parameter", ResourceId=identity, TagKeys=lost)
+            ssm.remove_tags_from_resource(
+                ResourceType="Parameter", ResourceId=identity, TagKeys=lost
+            )
         if new.get("tags"):
             ssm.add_tags_to_resource(
                 ResourceType="Parameter", ResourceId=identity, Tags=tag_list(new["tags"])

@@ -31,7 +31,9 @@ def class_of(resource: Registration) -> Any:
 
 def test_every_taggable_resource_carries_the_standard_tags(graph: Graph, env: str) -> None:
     taggable = [
-        each for each in graph.custom() if isinstance(getattr(class_of(each), "tags", None), property)
+        each
+        for each in graph.custom()
+        if isinstance(getattr(class_of(each), "tags", None), property)
     ]
     assert len(taggable) > 20
     for each in taggable:
@@ -50,9 +52,7 @@ def test_physical_names_follow_project_component_environment(graph: Graph, env: 
     for each in graph.custom():
         name = each.inputs.get("name")
         if name and name not in fixed:
-            shape = (
-                rf"(alias/|/aws/lambda/|/aws/vendedlogs/apis/)?tap-stack(-[a-z0-9-]+)?-{env}(-dead-letters)?"
-            )
+            shape = rf"(alias/|/aws/lambda/|/aws/vendedlogs/apis/)?tap-stack(-[a-z0-9-]+)?-{env}(-dead-letters)?"
             assert re.fullmatch(shape, name) or name == f"/tap-stack/{env}/paging-key", each
 
 
@@ -123,7 +123,9 @@ def test_trust_and_resource_policies_name_services_and_confine_them(graph: Graph
 def test_no_secret_is_in_any_input(graph: Graph) -> None:
     for each in graph.custom():
         text = json.dumps({k: v for k, v in each.inputs.items() if k not in ("code", "tags")})
-        assert not re.search(r"[0-9a-f]{64}|AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE KEY", text), each.name
+        assert not re.search(r"[0-9a-f]{64}|AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE KEY", text), (
+            each.name
+        )
         variables = each.inputs.get("environment", {}).get("variables", {})
         assert not [name for name in variables if re.search("SECRET|PASSWORD|TOKEN", name)]
 

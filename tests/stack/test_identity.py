@@ -12,8 +12,12 @@ def test_only_invited_people_with_long_passwords_get_in(graph: Graph, env: str) 
     assert pool["adminCreateUserConfig"] == {"allowAdminCreateUserOnly": True}
     policy = pool["passwordPolicy"]
     assert policy["minimumLength"] == 14
-    assert all(policy[f"require{kind}"] for kind in ("Lowercase", "Uppercase", "Numbers", "Symbols"))
-    assert pool["accountRecoverySetting"]["recoveryMechanisms"] == [{"name": "verified_email", "priority": 1}]
+    assert all(
+        policy[f"require{kind}"] for kind in ("Lowercase", "Uppercase", "Numbers", "Symbols")
+    )
+    assert pool["accountRecoverySetting"]["recoveryMechanisms"] == [
+        {"name": "verified_email", "priority": 1}
+    ]
     assert pool["deletionProtection"] == ("ACTIVE" if env == "prod" else "INACTIVE")
 
 
@@ -34,7 +38,10 @@ def test_machines_use_client_credentials(graph: Graph) -> None:
 
 def test_tokens_are_short_and_revocable_and_errors_say_nothing(graph: Graph) -> None:
     for client in graph.of("UserPoolClient"):
-        assert (client.inputs["accessTokenValidity"], client.inputs["tokenValidityUnits"]["accessToken"]) == (
+        assert (
+            client.inputs["accessTokenValidity"],
+            client.inputs["tokenValidityUnits"]["accessToken"],
+        ) == (
             60,
             "minutes",
         )
@@ -48,8 +55,14 @@ def test_the_domain_is_unique_to_the_account(graph: Graph, env: str) -> None:
 
 def test_threat_protection_and_second_factor_are_settings() -> None:
     pool = graph_of("dev", threat_protection="true", mfa="ON").one("UserPool").inputs
-    assert (pool["userPoolTier"], pool["userPoolAddOns"]) == ("PLUS", {"advancedSecurityMode": "ENFORCED"})
-    assert (pool["mfaConfiguration"], pool["softwareTokenMfaConfiguration"]) == ("ON", {"enabled": True})
+    assert (pool["userPoolTier"], pool["userPoolAddOns"]) == (
+        "PLUS",
+        {"advancedSecurityMode": "ENFORCED"},
+    )
+    assert (pool["mfaConfiguration"], pool["softwareTokenMfaConfiguration"]) == (
+        "ON",
+        {"enabled": True},
+    )
     pool = graph_of("dev", mfa="OFF").one("UserPool").inputs
     assert pool["mfaConfiguration"] == "OFF"
     assert "softwareTokenMfaConfiguration" not in pool

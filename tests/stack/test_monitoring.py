@@ -44,12 +44,18 @@ def check_dimensions(graph: Graph, alarm: dict[str, Any]) -> None:
     kind, dimension, field = MEASURED[alarm["namespace"]]
     assert alarm["dimensions"][dimension] in {each.inputs[field] for each in graph.of(kind)}
     if index := alarm["dimensions"].get("GlobalSecondaryIndexName"):
-        assert index in {each["name"] for each in graph.one("Table").inputs["globalSecondaryIndexes"]}
+        assert index in {
+            each["name"] for each in graph.one("Table").inputs["globalSecondaryIndexes"]
+        }
 
 
 def test_every_function_table_index_and_queue_is_watched(graph: Graph) -> None:
     watched = {
-        (alarm.inputs["namespace"], alarm.inputs["metricName"], *alarm.inputs["dimensions"].values())
+        (
+            alarm.inputs["namespace"],
+            alarm.inputs["metricName"],
+            *alarm.inputs["dimensions"].values(),
+        )
         for alarm in graph.of("MetricAlarm")
     }
     for function in graph.of("Function"):
@@ -81,7 +87,11 @@ def test_the_topic_is_encrypted_so_that_cloudwatch_can_publish(graph: Graph) -> 
     topic = statements(graph.one("TopicPolicy").inputs["policy"])
     publishers = {each["Principal"]["Service"] for each in topic if each["Effect"] == "Allow"}
     assert publishers == {"cloudwatch.amazonaws.com", "budgets.amazonaws.com"}
-    key = [each for each in statements(graph.one("Key").inputs["policy"]) if "Service" in each["Principal"]]
+    key = [
+        each
+        for each in statements(graph.one("Key").inputs["policy"])
+        if "Service" in each["Principal"]
+    ]
     users = {each["Principal"]["Service"]: each for each in key}
     for service in publishers:
         assert set(users[service]["Action"]) == {"kms:Decrypt", "kms:GenerateDataKey"}
@@ -92,7 +102,9 @@ def test_the_topic_is_encrypted_so_that_cloudwatch_can_publish(graph: Graph) -> 
 def test_topic_and_queue_refuse_whoever_comes_without_tls(graph: Graph) -> None:
     for each in [*graph.of("TopicPolicy"), *graph.of("QueuePolicy")]:
         denied = [
-            statement for statement in statements(each.inputs["policy"]) if statement["Effect"] == "Deny"
+            statement
+            for statement in statements(each.inputs["policy"])
+            if statement["Effect"] == "Deny"
         ]
         assert [statement["Condition"] for statement in denied] == [
             {"Bool": {"aws:SecureTransport": "false"}}
@@ -113,7 +125,10 @@ def test_the_key_rotates_and_can_still_be_managed(graph: Graph, env: str) -> Non
 def test_the_budget_warns_the_topic(graph: Graph) -> None:
     budget = graph.one("Budget").inputs
     kinds = {each["notificationType"]: each for each in budget["notifications"]}
-    assert {kind: each["threshold"] for kind, each in kinds.items()} == {"ACTUAL": 80, "FORECASTED": 100}
+    assert {kind: each["threshold"] for kind, each in kinds.items()} == {
+        "ACTUAL": 80,
+        "FORECASTED": 100,
+    }
     for each in kinds.values():
         assert each["subscriberSnsTopicArns"] == [graph.outputs["alerts_topic_arn"]]
 
@@ -131,6 +146,7 @@ def test_the_runbook_has_no_section_for_an_alarm_that_is_gone() -> None:
         r"^## ([a-z0-9-]+)$", Path(ROOT / "docs" / "operations.md").read_text(), re.MULTILINE
     )
     anchors = {
-        each.inputs["alarmDescription"].rpartition("#")[2] for each in graph_of("prod").of("MetricAlarm")
+        each.inputs["alarmDescription"].rpartition("#")[2]
+        for each in graph_of("prod").of("MetricAlarm")
     }
     assert set(sections) == anchors

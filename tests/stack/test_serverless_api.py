@@ -8,7 +8,9 @@ import tap_stack
 from tests.stack.conftest import ACCOUNT, REGION, Graph, graph_of, statements
 
 
-def test_the_table_is_on_demand_recoverable_and_indexed_for_its_queries(graph: Graph, env: str) -> None:
+def test_the_table_is_on_demand_recoverable_and_indexed_for_its_queries(
+    graph: Graph, env: str
+) -> None:
     table = graph.one("Table").inputs
     assert (table["billingMode"], table["hashKey"]) == ("PAY_PER_REQUEST", "id")
     assert table["pointInTimeRecovery"] == {"enabled": True}
@@ -18,7 +20,10 @@ def test_the_table_is_on_demand_recoverable_and_indexed_for_its_queries(graph: G
         each["name"]: [key["attributeName"] for key in each["keySchemas"]]
         for each in table["globalSecondaryIndexes"]
     }
-    assert keys == {"by_owner": ["owner", "created_at"], "by_category": ["owner_category", "created_at"]}
+    assert keys == {
+        "by_owner": ["owner", "created_at"],
+        "by_category": ["owner_category", "created_at"],
+    }
 
 
 def test_the_table_can_be_named() -> None:
@@ -59,7 +64,10 @@ def test_the_api_function_may_do_exactly_this(graph: Graph) -> None:
         ),
         (["xray:PutTelemetryRecords", "xray:PutTraceSegments"], "*"),
         (["kms:Decrypt", "kms:GenerateDataKey"], key),
-        (["dynamodb:DeleteItem", "dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:UpdateItem"], arn),
+        (
+            ["dynamodb:DeleteItem", "dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:UpdateItem"],
+            arn,
+        ),
         (["dynamodb:Query"], [f"{arn}/index/by_owner", f"{arn}/index/by_category"]),
         (["kms:DescribeKey", "kms:Encrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo"], key),
         (["ssm:GetParameter"], f"arn:aws:test:{REGION}:{ACCOUNT}:Parameter/api-paging-key"),
@@ -76,7 +84,10 @@ def test_traffic_goes_to_the_live_alias_and_only_this_api_may_send_it(graph: Gra
     assert alias.inputs["name"] == "live"
     assert f"functions/{alias.name}/" in graph.one("Integration").inputs["integrationUri"]
     permission = graph.one("Permission").inputs
-    assert (permission["qualifier"], permission["principal"]) == ("live", "apigateway.amazonaws.com")
+    assert (permission["qualifier"], permission["principal"]) == (
+        "live",
+        "apigateway.amazonaws.com",
+    )
     assert permission["sourceArn"] == f"arn:aws:execute-api:{REGION}:{ACCOUNT}:api/*"
 
 
@@ -84,7 +95,10 @@ def test_every_route_wants_a_token_with_its_scope(graph: Graph) -> None:
     routes = {each.inputs["routeKey"]: each.inputs for each in graph.of("Route")}
     assert routes.keys() == {*tap_stack.ROUTES, "$default", "OPTIONS /{proxy+}"}
     for key, (_, scope, _) in tap_stack.ROUTES.items():
-        assert (routes[key]["authorizationType"], routes[key]["authorizationScopes"]) == ("JWT", [scope])
+        assert (routes[key]["authorizationType"], routes[key]["authorizationScopes"]) == (
+            "JWT",
+            [scope],
+        )
     assert routes["$default"]["authorizationType"] == "JWT"
     # The listed exception: a browser's preflight carries no token.
     assert [key for key, route in routes.items() if route["authorizationType"] == "NONE"] == [
@@ -111,7 +125,11 @@ def test_the_stage_throttles_with_both_limits_and_logs_json(graph: Graph, env: s
 def test_cors_lets_only_configured_origins_in(graph: Graph, env: str) -> None:
     cors = graph.one("Api").inputs.get("corsConfiguration")
     assert (cors or {}).get("allowOrigins", []) == list(tap_stack.TIERS[env]["cors_origins"])
-    own = graph_of("prod", cors_origins='["https://app.example.com"]').one("Api").inputs["corsConfiguration"]
+    own = (
+        graph_of("prod", cors_origins='["https://app.example.com"]')
+        .one("Api")
+        .inputs["corsConfiguration"]
+    )
     assert own["allowOrigins"] == ["https://app.example.com"]
     assert {"if-match", "idempotency-key"} <= set(own["allowHeaders"])
 
@@ -123,7 +141,10 @@ def test_the_paging_key_is_written_by_nobody_but_the_rotation(graph: Graph) -> N
     writers = [
         each.name
         for each in graph.of("RolePolicy")
-        if any("ssm:PutParameter" in statement["Action"] for statement in statements(each.inputs["policy"]))
+        if any(
+            "ssm:PutParameter" in statement["Action"]
+            for statement in statements(each.inputs["policy"])
+        )
     ]
     assert writers == ["api-rotation-role-policy"]
 

@@ -70,7 +70,9 @@ class Api:
             "routeKey": route if route in tap_stack.ROUTES else "$default",
             "rawPath": path,
             "headers": headers or {},
-            "queryStringParameters": dict(each.split("=", 1) for each in query.split("&")) if query else None,
+            "queryStringParameters": dict(each.split("=", 1) for each in query.split("&"))
+            if query
+            else None,
             "pathParameters": parameters,
             "body": text,
             "isBase64Encoded": False,

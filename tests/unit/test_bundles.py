@@ -60,7 +60,9 @@ def test_a_bundle_runs_in_an_empty_namespace(name: str, lambda_runtime: None) ->
     assert callable(namespace[name])
     for each in namespace.values():  # every global name that any function uses is there
         if isinstance(each, types.FunctionType):
-            used = {step.argval for step in dis.get_instructions(each) if step.opname == "LOAD_GLOBAL"}
+            used = {
+                step.argval for step in dis.get_instructions(each) if step.opname == "LOAD_GLOBAL"
+            }
             assert used <= set(namespace) | set(dir(builtins)), each.__name__
 
 
@@ -172,7 +174,9 @@ def test_infrastructure_around_a_function_does_not_change_its_bundle(tmp_path: P
         ("inner_import", "inner_import of requests, which its runtime does not have"),
     ],
 )
-def test_a_name_that_cannot_be_shipped_is_an_error(tmp_path: Path, handler: str, message: str) -> None:
+def test_a_name_that_cannot_be_shipped_is_an_error(
+    tmp_path: Path, handler: str, message: str
+) -> None:
     with pytest.raises(BundleError, match=message):
         bundle(getattr(module(tmp_path, PROGRAM), handler))
 

@@ -15,7 +15,9 @@ from tap_stack import open_token, paging_keys, seal_token
 from tests.fakes import client_error
 from tests.unit.conftest import KEY, Api
 
-fixture_is_fine = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+fixture_is_fine = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50
+)
 
 
 def pages(api: Api, query: str = "", caller: str = "ann") -> list[list[str]]:
@@ -64,7 +66,16 @@ def test_a_list_holds_only_the_callers_items_of_the_category(api: Api) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=101", "limit=x", "limit=1.0", "limit=", "order=up", "x=1", f"category={'x' * 1025}"],
+    [
+        "limit=0",
+        "limit=101",
+        "limit=x",
+        "limit=1.0",
+        "limit=",
+        "order=up",
+        "x=1",
+        f"category={'x' * 1025}",
+    ],
 )
 def test_a_wrong_parameter_is_400(api: Api, query: str) -> None:
     assert api("GET", f"/items?{query}").status == 400
@@ -101,13 +112,18 @@ def test_a_token_is_bound_to_caller_category_and_order(api: Api) -> None:
         ("order=asc&category=x", "ann"),
         ("", "ann"),
     ):
-        assert api("GET", f"/items?{query}&next={token}".replace("?&", "?"), caller=caller).status == 400
+        assert (
+            api("GET", f"/items?{query}&next={token}".replace("?&", "?"), caller=caller).status
+            == 400
+        )
 
 
 @fixture_is_fine
 @given(st.binary(max_size=100), st.integers(0, 60), st.integers(1, 255))
 def test_no_forged_or_changed_token_opens(api: Api, noise: bytes, place: int, flip: int) -> None:
-    raw = bytearray(base64.urlsafe_b64decode(seal_token("2026-01-01T00:00:00.000000Z", "a", "s") + "=="))
+    raw = bytearray(
+        base64.urlsafe_b64decode(seal_token("2026-01-01T00:00:00.000000Z", "a", "s") + "==")
+    )
     raw[place % len(raw)] ^= flip
     for forged in (bytes(raw), noise):
         with pytest.raises(tap_stack.Problem) as caught:
@@ -123,7 +139,9 @@ def test_what_is_no_token_is_400(api: Api, token: str) -> None:
 # Keys
 
 
-def test_keys_are_read_once_and_again_after_their_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_read_once_and_again_after_their_time(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     for _ in range(3):

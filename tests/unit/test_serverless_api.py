@@ -56,14 +56,18 @@ def test_generated_ids_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_taken_id_is_409_and_does_not_say_whose(api: Api) -> None:
     assert api("POST", "/items", {"id": "a"}).status == 201
-    mine, others = api("POST", "/items", {"id": "a"}), api("POST", "/items", {"id": "a"}, caller="bob")
+    mine, others = (
+        api("POST", "/items", {"id": "a"}),
+        api("POST", "/items", {"id": "a"}, caller="bob"),
+    )
     assert_problem(mine, 409)
     assert mine.text == others.text
     assert api.table.items["a"]["owner"] == {"S": "ann"}
 
 
 @pytest.mark.parametrize(
-    "item_id", ["", ".", "..", "a/b", "a b", "é", "x" * 129, "-a", "a\n", 5, True, [], "idempotency#1"]
+    "item_id",
+    ["", ".", "..", "a/b", "a b", "é", "x" * 129, "-a", "a\n", 5, True, [], "idempotency#1"],
 )
 def test_an_id_that_a_url_cannot_carry_is_422(api: Api, item_id: Any) -> None:
     assert_problem(api("POST", "/items", {"id": item_id}), 422, "An id is text")
@@ -71,7 +75,8 @@ def test_an_id_that_a_url_cannot_carry_is_422(api: Api, item_id: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["owner", "revision", "content", "expires_at", "a.b", "#x", ":y", "SELECT", "ünï ☕", "size"]
+    "name",
+    ["owner", "revision", "content", "expires_at", "a.b", "#x", ":y", "SELECT", "ünï ☕", "size"],
 )
 def test_any_field_name_works(api: Api, name: str) -> None:
     assert api("POST", "/items", {"id": "a", name: {name: [name]}}).json[name] == {name: [name]}
@@ -117,7 +122,9 @@ def test_an_item_above_dynamodbs_limit_is_413(api: Api) -> None:
         message = "Item size has exceeded the maximum allowed size"
         if operation == "TransactWriteItems":
             reasons = [{"Code": "ValidationError", "Message": message}, {"Code": "None"}]
-            raise client_error("TransactionCanceledException", operation, CancellationReasons=reasons)
+            raise client_error(
+                "TransactionCanceledException", operation, CancellationReasons=reasons
+            )
         raise client_error("ValidationException", operation, message)
 
     api.table.before = too_large
@@ -209,7 +216,13 @@ def test_put_replaces_all_fields_and_keeps_the_services_own(api: Api) -> None:
     first = api("POST", "/items", {"id": "a", "x": 1, "category": "c"}).json
     answer = api("PUT", "/items/a", {**first, "x": None, "y": 2})
     del answer.json["y"]
-    assert answer.json == {**first, "x": None, "y": 2, "version": 2, "updated_at": answer.json["updated_at"]}
+    assert answer.json == {
+        **first,
+        "x": None,
+        "y": 2,
+        "version": 2,
+        "updated_at": answer.json["updated_at"],
+    }
     assert "category" not in api("PUT", "/items/a", {}).json
     assert "owner_category" not in api.table.items["a"]
 
@@ -241,7 +254,10 @@ def test_if_match_star_wants_any_item(api: Api, method: str) -> None:
 def test_patch_merges_with_either_media_type(api: Api) -> None:
     api("POST", "/items", {"id": "a", "x": {"y": 1, "z": 2}, "w": [1]})
     answer = api(
-        "PATCH", "/items/a", {"x": {"y": None, "v": 3}, "w": [2]}, content_type="application/merge-patch+json"
+        "PATCH",
+        "/items/a",
+        {"x": {"y": None, "v": 3}, "w": [2]},
+        content_type="application/merge-patch+json",
     )
     assert {key: answer.json[key] for key in "xw"} == {"x": {"z": 2, "v": 3}, "w": [2]}
     assert answer.json["version"] == 2
@@ -260,7 +276,9 @@ def test_patch_merges_into_what_a_faster_writer_left(api: Api) -> None:
 
     api.table.before = interfere
     answer = api("PATCH", "/items/a", {"n": 2})
-    assert {key: value for key, value in answer.json.items() if key not in tap_stack.KEPT_FIELDS} == {
+    assert {
+        key: value for key, value in answer.json.items() if key not in tap_stack.KEPT_FIELDS
+    } == {
         "n": 2,
         "other0": 1,
         "other1": 1,
@@ -325,7 +343,9 @@ def test_a_write_whose_answer_was_lost_is_not_taken_for_a_conflict(api: Api) -> 
         ("OPTIONS", "/nothing", 404, None),
     ],
 )
-def test_what_no_route_takes(api: Api, method: str, path: str, status: int, allow: str | None) -> None:
+def test_what_no_route_takes(
+    api: Api, method: str, path: str, status: int, allow: str | None
+) -> None:
     answer = api.raw(method, path)
     assert (answer.status, answer.headers.get("allow")) == (status, allow)
 
@@ -333,7 +353,10 @@ def test_what_no_route_takes(api: Api, method: str, path: str, status: int, allo
 def test_every_route_wants_its_scope(api: Api) -> None:
     for route, (_, scope, _) in tap_stack.ROUTES.items():
         method, path = route.split()
-        claims = {"sub": "ann", "scope": "openid " + " ".join({"items/read", "items/write"} - {scope})}
+        claims = {
+            "sub": "ann",
+            "scope": "openid " + " ".join({"items/read", "items/write"} - {scope}),
+        }
         context = {
             "requestId": "request-1",
             "http": {"method": method},
@@ -348,9 +371,16 @@ def test_every_route_wants_its_scope(api: Api) -> None:
 
 def test_a_machine_owns_what_its_client_makes(api: Api) -> None:
     claims = {"client_id": "robot", "scope": "items/write"}
-    context = {"requestId": "r", "http": {"method": "POST"}, "authorizer": {"jwt": {"claims": claims}}}
+    context = {
+        "requestId": "r",
+        "http": {"method": "POST"},
+        "authorizer": {"jwt": {"claims": claims}},
+    }
     headers = {"content-type": "application/json"}
-    assert api.raw("POST", "/items", text='{"id":"a"}', headers=headers, requestContext=context).status == 201
+    assert (
+        api.raw("POST", "/items", text='{"id":"a"}', headers=headers, requestContext=context).status
+        == 201
+    )
     assert api.table.items["a"]["owner"] == {"S": "robot"}
 
 
@@ -369,7 +399,9 @@ CALLS: list[tuple[str, str, Any]] = [
 @pytest.mark.parametrize(
     "error",
     [
-        client_error("ProvisionedThroughputExceededException", "GetItem", "arn:aws:dynamodb:secret"),
+        client_error(
+            "ProvisionedThroughputExceededException", "GetItem", "arn:aws:dynamodb:secret"
+        ),
         client_error("ThrottlingException", "GetItem"),
         client_error("InternalServerError", "GetItem"),
         client_error("AccessDeniedException", "GetItem", "KMS key arn:aws:kms:secret is disabled"),
@@ -407,7 +439,9 @@ def test_our_own_mistake_is_500_and_logged(
 @given(
     method=st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]),
     path=st.sampled_from(["/items", "/items/a", "/"]) | st.text(max_size=20).map("/items/".__add__),
-    query=st.dictionaries(st.sampled_from(["category", "order", "limit", "next", "x"]), st.text(max_size=30)),
+    query=st.dictionaries(
+        st.sampled_from(["category", "order", "limit", "next", "x"]), st.text(max_size=30)
+    ),
     text=st.none()
     | st.text(max_size=50)
     | st.sampled_from(["{}", '{"id":"a"}', '{"a":{"b":[1e5,null]}}', "[[[["]),

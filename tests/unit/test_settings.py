@@ -83,7 +83,9 @@ def test_own_tags_are_merged_with_the_standard_ones() -> None:
 def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(key: str, value: Any) -> None:
     with pytest.raises(SettingsError) as caught:
         TapStackArgs(**{key: value})
-    line = next(line for line in str(caught.value).splitlines() if line.startswith(f"  - {key} must be "))
+    line = next(
+        line for line in str(caught.value).splitlines() if line.startswith(f"  - {key} must be ")
+    )
     shown = tuple(value) if isinstance(value, list) else value
     assert line.endswith(f"not {shown!r}")
 

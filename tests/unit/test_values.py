@@ -33,7 +33,11 @@ def json_text(value: Any) -> str:
         return str(value)
     if isinstance(value, dict):
         return "{" + ",".join(f"{json.dumps(k)}:{json_text(v)}" for k, v in value.items()) + "}"
-    return "[" + ",".join(map(json_text, value)) + "]" if isinstance(value, list) else json.dumps(value)
+    return (
+        "[" + ",".join(map(json_text, value)) + "]"
+        if isinstance(value, list)
+        else json.dumps(value)
+    )
 
 
 def exact(text: str) -> Any:
@@ -87,7 +91,9 @@ def test_marshalled_values_have_the_shape_that_dynamodb_takes(value: Any) -> Non
         ('{"": 1}', 422, "cannot be empty"),
     ],
 )
-def test_what_cannot_be_stored_exactly_is_refused_with_a_reason(text: str, status: int, reason: str) -> None:
+def test_what_cannot_be_stored_exactly_is_refused_with_a_reason(
+    text: str, status: int, reason: str
+) -> None:
     with pytest.raises(Problem) as caught:
         marshal(parse_json(text))
     assert caught.value.status == status
@@ -137,5 +143,7 @@ objects = st.dictionaries(
 
 @given(objects, objects)
 def test_merge_patch_is_the_rfcs(target: Any, patch: Any) -> None:
-    merged = merge_patch(marshal(parse_json(json_text(target))), marshal(parse_json(json_text(patch))))
+    merged = merge_patch(
+        marshal(parse_json(json_text(target))), marshal(parse_json(json_text(patch)))
+    )
     assert exact(to_json(merged)) == exact(json_text(reference_merge_patch(target, patch)))

@@ -1,0 +1,92 @@
+"""The stack deployed on the local cloud, once for all tests of this folder."""
+
+from __future__ import annotations
+
+from taplocal.cloud import isolate
+
+isolate()  # before any SDK client is made
+
+import os  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import uuid  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+
+from taplocal import access, session  # noqa: E402
+from taplocal.access import Answer  # noqa: E402
+from taplocal.session import Session  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+HANG_SECONDS = 120  # a guard against hanging, not a measure of speed
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests' local cloud keeps its data."""
+    return tmp_path_factory.mktemp("taplocal")
+
+
+@pytest.fixture(scope="session")
+def deployed(data: Path) -> Iterator[Session]:
+    """The dev environment, deployed for real."""
+    try:
+        yield session.up(ROOT, "dev", folder=data, say=lambda text: None, report=lambda step: None)[
+            0
+        ]
+    finally:
+        session.down(ROOT, "dev", folder=data, report=lambda step: None)
+
+
+Call = Callable[..., Answer]
+
+
+@pytest.fixture(scope="session")
+def ann(deployed: Session) -> Call:
+    """Calls the API as a person: method, path, body, headers."""
+    return caller(deployed, access.person_token(deployed, "ann@example.com"))
+
+
+@pytest.fixture(scope="session")
+def bob(deployed: Session) -> Call:
+    """Calls the API as another person."""
+    return caller(deployed, access.person_token(deployed, "bob@example.com"))
+
+
+@pytest.fixture(scope="session")
+def robot(deployed: Session) -> Call:
+    """Calls the API as a machine."""
+    return caller(deployed, access.machine_token(deployed))
+
+
+def caller(deployed: Session, token: str) -> Call:
+    def call(method: str, path: str, body: str | None = None, **headers: str) -> Answer:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return access.call(deployed, method, path, token, body, **named)
+
+    return call
+
+
+@pytest.fixture
+def fresh() -> str:
+    """An id that no other test uses."""
+    return f"t-{uuid.uuid4().hex}"
+
+
+def taplocal(
+    *arguments: str, env: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "taplocal", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=False,
+        **options,
+    )

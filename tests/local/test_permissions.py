@@ -1,0 +1,138 @@
+"""Least privilege, enforced: what each function's role may and may not do on the emulated AWS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from taplocal.session import Session
+
+
+def as_role(deployed: Session, role: str, service: str) -> Any:
+    """A client with the credentials of a role."""
+    arn = f"arn:aws:iam::{deployed.cloud.account}:role/{role}"
+    keys = deployed.cloud.client("sts").assume_role(RoleArn=arn, RoleSessionName="test")[
+        "Credentials"
+    ]
+    session = boto3.Session(
+        keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], deployed.cloud.region
+    )
+    once = Config(retries={"total_max_attempts": 1})
+    return session.client(service, endpoint_url=deployed.cloud.emulator.url, config=once)
+
+
+def code(call: Any) -> str:
+    """The error code of a call, or an empty text."""
+    try:
+        call()
+    except ClientError as error:
+        return str(error.response["Error"]["Code"])
+    return ""
+
+
+API, ROTATION = "tap-stack-api-dev", "tap-stack-rotation-dev"
+TABLE, KEY = "tap-stack-items-dev", "/tap-stack/dev/paging-key"
+GROUP = {"logGroupName": f"/aws/lambda/{API}", "logStreamName": "s"}
+ID = {"id": {"S": "nothing"}}
+
+#: Role, service, operation, arguments, whether it may.
+CALLS: list[tuple[str, str, str, dict[str, Any], bool]] = [
+    (API, "dynamodb", "get_item", {"TableName": TABLE, "Key": ID}, True),
+    (API, "dynamodb", "put_item", {"TableName": TABLE, "Item": ID}, True),
+    (API, "dynamodb", "delete_item", {"TableName": TABLE, "Key": ID}, True),
+    (API, "dynamodb", "scan", {"TableName": TABLE}, False),
+    (API, "dynamodb", "delete_table", {"TableName": TABLE}, False),
+    (API, "dynamodb", "get_item", {"TableName": "other", "Key": ID}, False),
+    (API, "ssm", "get_parameter", {"Name": KEY}, True),
+    (API, "ssm", "get_parameter", {"Name": "/other"}, False),
+    (
+        API,
+        "ssm",
+        "put_parameter",
+        {"Name": KEY, "Value": "x", "Type": "SecureString", "Overwrite": True},
+        False,
+    ),
+    (API, "logs", "create_log_stream", GROUP, True),
+    (API, "logs", "create_log_group", {"logGroupName": "/other"}, False),
+    (API, "logs", "delete_log_group", {"logGroupName": GROUP["logGroupName"]}, False),
+    (API, "iam", "list_roles", {}, False),
+    (API, "s3", "list_buckets", {}, False),
+    (ROTATION, "ssm", "get_parameter", {"Name": KEY}, True),
+    (ROTATION, "ssm", "delete_parameter", {"Name": KEY}, False),
+    (ROTATION, "dynamodb", "get_item", {"TableName": TABLE, "Key": ID}, False),
+]
+
+
+@pytest.mark.parametrize(("role", "service", "operation", "arguments", "allowed"), CALLS)
+def test_a_role_may_do_what_its_function_does_and_no_more(
+    deployed: Session,
+    role: str,
+    service: str,
+    operation: str,
+    arguments: dict[str, Any],
+    allowed: bool,
+) -> None:
+    denied = code(lambda: getattr(as_role(deployed, role, service), operation)(**arguments))
+    assert ("AccessDenied" in denied) is not allowed, denied
+
+
+def test_queries_reach_the_indexes_and_not_the_table(deployed: Session) -> None:
+    query = {
+        "KeyConditionExpression": "#k = :v",
+        "ExpressionAttributeValues": {":v": {"S": "x"}},
+        "TableName": TABLE,
+    }
+    api = as_role(deployed, API, "dynamodb")
+    assert (
+        code(
+            lambda: api.query(
+                IndexName="by_owner", ExpressionAttributeNames={"#k": "owner"}, **query
+            )
+        )
+        == ""
+    )
+    assert "AccessDenied" in code(lambda: api.query(ExpressionAttributeNames={"#k": "id"}, **query))
+
+
+def test_the_paging_key_is_made_by_the_rotation_and_stored_as_a_secret(deployed: Session) -> None:
+    parameter = deployed.cloud.client("ssm").get_parameter(Name=KEY, WithDecryption=True)[
+        "Parameter"
+    ]
+    assert parameter["Type"] == "SecureString"
+    assert all(len(bytes.fromhex(each)) == 32 for each in parameter["Value"].split(","))
+    state = deployed.state.path.read_text()
+    assert not any(each in state for each in parameter["Value"].split(","))
+
+
+def test_an_alarm_reaches_a_subscriber(deployed: Session) -> None:
+    sqs, sns, metrics = (deployed.cloud.client(each) for each in ("sqs", "sns", "cloudwatch"))
+    url = sqs.create_queue(QueueName="pager")["QueueUrl"]
+    queue, topic = deployed.cloud.arn("sqs", "pager"), deployed.outputs["alerts_topic_arn"]
+    allow = (
+        '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": {"Service": "sns.amazonaws.com"},'
+        f' "Action": "sqs:SendMessage", "Resource": "{queue}"}}]}}'
+    )
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": allow})
+    subscription = sns.subscribe(
+        TopicArn=topic, Protocol="sqs", Endpoint=queue, ReturnSubscriptionArn=True
+    )
+    dimensions = [{"Name": "FunctionName", "Value": API}]
+    metrics.put_metric_data(
+        Namespace="AWS/Lambda",
+        MetricData=[{"MetricName": "Errors", "Dimensions": dimensions, "Value": 3}],
+    )
+    bodies = ""
+    for _ in range(5):
+        received = sqs.receive_message(QueueUrl=url, WaitTimeSeconds=2, MaxNumberOfMessages=10).get(
+            "Messages", []
+        )
+        bodies += "".join(message["Body"] for message in received)
+        if "tap-stack-api-items-errors-dev" in bodies:
+            break
+    assert "tap-stack-api-items-errors-dev" in bodies
+    sns.unsubscribe(SubscriptionArn=subscription["SubscriptionArn"])
+    sqs.delete_queue(QueueUrl=url)
