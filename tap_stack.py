@@ -734,10 +734,7 @@ def explain(error: Exception, request: Request) -> Exception:
         )
     if failed and all(each["Code"] == "ConditionalCheckFailed" for each in failed):
         return ConditionFailed(reasons[-1].get("Item"))
-    if any(
-        "size has exceeded" in text
-        for text in (message, *(str(each.get("Message")) for each in failed))
-    ):
+    if "exceeded the maximum allowed size" in f"{message} {failed}":
         return Problem(413, "An item has at most 400 KB.")
     request.error = f"{type(error).__name__}: {error}"
     if code == "ValidationException" or any(each["Code"] == "ValidationError" for each in failed):

@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 
 from taplocal import access, emulator, session  # noqa: E402
 from taplocal.console import Console  # noqa: E402
-from taplocal.errors import TapLocalError  # noqa: E402
+from taplocal.errors import InterruptError, TapLocalError  # noqa: E402
 from taplocal.session import Session  # noqa: E402
 from taplocal.state import State  # noqa: E402
 
@@ -249,15 +249,19 @@ def _new_events(opened: Session, seen: set[str]) -> Iterator[dict[str, Any]]:
 
 @app.command()
 def down(
-    env: Env = "dev", program: Program = Path(), data: Data = None, as_json: Json = False
+    env: Annotated[str | None, typer.Option(help="One environment; all without it.")] = None,
+    program: Program = Path(),
+    data: Data = None,
+    as_json: Json = False,
 ) -> None:
     """Take everything down and delete its data."""
     console = Console(quiet=as_json)
     with console.working("taking down"):
-        found = session.down(program, env, folder=data, report=console.step)
-    _print({"environment": env, "removed": found}) if as_json else console.say(
-        f"{env} is gone" if found else f"{env} was not deployed"
-    )
+        gone = session.down(program, env, folder=data, report=console.step)
+    if as_json:
+        _print({"removed": gone})
+    else:
+        console.say(f"{', '.join(gone)} is gone" if gone else "nothing was deployed")
 
 
 def _print(value: Any) -> None:
@@ -274,13 +278,10 @@ def main() -> None:
         app()
     except TapLocalError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(INTERRUPTED if isinstance(error, InterruptError) else 1) from None
     except (ClientError, BotoCoreError) as error:
         print(f"error: the emulator refused: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("interrupted: `up` goes on where this stopped, `down` cleans up", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
         raise SystemExit(0) from None
 

@@ -107,9 +107,5 @@ class Cloud:
             Name=self._marker_name(), Value=self.emulator.marker, Type="String", Overwrite=True
         )
 
-    def unmark(self) -> None:
-        """Takes the marker out again."""
-        self.client("ssm").delete_parameter(Name=self._marker_name())
-
     def _marker_name(self) -> str:
         return f"{MARKER}/{self.emulator.marker}"

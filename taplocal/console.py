@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from taplocal.access import Answer
+from taplocal.errors import InterruptError
 from taplocal.steps import Step, Summary
 
 SIGNS = {
@@ -31,12 +32,14 @@ class Console:
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
-        """A spinner while something is done, where there is a terminal to spin on."""
-        if not self._rich.is_terminal:
-            yield
-            return
-        with self._rich.status(what):
-            yield
+        """A spinner while something is done, where there is a terminal; Ctrl-C is an error."""
+        spinner = self._rich.status(what) if self._rich.is_terminal else nullcontext()
+        try:
+            with spinner:
+                yield
+        except KeyboardInterrupt:
+            hint = "`up` goes on where this stopped, `down` cleans up"
+            raise InterruptError(f"interrupted while {what}: {hint}") from None
 
     def say(self, text: str) -> None:
         """One line of news."""

@@ -79,7 +79,7 @@ def plain(value: Any) -> Any:
         raise UnsupportedError(
             f"a property value of the kind {kind} is not known to the local cloud"
         )
-    return {key: plain(each) for key, each in value.items() if each is not None}
+    return {key: plain(value[key]) for key in sorted(value) if value[key] is not None}
 
 
 class Monitor(mocks.MockMonitor):
@@ -143,6 +143,7 @@ def run(project: Project, backend: Backend, preview: bool = False) -> dict[str, 
     """Runs the program to its end and returns the stack's outputs; the first failure is raised."""
     monitor = Monitor(backend)
     mock_settings: Any = mocks.MockSettings  # Pulumi leaves it untyped
+    settings.SETTINGS.outputs.clear()  # what an earlier run in this process left unfinished
     pulumi_config.set_all_config(dict(project.config), [])
     settings.configure(
         mock_settings(

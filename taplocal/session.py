@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -86,7 +85,7 @@ def up(
         if state.marker != cloud.emulator.marker:
             if state.resources:
                 say(f"the emulator has lost its {len(state.resources)} resources: rebuilding them")
-            state.reset(cloud.emulator.marker)
+            state.reset(cloud.emulator.marker, project.region)
         return Session(cloud, state), Deployment(cloud, state, report).up(project)
 
 
@@ -115,35 +114,43 @@ def opened(program: Path, env: str, folder: Path | None = None) -> Session:
         raise TapLocalError(
             "the emulator does not run any more: `python -m taplocal up` starts and fills it again"
         )
-    return Session(Cloud(emulator, Project.load(program.resolve(), env).region), state)
+    return Session(Cloud(emulator, state.region), state)
 
 
 def down(
-    program: Path, env: str, *, folder: Path | None = None, report: Callable[[Step], None]
-) -> bool:
-    """Takes an environment down, with the last one also the emulator if it is ours.
+    program: Path,
+    env: str | None,
+    *,
+    folder: Path | None = None,
+    report: Callable[[Step], None],
+) -> list[str]:
+    """Takes one environment down, or all without a name; with the last one our emulator ends too.
 
-    Our emulator's memory is all there is of it, so ending its process deletes everything at once.
-    Returns whether there was anything.
+    Its memory is all there is of what was deployed, so ending it deletes everything at once.
+    Returns the environments that are gone.
     """
-    from taplocal.engine import Deployment
-
     folder = (folder or folder_of(program)).resolve()
     if not folder.exists():
-        return False
+        return []
     with locked(folder):
         environments, emulator = deployed_environments(folder), emulators.recorded(folder)
-        found = env in environments
-        last = environments in ([], [env])
-        if found and emulator and emulator.running() and not (last and emulator.owned):
-            region = Project.load(program.resolve(), env).region
-            cloud = Cloud(emulator, region)
-            if cloud.marked():
-                Deployment(cloud, State(state_path(folder, env)), report).down()
-                if last:
-                    cloud.unmark()
-        state_path(folder, env).unlink(missing_ok=True)
+        gone = [each for each in environments if env in (None, each)]
+        last = gone == environments
+        if emulator and emulator.running() and not (last and emulator.owned):
+            for each in gone:
+                _delete(folder, each, emulator, report)
+        for each in gone:
+            state_path(folder, each).unlink()
         if last:
             emulators.stop(folder)
-            shutil.rmtree(folder / "env", ignore_errors=True)
-        return found or (last and emulator is not None)
+        return gone
+
+
+def _delete(folder: Path, env: str, emulator: Emulator, report: Callable[[Step], None]) -> None:
+    """Deletes the resources of one environment, unless the emulator has lost them already."""
+    from taplocal.engine import Deployment
+
+    state = State(state_path(folder, env))
+    cloud = Cloud(emulator, state.region)
+    if state.marker == emulator.marker and cloud.marked():
+        Deployment(cloud, state, report).down()

@@ -37,7 +37,7 @@ class State:
 
     def __init__(self, path: Path):
         self.path = path
-        self.marker = ""
+        self.marker, self.region = "", ""
         self.resources: dict[str, Deployed] = {}
         self.outputs: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -47,7 +47,8 @@ class State:
     def _read(self) -> None:
         try:
             data = json.loads(self.path.read_text())
-            self.marker, self.outputs = data["marker"], data["outputs"]
+            self.marker, self.region = data["marker"], data["region"]
+            self.outputs = data["outputs"]
             self.resources = {urn: Deployed(**each) for urn, each in data["resources"].items()}
         except (ValueError, KeyError, TypeError) as error:
             raise TapLocalError(
@@ -67,9 +68,9 @@ class State:
             self.resources.pop(urn, None)
             self._write()
 
-    def reset(self, marker: str) -> None:
+    def reset(self, marker: str, region: str) -> None:
         """Starts from nothing on the emulator that carries this marker."""
-        self.marker, self.resources, self.outputs = marker, {}, {}
+        self.marker, self.region, self.resources, self.outputs = marker, region, {}, {}
         self._write()
 
     def finish(self, outputs: dict[str, Any]) -> None:
@@ -80,6 +81,7 @@ class State:
     def _write(self) -> None:
         data = {
             "marker": self.marker,
+            "region": self.region,
             "outputs": self.outputs,
             "resources": {urn: asdict(each) for urn, each in self.resources.items()},
         }

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from taplocal.cloud import Cloud
 from taplocal.resources.base import Handler, Inputs, Outputs, lost_tags, tag_list
+from taplocal.resources.policies import adapted, policy_notes
 
 
 class Role(Handler):
@@ -46,9 +44,10 @@ class RolePolicy(Handler):
     replace_on = "name role"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        document, _ = adapted(json.loads(inputs["policy"]))
         cloud.client("iam").put_role_policy(
-            RoleName=inputs["role"], PolicyName=inputs["name"], PolicyDocument=json.dumps(document)
+            RoleName=inputs["role"],
+            PolicyName=inputs["name"],
+            PolicyDocument=adapted(inputs["policy"])[0],
         )
         return f"{inputs['role']}:{inputs['name']}", {}
 
@@ -56,27 +55,4 @@ class RolePolicy(Handler):
         cloud.client("iam").delete_role_policy(RoleName=inputs["role"], PolicyName=inputs["name"])
 
     def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
-        return [
-            ("policy", f"adapted for the emulator: {each}")
-            for each in adapted(json.loads(inputs["policy"]))[1]
-        ]
-
-
-def adapted(document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The emulator's copy of a policy, and what was changed in it.
-
-    AWS authorises log writes on `<group>:*`; the emulator names the group without the suffix and
-    would deny them.
-    """
-    changes, statements = [], []
-    for statement in document["Statement"]:
-        resources = statement.get("Resource", [])
-        resources = [resources] if isinstance(resources, str) else resources
-        groups = [
-            arn.removesuffix(":*") for arn in resources if ":logs:" in arn and arn.endswith(":*")
-        ]
-        if groups:
-            changes.append(f"log writes also on {', '.join(groups)}, without :*")
-            statement = {**statement, "Resource": [*resources, *groups]}
-        statements.append(statement)
-    return {**document, "Statement": statements}, changes
+        return policy_notes(inputs["policy"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from taplocal.cloud import Cloud
 from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, tag_list
+from taplocal.resources.policies import adapted, policy_notes
 
 
 class Topic(Handler):
@@ -44,9 +45,14 @@ class TopicPolicy(Handler):
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cloud.client("sns").set_topic_attributes(
-            TopicArn=inputs["arn"], AttributeName="Policy", AttributeValue=inputs["policy"]
+            TopicArn=inputs["arn"],
+            AttributeName="Policy",
+            AttributeValue=adapted(inputs["policy"])[0],
         )
         return inputs["arn"], {}
+
+    def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
+        return policy_notes(inputs["policy"])
 
     def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
         """It goes with its topic."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from taplocal.cloud import Cloud
 from taplocal.resources.base import Handler, Inputs, Outputs, lost_tags
+from taplocal.resources.policies import adapted, policy_notes
 
 
 class Queue(Handler):
@@ -40,9 +41,13 @@ class QueuePolicy(Handler):
     replace_on = "queueUrl"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        attributes = {"Policy": inputs["policy"]}
-        cloud.client("sqs").set_queue_attributes(QueueUrl=inputs["queueUrl"], Attributes=attributes)
+        cloud.client("sqs").set_queue_attributes(
+            QueueUrl=inputs["queueUrl"], Attributes={"Policy": adapted(inputs["policy"])[0]}
+        )
         return inputs["queueUrl"], {}
+
+    def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
+        return policy_notes(inputs["policy"])
 
     def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("sqs").set_queue_attributes(QueueUrl=identity, Attributes={"Policy": ""})

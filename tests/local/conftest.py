@@ -7,6 +7,7 @@ from taplocal.cloud import isolate
 isolate()  # before any SDK client is made
 
 import os  # noqa: E402
+import re  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 import uuid  # noqa: E402
@@ -19,6 +20,7 @@ import pytest  # noqa: E402
 from taplocal import access, session  # noqa: E402
 from taplocal.access import Answer  # noqa: E402
 from taplocal.session import Session  # noqa: E402
+from tests.contract import check_answer, operations  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 HANG_SECONDS = 120  # a guard against hanging, not a measure of speed
@@ -38,7 +40,7 @@ def deployed(data: Path) -> Iterator[Session]:
             0
         ]
     finally:
-        session.down(ROOT, "dev", folder=data, report=lambda step: None)
+        session.down(ROOT, None, folder=data, report=lambda step: None)
 
 
 Call = Callable[..., Answer]
@@ -65,7 +67,11 @@ def robot(deployed: Session) -> Call:
 def caller(deployed: Session, token: str) -> Call:
     def call(method: str, path: str, body: str | None = None, **headers: str) -> Answer:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return access.call(deployed, method, path, token, body, **named)
+        answer = access.call(deployed, method, path, token, body, **named)
+        route = f"{method} {re.sub('^/items/[^/?]+$', '/items/{id}', path.partition('?')[0])}"
+        if route in operations():
+            check_answer(route, answer.status, answer.headers, answer.body)
+        return answer
 
     return call
 

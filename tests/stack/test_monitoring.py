@@ -67,7 +67,7 @@ def test_every_function_table_index_and_queue_is_watched(graph: Graph) -> None:
     for metric in METRICS["AWS/DynamoDB"]:
         assert ("AWS/DynamoDB", metric, table["name"]) in watched
         for index in table["globalSecondaryIndexes"]:
-            assert ("AWS/DynamoDB", metric, table["name"], index["name"]) in watched
+            assert ("AWS/DynamoDB", metric, index["name"], table["name"]) in watched  # sorted
 
 
 def test_the_dashboard_shows_metrics_with_their_dimensions(graph: Graph, env: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import tap_stack
+from tests.contract import check_answer
 from tests.fakes import FakeDynamoDB, FakeSSM
 
 KEY = "11" * 32
@@ -84,6 +85,8 @@ class Api:
             **more,
         }
         answer = tap_stack.api(event, None)
+        if event["routeKey"] in tap_stack.ROUTES:
+            check_answer(event["routeKey"], answer["statusCode"], answer["headers"], answer["body"])
         return Answer(answer["statusCode"], answer["headers"], answer["body"])
 
 

@@ -1,0 +1,252 @@
+"""The command line as a person and as a program use it, also wrongly."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taplocal import emulator
+from taplocal.session import Session
+from tests.local.conftest import HANG_SECONDS, ROOT, taplocal
+
+
+def as_json(*arguments: str) -> Any:
+    """The value that a command printed; it printed nothing else."""
+    done = taplocal(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[list[str]]:
+    """Options for a local cloud of this test's own, taken down at its end."""
+    options = ["--data", str(tmp_path / "cloud")]
+    yield options
+    taplocal("down", *options)
+
+
+def test_every_command_prints_json_for_programs(deployed: Session, data: Path) -> None:
+    here = ["--data", str(data)]
+    outputs = as_json("outputs", *here)
+    assert outputs == deployed.outputs
+    assert as_json("outputs", "table_name", *here) == "tap-stack-items-dev"
+    status = as_json("status", *here)
+    assert (status["deployed"], status["running"], status["unfinished"]) == (True, True, [])
+    assert status["api_url"] == outputs["api_url"]
+    assert as_json("token", *here)["access_token"].count(".") == 2
+    made = as_json("call", "POST", "/items", '{"name": "tea"}', "--user", "dan@example.com", *here)
+    assert (made["status"], made["body"]["name"]) == (201, "tea")
+    assert made["headers"]["location"] == f"/items/{made['body']['id']}"
+    same = as_json("call", "GET", made["headers"]["location"], "--user", "dan@example.com", *here)
+    assert same["body"] == made["body"]
+    messages = [event["message"] for event in as_json("logs", *here)]
+    assert any(isinstance(each, dict) and each.get("ItemsCreated") for each in messages)
+    again = as_json("up", *here)
+    assert (again["counts"].keys(), again["steps"]) == ({"unchanged"}, [])
+    assert {"resource", "what", "why"} <= again["not_emulated"][0].keys()
+
+
+def test_the_printed_url_works_with_plain_curl(deployed: Session, data: Path) -> None:
+    token = taplocal("token", "--data", str(data)).stdout.strip()
+    url = taplocal("outputs", "api_url", "--data", str(data)).stdout.strip()
+    script = (
+        f'curl -s -o /dev/null -w "%{{http_code}}" -H "Authorization: Bearer {token}" "{url}/items"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "200"
+
+
+def test_plain_output_has_no_colours_and_says_what_is_not_emulated(
+    deployed: Session, data: Path
+) -> None:
+    done = taplocal("up", "--data", str(data))
+    assert "\x1b" not in done.stdout
+    assert "Not emulated here" in done.stdout
+    assert "accessLogSettings" in done.stdout
+    assert "unchanged" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["up", "--env", "qa"],
+            "there is no Pulumi.qa.yaml .* environments here are: dev, prod, staging",
+        ),
+        (["up", "-c", "throttle_rate=0"], "throttle_rate must be 1 to 10000"),
+        (["up", "-c", "throtle_rate=5"], "there is no setting 'throtle_rate'"),
+        (["up", "-c", "throttle_rate"], "--config takes KEY=VALUE"),
+        (["up", "--emulator", "http://10.0.0.1:4566"], "must be a loopback address"),
+        (["up", "--emulator", "https://sqs.us-east-1.amazonaws.com"], "must be a loopback address"),
+        (["up", "--emulator", "http://127.0.0.1.example.com:80"], "must be a loopback address"),
+        (["up", "--emulator", "http://127.0.0.1:9"], "no MiniStack answers"),
+        (["outputs"], "dev is not deployed here"),
+        (["token"], "dev is not deployed here"),
+        (["call", "GET", "/items"], "dev is not deployed here"),
+        (["logs"], "dev is not deployed here"),
+    ],
+)
+def test_a_mistake_gets_one_clear_line(own: list[str], arguments: list[str], message: str) -> None:
+    done = taplocal(*arguments, *own, "--json")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert re.search(message, done.stderr), done.stderr
+
+
+def test_down_without_anything_is_fine(own: list[str]) -> None:
+    assert as_json("down", *own) == {"removed": []}
+
+
+def test_credentials_of_the_user_reach_neither_us_nor_the_functions(
+    own: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "config").write_text(
+        "[default]\nregion = moon-1\nendpoint_url = http://10.9.9.9\n"
+    )
+    theirs = {
+        "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": "theirs",
+        "AWS_SESSION_TOKEN": "theirs",
+        "AWS_PROFILE": "production",
+        "AWS_ENDPOINT_URL": "http://10.9.9.9",
+        "AWS_REGION": "moon-1",
+        "HOME": str(tmp_path),
+        "MY_SECRET": "theirs",
+    }
+    done = taplocal("up", "--json", *own, env=theirs)
+    assert done.returncode == 0, done.stderr
+    answer = taplocal("call", "POST", "/items", "{}", "--json", *own, env=theirs)
+    assert json.loads(answer.stdout)["status"] == 201
+    pid = json.loads((tmp_path / "cloud" / "emulator.json").read_text())["pid"]
+    children = subprocess.run(
+        ["pgrep", "-g", str(pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert len(children) >= 2  # the emulator and the workers of functions
+    for each in children:
+        environment = Path(f"/proc/{each}/environ").read_bytes()
+        assert b"theirs" not in environment
+        assert b"moon-1" not in environment
+
+
+def test_a_lost_emulator_is_noticed_and_rebuilt(own: list[str], tmp_path: Path) -> None:
+    as_json("up", *own)
+    pid = json.loads((tmp_path / "cloud" / "emulator.json").read_text())["pid"]
+    os.killpg(pid, signal.SIGKILL)
+    lost = taplocal("outputs", *own)
+    assert (lost.returncode, "does not run any more" in lost.stderr) == (1, True)
+    assert as_json("status", *own)["deployed"] is False
+    rebuilt = as_json("up", *own)
+    assert rebuilt["counts"].keys() == {"created"}
+    assert as_json("call", "GET", "/items", *own)["status"] == 200
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing_that_the_next_run_cannot_finish(
+    own: list[str],
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "taplocal", "up", *own],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("+ created"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=HANG_SECONDS)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    finished = as_json("up", *own)
+    assert finished["counts"]["created"] > 0
+    assert as_json("up", *own)["counts"].keys() == {"unchanged"}
+    assert as_json("call", "GET", "/items", *own)["status"] == 200
+
+
+def test_two_at_once_are_refused_and_the_first_goes_on(own: list[str]) -> None:
+    first = subprocess.Popen(
+        [sys.executable, "-m", "taplocal", "up", "--json", *own],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    lock = Path(own[1]) / "lock"
+    deadline = time.monotonic() + HANG_SECONDS
+    while not (lock.exists() and lock.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    second = taplocal("up", *own)
+    assert second.returncode == 1
+    assert f"another taplocal (process {first.pid}) is at work here" in second.stderr
+    output, _ = first.communicate(timeout=HANG_SECONDS)
+    assert json.loads(output)["counts"]["created"] > 50
+
+
+def test_a_busy_port_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(emulator, "PREFERRED_PORT", taken.getsockname()[1])
+        assert emulator._free_port() != taken.getsockname()[1]
+
+
+def test_a_broken_state_file_says_what_to_do(own: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "cloud" / "env"
+    folder.mkdir(parents=True)
+    (folder / "dev.json").write_text('{"version": 0}')
+    done = taplocal("status", *own)
+    assert done.returncode == 1
+    assert "is not a state file of this version" in done.stderr
+    (folder / "dev.json").unlink()
+
+
+def test_two_environments_live_side_by_side(own: list[str]) -> None:
+    as_json("up", *own)
+    staging = as_json("up", "--env", "staging", *own)
+    assert staging["outputs"]["table_name"] == "tap-stack-items-staging"
+    assert as_json("call", "GET", "/items", "--env", "staging", *own)["status"] == 200
+    assert as_json("down", "--env", "staging", *own)["removed"] == ["staging"]
+    assert as_json("call", "GET", "/items", *own)["status"] == 200
+    assert as_json("status", *own)["environments"] == ["dev"]
+
+
+def test_prod_deploys_here_too(own: list[str]) -> None:
+    prod = as_json("up", "--env", "prod", *own)
+    assert prod["outputs"]["function_name"] == "tap-stack-api-prod"
+    answer = as_json(
+        "call", "POST", "/items", "{}", "--env", "prod", "--user", "ann@example.com", *own
+    )
+    assert answer["status"] == 201
+    assert as_json("up", "--env", "prod", *own)["counts"].keys() == {"unchanged"}
+
+
+def test_one_component_works_alone(own: list[str]) -> None:
+    alone = as_json("up", "--program", "examples/api_only", *own)
+    assert alone["outputs"].keys() == {
+        "api_url",
+        "user_pool_id",
+        "people_client_id",
+        "machine_client_id",
+    }
+    answer = as_json(
+        "call", "POST", "/items", '{"id": "a"}', "--program", "examples/api_only", *own
+    )
+    assert answer["status"] == 201
+    assert as_json("up", "--program", "examples/api_only", *own)["counts"].keys() == {"unchanged"}

@@ -1,0 +1,272 @@
+"""What a run changes: nothing twice, in place or by replacement, and whole again after any crash."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taplocal import session
+from taplocal.errors import TapLocalError
+from taplocal.session import Session
+from taplocal.state import State
+from taplocal.steps import Step, Summary
+
+PROGRAM = """
+import json
+import pulumi, pulumi_aws as aws
+
+config = pulumi.Config()
+trust = json.dumps({"Version": "2012-10-17", "Statement": []})
+root = {"Effect": "Allow", "Action": "kms:*", "Resource": "*", "Principal": {"AWS": "*"}}
+key = aws.kms.Key("key", description="mini key", policy=json.dumps({"Version": "2012-10-17", "Statement": [root]}))
+aws.kms.Alias("alias", name="alias/mini", target_key_id=key.key_id)
+topic = aws.sns.Topic("topic", name="mini", kms_master_key_id=key.arn, tags={"size": config.get("size") or "s"})
+queue = aws.sqs.Queue("queue", name=config.get("queue") or "mini", message_retention_seconds=600)
+pool = aws.cognito.UserPool("pool", name="mini")
+client = aws.cognito.UserPoolClient("client", name="mini", user_pool_id=pool.id)
+api = aws.apigatewayv2.Api("api", name="mini", protocol_type="HTTP")
+stage = aws.apigatewayv2.Stage("stage", api_id=api.id, name="$default", auto_deploy=True)
+table = aws.dynamodb.Table(
+    "table", name="mini", billing_mode="PAY_PER_REQUEST", hash_key="id", attributes=[{"name": "id", "type": "S"}],
+    opts=pulumi.ResourceOptions(protect=config.get("protect") == "yes"),
+)
+if config.get("log") != "no":
+    aws.cloudwatch.LogGroup("log", name="/mini", retention_in_days=7)
+pulumi.export("queue_url", queue.url)
+"""
+RESOURCES = 10
+
+
+class Mini:
+    """A small program on the emulator of the other tests, with a state of its own."""
+
+    def __init__(self, folder: Path, deployed: Session):
+        self.folder, self.deployed, self.url = folder, deployed, deployed.cloud.emulator.url
+        keys = ("size", "queue", "protect", "log")
+        declared = "".join(f"  {key}:\n    type: string\n    default: ''\n" for key in keys)
+        (folder / "Pulumi.yaml").write_text(
+            f"name: mini\nruntime: python\nmain: mini.py\nconfig:\n{declared}"
+        )
+        (folder / "Pulumi.dev.yaml").write_text("config: {}\n")
+        self.write(PROGRAM)
+
+    def write(self, program: str) -> None:
+        (self.folder / "mini.py").write_text(textwrap.dedent(program))
+
+    def up(self, **config: str) -> Summary:
+        return session.up(
+            self.folder,
+            "dev",
+            emulator_url=self.url,
+            config=config,
+            say=lambda text: None,
+            report=lambda step: None,
+        )[1]
+
+    def down(self) -> list[str]:
+        return session.down(self.folder, "dev", report=lambda step: None)
+
+    def steps(self, **config: str) -> list[tuple[str, str, tuple[str, ...]]]:
+        """What a run did, without what it left alone."""
+        done = [step for step in self.up(**config).steps if step.action != "unchanged"]
+        return [(step.action, step.name, step.why) for step in done]
+
+    def exist(self) -> Counter[str]:
+        """What there is on the emulator of the program's resources, orphans included."""
+        client = self.deployed.cloud.client
+        kms, cognito = client("kms"), client("cognito-idp")
+        keys = [
+            kms.describe_key(KeyId=key["KeyId"])["KeyMetadata"] for key in kms.list_keys()["Keys"]
+        ]
+        pools = [
+            each["Id"]
+            for each in cognito.list_user_pools(MaxResults=60)["UserPools"]
+            if each["Name"] == "mini"
+        ]
+        found = {
+            "key": [
+                key
+                for key in keys
+                if key["Description"] == "mini key" and key["KeyState"] == "Enabled"
+            ],
+            "alias": [
+                each for each in kms.list_aliases()["Aliases"] if each["AliasName"] == "alias/mini"
+            ],
+            "topic": [
+                each
+                for each in client("sns").list_topics()["Topics"]
+                if each["TopicArn"].endswith(":mini")
+            ],
+            "queue": client("sqs").list_queues(QueueNamePrefix="mini").get("QueueUrls", []),
+            "pool": pools,
+            "client": [
+                each
+                for pool in pools
+                for each in cognito.list_user_pool_clients(UserPoolId=pool, MaxResults=60)[
+                    "UserPoolClients"
+                ]
+            ],
+            "api": [
+                each
+                for each in client("apigatewayv2").get_apis()["Items"]
+                if each["Name"] == "mini"
+            ],
+            "table": [
+                each for each in client("dynamodb").list_tables()["TableNames"] if each == "mini"
+            ],
+            "log": client("logs").describe_log_groups(logGroupNamePrefix="/mini")["logGroups"],
+        }
+        return Counter({name: len(each) for name, each in found.items() if each})
+
+
+ALL = Counter(
+    dict.fromkeys(("key", "alias", "topic", "queue", "pool", "client", "api", "table", "log"), 1)
+)
+
+
+@pytest.fixture
+def mini(tmp_path: Path, deployed: Session) -> Any:
+    program = Mini(tmp_path, deployed)
+    yield program
+    program.down()
+    assert program.exist() == Counter()
+
+
+def test_a_second_run_changes_nothing(mini: Mini) -> None:
+    assert mini.up().counts() == {"created": RESOURCES}
+    assert mini.up().counts() == {"unchanged": RESOURCES}
+    assert mini.exist() == ALL
+
+
+def test_a_change_is_made_in_place_and_only_there(mini: Mini) -> None:
+    mini.up()
+    assert mini.steps(size="l") == [("updated", "topic", ("tags",))]
+    topic = mini.deployed.cloud.arn("sns", "mini")
+    tags = mini.deployed.cloud.client("sns").list_tags_for_resource(ResourceArn=topic)["Tags"]
+    assert tags == [{"Key": "size", "Value": "l"}]
+
+
+def test_a_new_name_replaces(mini: Mini) -> None:
+    mini.up()
+    assert mini.steps(queue="mini-2") == [("replaced", "queue", ("name",))]
+    (url,) = mini.deployed.cloud.client("sqs").list_queues(QueueNamePrefix="mini")["QueueUrls"]
+    assert url.endswith("/mini-2")
+    assert State(session.state_path(session.folder_of(mini.folder), "dev")).outputs == {
+        "queue_url": url
+    }
+
+
+def test_what_the_program_drops_is_deleted(mini: Mini) -> None:
+    mini.up()
+    assert mini.steps(log="no") == [("deleted", "log", ())]
+    assert mini.exist() == ALL - Counter(log=1)
+
+
+def test_what_is_protected_is_not_deleted_by_a_run(mini: Mini) -> None:
+    mini.up(protect="yes")
+    mini.write(PROGRAM.replace('name="mini", billing_mode', 'name="other", billing_mode'))
+    with pytest.raises(TapLocalError, match="table is protected"):
+        mini.up(protect="yes")
+    assert mini.exist() == ALL
+    mini.write(PROGRAM)
+    assert mini.steps(protect="yes") == []
+
+
+def test_a_program_that_fails_says_where_and_keeps_what_was_done(mini: Mini) -> None:
+    mini.up()
+    mini.write(PROGRAM + "\nundefined_name\n")
+    with pytest.raises(TapLocalError, match=r"NameError.*mini.py, line \d+"):
+        mini.up()
+    mini.write(PROGRAM)
+    assert mini.up().counts() == {"unchanged": RESOURCES}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('aws.s3.BucketAcl("x", bucket="b")', "x is a aws:s3/bucketAcl:BucketAcl, which the local cloud does not know"),
+        ('aws.sqs.Queue("x", name="x", delay_seconds=5)', "x: the local cloud does not know the input delaySeconds"),
+        ('aws.get_availability_zones()', "data source aws:index/getAvailabilityZones:getAvailabilityZones is not known"),
+        ('aws.kms.Alias("alias", name="alias/b", target_key_id="k")', "two resources have the type aws:kms/alias:Alias"),
+        ('aws.iam.RolePolicy("x", name="x", role="none", policy=trust)', "aws:iam/rolePolicy:RolePolicy x: .*NoSuchEntity"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_deployed_is_named(mini: Mini, line: str, message: str) -> None:
+    mini.write(PROGRAM + f"\n{line}\n")
+    with pytest.raises(TapLocalError, match=message):
+        mini.up()
+
+
+class Killed(Exception):  # noqa: N818 - no error: the end of the process
+    """Stands for the end of the process."""
+
+
+def crashing_at(step: int) -> Callable[..., None]:
+    """State.put that ends the process at its n-th call, before or after writing by turns."""
+    put, calls = State.put, iter(range(10_000))
+
+    def crash(state: State, urn: str, resource: Any) -> None:
+        call = next(calls)
+        if call >= step and step % 2:
+            raise Killed
+        put(state, urn, resource)
+        if call >= step:
+            raise Killed
+
+    return crash
+
+
+@pytest.mark.parametrize("step", range(2 * RESOURCES))
+def test_a_run_killed_at_any_step_is_finished_by_the_next(
+    mini: Mini, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(State, "put", crashing_at(step))
+        with pytest.raises((Killed, TapLocalError)):
+            mini.up()
+    mini.up()
+    assert mini.exist() == ALL
+    assert mini.up().counts() == {"unchanged": RESOURCES}
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_a_change_killed_at_any_step_is_finished_by_the_next(
+    mini: Mini, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    mini.up()
+    change = {"size": "xl", "queue": "mini-3", "log": "no"}
+    with monkeypatch.context() as patched:
+        patched.setattr(State, "put", crashing_at(step))
+        with pytest.raises((Killed, TapLocalError)):
+            mini.up(**change)
+    mini.up(**change)
+    assert mini.exist() == ALL - Counter(log=1)
+    assert mini.up(**change).counts() == {"unchanged": RESOURCES - 1}
+
+
+@pytest.mark.parametrize("step", [0, 5, 12])
+def test_down_cleans_up_after_a_killed_run(
+    mini: Mini, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(State, "put", crashing_at(step))
+        with pytest.raises((Killed, TapLocalError)):
+            mini.up()
+    mini.down()
+    assert mini.exist() == Counter()
+
+
+def test_steps_are_reported_as_they_happen(mini: Mini) -> None:
+    reported: list[Step] = []
+    summary = session.up(
+        mini.folder, "dev", emulator_url=mini.url, say=lambda text: None, report=reported.append
+    )[1]
+    assert reported == summary.steps
+    assert [step.type.split(":")[-1] for step in reported].index("Key") < [
+        step.name for step in reported
+    ].index("alias")

@@ -1,0 +1,70 @@
+"""What is written down is what the code does: tables, configuration files, contract, links."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+import tap_stack
+from docs import tables
+from tests.contract import contract, operations
+from tests.stack.conftest import ENVIRONMENTS, ROOT, graph_of
+
+
+def test_generated_files_are_up_to_date() -> None:
+    for path, text in tables.files():
+        assert path.read_text() == text, f"{path.name} is out of date: run `make docs`"
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_the_configuration_files_give_each_environment_its_defaults(env: str) -> None:
+    by_files = {each.urn: each.inputs for each in graph_of(env).resources}
+    by_code = {each.urn: each.inputs for each in graph_of(env, environment_suffix=env).resources}
+    assert by_files == by_code
+    declared = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
+    for key, each in declared.items():
+        if ":" not in key:
+            assert {"type", "description", "default"} <= each.keys(), key
+
+
+def test_the_contract_has_every_route_with_its_scope_and_no_other() -> None:
+    assert operations().keys() == tap_stack.ROUTES.keys()
+    for route, (operation, scope, _) in tap_stack.ROUTES.items():
+        documented = operations()[route]
+        assert documented["operationId"] == operation.__name__
+        assert documented["security"] == [{"tokens": [scope]}]
+    flows = contract()["components"]["securitySchemes"]["tokens"]["flows"]
+    for flow in flows.values():
+        assert flow["scopes"] == {
+            f"{server}/{scope}": doc for server, scope, doc in tap_stack.SCOPES
+        }
+
+
+def test_the_contract_states_the_codes_own_limits() -> None:
+    schemas = contract()["components"]["schemas"]
+    assert schemas["Id"]["pattern"] == f"^{tap_stack.ITEM_ID.pattern}$"
+    assert f"up to {tap_stack.MAX_DEPTH} levels" in schemas["NewItem"]["description"]
+
+
+def test_outputs_are_exported_under_their_names() -> None:
+    assert graph_of("dev").outputs.keys() == tap_stack.OUTPUTS.keys()
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")),
+    ids=lambda path: path.name,
+)
+def test_links_and_named_files_exist(path: object) -> None:
+    text = path.read_text()  # type: ignore[attr-defined]
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", text):
+        assert (path.parent / target).exists(), target  # type: ignore[attr-defined]
+
+
+def test_the_readme_names_only_make_targets_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text())) <= targets | {
+        "sure"
+    }
