@@ -52,8 +52,8 @@ class State:
             self.resources = {urn: Deployed(**each) for urn, each in data["resources"].items()}
         except (ValueError, KeyError, TypeError) as error:
             raise TapLocalError(
-                f"{self.path} is not a state file of this version ({error}): delete the folder "
-                f"{self.path.parent} and run `python -m taplocal up` again"
+                f"{self.path} is not a state file of this version ({error}): "
+                "run `python -m taplocal down`, then `up` again"
             ) from None
 
     def put(self, urn: str, resource: Deployed) -> None:

@@ -1,0 +1,439 @@
+"""Runs the demonstration: `python -m demo [--env dev|staging|prod]`; exits 1 on a mismatch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from taplocal.cloud import isolate
+
+isolate()  # before anything can make an SDK client
+
+from demo.report import Report  # noqa: E402
+from taplocal import access, session  # noqa: E402
+from taplocal.access import Answer  # noqa: E402
+from taplocal.errors import TapLocalError  # noqa: E402
+from taplocal.session import Session  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM_FILES = ("tap_stack.py", "Pulumi.yaml", "Pulumi.{env}.yaml")
+# The code change that is released under load: one more header on every answer.
+BEFORE, AFTER = (
+    '"cache-control": "private, no-cache"',
+    '"cache-control": "private, no-cache", "x-release": "2"',
+)
+RELEASE_HEADER = ("x-release", "2")
+WAIT_SECONDS = 20
+CLIENTS = 3
+
+Call = Callable[..., Answer]
+
+
+class Demonstration:
+    """One environment, deployed and exercised step by step."""
+
+    def __init__(self, env: str, report: Report):
+        self.env, self.report, self.check = env, report, report.check
+        self.mark = (
+            f"demo-{uuid.uuid4().hex[:8]}"  # in every id, so that a second run finds its own
+        )
+
+    def run(self) -> None:
+        """All steps in order."""
+        self.deploy()
+        self.sign_in()
+        self.good_requests()
+        self.lists()
+        self.refused_requests()
+        self.logs_and_metrics()
+        self.alarm()
+        self.deploy_again()
+        self.release_under_load()
+
+    # Steps
+
+    def deploy(self) -> None:
+        self.report.step(f"Deploy tap_stack.py, environment {self.env}, on an embedded AWS")
+        done = self.up()
+        counts = Counter(done["counts"])
+        found = self.taplocal("status")
+        self.check(
+            "up, status: deployed, unfinished", (True, []), (found["deployed"], found["unfinished"])
+        )
+        self.report.say(
+            f"{counts.total()} resources ({dict(counts)}) in {done['seconds']} s at {done['emulator']}"
+        )
+        gaps = sorted({each["what"] for each in done["not_emulated"]})
+        self.report.say(
+            f"AWS has and the emulator lacks ({len(gaps)}, `up` gives the reasons): {', '.join(gaps)}"
+        )
+        self.session: Session = session.opened(ROOT, self.env)
+
+    def sign_in(self) -> None:
+        self.report.step(
+            "A person signs in (authorization code with PKCE), a machine gets its token"
+        )
+        self.ann = self.caller(access.person_token(self.session, "ann@example.com"))
+        self.check(
+            "ann signs in and lists her items", 200, self.ann("GET", "/items?limit=1").status
+        )
+        self.bob = self.caller(access.person_token(self.session, "bob@example.com"))
+        self.check(
+            "bob signs in and lists his items", 200, self.bob("GET", "/items?limit=1").status
+        )
+        self.robot = self.caller(access.machine_token(self.session))
+        self.check("a machine lists its items", 200, self.robot("GET", "/items?limit=1").status)
+
+    def good_requests(self) -> None:
+        self.report.step("Every endpoint as it is meant")
+        ann, path = self.ann, f"/items/{self.mark}"
+        body = f'{{"id": "{self.mark}", "name": "tea ☕", "SELECT": {{"a.b": [1.50, null]}}, "big": {10**37 + 1}}}'
+        created = ann("POST", "/items", body)
+        self.check(
+            "POST /items with an id of her own",
+            (201, path),
+            (created.status, created.headers["location"]),
+        )
+        fields = json.loads(ann("GET", path).body)
+        self.check("GET it: unicode, reserved word, dots", {"a.b": [1.5, None]}, fields["SELECT"])
+        self.check("... and 38 digits, exactly", 10**37 + 1, fields["big"])
+        tag = created.headers["etag"]
+        self.check("GET with If-None-Match", 304, ann("GET", path, if_none_match=tag).status)
+        replaced = ann("PUT", path, '{"name": "coffee"}', if_match=tag)
+        self.check("PUT with If-Match", (200, 2), (replaced.status, replaced.json()["version"]))
+        patched = ann(
+            "PATCH",
+            path,
+            '{"hot": true, "name": null}',
+            content_type="application/merge-patch+json",
+        )
+        self.check(
+            "PATCH merges, null removes",
+            (True, False),
+            (patched.json()["hot"], "name" in patched.json()),
+        )
+        key = {"idempotency_key": self.mark}
+        twice = [ann("POST", "/items", '{"n": 1}', **key) for _ in range(2)]
+        self.check(
+            "POST twice under one Idempotency-Key",
+            (201, True),
+            (twice[1].status, twice[0].body == twice[1].body),
+        )
+        self.check("DELETE", 204, ann("DELETE", path).status)
+        preflight = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
+        url = f"{self.session.outputs['api_url']}/items"
+        if self.env == "dev":  # the other environments have no origin configured
+            allowed = access.request("OPTIONS", url, headers=preflight).headers.get(
+                "access-control-allow-origin"
+            )
+            self.check("OPTIONS, a browser's preflight", "http://localhost:3000", allowed)
+
+    def lists(self) -> None:
+        self.report.step("Lists: newest first, a page at a time, by index")
+        ids = [
+            self.ann("POST", "/items", f'{{"category": "{self.mark}"}}').json()["id"]
+            for _ in range(5)
+        ]
+        path, pages = f"/items?category={self.mark}&limit=2", []
+        answer = self.ann("GET", path).json()
+        pages.append(answer)
+        while "next" in answer:
+            answer = self.ann("GET", f"{path}&next={answer['next']}").json()
+            pages.append(answer)
+        found = [item["id"] for page in pages for item in page["items"]]
+        self.check(
+            "GET /items?category=&limit=2, to the end", (3, True), (len(pages), found == ids[::-1])
+        )
+        theirs = self.bob("GET", f"/items?category={self.mark}").json()
+        self.check("bob lists the same category", {"items": []}, theirs)
+        stolen = self.bob("GET", f"{path}&next={pages[0]['next']}").status
+        self.check("bob uses ann's next token", 400, stolen)
+
+    def refused_requests(self) -> None:
+        self.report.step("Every way to be refused")
+        ann, item = self.ann, f"{self.mark}-2"
+        ann("POST", "/items", f'{{"id": "{item}"}}')
+        reader = self.caller(access.machine_token(self.session, "items/read"))
+        nobody, forger = self.caller(""), self.caller("eyJhbGciOiJub25lIn0.e30.")
+        for done, status, answer in (
+            ("malformed JSON", 400, ann("POST", "/items", "{")),
+            ("NaN", 400, ann("POST", "/items", '{"a": NaN}')),
+            ("a name twice", 400, ann("POST", "/items", '{"a": 1, "a": 2}')),
+            ("100,000 levels deep", 400, ann("POST", "/items", "[" * 100_000)),
+            ("a forged next token", 400, ann("GET", "/items?next=AAAA")),
+            ("no token", 401, nobody("GET", "/items")),
+            ("a token signed by nobody", 401, forger("GET", "/items")),
+            ("writing with a token for reading", 403, reader("POST", "/items", "{}")),
+            ("a missing item", 404, ann("GET", f"/items/{item}-not")),
+            ("bob reads ann's item", 404, self.bob("GET", f"/items/{item}")),
+            ("bob deletes ann's item", 404, self.bob("DELETE", f"/items/{item}")),
+            ("a path that is not there", 404, ann("GET", "/nothing")),
+            ("a method that is not there", 405, ann("PUT", "/items", "{}")),
+            (
+                "bob takes the id of ann's item",
+                409,
+                self.bob("POST", "/items", f'{{"id": "{item}"}}'),
+            ),
+            (
+                "changing a version that is gone",
+                412,
+                ann("PUT", f"/items/{item}", "{}", if_match='"old"'),
+            ),
+            ("an item above 400 KB", 413, ann("POST", "/items", json.dumps({"a": "x" * 410_000}))),
+            ("another content type", 415, ann("POST", "/items", "a=1", content_type="text/plain")),
+            ("a number of 39 digits", 422, ann("POST", "/items", f'{{"a": {10**38 + 1}}}')),
+            ("half a surrogate pair", 422, ann("POST", "/items", '{"a": "\\ud800"}')),
+            (
+                "another body under the same key",
+                422,
+                ann("POST", "/items", "{}", idempotency_key=self.mark),
+            ),
+        ):
+            self.check(
+                done,
+                f"{status} {self.kind(status)}",
+                f"{answer.status} {answer.headers['content-type']}",
+            )
+
+    @staticmethod
+    def kind(status: int) -> str:
+        """The gateway answers 401 and 403 itself; HTTP APIs let nobody change that body."""
+        return "application/json" if status in (401, 403) else "application/problem+json"
+
+    def logs_and_metrics(self) -> None:
+        self.report.step("What the requests left: one log line each, a metric in each line")
+        lines = self.log_lines()
+        self.check(
+            "a line for each outcome",
+            True,
+            {"ItemsCreated", "ItemsRead", "RequestsRefused"} <= lines.keys(),
+        )
+        for metric, count in sorted(lines.items()):
+            self.report.say(f"{self.session.outputs['function_name']}: {metric} {count}")
+        self.check("requests that failed", 0, lines["RequestsFailed"])
+
+    def alarm(self) -> None:
+        self.report.step("An alarm reaches a subscriber")
+        name = f"tap-stack-api-items-errors-{self.env}"
+        with subscriber(self.session) as messages:
+            self.session.cloud.client("cloudwatch").put_metric_data(
+                Namespace="AWS/Lambda",
+                MetricData=[
+                    {
+                        "MetricName": "Errors",
+                        "Dimensions": [
+                            {"Name": "FunctionName", "Value": self.session.outputs["function_name"]}
+                        ],
+                        "Value": 1,
+                    }
+                ],
+            )
+            deadline = time.monotonic() + WAIT_SECONDS
+            while name not in messages and time.monotonic() < deadline:
+                time.sleep(0.1)
+        self.check(
+            "one error of the api function is measured",
+            name,
+            name if name in messages else "nothing",
+        )
+        self.session.cloud.client("cloudwatch").set_alarm_state(
+            AlarmName=name, StateValue="OK", StateReason="demonstrated"
+        )
+
+    def deploy_again(self) -> None:
+        self.report.step("Deploy again without a change")
+        done = self.up()
+        self.check("python -m taplocal up", ["unchanged"], list(done["counts"]))
+        self.report.say(f"in {done['seconds']} s")
+
+    def release_under_load(self) -> None:
+        self.report.step("Release a code change, and take it back, while requests run")
+        program = self.changed_program()
+        path = f"/items/{self.mark}-2"
+        with load(lambda: self.ann("GET", path)) as statuses:
+            changed = self.up("--program", str(program), "--data", str(session.folder_of(ROOT)))
+            released = self.ann("GET", path).headers.get(RELEASE_HEADER[0])
+            restored = self.up()
+            back = self.ann("GET", path).headers.get(RELEASE_HEADER[0])
+        steps = [f"{step['action']} {step['name']}" for step in changed["steps"]]
+        self.check(
+            "the change touches only the function",
+            ["updated api-items-function", "updated api-items-live"],
+            steps,
+        )
+        self.check("answers carry the new header", RELEASE_HEADER[1], released)
+        self.check("and no more after the second release", None, back)
+        self.check(
+            "requests that failed", 0, sum(n for status, n in statuses.items() if status != 200)
+        )
+        took = (changed["seconds"], restored["seconds"])
+        self.report.say(
+            f"{statuses[200]} requests by {CLIENTS} clients meanwhile; the releases took {took} s"
+        )
+
+    # Tools
+
+    def up(self, *options: str) -> Any:
+        """Deploys in a process of its own, as a person would."""
+        return self.taplocal("up", *options)
+
+    def taplocal(self, command: str, *options: str) -> Any:
+        """What a command of the local cloud prints for programs."""
+        whole = [sys.executable, "-m", "taplocal", command, "--env", self.env, "--json", *options]
+        done = subprocess.run(whole, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise TapLocalError(f"`taplocal {command}` failed")
+        return json.loads(done.stdout)
+
+    def caller(self, token: str) -> Call:
+        """Calls the API under a token; header names are written with _ for -."""
+
+        def call(method: str, path: str, body: str | None = None, **headers: str) -> Answer:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            return access.call(self.session, method, path, token, body, **named)
+
+        return call
+
+    def changed_program(self) -> Path:
+        """A copy of the program with the code change in it."""
+        folder = session.folder_of(ROOT) / "demo"
+        folder.mkdir(exist_ok=True)
+        for each in PROGRAM_FILES:
+            name = each.format(env=self.env)
+            text = (ROOT / name).read_text()
+            if name == "tap_stack.py" and BEFORE not in text:
+                raise TapLocalError(
+                    f"the demonstration's change does not fit: {BEFORE} is not in tap_stack.py"
+                )
+            (folder / name).write_text(text.replace(BEFORE, AFTER))
+        return folder
+
+    def log_lines(self) -> Counter[str]:
+        """Business metrics in the function's log, as CloudWatch would extract and add them up."""
+        group = f"/aws/lambda/{self.session.outputs['function_name']}"
+        totals: Counter[str] = Counter()
+        pages = self.session.cloud.client("logs").get_paginator("filter_log_events")
+        for page in pages.paginate(logGroupName=group):
+            for event in page["events"]:
+                if event["message"].startswith('{"level"'):
+                    line = json.loads(event["message"])
+                    for directive in line.get("_aws", {}).get("CloudWatchMetrics", ()):
+                        totals.update(
+                            {each["Name"]: line[each["Name"]] for each in directive["Metrics"]}
+                        )
+        return totals
+
+
+@contextmanager
+def subscriber(opened: Session) -> Iterator[Messages]:
+    """Subscribes a small web server to the alerts topic; yields what it receives."""
+    messages = Messages()
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            messages.append(self.rfile.read(int(self.headers["content-length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    server = HTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sns = opened.cloud.client("sns")
+    subscription = sns.subscribe(
+        TopicArn=opened.outputs["alerts_topic_arn"],
+        Protocol="http",
+        Endpoint=f"http://127.0.0.1:{server.server_port}/",
+        ReturnSubscriptionArn=True,
+    )["SubscriptionArn"]
+    try:
+        confirm(opened, messages)
+        yield messages
+    finally:
+        sns.unsubscribe(SubscriptionArn=subscription)
+        server.shutdown()
+
+
+class Messages(list[str]):
+    """What a subscriber has received; `in` looks into every message."""
+
+    def __contains__(self, text: object) -> bool:
+        return any(str(text) in each for each in self)
+
+
+def confirm(opened: Session, messages: Messages) -> None:
+    """Answers the topic's question whether the subscriber wants its messages."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not messages and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for each in map(json.loads, messages):
+        if each.get("Type") == "SubscriptionConfirmation":
+            opened.cloud.client("sns").confirm_subscription(
+                TopicArn=each["TopicArn"], Token=each["Token"]
+            )
+
+
+@contextmanager
+def load(request: Callable[[], Answer]) -> Iterator[Counter[int]]:
+    """Requests one after the other by a few clients until the end; yields the statuses as they come."""
+    statuses: Counter[int] = Counter()
+    stop = threading.Event()
+
+    def client() -> None:
+        while not stop.is_set():
+            try:
+                status = request().status
+            except TapLocalError:
+                status = 0
+            statuses[status] += 1
+
+    clients = [threading.Thread(target=client) for _ in range(CLIENTS)]
+    for each in clients:
+        each.start()
+    try:
+        yield statuses
+    finally:
+        stop.set()
+        for each in clients:
+            each.join()
+
+
+def main(env: Annotated[str, typer.Option(help="dev, staging or prod")] = "dev") -> None:
+    """Deploys the stack on this machine and exercises all of it for real."""
+    report = Report()
+    demonstration = Demonstration(env, report)
+    try:
+        demonstration.run()
+    except TapLocalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    status = report.verdict()
+    option = "" if env == "dev" else f" --env {env}"
+    print(
+        "\nThe stack keeps running. Try it by hand, with .venv/bin/python for python:\n"
+        f'  python -m taplocal call POST /items \'{{"name": "tea"}}\'{option}\n'
+        f"  python -m taplocal call GET /items --user ann@example.com{option}\n"
+        f'  curl -H "Authorization: Bearer $(python -m taplocal token{option})" '
+        f"{demonstration.session.outputs['api_url']}/items\n"
+        f"  python -m taplocal logs -f{option}\n"
+        "Stop it and delete its data:\n"
+        "  python -m taplocal down"
+    )
+    raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    typer.run(main)
