@@ -65,6 +65,7 @@ TIERS: dict[str, dict[str, Any]] = {
         "cors_origins": ("http://localhost:3000",),
         "throttle_rate": 50,
         "throttle_burst": 100,
+        "route_metrics": False,
         "log_retention_days": 14,
         "deletion_protection": False,
         "budget_usd": 20,
@@ -73,6 +74,7 @@ TIERS: dict[str, dict[str, Any]] = {
         "cors_origins": (),
         "throttle_rate": 200,
         "throttle_burst": 400,
+        "route_metrics": True,
         "log_retention_days": 90,
         "deletion_protection": False,
         "budget_usd": 50,
@@ -81,6 +83,7 @@ TIERS: dict[str, dict[str, Any]] = {
         "cors_origins": (),
         "throttle_rate": 500,
         "throttle_burst": 1000,
+        "route_metrics": True,
         "log_retention_days": 365,
         "deletion_protection": True,
         "budget_usd": 200,
@@ -159,6 +162,7 @@ class TapStackArgs:
     )
     throttle_rate: int = setting("Requests per second that the API admits; more get 429.")
     throttle_burst: int = setting("Requests at once that the API admits above the rate.")
+    route_metrics: bool = setting("Metrics of each route; $0.30 a month for each of 48.")
     memory_mb: int = setting(
         "Memory of the api function, 128 to 10240 MB; CPU grows with it, and so does the price.",
         512,
@@ -2273,7 +2277,7 @@ class ServerlessApi(Component):
             auto_deploy=True,
             access_log_settings={"destination_arn": logs.arn, "format": json.dumps(ACCESS_LOG)},
             default_route_settings={
-                "detailed_metrics_enabled": True,
+                "detailed_metrics_enabled": self.args.route_metrics,
                 "throttling_rate_limit": self.args.throttle_rate,  # alone it makes the other 0
                 "throttling_burst_limit": self.args.throttle_burst,
             },

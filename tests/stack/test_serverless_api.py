@@ -118,7 +118,7 @@ def test_the_stage_throttles_with_both_limits_and_logs_json(graph: Graph, env: s
     tier = tap_stack.TIERS[env]
     assert limits["throttlingRateLimit"] == tier["throttle_rate"] > 0
     assert limits["throttlingBurstLimit"] == tier["throttle_burst"] > 0
-    assert limits["detailedMetricsEnabled"] is True
+    assert limits["detailedMetricsEnabled"] is tier["route_metrics"]
     assert json.loads(stage["accessLogSettings"]["format"])["requestId"] == "$context.requestId"
 
 

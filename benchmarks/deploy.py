@@ -1,0 +1,66 @@
+"""How long the local cloud takes, and its memory: `python -m benchmarks.deploy [ROUNDS]`.
+
+Each round deploys the stack from nothing, deploys it again without a change, and calls it once.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def taplocal(data: str, *arguments: str) -> tuple[float, Any]:
+    """Seconds that a command took, start of Python included, and what it printed."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "taplocal", *arguments, "--data", data, "--json"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    return time.perf_counter() - started, json.loads(done.stdout)
+
+
+def memory_mib(pid: int) -> float:
+    """Resident memory of the emulator and the workers of its functions."""
+    listed = subprocess.run(
+        ["/bin/ps", "-o", "rss=", "-g", str(pid)], capture_output=True, text=True, check=True
+    )
+    return sum(map(int, listed.stdout.split())) / 1024
+
+
+def main(rounds: int = 3) -> None:
+    rows: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as data:
+            seconds, value = taplocal(data, "up")
+            rows.setdefault(
+                f"up from nothing ({value['counts']['created']} resources), s", []
+            ).append(seconds)
+            rows.setdefault("up without a change, s", []).append(taplocal(data, "up")[0])
+            taplocal(data, "call", "GET", "/items")
+            pid = json.loads(Path(data, "emulator.json").read_text())["pid"]
+            rows.setdefault("memory of the emulator and two functions, MiB", []).append(
+                memory_mib(pid)
+            )
+            rows.setdefault("down, s", []).append(taplocal(data, "down")[0])
+    table = Table(title=f"The local cloud ({rounds} rounds)", title_justify="left")
+    for heading in ("", "median", "best", "worst"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for label, values in rows.items():
+        table.add_row(
+            label,
+            *(f"{value:.1f}" for value in (statistics.median(values), min(values), max(values))),
+        )
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
