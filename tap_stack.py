@@ -90,104 +90,173 @@ TIERS: dict[str, dict[str, Any]] = {
     },
 }
 
-# The values that CloudWatch Logs accepts (PutRetentionPolicy).
-RETENTION_DAYS = (
-    1,
-    3,
-    5,
-    7,
-    14,
-    30,
-    60,
-    90,
-    120,
-    150,
-    180,
-    365,
-    400,
-    545,
-    731,
-    1096,
-    1827,
-    2192,
-    2557,
-    2922,
-    3288,
-    3653,
-)
 HTTP_API_TIMEOUT_SECONDS = 29  # an HTTP API integration ends at 30 s
+TAG = r"[\w .:/=+\-@]"  # what IAM, DynamoDB and Lambda all accept in a tag
+# What CloudWatch Logs accepts (PutRetentionPolicy).
+RETENTION_DAYS = (
+    1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922,
+    3288, 3653,
+)  # fmt: skip
+
+#: A test of a value, and what the value must be in the words of an error.
+Rule = tuple[Callable[[Any], bool], str]
 
 
 class SettingsError(pulumi.RunError, ValueError):
     """All that is wrong with the settings, a line each; Pulumi prints it without a stack trace."""
 
 
-def setting(doc: str, default: Any = PER_TIER) -> Any:
-    """A field of TapStackArgs: its meaning and its default, or PER_TIER for the value in TIERS."""
-    return field(default_factory=lambda: default, metadata={"doc": doc})
+def text_like(pattern: str, expectation: str) -> Rule:
+    """A text that matches as a whole."""
+    return (lambda text: re.fullmatch(pattern, text) is not None, expectation)
+
+
+def texts_like(pattern: str, expectation: str) -> Rule:
+    """A list of such texts."""
+    return (lambda texts: all(re.fullmatch(pattern, text) for text in texts), expectation)
+
+
+def between(low: int, high: int, why: str = "") -> Rule:
+    """A number in a range, both ends included."""
+    return (lambda number: low <= number <= high, f"{low} to {high}{why}")
+
+
+def one_of(*values: Any) -> Rule:
+    """One of a few values."""
+    return (lambda value: value in values, f"one of {', '.join(map(str, values))}")
+
+
+def good_tags(tags: Mapping[str, str]) -> bool:
+    """Whether every AWS service takes these tags."""
+    key, value = rf"(?!(?i:aws:)){TAG}{{1,128}}", f"{TAG}{{0,256}}"
+    return all(re.fullmatch(key, k) and re.fullmatch(value, v) for k, v in tags.items())
+
+
+ANYTHING: Rule = (lambda _: True, "anything")
+A_TAG_VALUE = text_like(f"{TAG}{{1,256}}", "1 to 256 letters, digits, spaces and _.:/=+-@")
+
+
+def setting(doc: str, default: Any = PER_TIER, rule: Rule = ANYTHING) -> Any:
+    """A field of TapStackArgs: its meaning, its default, and what its type does not say of it."""
+    return field(default=None, metadata={"doc": doc, "default": default, "rule": rule})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TapStackArgs:
     """Everything that can be chosen about a stack, validated before any resource exists.
 
-    `TapStackArgs(environment_suffix="prod")` has production's defaults; `TapStackArgs.load()` reads
-    the same names from the Pulumi configuration. Raises SettingsError with every mistake at once.
+    `TapStackArgs(environment_suffix="prod")` has production's defaults, and None stands for the
+    default of any field; `TapStackArgs.load()` reads the same names from the Pulumi configuration.
+    Raises SettingsError with every mistake at once.
     """
 
     environment_suffix: str = setting(
-        "`dev`, `staging` or `prod`, or one of them with a name behind it, as in `dev-jane`.", "dev"
+        "`dev`, `staging` or `prod`, or one of them with a name behind it, as in `dev-jane`.",
+        "dev",
+        text_like(
+            rf"(?=.{{1,16}}$)({'|'.join(TIERS)})(-[a-z0-9]+)*",
+            "dev, staging or prod, or one of them with a name behind it (dev-jane), up to 16 long",
+        ),
     )
     tags: Mapping[str, str] = setting(
-        "Tags added to every resource; they win over the standard ones.", {}
+        "Tags added to every resource; they win over the standard ones.",
+        {},
+        (
+            good_tags,
+            "tags as AWS takes them: keys of 1 to 128 letters, digits, spaces and _.:/=+-@, "
+            "not starting with aws:, and values of up to 256",
+        ),
     )
-    project: str = setting("First part of every name and the `Project` tag.", "tap-stack")
-    owner: str = setting("The `Owner` tag: the team that answers for the stack.", "platform")
-    cost_center: str = setting("The `CostCenter` tag.", "engineering")
+    project: str = setting(
+        "First part of every name and the `Project` tag.",
+        "tap-stack",
+        text_like(
+            r"(?=.{2,24}$)(?!.*(aws|amazon|cognito))[a-z][a-z0-9]*(-[a-z0-9]+)*",
+            "2 to 24 lower-case letters, digits and single hyphens, starting with a letter, "
+            "without aws, amazon and cognito, which a Cognito domain cannot have",
+        ),
+    )
+    owner: str = setting(
+        "The `Owner` tag: the team that answers for the stack.", "platform", A_TAG_VALUE
+    )
+    cost_center: str = setting("The `CostCenter` tag.", "engineering", A_TAG_VALUE)
     table_name: str = setting(
-        "Name of the items table; empty for `<project>-items-<environment>`.", ""
+        "Name of the items table; empty for `<project>-items-<environment>`.",
+        "",
+        text_like(r"([A-Za-z0-9_.-]{3,255})?", "3 to 255 letters, digits and _.-, or empty"),
     )
     cors_origins: Sequence[str] = setting(
-        "Origins whose pages may call the API; none turns CORS off. Never `*` in prod."
+        "Origins whose pages may call the API; none turns CORS off. Never `*` in prod.",
+        rule=texts_like(
+            r"\*|https?://[a-z0-9.-]+(:\d{1,5})?",
+            "a list of origins such as https://app.example.com, without a path",
+        ),
     )
     callback_urls: Sequence[str] = setting(
-        # RFC 8252, 7.3: an app on the user's own machine receives its code on the loopback
-        # interface.
         "Where Cognito may send people after they signed in; https, or http on localhost.",
+        # RFC 8252, 7.3: an app on the user's own machine gets its code on the loopback interface.
         ("http://localhost:3000/callback",),
+        (
+            lambda urls: (
+                urls and all(re.match(r"https://\S|http://localhost[:/]", u) for u in urls)
+            ),
+            "a list of at least one https URL, or http on localhost",
+        ),
     )
-    mfa: str = setting("`OFF`, `OPTIONAL` or `ON`: second factor by authenticator app.", "OPTIONAL")
+    mfa: str = setting(
+        "`OFF`, `OPTIONAL` or `ON`: second factor by authenticator app.",
+        "OPTIONAL",
+        one_of("OFF", "OPTIONAL", "ON"),
+    )
     threat_protection: bool = setting(
         "Cognito threat protection; needs the Plus tier, $0.02 a monthly user.", False
     )
-    throttle_rate: int = setting("Requests per second that the API admits; more get 429.")
-    throttle_burst: int = setting("Requests at once that the API admits above the rate.")
+    throttle_rate: int = setting(
+        "Requests per second that the API admits; more get 429.",
+        rule=between(1, 10_000, ", the account's own limit"),
+    )
+    throttle_burst: int = setting(
+        "Requests at once that the API admits above the rate.",
+        rule=between(1, 5_000, ", the account's own limit"),
+    )
     route_metrics: bool = setting("Metrics of each route; $0.30 a month for each of 48.")
     memory_mb: int = setting(
         "Memory of the api function, 128 to 10240 MB; CPU grows with it, and so does the price.",
         512,
+        between(128, 10_240),
     )
-    timeout_seconds: int = setting("Longest run of the api function, 3 to 29 s.", 15)
-    idempotency_hours: int = setting("How long an `Idempotency-Key` is remembered.", 24)
-    log_retention_days: int = setting("How long logs are kept; $0.03 a GB and month.")
+    timeout_seconds: int = setting(
+        "Longest run of the api function, 3 to 29 s.",
+        15,
+        between(3, HTTP_API_TIMEOUT_SECONDS, ": the API ends a request at 30 s"),
+    )
+    idempotency_hours: int = setting(
+        "How long an `Idempotency-Key` is remembered.", 24, between(1, 168)
+    )
+    log_retention_days: int = setting(
+        "How long logs are kept; $0.03 a GB and month.", rule=one_of(*RETENTION_DAYS)
+    )
     deletion_protection: bool = setting("Refuse to delete table, user pool and key.")
     alarm_emails: Sequence[str] = setting(
-        "Addresses that alarms and the budget write to; each confirms once.", ()
+        "Addresses that alarms and the budget write to; each confirms once.",
+        (),
+        texts_like(r"[^@\s]+@[^@\s]+\.[^@\s]+", "a list of e-mail addresses"),
     )
     budget_usd: int = setting(
-        "Monthly budget; the topic hears of 80 % spent and of 100 % forecast."
+        "Monthly budget; the topic hears of 80 % spent and of 100 % forecast.",
+        rule=between(1, 1_000_000),
     )
 
     def __post_init__(self) -> None:
-        tier = TIERS.get(str(self.environment_suffix).split("-")[0], TIERS["dev"])
+        tier = TIERS.get(str(self.environment_suffix or "dev").split("-")[0], TIERS["dev"])
         for each in fields(self):
             value = getattr(self, each.name)
-            value = tier[each.name] if value is PER_TIER and each.name in tier else value
+            if value is None:
+                value = tier.get(each.name, each.metadata["default"])
             object.__setattr__(self, each.name, tuple(value) if isinstance(value, list) else value)
-        if errors := [*_wrong_types(self), *_wrong_values(self)]:
-            raise SettingsError(
-                "the settings are wrong:\n" + "\n".join(f"  - {error}" for error in errors)
-            )
+        if errors := _mistakes(self):
+            lines = "\n".join(f"  - {error}" for error in errors)
+            raise SettingsError(f"the settings are wrong:\n{lines}")
 
     @classmethod
     def load(cls) -> TapStackArgs:
@@ -223,8 +292,8 @@ class TapStackArgs:
         }
 
 
-#: Annotation of a field -> what its value must be, and how an error says so.
-TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+#: Annotation of a field -> the rule of its type.
+TYPES: dict[str, Rule] = {
     "str": (lambda v: isinstance(v, str), "text"),
     "int": (lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
     "bool": (lambda v: isinstance(v, bool), "true or false"),
@@ -233,11 +302,16 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of texts",
     ),
     "Mapping[str, str]": (
-        lambda v: (
-            isinstance(v, Mapping) and all(isinstance(x, str) for kv in v.items() for x in kv)
-        ),
+        lambda v: isinstance(v, Mapping) and all(isinstance(x, str) for p in v.items() for x in p),
         "an object of texts",
     ),
+}
+
+#: What prod promises, on top of the fields' own rules.
+PROD_RULES: dict[str, Rule] = {
+    "cors_origins": texts_like(r"https://[^*]+", "https origins without * in prod"),
+    "deletion_protection": (lambda v: v is True, "true in prod"),
+    "log_retention_days": (lambda v: v >= 90, "90 or more in prod"),
 }
 
 
@@ -249,125 +323,17 @@ def _parsed(annotation: str, text: str) -> Any:
         return text
 
 
-def _matches(pattern: str) -> Callable[[str], bool]:
-    return lambda text: re.fullmatch(pattern, text) is not None
-
-
-def _each(pattern: str) -> Callable[[Sequence[str]], bool]:
-    return lambda texts: all(re.fullmatch(pattern, text) for text in texts)
-
-
-def _between(low: int, high: int) -> Callable[[int], bool]:
-    return lambda number: low <= number <= high
-
-
-def _good_tag(tag: tuple[str, str]) -> bool:
-    reserved = tag[0].lower().startswith("aws:")
-    return (
-        all(re.fullmatch(f"{TAG}*", text) for text in tag)
-        and not reserved
-        and 0 < len(tag[0]) <= 128
-        and len(tag[1]) <= 256
-    )
-
-
-TAG = r"[\w .:/=+\-@]"  # what IAM, DynamoDB and Lambda all accept in a tag
-ORIGIN = r"https?://[a-z0-9.-]+(:\d{1,5})?"
-
-#: Key, test and expectation of every setting whose type says too little.
-RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    (
-        "environment_suffix",
-        _matches(rf"(?=.{{1,16}}$)({'|'.join(TIERS)})(-[a-z0-9]+)*"),
-        "dev, staging or prod, or one of them with a name behind it (dev-jane), "
-        "16 characters at most",
-    ),
-    (
-        "tags",
-        lambda tags: all(map(_good_tag, tags.items())),
-        "tags as AWS takes them: keys of 1 to 128 letters, digits, spaces and _.:/=+-@, "
-        "not starting with aws:, and values of up to 256",
-    ),
-    (
-        "project",
-        _matches(r"(?=.{2,24}$)[a-z][a-z0-9]*(-[a-z0-9]+)*"),
-        "2 to 24 lower-case letters, digits and single hyphens, starting with a letter",
-    ),
-    (
-        "owner",
-        _matches(f"{TAG}{{1,256}}"),
-        "a tag value: 1 to 256 letters, digits, spaces and _.:/=+-@",
-    ),
-    (
-        "cost_center",
-        _matches(f"{TAG}{{1,256}}"),
-        "a tag value: 1 to 256 letters, digits, spaces and _.:/=+-@",
-    ),
-    (
-        "table_name",
-        _matches(r"([A-Za-z0-9_.-]{3,255})?"),
-        "3 to 255 letters, digits and _.-, or empty",
-    ),
-    (
-        "cors_origins",
-        _each(rf"\*|{ORIGIN}"),
-        "a list of origins such as https://app.example.com, without a path",
-    ),
-    (
-        "callback_urls",
-        lambda v: v and _each(r"https://\S+|http://localhost(:\d{1,5})?(/\S*)?")(v),
-        "a list of at least one https URL, or http on localhost",
-    ),
-    ("mfa", lambda v: v in ("OFF", "OPTIONAL", "ON"), "OFF, OPTIONAL or ON"),
-    ("throttle_rate", _between(1, 10_000), "1 to 10000, the account's own limit"),
-    ("throttle_burst", _between(1, 5_000), "1 to 5000, the account's own limit"),
-    ("memory_mb", _between(128, 10_240), "128 to 10240"),
-    (
-        "timeout_seconds",
-        _between(3, HTTP_API_TIMEOUT_SECONDS),
-        f"3 to {HTTP_API_TIMEOUT_SECONDS}: the API ends a request at 30 s",
-    ),
-    ("idempotency_hours", _between(1, 168), "1 to 168"),
-    (
-        "log_retention_days",
-        lambda v: v in RETENTION_DAYS,
-        f"one of {', '.join(map(str, RETENTION_DAYS))}",
-    ),
-    ("alarm_emails", _each(r"[^@\s]+@[^@\s]+\.[^@\s]+"), "a list of e-mail addresses"),
-    ("budget_usd", _between(1, 1_000_000), "1 to 1000000"),
-)
-
-#: What prod promises; the same form as RULES.
-PROD_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("cors_origins", _each(r"https://[^*]+"), "https origins without * in prod"),
-    ("deletion_protection", lambda v: v is True, "true in prod"),
-    ("log_retention_days", lambda v: v >= 90, "90 or more in prod"),
-)
-
-
-def _expected(key: str, value: Any, expectation: str) -> str:
-    return f"{key} must be {expectation}, not {value!r}"
-
-
-def _wrong_types(args: TapStackArgs) -> list[str]:
-    pairs = [(each.name, getattr(args, each.name), *TYPES[str(each.type)]) for each in fields(args)]
-    return [
-        _expected(key, value, expectation)
-        for key, value, fits, expectation in pairs
-        if not fits(value)
-    ]
-
-
-def _wrong_values(args: TapStackArgs) -> list[str]:
-    typed = {
-        each.name for each in fields(args) if TYPES[str(each.type)][0](getattr(args, each.name))
-    }
-    rules = [*RULES, *(PROD_RULES if "environment_suffix" in typed and args.tier == "prod" else ())]
-    return [
-        _expected(key, getattr(args, key), text)
-        for key, holds, text in rules
-        if key in typed and not holds(getattr(args, key))
-    ]
+def _mistakes(args: TapStackArgs) -> list[str]:
+    """What is wrong with each field: its type, else its own rule, else the rule of prod."""
+    found = []
+    in_prod = PROD_RULES if str(args.environment_suffix).split("-")[0] == "prod" else {}
+    for each in fields(args):
+        value = getattr(args, each.name)
+        rules = (TYPES[str(each.type)], each.metadata["rule"], in_prod.get(each.name, ANYTHING))
+        broken = (expectation for holds, expectation in rules if not holds(value))
+        if expectation := next(broken, None):
+            found.append(f"{each.name} must be {expectation}, not {value!r}")
+    return found
 
 
 ###############################################################################
