@@ -383,20 +383,14 @@ def _statement(
 # every function that uses it, so the SDK is imported when its client is made, in the init phase.
 
 ITEM_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")  # what a URL carries unescaped, RFC 3986
-KEPT_FIELDS = (
-    "id",
-    "version",
-    "created_at",
-    "updated_at",
-)  # the service's own; a body's are ignored
+KEPT_FIELDS = ("id", "version", "created_at", "updated_at")  # the service's; a body's are ignored
 BODY_LIMIT = 2_500_000  # bytes: 400 KB of item with every byte escaped as \u0001
 PAGE_LIMIT = 1_000_000  # characters of a page; an answer above 6 MB would be lost by Lambda
 MAX_DEPTH = 31  # DynamoDB nests 32 levels, and the item's fields are one below its own
 CATEGORY_LIMIT = 1_024  # bytes: a partition key has 2,048, and the owner needs some
 PATCH_ATTEMPTS = 10
 OWNER = {"#owner": "owner"}  # the one attribute of ours whose name DynamoDB reserves
-# A DynamoDB number: 38 digits, 1E-130 to 9.99E+125 (DynamoDB developer guide, "Supported data
-# types").
+# 38 digits, 1E-130 to 9.99E+125: DynamoDB developer guide, "Supported data types", Number.
 DYNAMODB_NUMBER = Context(
     prec=38, Emin=-130, Emax=125, traps=[Inexact, InvalidOperation, Overflow, Subnormal, Underflow]
 )
@@ -1079,7 +1073,8 @@ def paging_keys(max_age: float) -> list[bytes]:
                 Name=os.environ["PAGING_KEY"], WithDecryption=True
             )
             keys = [bytes.fromhex(key) for key in parse_keys(parameter["Parameter"]["Value"])]
-            _paging.update(keys=keys, read=time.monotonic())
+            if keys:  # until the first rotation there are none, and every call looks again
+                _paging.update(keys=keys, read=time.monotonic())
         except Exception as error:
             if age >= PAGING_KEY_STALE_SECONDS:
                 raise busy() from error

@@ -174,6 +174,8 @@ def test_without_a_key_a_list_is_503_and_not_unsigned(api: Api, value: str) -> N
     api("POST", "/items", {})
     api("POST", "/items", {})
     assert api("GET", "/items?limit=1").status == 503
+    api.ssm.parameters["paging"] = KEY
+    assert api("GET", "/items?limit=1").status == 200
 
 
 def test_rotation_keeps_the_tokens_of_the_last_key_and_drops_older_ones(api: Api) -> None:
