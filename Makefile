@@ -55,7 +55,7 @@ pr: docs test demo ## all that a change has to pass
 # uv installs in seconds what pip takes a minute and a half for.
 $(VENV)/.uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "tap-stack needs Python 3.11 or later, and $(PYTHON) is older: make PYTHON=python3.13 ..."; exit 1; }
+		{ echo "tap-stack needs Python 3.11 or later, and $(PYTHON) is none: make PYTHON=/path/to/python3 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 	touch $@

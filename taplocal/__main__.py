@@ -261,7 +261,7 @@ def down(
     if as_json:
         _print({"removed": gone})
     else:
-        console.say(f"{', '.join(gone)} is gone" if gone else "nothing was deployed")
+        console.say(f"gone: {', '.join(gone)}" if gone else "nothing was deployed")
 
 
 def _print(value: Any) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import rich.console
 from rich.markup import escape
-from rich.table import Table
 
 from taplocal.access import Answer
 from taplocal.errors import InterruptError
@@ -65,20 +67,14 @@ class Console:
         )
         self._rich.print(f"\n[bold green]{env} is up[/]: {counts} in {summary.seconds:.1f} s\n")
         self.facts(outputs)
-        self._rich.print(
-            '\nTry it:  python -m taplocal call POST /items \'{"name": "tea"}\'\n'
-            '         curl -H "Authorization: Bearer $(python -m taplocal token)" '
-            f"{outputs.get('api_url')}/items\n"
-            "Stop it: python -m taplocal down"
-        )
+        self.say("\n" + hints(str(outputs.get("api_url")), env))
 
     def facts(self, facts: Mapping[str, Any]) -> None:
-        """Names and values in two columns."""
-        table = Table.grid(padding=(0, 2))
+        """Names and values in two columns, no value cut."""
+        width = max(map(len, facts), default=0)
         for name, value in facts.items():
             shown = value if isinstance(value, str) else json.dumps(value)
-            table.add_row(f"[bold]{escape(name)}[/]", escape(shown))
-        self._rich.print(table)
+            self._rich.print(f"[bold]{escape(f'{name:{width}}')}[/]  {escape(shown)}")
 
     def answer(self, answer: Answer) -> None:
         """An HTTP answer: status, headers, body."""
@@ -95,6 +91,22 @@ class Console:
         message = event["message"]
         text = message if isinstance(message, str) else json.dumps(message)
         self._rich.print(f"[dim]{at} {escape(event['group'].rpartition('/')[2])}[/] {escape(text)}")
+
+
+def hints(api_url: str, env: str) -> str:
+    """What to try, as commands that work as they stand."""
+    option = "" if env == "dev" else f" --env {env}"
+    here = Path(sys.executable).is_relative_to(Path.cwd())
+    taplocal = f"{os.path.relpath(sys.executable) if here else sys.executable} -m taplocal"
+    return "\n".join(
+        [
+            f'Try it:   {taplocal} call POST /items \'{{"name": "tea"}}\'{option}',
+            f"          {taplocal} call GET /items --user ann@example.com{option}",
+            f"          {taplocal} logs -f{option}",
+            f'By curl:  curl -H "Authorization: Bearer $({taplocal} token{option})" {api_url}/items',
+            f"Stop it:  {taplocal} down",
+        ]
+    )
 
 
 def _grouped(notes: list[dict[str, str]]) -> Iterator[tuple[str, str, str]]:
