@@ -103,7 +103,8 @@ def hints(api_url: str, env: str) -> str:
             f'Try it:   {taplocal} call POST /items \'{{"name": "tea"}}\'{option}',
             f"          {taplocal} call GET /items --user ann@example.com{option}",
             f"          {taplocal} logs -f{option}",
-            f'By curl:  curl -H "Authorization: Bearer $({taplocal} token{option})" {api_url}/items',
+            f'By curl:  curl -H "Authorization: Bearer $({taplocal} token{option})" \\',
+            f"            {api_url}/items",
             f"Stop it:  {taplocal} down",
         ]
     )
