@@ -1640,11 +1640,8 @@ class Function(Component):
         opts: ResourceOptions | None = None,
     ):
         super().__init__(name, args, opts, role=role)
-        self.physical_name, self.key_arn, self.timeout_seconds = (
-            args.name(role),
-            key_arn,
-            timeout_seconds,
-        )
+        self.purpose, self.physical_name = role, args.name(role)
+        self.key_arn, self.timeout_seconds = key_arn, timeout_seconds
         self.dead_letter_queue = self._dead_letter_queue() if dead_letters else None
         self.logs = self._logs()
         self.role = self._role()
@@ -1769,7 +1766,7 @@ class Function(Component):
 
     def alarms(self) -> list[Alarm]:
         """Errors, throttles and slowness of the function, and its dead letters."""
-        function, key = {"FunctionName": self.function.name}, self.name
+        function, key = {"FunctionName": self.function.name}, self.purpose
         slow = 800.0 * self.timeout_seconds  # milliseconds: 80 % of the timeout
         rows = [
             Alarm(f"{key}-errors", "AWS/Lambda/Errors", function, above=0),

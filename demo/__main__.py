@@ -227,7 +227,7 @@ class Demonstration:
 
     def alarm(self) -> None:
         self.report.step("An alarm reaches a subscriber")
-        name = f"tap-stack-api-items-errors-{self.env}"
+        name = f"tap-stack-api-errors-{self.env}"
         with subscriber(self.session) as messages:
             self.session.cloud.client("cloudwatch").put_metric_data(
                 Namespace="AWS/Lambda",

@@ -131,8 +131,8 @@ def test_an_alarm_reaches_a_subscriber(deployed: Session) -> None:
             "Messages", []
         )
         bodies += "".join(message["Body"] for message in received)
-        if "tap-stack-api-items-errors-dev" in bodies:
+        if "tap-stack-api-errors-dev" in bodies:
             break
-    assert "tap-stack-api-items-errors-dev" in bodies
+    assert "tap-stack-api-errors-dev" in bodies
     sns.unsubscribe(SubscriptionArn=subscription["SubscriptionArn"])
     sqs.delete_queue(QueueUrl=url)
