@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -261,10 +262,10 @@ class Demonstration:
 
     def release_under_load(self) -> None:
         self.report.step("Release a code change, and take it back, while requests run")
-        program = self.changed_program()
-        path = f"/items/{self.mark}-2"
-        with load(lambda: self.ann("GET", path)) as statuses:
-            changed = self.up("--program", str(program), "--data", str(session.folder_of(ROOT)))
+        path, data = f"/items/{self.mark}-2", str(session.folder_of(ROOT))
+        with TemporaryDirectory() as program, load(lambda: self.ann("GET", path)) as statuses:
+            self.write_changed_program(Path(program))
+            changed = self.up("--program", program, "--data", data)
             released = self.ann("GET", path).headers.get(RELEASE_HEADER[0])
             restored = self.up()
             back = self.ann("GET", path).headers.get(RELEASE_HEADER[0])
@@ -306,10 +307,8 @@ class Demonstration:
 
         return call
 
-    def changed_program(self) -> Path:
-        """A copy of the program with the code change in it."""
-        folder = session.folder_of(ROOT) / "demo"
-        folder.mkdir(exist_ok=True)
+    def write_changed_program(self, folder: Path) -> None:
+        """Copies the program into a folder, with the code change in it."""
         for each in PROGRAM_FILES:
             name = each.format(env=self.env)
             text = (ROOT / name).read_text()
@@ -318,7 +317,6 @@ class Demonstration:
                     f"the demonstration's change does not fit: {BEFORE} is not in tap_stack.py"
                 )
             (folder / name).write_text(text.replace(BEFORE, AFTER))
-        return folder
 
     def log_lines(self) -> Counter[str]:
         """Business metrics in the function's log, as CloudWatch would extract and add them up."""
