@@ -112,6 +112,9 @@ def test_down_without_anything_is_fine(own: list[str]) -> None:
     assert as_json("down", *own) == {"removed": []}
 
 
+@pytest.mark.skipif(
+    not Path("/proc").exists(), reason="reads the environment of processes in /proc"
+)
 def test_credentials_of_the_user_reach_neither_us_nor_the_functions(
     own: list[str], tmp_path: Path
 ) -> None:
