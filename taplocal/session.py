@@ -58,9 +58,8 @@ def up(
     report: Callable[[Step], None],
 ) -> tuple[Session, Summary]:
     """Deploys an environment of the program, starting the emulator where it is needed."""
-    from taplocal.engine import (
-        Deployment,
-    )  # Pulumi takes most of a second to import; few commands need it
+    # Pulumi takes most of a second to import, and few commands need it.
+    from taplocal.engine import Deployment
 
     folder = (folder or folder_of(program)).resolve()
     project = Project.load(program.resolve(), env, config)
