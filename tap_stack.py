@@ -437,8 +437,8 @@ _clients: dict[str, Any] = {}
 def client(service: str) -> Any:
     """The container's one SDK client of a service, with bounded time and retries.
 
-    Three attempts with jittered, exponential backoff (botocore's standard mode), each of at most 1
-    s to connect and 3 s to answer: 12 s in the worst case, below the function's 15 s.
+    Three attempts with jittered, exponential backoff (botocore's standard mode), each with 1 s to
+    connect and 3 s to answer: 12 s in the worst case, below the function's 15 s.
     """
     if service not in _clients:
         import boto3
@@ -586,7 +586,7 @@ class Request:
         self.caller: str = self.claims.get("sub") or self.claims.get("client_id") or ""
         self.revision = new_id()  # marks this request's write, so that a repeated one knows itself
         self.capacity = 0.0
-        self.error = ""
+        self.error: BaseException | None = None  # what went wrong below the answer, for the log
 
     def item_id(self) -> str:
         """The id in the path; one that no item can have is as missing as any other."""
@@ -677,14 +677,14 @@ def table(request: Request, operation: str, **arguments: Any) -> dict[str, Any]:
         call = getattr(client("dynamodb"), operation)
         response: dict[str, Any] = call(ReturnConsumedCapacity="TOTAL", **arguments)
     except Exception as error:
-        raise explain(error, request) from error
+        raise explain(error) from error
     consumed = response.get("ConsumedCapacity", ())
     for each in consumed if isinstance(consumed, list) else (consumed,):
         request.capacity += each["CapacityUnits"] if each else 0
     return response
 
 
-def explain(error: Exception, request: Request) -> Exception:
+def explain(error: Exception) -> Exception:
     """What a failure of the SDK means to the caller; any other is our own mistake, unchanged."""
     if not type(error).__module__.startswith("botocore"):
         return error
@@ -700,7 +700,6 @@ def explain(error: Exception, request: Request) -> Exception:
         return ConditionFailed(reasons[-1].get("Item"))
     if "exceeded the maximum allowed size" in f"{message} {failed}":
         return Problem(413, "An item has at most 400 KB.")
-    request.error = f"{type(error).__name__}: {error}"
     if code == "ValidationException" or any(each["Code"] == "ValidationError" for each in failed):
         return Problem(422, "DynamoDB cannot store the item.")
     return busy()
@@ -1061,26 +1060,33 @@ def page_answer(response: Mapping[str, Any], limit: int, scope: str) -> dict[str
 PAGING_KEY_SECONDS = 300  # how long a container uses the keys that it has read
 PAGING_KEY_STALE_SECONDS = 3_600  # how long it goes on with them while SSM cannot be asked
 PAGING_KEY_MIN_SECONDS = 10  # how soon an unknown signature may make it ask again
-_paging: dict[str, Any] = {"keys": [], "read": float("-inf")}
+_paging: dict[str, Any] = {"keys": [], "read": float("-inf"), "tried": float("-inf")}
 
 
 def paging_keys(max_age: float) -> list[bytes]:
     """The keys that sign tokens, the current one first; Problem 503 if none can be had."""
-    age = time.monotonic() - _paging["read"]
-    if age >= max_age:
+    clock = time.monotonic()
+    usable = _paging["keys"] and clock - _paging["read"] < PAGING_KEY_STALE_SECONDS
+    # An outage must not slow every list by the SDK's attempts.
+    waited = clock - _paging["tried"] >= PAGING_KEY_MIN_SECONDS
+    if not usable or (clock - _paging["read"] >= max_age and waited):
+        _paging["tried"] = clock
         try:
-            parameter = client("ssm").get_parameter(
-                Name=os.environ["PAGING_KEY"], WithDecryption=True
-            )
-            keys = [bytes.fromhex(key) for key in parse_keys(parameter["Parameter"]["Value"])]
-            if keys:  # until the first rotation there are none, and every call looks again
-                _paging.update(keys=keys, read=time.monotonic())
+            _paging.update(keys=read_paging_keys(), read=clock)
         except Exception as error:
-            if age >= PAGING_KEY_STALE_SECONDS:
+            if not usable:
                 raise busy() from error
-    if not _paging["keys"]:
-        raise busy()
+            print(json.dumps({"level": "WARN", "message": f"paging key is stale: {told(error)}"}))
     return list(_paging["keys"])
+
+
+def read_paging_keys() -> list[bytes]:
+    """The keys in the parameter; until the first rotation there are none, a ValueError."""
+    answered = client("ssm").get_parameter(Name=os.environ["PAGING_KEY"], WithDecryption=True)
+    keys = [bytes.fromhex(key) for key in parse_keys(answered["Parameter"]["Value"])]
+    if not keys:
+        raise ValueError("the paging key was never rotated")
+    return keys
 
 
 def parse_keys(value: str) -> list[str]:
@@ -1102,10 +1108,8 @@ def open_token(token: str, scope: str) -> tuple[str, str]:
         mac, place = raw[:32], raw[32:].decode()
     except ValueError:
         raise Problem(400, "next is no token of this service.") from None
-    for max_age in (
-        PAGING_KEY_SECONDS,
-        PAGING_KEY_MIN_SECONDS,
-    ):  # another container may know a newer key
+    # Another container may know a newer key: look again before the token is refused.
+    for max_age in (PAGING_KEY_SECONDS, PAGING_KEY_MIN_SECONDS):
         for key in paging_keys(max_age):
             if hmac.compare_digest(mac, hmac.digest(key, f"{place}\n{scope}".encode(), "sha256")):
                 created, _, item_id = place.partition("\n")
@@ -1133,9 +1137,10 @@ def api(event: Mapping[str, Any], _context: Any) -> dict[str, Any]:
     try:
         response = dispatch(request)
     except Problem as problem:
+        request.error = problem.__cause__
         response = problem_answer(problem, request.id)
     except Exception as error:  # noqa: BLE001 - a caller gets an answer whatever happens, the log the error
-        request.error = request.error or f"{type(error).__name__}: {error}"
+        request.error = error
         response = problem_answer(Problem(500, "The service made a mistake."), request.id)
     print(log_line(request, response["statusCode"], (time.perf_counter() - started) * 1000))
     return response
@@ -1201,7 +1206,14 @@ def log_line(request: Request, status: int, milliseconds: float) -> str:
             ],
         },
     }
-    return json.dumps({**line, "error": request.error} if request.error else line)
+    if request.error:
+        line["error"] = told(request.error)
+    return json.dumps(line)
+
+
+def told(error: BaseException) -> str:
+    """An error as the logs have it."""
+    return f"{type(error).__name__}: {error}"
 
 
 ROTATION_ATTEMPTS = (
@@ -1219,20 +1231,11 @@ def rotate_paging_key(_event: Mapping[str, Any], _context: Any) -> None:
             client("ssm").put_parameter(
                 Name=name, Value=",".join(keys), Type="SecureString", Overwrite=True
             )
-            print(
-                json.dumps({"level": "INFO", "message": "paging key rotated", "attempt": attempt})
-            )
+            line = {"level": "INFO", "message": "paging key rotated", "attempt": attempt}
+            print(json.dumps(line))
             return
         except Exception as error:
-            print(
-                json.dumps(
-                    {
-                        "level": "WARN",
-                        "message": f"{type(error).__name__}: {error}",
-                        "attempt": attempt,
-                    }
-                )
-            )
+            print(json.dumps({"level": "WARN", "message": told(error), "attempt": attempt}))
             if attempt == ROTATION_ATTEMPTS:
                 raise
         time.sleep(2**attempt / 2)
@@ -1242,10 +1245,8 @@ def rotate_paging_key(_event: Mapping[str, Any], _context: Any) -> None:
 # Bundles
 ###############################################################################
 
-LAMBDA_MODULES = sys.stdlib_module_names | {
-    "boto3",
-    "botocore",
-}  # what the python3.13 runtime can import
+# What the python3.13 runtime can import.
+LAMBDA_MODULES = sys.stdlib_module_names | {"boto3", "botocore"}
 
 
 class BundleError(pulumi.RunError, ValueError):

@@ -15,6 +15,7 @@ from tests.contract import check_answer
 from tests.fakes import FakeDynamoDB, FakeSSM
 
 KEY = "11" * 32
+NEVER = float("-inf")
 ENVIRONMENT = {
     "TABLE_NAME": "items",
     "PAGING_KEY": "paging",
@@ -97,6 +98,8 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
         monkeypatch.setenv(name, value)
     fakes = {"dynamodb": FakeDynamoDB(), "ssm": FakeSSM(paging=KEY)}
     monkeypatch.setattr(tap_stack, "_clients", fakes)
-    monkeypatch.setattr(tap_stack, "_paging", {"keys": [], "read": float("-inf")})
+    monkeypatch.setattr(
+        tap_stack, "_paging", dict(tap_stack._paging, keys=[], read=NEVER, tried=NEVER)
+    )
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     yield Api(fakes["dynamodb"], fakes["ssm"])  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 import tap_stack
 from tap_stack import open_token, paging_keys, seal_token
 from tests.fakes import client_error
-from tests.unit.conftest import KEY, Api
+from tests.unit.conftest import KEY, NEVER, Api
 
 fixture_is_fine = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50
@@ -153,7 +154,7 @@ def test_keys_are_read_once_and_again_after_their_time(
 
 
 def test_stale_keys_serve_while_ssm_is_away_and_then_no_more(
-    api: Api, monkeypatch: pytest.MonkeyPatch
+    api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -161,10 +162,15 @@ def test_stale_keys_serve_while_ssm_is_away_and_then_no_more(
     api.ssm.fail = True
     clock[0] += tap_stack.PAGING_KEY_STALE_SECONDS - 1
     assert paging_keys(tap_stack.PAGING_KEY_SECONDS) == [bytes.fromhex(KEY)]
+    calls = api.ssm.calls
+    assert paging_keys(tap_stack.PAGING_KEY_SECONDS) == [bytes.fromhex(KEY)]
+    assert api.ssm.calls == calls  # the outage does not slow every list
     clock[0] += 1
     api("POST", "/items", {})
     api("POST", "/items", {})
+    capsys.readouterr()
     assert api("GET", "/items?limit=1").status == 503
+    assert "ThrottlingException" in json.loads(capsys.readouterr().out)["error"]
     assert api("GET", "/items").status == 200  # a list of one page needs no key
 
 
@@ -181,7 +187,7 @@ def test_without_a_key_a_list_is_503_and_not_unsigned(api: Api, value: str) -> N
 def test_rotation_keeps_the_tokens_of_the_last_key_and_drops_older_ones(api: Api) -> None:
     def rotate() -> None:
         tap_stack.rotate_paging_key({}, None)
-        tap_stack._paging["read"] = float("-inf")
+        tap_stack._paging.update(read=NEVER, tried=NEVER)
 
     token = seal_token("t", "a", "s")
     rotate()
