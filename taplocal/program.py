@@ -51,7 +51,6 @@ class Registration:
     custom: bool = True
     protect: bool = False
     ignore_changes: tuple[str, ...] = ()
-    dependencies: tuple[str, ...] = ()
 
 
 class Backend(Protocol):
@@ -135,7 +134,6 @@ def _registration(urn: str, request: Any) -> Registration:
         custom=request.custom,
         protect=request.protect,
         ignore_changes=tuple(request.ignoreChanges),
-        dependencies=tuple(sorted(request.dependencies)),
     )
 
 

@@ -17,9 +17,9 @@ from taplocal.resources import (
     sqs,
     ssm,
 )
-from taplocal.resources.base import Handler, Recorded
+from taplocal.resources.base import Handler
 
-#: Pulumi type -> handler. `Recorded(why)` stands for what the emulator lacks.
+#: Pulumi type -> handler.
 HANDLERS: dict[str, Handler] = {
     "aws:apigatewayv2/api:Api": apigateway.Api(),
     "aws:apigatewayv2/authorizer:Authorizer": apigateway.Authorizer(),
@@ -64,4 +64,4 @@ def handler_of(resource_type: str, name: str) -> Handler:
     return HANDLERS[resource_type]
 
 
-__all__ = ["HANDLERS", "Handler", "Recorded", "handler_of"]
+__all__ = ["HANDLERS", "Handler", "handler_of"]

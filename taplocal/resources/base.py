@@ -92,25 +92,6 @@ class Handler:
             )
 
 
-class Recorded(Handler):
-    """A type that AWS has and the emulator lacks: kept in the state, reported, never created."""
-
-    def __init__(self, why: str):
-        self.why = why
-
-    def check(self, name: str, inputs: Inputs) -> None:
-        """Everything is recorded."""
-
-    def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
-        return [("the whole resource", self.why)]
-
-    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        return "recorded", {}
-
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        """There is nothing to delete."""
-
-
 def flatten(value: Any, path: str = "") -> Iterator[str]:
     """The dotted paths of all leaves; the elements of a list share theirs."""
     children: list[tuple[str, Any]] = []

@@ -221,14 +221,19 @@ def crashing_at(step: int) -> Callable[..., None]:
     return crash
 
 
+def killed(mini: Mini, monkeypatch: pytest.MonkeyPatch, step: int, **config: str) -> None:
+    """A run that ends at one of its state writes."""
+    with monkeypatch.context() as patched:
+        patched.setattr(State, "put", crashing_at(step))
+        with pytest.raises((Killed, TapLocalError)):
+            mini.up(**config)
+
+
 @pytest.mark.parametrize("step", range(2 * RESOURCES))
 def test_a_run_killed_at_any_step_is_finished_by_the_next(
     mini: Mini, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(State, "put", crashing_at(step))
-        with pytest.raises((Killed, TapLocalError)):
-            mini.up()
+    killed(mini, monkeypatch, step)
     mini.up()
     assert mini.exist() == ALL
     assert mini.up().counts() == {"unchanged": RESOURCES}
@@ -240,10 +245,7 @@ def test_a_change_killed_at_any_step_is_finished_by_the_next(
 ) -> None:
     mini.up()
     change = {"size": "xl", "queue": "mini-3", "log": "no"}
-    with monkeypatch.context() as patched:
-        patched.setattr(State, "put", crashing_at(step))
-        with pytest.raises((Killed, TapLocalError)):
-            mini.up(**change)
+    killed(mini, monkeypatch, step, **change)
     mini.up(**change)
     assert mini.exist() == ALL - Counter(log=1)
     assert mini.up(**change).counts() == {"unchanged": RESOURCES - 1}
@@ -253,10 +255,7 @@ def test_a_change_killed_at_any_step_is_finished_by_the_next(
 def test_down_cleans_up_after_a_killed_run(
     mini: Mini, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(State, "put", crashing_at(step))
-        with pytest.raises((Killed, TapLocalError)):
-            mini.up()
+    killed(mini, monkeypatch, step)
     mini.down()
     assert mini.exist() == Counter()
 
