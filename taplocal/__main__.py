@@ -1,8 +1,9 @@
-"""The command line: `python -m taplocal up | status | outputs | token | call | logs | down`."""
+"""The command line: `python -m taplocal up | status | outputs | token | call | upload ...`."""
 
 from __future__ import annotations
 
 import json
+import mimetypes
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ isolate()  # before anything can make an SDK client
 
 from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 
+from ops.redrive import redrive as back_to_function  # noqa: E402
+from ops.redrive import told  # noqa: E402
 from taplocal import access, emulator, session  # noqa: E402
 from taplocal.console import Console  # noqa: E402
 from taplocal.errors import InterruptError, TapLocalError  # noqa: E402
@@ -201,6 +204,45 @@ def _maybe_json(text: str) -> Any:
         return json.loads(text) if text else None
     except ValueError:
         return text
+
+
+@app.command()
+def upload(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What to upload.")],
+    folder: Annotated[str, typer.Option(help="Where to, below one's own prefix.")] = "",
+    content_type: Annotated[str | None, typer.Option(help="As it stands: by the name.")] = None,
+    user: User = None,
+    env: Env = "dev",
+    program: Program = Path(),
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Upload a file as a browser does, and print its id."""
+    opened = session.opened(program, env, data)
+    kind = content_type or mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    token = _token(opened, user)
+    form, stored = access.upload(opened, token, file.name, file.read_bytes(), kind, folder)
+    if stored.status >= 400:
+        raise TapLocalError(f"{file} was refused: {stored.status} {stored.body}")
+    _print({"id": form.json()["id"]}) if as_json else print(form.json()["id"])
+
+
+@app.command()
+def redrive(
+    dry_run: Annotated[bool, typer.Option(help="Show the letters, change nothing.")] = False,
+    env: Env = "dev",
+    program: Program = Path(),
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Put the file pipeline's dead letters back to their function."""
+    opened = session.opened(program, env, data)
+    if "files_dead_letters_url" not in opened.outputs:
+        raise TapLocalError("this program has no output files_dead_letters_url: no file pipeline")
+    clients = opened.cloud.client("sqs"), opened.cloud.client("lambda")
+    place = opened.outputs["files_dead_letters_url"], opened.outputs["files_function_name"]
+    letters = [told(each) for each in back_to_function(*clients, *place, dry_run)]
+    _print({"letters": letters}) if as_json else print("\n".join(letters or ["no letters"]))
 
 
 @app.command()

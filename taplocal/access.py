@@ -70,6 +70,27 @@ def call(
     return request(method.upper(), url, None if body is None else body.encode(), sent)
 
 
+def upload(
+    session: Session, token: str, name: str, content: bytes, content_type: str, folder: str = ""
+) -> tuple[Answer, Answer]:
+    """Uploads a file as a browser does: asks the API for the form, sends it to S3.
+
+    Returns both answers; of S3, the API's own if that gave no form.
+    """
+    wanted = {"name": name, "folder": folder, "content_type": content_type}
+    form = call(session, "POST", "/files", token, json.dumps(wanted))
+    return form, send(form, content) if form.status == 201 else form
+
+
+def send(form: Answer, content: bytes) -> Answer:
+    """Sends a file to S3 with the form that the API gave."""
+    from urllib3.filepost import encode_multipart_formdata
+
+    fields = {**form.json()["fields"], "file": ("file", content)}
+    body, content_type = encode_multipart_formdata(fields)
+    return request("POST", form.json()["url"], body, {"content-type": content_type})
+
+
 def machine_token(session: Session, scopes: str = "") -> str:
     """An access token of the machine client (client credentials)."""
     client_id = session.outputs["machine_client_id"]

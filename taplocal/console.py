@@ -18,6 +18,7 @@ from taplocal.access import Answer
 from taplocal.errors import InterruptError
 from taplocal.steps import Step, Summary
 
+NAMED = 6  # resources that a gap names; --json names them all
 SIGNS = {
     "created": "[green]+[/]",
     "updated": "[yellow]~[/]",
@@ -102,6 +103,7 @@ def hints(api_url: str, env: str) -> str:
         [
             f'Try it:   {taplocal} call POST /items \'{{"name": "tea"}}\'{option}',
             f"          {taplocal} call GET /items --user ann@example.com{option}",
+            f"          {taplocal} upload README.md --user ann@example.com{option}",
             f"          {taplocal} logs -f{option}",
             f'By curl:  curl -H "Authorization: Bearer $({taplocal} token{option})" \\',
             f"            {api_url}/items",
@@ -116,7 +118,8 @@ def _grouped(notes: list[dict[str, str]]) -> Iterator[tuple[str, str, str]]:
     for note in notes:
         gaps.setdefault((note["what"], note["why"]), []).append(note["resource"])
     for (what, why), resources in gaps.items():
-        yield what, why, ", ".join(resources)
+        more = f" and {len(resources) - NAMED} more" if len(resources) > NAMED else ""
+        yield what, why, ", ".join(resources[:NAMED]) + more
 
 
 def _pretty(body: str) -> str:

@@ -23,6 +23,7 @@ from taplocal.state import write_private
 ACCOUNT = "000000000000"  # the emulator takes a 12-digit access key for the account's root
 PREFERRED_PORT = 4566
 START_SECONDS = 30
+PROGRAM = Path(__file__).with_name("ministack_server.py")
 STOP_SECONDS = 10
 
 
@@ -138,7 +139,7 @@ def _start(folder: Path, region: str) -> Emulator:
         port = _free_port()
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "ministack"],
+                [sys.executable, "-P", str(PROGRAM)],
                 cwd=folder,
                 env=_environment(folder, port, region),
                 stdin=subprocess.DEVNULL,

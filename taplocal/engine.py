@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -31,6 +32,7 @@ class Deployment:
         self.seen: set[str] = set()
         self.summary = Summary()
         self._lock = threading.Lock()
+        self._force = False
 
     def up(self, project: Project) -> Summary:
         """Makes the emulator what the program says; raises the first failure, the state intact."""
@@ -44,7 +46,8 @@ class Deployment:
         return self.summary
 
     def down(self) -> Summary:
-        """Deletes everything, newest first, protected or not."""
+        """Deletes everything, newest first, protected or not, and the data in it."""
+        self._force = True
         for urn in list(reversed(self.state.resources)):
             self._delete(urn, protected=False)
         return self.summary
@@ -83,11 +86,10 @@ class Deployment:
             return self._create(
                 handler, resource, Step("created", resource.type, resource.name), started
             )
-        changed = tuple(
-            key
-            for key in _changes(old.inputs, resource.inputs)
-            if key not in resource.ignore_changes
-        )
+        for path in resource.ignore_changes:
+            inputs = _keep(path.replace("[*]", ".*").split("."), old.inputs, resource.inputs)
+            resource = replace(resource, inputs=inputs)
+        changed = tuple(_changes(old.inputs, resource.inputs))
         if replacing := tuple(key for key in changed if key in handler.replaces()):
             self._refuse_protected(old)
             self._begin(resource.urn, old, "delete")
@@ -130,12 +132,9 @@ class Deployment:
         started: float,
     ) -> Deployed:
         self._begin(resource.urn, old, "update")
-        inputs = {
-            **resource.inputs,
-            **{k: old.inputs[k] for k in resource.ignore_changes if k in old.inputs},
-        }
+        inputs, protect = resource.inputs, resource.protect
         outputs = handler.update(self.cloud, old.id, old.inputs, inputs, old.outputs)
-        new = Deployed(resource.type, resource.name, old.id, inputs, outputs, resource.protect)
+        new = Deployed(resource.type, resource.name, old.id, inputs, outputs, protect)
         self.state.put(resource.urn, new)
         self._report(Step("updated", resource.type, resource.name, why=changed), started)
         return new
@@ -158,9 +157,10 @@ class Deployment:
 
     def _clear(self, handler: Handler, old: Deployed) -> None:
         """Deletes what is there of a resource, also when its creation was not seen to end."""
-        identity = old.id or handler.find(self.cloud, old.inputs)
+        inputs = {**old.inputs, "forceDestroy": True} if self._force else old.inputs
+        identity = old.id or handler.find(self.cloud, inputs)
         if identity:
-            handler.remove(self.cloud, identity, old.inputs, old.outputs)
+            handler.remove(self.cloud, identity, inputs, old.outputs)
 
     def _refuse_protected(self, old: Deployed) -> None:
         if old.protect:
@@ -182,6 +182,16 @@ class Deployment:
         with self._lock:
             self.summary.steps.append(step)
             self.report(step)
+
+
+def _keep(path: list[str], old: Any, new: Any) -> Any:
+    """The new inputs with the old value at a path, in which * is every element of a list."""
+    name, *below = path
+    if name == "*" and len(old) == len(new):
+        return [_keep(below, before, after) for before, after in zip(old, new, strict=True)]
+    if name not in old or name not in new:
+        return new
+    return {**new, name: _keep(below, old[name], new[name]) if below else old[name]}
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

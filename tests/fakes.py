@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import copy
+import io
 import re
 from collections.abc import Callable
 from typing import Any
 
+import boto3
+from botocore.config import Config
 from botocore.exceptions import ClientError
 
 Item = dict[str, Any]
+#: What a table, or an index, is sorted by.
+SORTS = {
+    "items": {"by_owner": "created_at", "by_category": "created_at"},
+    "files": dict.fromkeys(("by_owner", "by_folder", "by_content_type"), "uploaded_at"),
+}
 
 
 def client_error(
@@ -24,21 +32,32 @@ def client_error(
 
 
 class FakeDynamoDB:
-    """One table with conditional writes, transactions and queries, for the expressions that we use.
+    """Tables with conditional writes, transactions and queries, for the expressions that we use.
 
-    `before` may raise instead of a call; with `lose_answers` every write happens, its answer is lost, and
-    the SDK sends it again, as after a timeout.
+    `before` and `after` may raise instead of a call or of its answer; with `lose_answers` every write
+    happens, its answer is lost, and the SDK sends it again, as after a timeout.
     """
 
     def __init__(self) -> None:
-        self.items: dict[str, Item] = {}
+        self.tables: dict[str, dict[str, Item]] = {"items": {}, "files": {}}
         self.calls: list[str] = []
         self.before: Callable[[str, dict[str, Any]], None] = lambda operation, arguments: None
+        self.after: Callable[[str], None] = lambda operation: None
         self.lose_answers = False
+
+    @property
+    def items(self) -> dict[str, Item]:
+        """The items table, by id."""
+        return self.tables["items"]
+
+    @property
+    def files(self) -> dict[str, Item]:
+        """The files table, by id and record with a space between."""
+        return self.tables["files"]
 
     def get_item(self, **arguments: Any) -> dict[str, Any]:
         self._called("GetItem", arguments)
-        item = self.items.get(arguments["Key"]["id"]["S"])
+        item = self._item(arguments)
         return {**({"Item": copy.deepcopy(item)} if item else {}), **_capacity(1)}
 
     def put_item(self, **arguments: Any) -> dict[str, Any]:
@@ -52,9 +71,9 @@ class FakeDynamoDB:
 
     def transact_write_items(self, **arguments: Any) -> dict[str, Any]:
         self._called("TransactWriteItems", arguments)
-        puts = [each["Put"] for each in arguments["TransactItems"]]
-        stands = [self.items.get(put["Item"]["id"]["S"]) for put in puts]
-        held = [_holds(put, item) for put, item in zip(puts, stands, strict=True)]
+        writes = [next(iter(each.items())) for each in arguments["TransactItems"]]
+        stands = [self._item(write) for _, write in writes]
+        held = [_holds(write, item) for (_, write), item in zip(writes, stands, strict=True)]
         if not all(held):
             reasons = [
                 {"Code": "None"}
@@ -65,32 +84,38 @@ class FakeDynamoDB:
             raise client_error(
                 "TransactionCanceledException", "TransactWriteItems", CancellationReasons=reasons
             )
-        for put in puts:
-            self._put(put)
-        return {"ConsumedCapacity": [{"CapacityUnits": 2.0 * len(puts)}]}
+        for kind, write in writes:
+            (self._put if kind == "Put" else self._update)(write)
+        self.after("TransactWriteItems")
+        return {"ConsumedCapacity": [{"CapacityUnits": 2.0 * len(writes)}]}
 
     def query(self, **arguments: Any) -> dict[str, Any]:
         self._called("Query", arguments)
-        key = arguments["ExpressionAttributeNames"]["#key"]
-        value = arguments["ExpressionAttributeValues"][":value"]
+        items = self.tables[arguments["TableName"]].values()
+        terms = arguments["KeyConditionExpression"].replace("BETWEEN :from AND", "BETWEEN :from TO")
         found = [
-            item for item in self.items.values() if item.get(key) == value and "created_at" in item
+            item for item in items if all(_term(x, arguments, item) for x in terms.split(" AND "))
         ]
-        order = sorted(found, key=_place, reverse=not arguments["ScanIndexForward"])
-        start = arguments.get("ExclusiveStartKey")
-        if start:
-            ahead = arguments["ScanIndexForward"]
+        sort = SORTS[arguments["TableName"]].get(arguments.get("IndexName", ""), "record")
+
+        key = arguments["KeyConditionExpression"].split()[0]
+        names = {"id", sort, arguments["ExpressionAttributeNames"].get(key, key)}
+        names |= {"record"} if arguments["TableName"] == "files" else set()
+
+        def place(item: Item) -> tuple[str, str]:
+            return item[sort]["S"], item["id"]["S"]
+
+        found = [item for item in found if sort in item]
+        ahead, limit = arguments.get("ScanIndexForward", True), arguments.get("Limit", len(found))
+        order = sorted(found, key=place, reverse=not ahead)
+        if start := arguments.get("ExclusiveStartKey"):
+            assert start.keys() == names, f"{start} is no place there"
             order = [
-                item
-                for item in order
-                if (_place(item) > _place(start)) == ahead and _place(item) != _place(start)
+                x for x in order if (place(x) > place(start)) == ahead and place(x) != place(start)
             ]
-        page = order[: arguments["Limit"]]
-        more = (
-            {"LastEvaluatedKey": page[-1]}
-            if len(page) < len(order) or len(page) == arguments["Limit"]
-            else {}
-        )
+        page = order[:limit]
+        last = {name: page[-1][name] for name in names} if page else {}
+        more = {"LastEvaluatedKey": last} if page and len(page) == limit else {}
         return {"Items": copy.deepcopy(page), **more, **_capacity(0.5)}
 
     def _called(self, operation: str, arguments: dict[str, Any]) -> None:
@@ -113,17 +138,22 @@ class FakeDynamoDB:
         }
 
     def _conditional(self, operation: str, arguments: dict[str, Any], retries: int) -> None:
-        identity = (arguments.get("Key") or arguments["Item"])["id"]["S"]
-        item = self.items.get(identity)
+        item = self._item(arguments)
         if not _holds(arguments, item):
             code = "ConditionalCheckFailedException"
             extra: dict[str, Any] = {"Item": item} if item else {}
             raise client_error(code, operation, retries=retries, **extra)
 
+    def _item(self, arguments: Item) -> Item | None:
+        return self.tables[arguments["TableName"]].get(_identity(arguments))
+
     def _put(self, arguments: Item) -> None:
-        self.items[arguments["Item"]["id"]["S"]] = copy.deepcopy(arguments["Item"])
+        table = self.tables[arguments["TableName"]]
+        table[_identity(arguments)] = copy.deepcopy(arguments["Item"])
 
     def _update(self, arguments: Item) -> Item:
+        if arguments["UpdateExpression"].startswith("ADD "):
+            return self._add(arguments)
         item = self.items[arguments["Key"]["id"]["S"]]
         values = arguments["ExpressionAttributeValues"]
         changes, _, removed = (
@@ -139,6 +169,16 @@ class FakeDynamoDB:
         item.pop(removed, None)
         return item
 
+    def _add(self, arguments: Item) -> Item:
+        table = self.tables[arguments["TableName"]]
+        item = table.setdefault(_identity(arguments), copy.deepcopy(arguments["Key"]))
+        for name, value in re.findall(r"(#\w+) (:\w+)", arguments["UpdateExpression"]):
+            attribute = arguments["ExpressionAttributeNames"][name]
+            before = int(item.get(attribute, {"N": "0"})["N"])
+            added = int(arguments["ExpressionAttributeValues"][value]["N"])
+            item[attribute] = {"N": str(before + added)}
+        return item
+
     def _delete(self, arguments: Item) -> None:
         self.items.pop(arguments["Key"]["id"]["S"], None)
 
@@ -147,11 +187,14 @@ def _capacity(units: float) -> dict[str, Any]:
     return {"ConsumedCapacity": {"CapacityUnits": units}}
 
 
-def _place(item: Item) -> tuple[str, str]:
-    return item["created_at"]["S"], item["id"]["S"]
+def _identity(arguments: Item) -> str:
+    key = arguments.get("Key") or arguments["Item"]
+    return " ".join(key[name]["S"] for name in ("id", "record") if name in key)
 
 
 def _holds(arguments: Item, item: Item | None) -> bool:
+    if "ConditionExpression" not in arguments:
+        return True
     condition = arguments["ConditionExpression"]
     return any(
         all(_term(each, arguments, item) for each in way.split(" AND "))
@@ -166,12 +209,20 @@ def _term(term: str, arguments: Item, item: Item | None) -> bool:
     )
     if term == "attribute_not_exists(id)":
         return item is None
-    match = re.fullmatch(r"(#?\w+) (=|<|IN) (.+)", term)
+    if match := re.fullmatch(r"begins_with\((#\w+), (:\w+)\)", term):
+        name, prefix = match.groups()
+        return bool((item or {})[names[name]]["S"].startswith(values[prefix]["S"]))
+    match = re.fullmatch(r"(#?\w+) (=|<|IN|BETWEEN) (.+)", term)
     assert match, f"the fake does not know the condition {term!r}"
     name, operator, operand = match.groups()
     held = (item or {}).get(names.get(name, name))
+    if operator == "BETWEEN":
+        low, high = (values[each]["S"] for each in operand.split(" TO "))
+        return held is not None and low <= held["S"] <= high
     if operator == "<":
-        return held is not None and int(held["N"]) < int(values[operand]["N"])
+        kind = next(iter(values[operand]))
+        as_number: Callable[[str], Any] = int if kind == "N" else str
+        return held is not None and as_number(held[kind]) < as_number(values[operand][kind])
     return held is not None and held in [values[each] for each in operand.strip("()").split(", ")]
 
 
@@ -189,3 +240,44 @@ class FakeSSM:
 
     def put_parameter(self, **arguments: Any) -> None:
         self.parameters[arguments["Name"]] = arguments["Value"]
+
+
+class FakeS3:
+    """Object versions by key and version id; what a key's value is an exception is raised."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.reads: list[str] = []
+        self.before: Callable[[str, dict[str, Any]], None] = lambda operation, arguments: None
+
+    def put(self, key: str, version: str, body: bytes, **head: Any) -> None:
+        """A version of an object; `size` in place of a body that is not there."""
+        size = head.pop("size", len(body))
+        described = {"ContentLength": size, "ETag": '"etag"', "Metadata": {}, **head}
+        self.objects[key, version] = {"head": described, "body": body}
+
+    def head_object(self, **arguments: Any) -> dict[str, Any]:
+        assert arguments["ChecksumMode"] == "ENABLED"
+        return dict(self._find("HeadObject", "404", arguments)["head"])
+
+    def get_object(self, **arguments: Any) -> dict[str, Any]:
+        found = self._find("GetObject", "NoSuchVersion", arguments)
+        first, last = map(int, arguments["Range"].removeprefix("bytes=").split("-"))
+        self.reads.append(arguments["Range"])
+        if found["head"].get("StorageClass") == "GLACIER":
+            raise client_error("InvalidObjectState", "GetObject")
+        return {"Body": io.BytesIO(found["body"][first : last + 1])}
+
+    def generate_presigned_post(self, **arguments: Any) -> Any:
+        """As the SDK makes it, which asks nobody."""
+        config = Config(signature_version="s3v4", s3={"addressing_style": "virtual"})
+        keys = {"aws_access_key_id": "AKIA", "aws_secret_access_key": "secret"}
+        s3 = boto3.client("s3", region_name="eu-west-1", config=config, **keys)
+        return s3.generate_presigned_post(**arguments)
+
+    def _find(self, operation: str, missing: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        self.before(operation, arguments)
+        place = arguments["Key"], arguments.get("VersionId", "")
+        if place not in self.objects:
+            raise client_error(missing, operation)
+        return self.objects[place]

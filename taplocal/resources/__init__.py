@@ -5,6 +5,7 @@ from __future__ import annotations
 from taplocal.errors import UnsupportedError
 from taplocal.resources import (
     apigateway,
+    autoscaling,
     awslambda,
     budgets,
     cloudwatch,
@@ -12,6 +13,7 @@ from taplocal.resources import (
     dynamodb,
     iam,
     kms,
+    s3,
     scheduler,
     sns,
     sqs,
@@ -26,6 +28,8 @@ HANDLERS: dict[str, Handler] = {
     "aws:apigatewayv2/integration:Integration": apigateway.Integration(),
     "aws:apigatewayv2/route:Route": apigateway.Route(),
     "aws:apigatewayv2/stage:Stage": apigateway.Stage(),
+    "aws:appautoscaling/policy:Policy": autoscaling.Policy(),
+    "aws:appautoscaling/target:Target": autoscaling.Target(),
     "aws:budgets/budget:Budget": budgets.Budget(),
     "aws:cloudwatch/dashboard:Dashboard": cloudwatch.Dashboard(),
     "aws:cloudwatch/logGroup:LogGroup": cloudwatch.LogGroup(),
@@ -44,6 +48,18 @@ HANDLERS: dict[str, Handler] = {
     "aws:lambda/functionEventInvokeConfig:FunctionEventInvokeConfig": awslambda.EventInvokeConfig(),
     "aws:lambda/invocation:Invocation": awslambda.Invocation(),
     "aws:lambda/permission:Permission": awslambda.Permission(),
+    "aws:s3/bucket:Bucket": s3.Bucket(),
+    "aws:s3/bucketCorsConfiguration:BucketCorsConfiguration": s3.Cors(),
+    "aws:s3/bucketLifecycleConfiguration:BucketLifecycleConfiguration": s3.Lifecycle(),
+    "aws:s3/bucketLogging:BucketLogging": s3.Logging(),
+    "aws:s3/bucketNotification:BucketNotification": s3.Notification(),
+    "aws:s3/bucketOwnershipControls:BucketOwnershipControls": s3.OwnershipControls(),
+    "aws:s3/bucketPolicy:BucketPolicy": s3.Policy(),
+    "aws:s3/bucketPublicAccessBlock:BucketPublicAccessBlock": s3.PublicAccessBlock(),
+    "aws:s3/bucketServerSideEncryptionConfiguration:BucketServerSideEncryptionConfiguration": (
+        s3.Encryption()
+    ),
+    "aws:s3/bucketVersioning:BucketVersioning": s3.Versioning(),
     "aws:scheduler/schedule:Schedule": scheduler.Schedule(),
     "aws:sns/topic:Topic": sns.Topic(),
     "aws:sns/topicPolicy:TopicPolicy": sns.TopicPolicy(),

@@ -14,8 +14,7 @@ from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, 
 
 class Function(Handler):
     uses = """name description runtime architectures handler code role memorySize timeout publish
-        environment.variables kmsKeyArn tracingConfig.mode loggingConfig deadLetterConfig.targetArn
-        tags"""
+        environment.variables kmsKeyArn tracingConfig.mode loggingConfig tags"""
     replace_on = "name"
     not_emulated = {
         "runtime": "runs on the Python of this machine",
@@ -81,9 +80,9 @@ class Alias(Handler):
 
 
 class Permission(Handler):
-    uses = "statementId action principal function qualifier sourceArn"
-    replace_on = "statementId action principal function qualifier sourceArn"
-    not_emulated = {"principal": "API Gateway calls functions without asking for permission"}
+    uses = "statementId action principal function qualifier sourceArn sourceAccount"
+    replace_on = uses
+    not_emulated = {"principal": "functions are called without asking for permission"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cloud.client("lambda").add_permission(
@@ -91,7 +90,11 @@ class Permission(Handler):
             StatementId=inputs["statementId"],
             Action=inputs["action"],
             Principal=inputs["principal"],
-            **given(Qualifier=inputs.get("qualifier"), SourceArn=inputs.get("sourceArn")),
+            **given(
+                Qualifier=inputs.get("qualifier"),
+                SourceArn=inputs.get("sourceArn"),
+                SourceAccount=inputs.get("sourceAccount"),
+            ),
         )
         return inputs["statementId"], {}
 
@@ -107,23 +110,32 @@ class Permission(Handler):
 
 
 class EventInvokeConfig(Handler):
-    uses = "functionName qualifier maximumRetryAttempts maximumEventAgeInSeconds"
+    uses = """functionName qualifier maximumRetryAttempts maximumEventAgeInSeconds
+        destinationConfig.onFailure.destination"""
     replace_on = "functionName qualifier"
-    not_emulated = {"qualifier": "retries of an alias are the function's, twice"}
+    not_emulated = {"qualifier": "adapted: what is set on an alias is set on the function too"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        cloud.client("lambda").put_function_event_invoke_config(
-            FunctionName=inputs["functionName"],
-            Qualifier=inputs["qualifier"],
-            MaximumRetryAttempts=inputs["maximumRetryAttempts"],
-            MaximumEventAgeInSeconds=inputs["maximumEventAgeInSeconds"],
-        )
+        for qualifier in self._places(inputs):
+            cloud.client("lambda").put_function_event_invoke_config(
+                FunctionName=inputs["functionName"],
+                MaximumRetryAttempts=inputs["maximumRetryAttempts"],
+                MaximumEventAgeInSeconds=inputs["maximumEventAgeInSeconds"],
+                **qualifier,
+                **given(DestinationConfig=pascal(inputs.get("destinationConfig"))),
+            )
         return f"{inputs['functionName']}:{inputs['qualifier']}", {}
 
     def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("lambda").delete_function_event_invoke_config(
-            FunctionName=inputs["functionName"], Qualifier=inputs["qualifier"]
-        )
+        for qualifier in self._places(inputs):
+            cloud.client("lambda").delete_function_event_invoke_config(
+                FunctionName=inputs["functionName"], **qualifier
+            )
+
+    @staticmethod
+    def _places(inputs: Inputs) -> list[dict[str, str]]:
+        """The alias, as on AWS, and the function itself, where the emulator looks."""
+        return [{}, {"Qualifier": inputs["qualifier"]}]
 
 
 class Invocation(Handler):
@@ -174,7 +186,6 @@ def _configuration(inputs: Inputs) -> dict[str, Any]:
         KMSKeyArn=inputs.get("kmsKeyArn"),
         TracingConfig=pascal(inputs.get("tracingConfig")),
         LoggingConfig=pascal(inputs.get("loggingConfig")),
-        DeadLetterConfig=pascal(inputs.get("deadLetterConfig")),
     )
 
 

@@ -16,6 +16,7 @@ Outputs = dict[str, Any]
 #: Error codes that mean that a thing is not there (any more).
 GONE = {
     "404",
+    "NoSuchBucket",
     "NoSuchEntity",
     "NotFound",
     "NotFoundException",
@@ -90,6 +91,16 @@ class Handler:
                 f"{name}: the local cloud does not know the input {unknown[0]} of "
                 f"{type(self).__name__}; add it to {type(self).__module__.replace('.', '/')}.py"
             )
+
+
+class Recorded(Handler):
+    """A resource that the emulator lacks: it is kept in the state, and `up` says so."""
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        return str(inputs.get("name") or inputs.get("resourceId")), {}
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        """There is nothing."""
 
 
 def flatten(value: Any, path: str = "") -> Iterator[str]:

@@ -10,11 +10,14 @@ from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, 
 
 
 class Table(Handler):
-    uses = """name billingMode hashKey rangeKey attributes.name attributes.type ttl.attributeName
+    uses = """name billingMode readCapacity writeCapacity hashKey rangeKey
+        attributes.name attributes.type ttl.attributeName
         ttl.enabled globalSecondaryIndexes.name globalSecondaryIndexes.keySchemas
-        globalSecondaryIndexes.projectionType pointInTimeRecovery.enabled serverSideEncryption
+        globalSecondaryIndexes.projectionType globalSecondaryIndexes.readCapacity
+        globalSecondaryIndexes.writeCapacity pointInTimeRecovery.enabled serverSideEncryption
         deletionProtectionEnabled tags"""
     replace_on = "name hashKey rangeKey"
+    not_emulated = {"readCapacity": "nothing is throttled", "writeCapacity": "nothing is throttled"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         dynamodb, name = cloud.client("dynamodb"), inputs["name"]
@@ -46,6 +49,11 @@ class Table(Handler):
             {each["name"]: each for each in side.get("globalSecondaryIndexes", [])}
             for side in (old, new)
         )
+        for name, index in after.items():
+            if name in before and before[name] != index and _same_but_capacity(before[name], index):
+                change = [{"Update": {"IndexName": name, **_capacity(index)}}]
+                dynamodb.update_table(TableName=identity, GlobalSecondaryIndexUpdates=change)
+                before[name] = index
         for name in [name for name, index in before.items() if after.get(name) != index]:
             dynamodb.update_table(
                 TableName=identity, GlobalSecondaryIndexUpdates=[{"Delete": {"IndexName": name}}]
@@ -92,17 +100,33 @@ def _attributes(inputs: Inputs) -> list[dict[str, str]]:
     ]
 
 
+def _same_but_capacity(old: Inputs, new: Inputs) -> bool:
+    return all(
+        old.get(key) == new.get(key)
+        for key in old.keys() | new.keys()
+        if key not in ("readCapacity", "writeCapacity")
+    )
+
+
 def _index(index: Inputs) -> dict[str, Any]:
     return {
         "IndexName": index["name"],
         "KeySchema": pascal(index["keySchemas"]),
         "Projection": {"ProjectionType": index["projectionType"]},
+        **_capacity(index),
     }
+
+
+def _capacity(inputs: Inputs) -> dict[str, Any]:
+    """What is provisioned; nothing is, on demand."""
+    read, write = inputs.get("readCapacity"), inputs.get("writeCapacity")
+    units = {"ReadCapacityUnits": read, "WriteCapacityUnits": write}
+    return {"ProvisionedThroughput": units} if read else {}
 
 
 def _settings(inputs: Inputs) -> dict[str, Any]:
     encryption = inputs.get("serverSideEncryption") or {}
-    return given(
+    return _capacity(inputs) | given(
         BillingMode=inputs.get("billingMode"),
         DeletionProtectionEnabled=inputs.get("deletionProtectionEnabled"),
         SSESpecification={

@@ -13,7 +13,7 @@ import pytest
 from taplocal.errors import TapLocalError
 from taplocal.program import Registration, run
 from taplocal.project import Project
-from tests.stack.conftest import ROOT, Graph, Recorder, graph_of, statements
+from tests.stack.conftest import ACCOUNT, ROOT, Graph, Recorder, graph_of, statements
 
 TAGS = {"Project", "Environment", "Component", "ManagedBy", "Owner", "CostCenter"}
 DOCUMENTS = ("policy", "assumeRolePolicy")
@@ -48,12 +48,14 @@ def test_own_tags_reach_every_resource_and_win() -> None:
 
 
 def test_physical_names_follow_project_component_environment(graph: Graph, env: str) -> None:
-    fixed = {"$default", "live", "tokens", "items"}  # names inside an API, a function, a pool
+    fixed = {"$default", "live", "tokens", "items", "files"}  # inside an API, a function, a pool
     for each in graph.custom():
         name = each.inputs.get("name")
         if name and name not in fixed:
             shape = rf"(alias/|/aws/lambda/|/aws/vendedlogs/apis/)?tap-stack(-[a-z0-9-]+)?-{env}(-dead-letters)?"
             assert re.fullmatch(shape, name) or name == f"/tap-stack/{env}/paging-key", each
+        if each.type == "aws:s3/bucket:Bucket":
+            assert re.fullmatch(f"tap-stack-[a-z-]+-{env}-{ACCOUNT}", each.inputs["bucket"])
 
 
 def test_environments_share_no_name_so_that_they_can_share_an_account() -> None:
@@ -61,10 +63,10 @@ def test_environments_share_no_name_so_that_they_can_share_an_account() -> None:
     for env in ("dev", "staging", "prod", "dev-jane"):
         graph = graph_of(env.split("-")[0], environment_suffix=env)
         names[env] = {
-            (each.type, each.inputs["name"])
+            (each.type, each.inputs.get("name") or each.inputs["bucket"])
             for each in graph.custom()
             if each.type.split(":")[-1] not in ("Stage", "Authorizer", "ResourceServer", "Alias")
-            and "name" in each.inputs
+            and each.inputs.keys() & {"name", "bucket"}
         }
     everything = [name for each in names.values() for name in each]
     assert len(everything) == len(set(everything))
@@ -157,7 +159,14 @@ def test_what_must_not_be_lost_is_protected_in_prod_only() -> None:
     def protected(env: str) -> set[str]:
         return {each.name for each in graph_of(env).custom() if each.protect}
 
-    assert protected("prod") == {"api-items", "identity-pool", "encryption-key"}
+    assert protected("prod") == {
+        "api-items",
+        "files-table",
+        "files-uploads-bucket",
+        "files-logs-bucket",
+        "identity-pool",
+        "encryption-key",
+    }
     assert protected("dev") == protected("staging") == set()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.stack.conftest import ACCOUNT, Graph, graph_of
 
-SCOPES = ["items/read", "items/write"]
+SCOPES = ["items/read", "items/write", "files/read", "files/write"]
 
 
 def test_only_invited_people_with_long_passwords_get_in(graph: Graph, env: str) -> None:

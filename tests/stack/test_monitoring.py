@@ -21,6 +21,11 @@ METRICS = {
     "AWS/SQS": {"ApproximateNumberOfMessagesVisible"},
     "AWS/DynamoDB": {"ReadThrottleEvents", "WriteThrottleEvents"},
 }
+#: What only some functions and tables have: asynchronous events, provisioned capacity.
+MORE = {
+    "AWS/Lambda": {"AsyncEventAge", "DestinationDeliveryFailures"},
+    "AWS/DynamoDB": {"ConsumedReadCapacityUnits", "ConsumedWriteCapacityUnits"},
+}
 
 
 def test_every_alarm_has_actions_real_dimensions_and_a_runbook(graph: Graph) -> None:
@@ -28,7 +33,8 @@ def test_every_alarm_has_actions_real_dimensions_and_a_runbook(graph: Graph) -> 
     for each in graph.of("MetricAlarm"):
         alarm = each.inputs
         assert alarm["alarmActions"] == alarm["okActions"] == [graph.outputs["alerts_topic_arn"]]
-        assert alarm["metricName"] in METRICS[alarm["namespace"]], alarm
+        known = METRICS[alarm["namespace"]] | MORE.get(alarm["namespace"], set())
+        assert alarm["metricName"] in known, alarm
         assert ("statistic" in alarm) != ("extendedStatistic" in alarm)
         assert alarm["treatMissingData"] == "notBreaching"
         assert alarm["datapointsToAlarm"] <= alarm["evaluationPeriods"]
@@ -44,30 +50,51 @@ def check_dimensions(graph: Graph, alarm: dict[str, Any]) -> None:
     kind, dimension, field = MEASURED[alarm["namespace"]]
     assert alarm["dimensions"][dimension] in {each.inputs[field] for each in graph.of(kind)}
     if index := alarm["dimensions"].get("GlobalSecondaryIndexName"):
-        assert index in {
-            each["name"] for each in graph.one("Table").inputs["globalSecondaryIndexes"]
-        }
-
-
-def test_every_function_table_index_and_queue_is_watched(graph: Graph) -> None:
-    watched = {
-        (
-            alarm.inputs["namespace"],
-            alarm.inputs["metricName"],
-            *alarm.inputs["dimensions"].values(),
+        (indexes,) = (
+            each.inputs["globalSecondaryIndexes"]
+            for each in graph.of("Table")
+            if each.inputs["name"] == alarm["dimensions"]["TableName"]
         )
-        for alarm in graph.of("MetricAlarm")
+        assert index in {each["name"] for each in indexes}
+
+
+def watched(graph: Graph) -> set[tuple[str, ...]]:
+    """Namespace, metric and the dimensions' values in the order of their names, of every alarm."""
+    return {
+        (each["namespace"], each["metricName"], *each["dimensions"].values())
+        for each in (alarm.inputs for alarm in graph.of("MetricAlarm"))
     }
+
+
+def test_every_function_and_queue_is_watched(graph: Graph) -> None:
     for function in graph.of("Function"):
         for metric in METRICS["AWS/Lambda"]:
-            assert ("AWS/Lambda", metric, function.inputs["name"]) in watched
+            assert ("AWS/Lambda", metric, function.inputs["name"]) in watched(graph)
+    for each in graph.of("FunctionEventInvokeConfig"):
+        for metric in MORE["AWS/Lambda"]:
+            assert ("AWS/Lambda", metric, each.inputs["functionName"]) in watched(graph)
     for queue in graph.of("Queue"):
-        assert ("AWS/SQS", "ApproximateNumberOfMessagesVisible", queue.inputs["name"]) in watched
-    table = graph.one("Table").inputs
-    for metric in METRICS["AWS/DynamoDB"]:
-        assert ("AWS/DynamoDB", metric, table["name"]) in watched
-        for index in table["globalSecondaryIndexes"]:
-            assert ("AWS/DynamoDB", metric, index["name"], table["name"]) in watched  # sorted
+        name = queue.inputs["name"]
+        assert ("AWS/SQS", "ApproximateNumberOfMessagesVisible", name) in watched(graph)
+
+
+def test_every_table_and_index_is_watched(graph: Graph) -> None:
+    for table in (each.inputs for each in graph.of("Table")):
+        for metric in METRICS["AWS/DynamoDB"]:
+            assert ("AWS/DynamoDB", metric, table["name"]) in watched(graph)
+            for index in table["globalSecondaryIndexes"]:
+                assert ("AWS/DynamoDB", metric, index["name"], table["name"]) in watched(graph)
+
+
+def test_the_files_tables_use_alarms_at_80_percent_of_its_capacity(graph: Graph) -> None:
+    thresholds = {
+        each.inputs["metricName"]: each.inputs["threshold"]
+        for each in graph.of("MetricAlarm")
+        if each.inputs["metricName"].startswith("Consumed")
+    }
+    assert thresholds == {"ConsumedReadCapacityUnits": 4_800, "ConsumedWriteCapacityUnits": 4_800}
+    half = graph_of("dev", files_table_capacity="50")
+    assert half.one("MetricAlarm", "monitoring-files-write-capacity").inputs["threshold"] == 2_400
 
 
 def test_the_dashboard_shows_metrics_with_their_dimensions(graph: Graph, env: str) -> None:
@@ -75,7 +102,8 @@ def test_the_dashboard_shows_metrics_with_their_dimensions(graph: Graph, env: st
     assert dashboard["dashboardName"] == f"tap-stack-{env}"
     widgets = json.loads(dashboard["dashboardBody"])["widgets"]
     titles = [each["properties"]["title"] for each in widgets]
-    assert {"API requests", "API latency", "Items", "Table"} <= set(titles)
+    assert {"API requests", "API latency", "Operations", "Items table"} <= set(titles)
+    assert {"Files", "Files table", f"Function tap-stack-files-{env}"} <= set(titles)
     for widget in widgets:
         assert widget["properties"]["region"] == REGION
         for metric in widget["properties"]["metrics"]:
@@ -99,8 +127,8 @@ def test_the_topic_is_encrypted_so_that_cloudwatch_can_publish(graph: Graph) -> 
     assert f"logs.{REGION}.amazonaws.com" in users
 
 
-def test_topic_and_queue_refuse_whoever_comes_without_tls(graph: Graph) -> None:
-    for each in [*graph.of("TopicPolicy"), *graph.of("QueuePolicy")]:
+def test_topics_queues_and_buckets_refuse_whoever_comes_without_tls(graph: Graph) -> None:
+    for each in [x for kind in ("Topic", "Queue", "Bucket") for x in graph.of(f"{kind}Policy")]:
         denied = [
             statement
             for statement in statements(each.inputs["policy"])

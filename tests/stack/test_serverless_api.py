@@ -11,7 +11,7 @@ from tests.stack.conftest import ACCOUNT, REGION, Graph, graph_of, statements
 def test_the_table_is_on_demand_recoverable_and_indexed_for_its_queries(
     graph: Graph, env: str
 ) -> None:
-    table = graph.one("Table").inputs
+    table = graph.one("Table", "api-items").inputs
     assert (table["billingMode"], table["hashKey"]) == ("PAY_PER_REQUEST", "id")
     assert table["pointInTimeRecovery"] == {"enabled": True}
     assert table["ttl"] == {"attributeName": "expires_at", "enabled": True}
@@ -27,13 +27,13 @@ def test_the_table_is_on_demand_recoverable_and_indexed_for_its_queries(
 
 
 def test_the_table_can_be_named() -> None:
-    assert graph_of("dev", table_name="orders").one("Table").inputs["name"] == "orders"
+    assert graph_of("dev", table_name="orders").one("Table", "api-items").inputs["name"] == "orders"
     assert graph_of("dev", table_name="orders").outputs["table_name"] == "orders"
 
 
 def test_functions_are_current_traced_versioned_and_log_into_their_group(graph: Graph) -> None:
     groups = {each.inputs["name"] for each in graph.of("LogGroup")}
-    assert len(graph.of("Function")) == 2
+    assert len(graph.of("Function")) == 3
     for each in graph.of("Function"):
         function = each.inputs
         assert (function["runtime"], function["architectures"], function["publish"]) == (
@@ -54,8 +54,9 @@ def test_log_groups_keep_what_the_settings_say(graph: Graph, env: str) -> None:
 
 
 def test_the_api_function_may_do_exactly_this(graph: Graph) -> None:
-    table, key = graph.one("Table"), graph.outputs["key_arn"]
-    arn = f"arn:aws:test:{REGION}:{ACCOUNT}:Table/{table.name}"
+    arn, key = f"arn:aws:test:{REGION}:{ACCOUNT}:Table/api-items", graph.outputs["key_arn"]
+    files = f"arn:aws:test:{REGION}:{ACCOUNT}:Table/files-table"
+    indexes = ("by_owner", "by_folder", "by_content_type")
     granted = statements(graph.one("RolePolicy", "api-items-role-policy").inputs["policy"])
     assert [(each["Action"], each["Resource"]) for each in granted] == [
         (
@@ -71,6 +72,9 @@ def test_the_api_function_may_do_exactly_this(graph: Graph) -> None:
         (["dynamodb:Query"], [f"{arn}/index/by_owner", f"{arn}/index/by_category"]),
         (["kms:DescribeKey", "kms:Encrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo"], key),
         (["ssm:GetParameter"], f"arn:aws:test:{REGION}:{ACCOUNT}:Parameter/api-paging-key"),
+        (["dynamodb:GetItem"], files),
+        (["dynamodb:Query"], [files, *(f"{files}/index/{each}" for each in indexes)]),
+        (["s3:PutObject"], f"arn:aws:test:{REGION}:{ACCOUNT}:Bucket/files-uploads-bucket/*"),
     ]
 
 
@@ -83,7 +87,7 @@ def test_traffic_goes_to_the_live_alias_and_only_this_api_may_send_it(graph: Gra
     alias = graph.one("aws:lambda/alias:Alias", "api-items-live")
     assert alias.inputs["name"] == "live"
     assert f"functions/{alias.name}/" in graph.one("Integration").inputs["integrationUri"]
-    permission = graph.one("Permission").inputs
+    permission = graph.one("Permission", "api-invoke").inputs
     assert (permission["qualifier"], permission["principal"]) == (
         "live",
         "apigateway.amazonaws.com",
@@ -93,8 +97,8 @@ def test_traffic_goes_to_the_live_alias_and_only_this_api_may_send_it(graph: Gra
 
 def test_every_route_wants_a_token_with_its_scope(graph: Graph) -> None:
     routes = {each.inputs["routeKey"]: each.inputs for each in graph.of("Route")}
-    assert routes.keys() == {*tap_stack.ROUTES, "$default", "OPTIONS /{proxy+}"}
-    for key, (_, scope, _) in tap_stack.ROUTES.items():
+    assert routes.keys() == {*tap_stack.ALL_ROUTES, "$default", "OPTIONS /{proxy+}"}
+    for key, (_, scope, _) in tap_stack.ALL_ROUTES.items():
         assert (routes[key]["authorizationType"], routes[key]["authorizationScopes"]) == (
             "JWT",
             [scope],
@@ -150,10 +154,9 @@ def test_the_paging_key_is_written_by_nobody_but_the_rotation(graph: Graph) -> N
 
 
 def test_the_rotation_is_retried_within_bounds_and_leaves_a_dead_letter(graph: Graph) -> None:
-    function = graph.one("Function", "api-rotation-function").inputs
-    queue = graph.one("Queue")
-    assert function["deadLetterConfig"]["targetArn"].endswith(queue.name)
-    retries = graph.one("FunctionEventInvokeConfig").inputs
+    retries = graph.one("FunctionEventInvokeConfig", "api-rotation-retries").inputs
+    destination = retries["destinationConfig"]["onFailure"]["destination"]
+    assert destination.endswith(":Queue/api-rotation-dead-letters")
     assert (retries["maximumRetryAttempts"], retries["maximumEventAgeInSeconds"]) == (2, 3600)
     assert retries["qualifier"] == "live"
     target = graph.one("Schedule").inputs["target"]

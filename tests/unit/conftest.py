@@ -12,7 +12,7 @@ import pytest
 
 import tap_stack
 from tests.contract import check_answer
-from tests.fakes import FakeDynamoDB, FakeSSM
+from tests.fakes import FakeDynamoDB, FakeS3, FakeSSM
 
 KEY = "11" * 32
 NEVER = float("-inf")
@@ -22,6 +22,10 @@ ENVIRONMENT = {
     "IDEMPOTENCY_SECONDS": "86400",
     "ENVIRONMENT": "dev",
     "METRICS_NAMESPACE": "tap-stack",
+    "FILES_TABLE_NAME": "files",
+    "BUCKET_NAME": "files-bucket",
+    "UPLOAD_BYTES": "1000000",
+    "UPLOAD_TYPES": "image/* application/pdf",
 }
 
 
@@ -65,11 +69,13 @@ class Api:
         **more: Any,
     ) -> Answer:
         route, parameters = f"{method} {path}", None
-        if path.startswith("/items/") and path.count("/") == 2:
-            route, parameters = f"{method} /items/{{id}}", {"id": path.split("/")[2]}
-        claims = {"sub": caller, "scope": "openid items/read items/write"}
+        if path.count("/") == 2 and route not in tap_stack.ALL_ROUTES:
+            _, kind, item_id = path.split("/")
+            route, parameters = f"{method} /{kind}/{{id}}", {"id": item_id}
+        scope = "openid items/read items/write files/read files/write"
+        claims = {"sub": caller, "scope": scope}
         event = {
-            "routeKey": route if route in tap_stack.ROUTES else "$default",
+            "routeKey": route if route in tap_stack.ALL_ROUTES else "$default",
             "rawPath": path,
             "headers": headers or {},
             "queryStringParameters": dict(each.split("=", 1) for each in query.split("&"))
@@ -86,7 +92,7 @@ class Api:
             **more,
         }
         answer = tap_stack.api(event, None)
-        if event["routeKey"] in tap_stack.ROUTES:
+        if event["routeKey"] in tap_stack.ALL_ROUTES:
             check_answer(event["routeKey"], answer["statusCode"], answer["headers"], answer["body"])
         return Answer(answer["statusCode"], answer["headers"], answer["body"])
 
@@ -96,7 +102,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     """The API on an empty table."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    fakes = {"dynamodb": FakeDynamoDB(), "ssm": FakeSSM(paging=KEY)}
+    fakes = {"dynamodb": FakeDynamoDB(), "ssm": FakeSSM(paging=KEY), "s3": FakeS3()}
     monkeypatch.setattr(tap_stack, "_clients", fakes)
     monkeypatch.setattr(
         tap_stack, "_paging", dict(tap_stack._paging, keys=[], read=NEVER, tried=NEVER)

@@ -351,11 +351,13 @@ def test_what_no_route_takes(
 
 
 def test_every_route_wants_its_scope(api: Api) -> None:
-    for route, (_, scope, _) in tap_stack.ROUTES.items():
+    for route, (_, scope, _) in tap_stack.ALL_ROUTES.items():
         method, path = route.split()
         claims = {
             "sub": "ann",
-            "scope": "openid " + " ".join({"items/read", "items/write"} - {scope}),
+            "scope": " ".join(
+                {"openid", "items/read", "items/write", "files/read", "files/write"} - {scope}
+            ),
         }
         context = {
             "requestId": "request-1",

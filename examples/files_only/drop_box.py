@@ -1,0 +1,26 @@
+"""One component alone: the file pipeline, with its key and alarms on a topic, and no API.
+
+On AWS:    cd examples/files_only && PYTHONPATH=../.. pulumi up
+Locally:   python -m taplocal up --program examples/files_only
+"""
+
+import pulumi
+
+from tap_stack import Alerts, Encryption, FilePipeline, Monitoring, TapStackArgs
+
+args = TapStackArgs(environment_suffix="dev", project="drop-box", files_table_capacity=20)
+encryption = Encryption("encryption", args)
+alerts = Alerts("alerts", args, key_arn=encryption.key_arn)
+files = FilePipeline("files", args, key_arn=encryption.key_arn)
+Monitoring(
+    "monitoring",
+    args,
+    alarms=files.alarms(),
+    graphs=files.graphs(),
+    topic_arn=alerts.topic_arn,
+)
+
+pulumi.export("files_bucket_name", files.uploads.bucket.bucket)
+pulumi.export("files_table_name", files.table.name)
+pulumi.export("files_function_name", files.function.function.name)
+pulumi.export("files_dead_letters_url", files.function.dead_letters_url)

@@ -1,0 +1,1 @@
+"""What an operator runs against a deployed stack, on AWS or on the local cloud."""

@@ -1,0 +1,280 @@
+"""The file pipeline on the local cloud: uploads of every kind, bursts, duplicates, dead letters."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from ops.redrive import Letter, redrive
+from tap_stack import file_id
+from taplocal import access
+from taplocal.session import Session
+from tests.contract import check_answer
+from tests.local.conftest import Call, taplocal
+from tests.unit.test_content_types import FILES, png
+
+WAIT_SECONDS = 60  # a guard against hanging
+
+
+class Pipeline:
+    """What the tests do to the pipeline and see of it, below a prefix that no other test uses."""
+
+    def __init__(self, deployed: Session):
+        self.outputs, self.client = deployed.outputs, deployed.cloud.client
+        self.owner = f"t-{uuid.uuid4().hex[:12]}"
+
+    def put(self, name: str, body: bytes = b"x", **more: Any) -> str:
+        """Puts an object by the SDK, as other systems do; returns its version."""
+        bucket = self.outputs["files_bucket_name"]
+        put = self.client("s3").put_object(
+            Bucket=bucket, Key=f"{self.owner}/{name}", Body=body, **more
+        )
+        return str(put["VersionId"])
+
+    def records(self, name: str) -> dict[str, Any]:
+        """All records of a file by their `record`."""
+        found = self.client("dynamodb").query(
+            TableName=self.outputs["files_table_name"],
+            KeyConditionExpression="id = :id",
+            ExpressionAttributeValues={":id": {"S": file_id(f"{self.owner}/{name}")}},
+            ConsistentRead=True,
+        )["Items"]
+        return {each["record"]["S"].partition("#")[0]: each for each in found}
+
+    def newest(self, name: str) -> dict[str, Any]:
+        """The file as it is now, once it is recorded."""
+        return eventually(lambda: self.records(name).get("newest"))  # type: ignore[no-any-return]
+
+    def totals(self) -> tuple[int, int]:
+        """Count and bytes of this owner's uploads, over all days, types and shards."""
+        pages = (
+            self.client("dynamodb")
+            .get_paginator("scan")
+            .paginate(
+                TableName=self.outputs["files_table_name"],
+                FilterExpression="begins_with(id, :totals) AND begins_with(#record, :owner)",
+                ExpressionAttributeNames={"#record": "record"},
+                ExpressionAttributeValues={
+                    ":totals": {"S": "totals#"},
+                    ":owner": {"S": f"{self.owner}/"},
+                },
+                ConsistentRead=True,
+            )
+        )
+        found = [each for page in pages for each in page["Items"]]
+        return tuple(sum(int(each[x]["N"]) for each in found) for x in ("count", "bytes"))  # type: ignore[return-value]
+
+    def invoke(self, event: Any, kind: str = "RequestResponse") -> dict[str, Any]:
+        """Calls the function as S3 does."""
+        answer = self.client("lambda").invoke(
+            FunctionName=self.outputs["files_function_name"],
+            Qualifier="live",
+            InvocationType=kind,
+            Payload=json.dumps(event).encode(),
+        )
+        return dict(answer)
+
+    def event(self, name: str, version: str, sequencer: str) -> dict[str, Any]:
+        """An event of S3 about an object."""
+        stored = {"key": f"{self.owner}/{name}", "versionId": version, "sequencer": sequencer}
+        bucket = {"name": self.outputs["files_bucket_name"]}
+        return {
+            "eventName": "ObjectCreated:Put",
+            "eventTime": "2026-11-21T10:00:00.000Z",
+            "s3": {"bucket": bucket, "object": stored},
+        }
+
+    def redrive(self, dry_run: bool = False) -> list[Letter]:
+        """Puts the dead letters back."""
+        place = self.outputs["files_dead_letters_url"], self.outputs["files_function_name"]
+        return list(redrive(self.client("sqs"), self.client("lambda"), *place, dry_run))
+
+    def letters(self) -> int:
+        """How many dead letters there are."""
+        answer = self.client("sqs").get_queue_attributes(
+            QueueUrl=self.outputs["files_dead_letters_url"],
+            AttributeNames=["ApproximateNumberOfMessages"],
+        )
+        return int(answer["Attributes"]["ApproximateNumberOfMessages"])
+
+
+@pytest.fixture
+def pipeline(deployed: Session) -> Pipeline:
+    """The deployed pipeline, with an empty queue of dead letters."""
+    made = Pipeline(deployed)
+    made.client("sqs").purge_queue(QueueUrl=made.outputs["files_dead_letters_url"])
+    return made
+
+
+def eventually(look: Callable[[], Any]) -> Any:
+    """What `look` sees once it sees something."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not (seen := look()):
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b+c%20.png", "é/ż/☕.png", "../../x", "line\nbreak", "folder/", "x" * 900, "a//b", "=&?#"],
+)
+def test_any_key_is_recorded_as_it_is(pipeline: Pipeline, name: str) -> None:
+    body = b"" if name.endswith("/") else png(4, 3)
+    version = pipeline.put(name, body, ContentType="text/html", Metadata={"from": "test"})
+    file = pipeline.newest(name)
+    assert file["key"]["S"] == f"{pipeline.owner}/{name}"
+    assert file["version_id"]["S"] == version
+    assert file["size"]["N"] == str(len(body))
+    assert file["content_type"]["S"] == ("image/png" if body else "application/x-empty")
+    assert file["declared_type"]["S"] == "text/html"
+    assert file["metadata"]["M"] == {"from": {"S": "test"}}
+
+
+def test_files_of_every_kind_are_what_their_bytes_say(pipeline: Pipeline) -> None:
+    names = [f"{number}.lie" for number, _ in enumerate(FILES)]
+    for name, (body, _, _) in zip(names, FILES, strict=True):
+        pipeline.put(name, body, ContentType="application/pdf")
+    for name, (_, content_type, _) in zip(names, FILES, strict=True):
+        assert pipeline.newest(name)["content_type"]["S"] == content_type, name
+    assert pipeline.totals() == (len(FILES), sum(len(each[0]) for each in FILES))
+
+
+def test_a_multipart_upload_is_recorded_with_its_etag(pipeline: Pipeline) -> None:
+    s3, bucket = pipeline.client("s3"), pipeline.outputs["files_bucket_name"]
+    place = {"Bucket": bucket, "Key": f"{pipeline.owner}/large"}
+    upload = s3.create_multipart_upload(**place, ContentType="video/mp4")["UploadId"]
+    parts = []
+    for number, body in enumerate((png(7, 8).ljust(5_242_880, b"\0"), b"end"), 1):
+        part = s3.upload_part(**place, UploadId=upload, PartNumber=number, Body=body)
+        parts.append({"ETag": part["ETag"], "PartNumber": number})
+    s3.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts})
+    file = pipeline.newest("large")
+    assert file["etag"]["S"].endswith("-2")
+    assert (file["size"]["N"], file["width"]["N"]) == ("5242883", "7")
+
+
+def test_a_copy_is_recorded_too(pipeline: Pipeline) -> None:
+    bucket = pipeline.outputs["files_bucket_name"]
+    pipeline.put("a", b"%PDF-")
+    pipeline.client("s3").copy_object(
+        Bucket=bucket, Key=f"{pipeline.owner}/b", CopySource=f"{bucket}/{pipeline.owner}/a"
+    )
+    assert pipeline.newest("b")["content_type"]["S"] == "application/pdf"
+
+
+def test_an_upload_by_the_form_is_listed_for_its_owner_only(
+    deployed: Session, ann: Call, bob: Call, fresh: str
+) -> None:
+    token = access.person_token(deployed, "ann@example.com")
+    form, stored = access.upload(deployed, token, "ü b.png", png(9, 9), "image/png", fresh)
+    assert (form.status, stored.status) == (201, 204)
+    check_answer("POST /files", form.status, form.headers, form.body)
+    identity = form.json()["id"]
+    eventually(lambda: ann("GET", f"/files/{identity}").status == 200)
+    file = ann("GET", f"/files/{identity}").json()
+    assert (file["name"], file["folder"], file["width"]) == ("ü b.png", fresh, 9)
+    for query in (
+        f"folder={fresh}",
+        "content_type=image/png",
+        f"day={file['uploaded_at'][:10]}",
+        "",
+    ):
+        listed = ann("GET", f"/files?{query}").json()["files"]
+        assert identity in [each["id"] for each in listed], query
+        assert identity not in [
+            each["id"] for each in bob("GET", f"/files?{query}").json()["files"]
+        ]
+    assert bob("GET", f"/files/{identity}").status == 404
+    totals = ann("GET", "/files/totals").json()["totals"]
+    assert any(each["content_type"] == "image/png" for each in totals)
+
+
+def test_s3_refuses_what_the_form_does_not_allow(deployed: Session, ann: Call) -> None:
+    wanted = {"name": "a.txt", "content_type": "text/plain", "size": 3}
+    form = ann("POST", "/files", json.dumps(wanted))
+    assert form.status == 201
+    assert access.send(form, b"four").status == 400
+    for field, value in (("key", "bob/a.txt"), ("Content-Type", "text/html")):
+        answer = form.json()
+        answer["fields"][field] = value
+        forged = access.Answer(201, {}, json.dumps(answer))
+        assert access.send(forged, b"abc").status == 403, field
+    assert access.send(form, b"abc").status == 204
+
+
+def test_repeated_and_reordered_events_change_nothing(pipeline: Pipeline) -> None:
+    first, second = pipeline.put("a", b"one"), pipeline.put("a", b"three")
+    eventually(lambda: pipeline.totals() == (2, 8))
+    before = pipeline.records("a")
+    newer = pipeline.records("a")["newest"]["sequencer"]["S"]
+    for _ in range(2):
+        older = pipeline.event("a", first, f"{1:018X}")
+        late = {"Records": [older, pipeline.event("a", second, newer)]}
+        assert "FunctionError" not in pipeline.invoke(late)
+    assert pipeline.records("a")["newest"] == before["newest"]
+    assert pipeline.totals() == (3, 11)  # the first sequencer was never seen: a version, once
+
+
+def test_a_deleted_version_leaves_a_failed_record(pipeline: Pipeline) -> None:
+    assert "FunctionError" not in pipeline.invoke({"Records": [pipeline.event("gone", "no", "01")]})
+    record = pipeline.records("gone")
+    assert record.keys() == {"version"}
+    assert "gone" in record["version"]["failure"]["S"]
+
+
+def test_a_burst_is_recorded_exactly_once(pipeline: Pipeline) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda n: pipeline.put(f"{n % 50}/{n}.txt", b"x" * n), range(200)))
+    eventually(lambda: pipeline.totals()[0] >= 200)
+    time.sleep(0.5)
+    assert pipeline.totals() == (200, sum(range(200)))
+    assert pipeline.letters() == 0
+
+
+def test_a_poison_event_ends_in_the_queue_and_can_be_put_back(pipeline: Pipeline) -> None:
+    event = {"Records": [pipeline.event("late", "", "0B"), {"eventName": "ObjectCreated:Put"}]}
+    pipeline.put("late", b"x")
+    pipeline.newest("late")
+    pipeline.invoke(event, "Event")
+    eventually(lambda: pipeline.letters() == 1)
+    (seen,) = pipeline.redrive(dry_run=True)
+    assert seen.event == event
+    assert pipeline.letters() == 1
+    (letter,) = pipeline.redrive()
+    assert "1 of 2 records" in letter.error
+    eventually(lambda: pipeline.letters() == 1)  # it is poison still, and comes back
+    assert pipeline.totals()[0] == 2  # the good record of the event counted, once
+
+
+def test_a_letter_that_is_none_stays(pipeline: Pipeline) -> None:
+    url = pipeline.outputs["files_dead_letters_url"]
+    pipeline.client("sqs").send_message(QueueUrl=url, MessageBody="hello")
+    (letter,) = pipeline.redrive()
+    assert letter.event is None
+    assert pipeline.letters() == 1
+
+
+def test_the_commands_upload_and_redrive(data: Any, deployed: Session, tmp_path: Any) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("hello")
+    own = ("--data", str(data), "--json")
+    uploaded = taplocal("upload", str(path), "--user", "ann@example.com", *own)
+    assert uploaded.returncode == 0, uploaded.stderr
+    identity = json.loads(uploaded.stdout)["id"]
+
+    def seen() -> Any:
+        called = taplocal("call", "GET", f"/files/{identity}", "--user", "ann@example.com", *own)
+        return json.loads(called.stdout)["status"] == 200
+
+    eventually(seen)
+    refused = taplocal("upload", str(path), "--content-type", "model/gltf", *own)
+    assert refused.returncode == 1
+    assert "content_type is one of" in refused.stderr
+    assert "letters" in json.loads(taplocal("redrive", "--dry-run", *own).stdout)

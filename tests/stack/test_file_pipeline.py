@@ -1,0 +1,191 @@
+"""The file pipeline as it is registered: buckets, trigger, table, function, capacity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import tap_stack
+from taplocal.errors import TapLocalError
+from tests.stack.conftest import ACCOUNT, REGION, Graph, graph_of, statements
+
+BUCKETS = ("files-uploads", "files-logs")
+
+
+def test_buckets_are_private_encrypted_versioned_and_their_owners_alone(
+    graph: Graph, env: str
+) -> None:
+    for name in BUCKETS:
+        bucket = graph.one("Bucket", f"{name}-bucket").inputs
+        assert bucket["forceDestroy"] is (env == "dev")
+        block = graph.one("BucketPublicAccessBlock", f"{name}-private").inputs
+        assert [value for value in block.values() if value is True] == [True] * 4
+        ownership = graph.one("BucketOwnershipControls", f"{name}-ownership").inputs
+        assert ownership["rule"] == {"objectOwnership": "BucketOwnerEnforced"}
+        kind = "BucketServerSideEncryptionConfiguration"
+        (rule,) = graph.one(kind, f"{name}-encryption").inputs["rules"]
+        assert rule["applyServerSideEncryptionByDefault"] == {"sseAlgorithm": "AES256"}
+        versioning = graph.one("BucketVersioning", f"{name}-versioning").inputs
+        assert versioning["versioningConfiguration"] == {"status": "Enabled"}
+        (denied,) = (
+            each
+            for each in statements(graph.one("BucketPolicy", f"{name}-policy").inputs["policy"])
+            if each["Effect"] == "Deny"
+        )
+        arn = f"arn:aws:test:{REGION}:{ACCOUNT}:Bucket/{name}-bucket"
+        assert (denied["Action"], denied["Resource"]) == (["s3:*"], [arn, f"{arn}/*"])
+
+
+def rules(graph: Graph, name: str) -> dict[str, Any]:
+    (found,) = (
+        each.inputs["rules"]
+        for each in graph.of("BucketLifecycleConfiguration")
+        if each.name == f"{name}-lifecycle"
+    )
+    assert all(each["status"] == "Enabled" for each in found)
+    return {each["id"]: each for each in found}
+
+
+def test_nothing_is_kept_longer_or_dearer_than_said(graph: Graph, env: str) -> None:
+    tier, uploads, logs = (
+        tap_stack.TIERS[env],
+        rules(graph, "files-uploads"),
+        rules(graph, "files-logs"),
+    )
+    for each in (uploads, logs):
+        assert each["unfinished"]["abortIncompleteMultipartUpload"] == {"daysAfterInitiation": 7}
+        kept = {"noncurrentDays": tier["noncurrent_days"]}
+        assert each["noncurrent"]["noncurrentVersionExpiration"] == kept
+    assert [each["days"] for each in uploads["cooler"]["transitions"]] == [30, 90]
+    assert "expired" not in uploads
+    assert logs["expired"]["expiration"] == {"days": tier["log_retention_days"]}
+    cooler = logs.get("cooler", {}).get("transitions", [])
+    assert all(each["days"] < tier["log_retention_days"] for each in cooler)
+
+
+def test_access_is_logged_into_the_other_bucket_which_takes_it_from_this_one_only(
+    graph: Graph, env: str
+) -> None:
+    logging = graph.one("BucketLogging").inputs
+    names = [f"tap-stack-{each}-{env}-{ACCOUNT}" for each in ("files", "files-logs")]
+    assert [logging["bucket"], logging["targetBucket"]] == names
+    granted = statements(graph.one("BucketPolicy", "files-logs-policy").inputs["policy"])
+    (delivery,) = (each for each in granted if each["Effect"] == "Allow")
+    assert delivery["Principal"] == {"Service": "logging.s3.amazonaws.com"}
+    assert delivery["Action"] == ["s3:PutObject"]
+    assert delivery["Condition"] == {
+        "StringEquals": {"aws:SourceAccount": ACCOUNT},
+        "ArnEquals": {"aws:SourceArn": [f"arn:aws:s3:::{names[0]}"]},
+    }
+
+
+def test_browsers_upload_from_the_configured_origins_only(graph: Graph, env: str) -> None:
+    origins = tap_stack.TIERS[env]["cors_origins"]
+    allowed = [
+        rule["allowedOrigins"]
+        for each in graph.of("BucketCorsConfiguration")
+        for rule in each.inputs["corsRules"]
+    ]
+    assert allowed == ([list(origins)] if origins else [])
+
+
+def test_names_can_be_chosen() -> None:
+    graph = graph_of("dev", files_bucket_name="our-uploads", files_table_name="our-files")
+    assert graph.outputs["files_bucket_name"] == "our-uploads"
+    assert graph.outputs["files_table_name"] == "our-files"
+    granted = statements(graph.one("BucketPolicy", "files-logs-policy").inputs["policy"])
+    assert granted[1]["Condition"]["ArnEquals"]["aws:SourceArn"] == ["arn:aws:s3:::our-uploads"]
+
+
+@pytest.mark.parametrize("name", ["Upper", "a", "a--b", "-a-", "a.b", "xn--abc", "a" * 64])
+def test_a_name_that_s3_refuses_is_refused(name: str) -> None:
+    with pytest.raises(TapLocalError, match="files_bucket_name must be"):
+        graph_of("dev", files_bucket_name=name)
+
+
+def test_the_only_notification_calls_the_live_alias_which_takes_it_from_this_bucket(
+    graph: Graph,
+) -> None:
+    (configured,) = graph.one("BucketNotification").inputs["lambdaFunctions"]
+    assert configured["events"] == ["s3:ObjectCreated:*"]
+    assert configured["lambdaFunctionArn"].endswith(":Alias/files-records-live")
+    permission = graph.one("Permission", "files-invoke").inputs
+    assert permission["qualifier"] == "live"
+    assert permission["principal"] == "s3.amazonaws.com"
+    assert permission["sourceArn"].endswith(":Bucket/files-uploads-bucket")
+    assert permission["sourceAccount"] == ACCOUNT
+
+
+def test_events_are_tried_three_times_within_six_hours_and_then_set_aside(graph: Graph) -> None:
+    retries = graph.one("FunctionEventInvokeConfig", "files-records-retries").inputs
+    assert (retries["maximumRetryAttempts"], retries["maximumEventAgeInSeconds"]) == (2, 21_600)
+    destination = retries["destinationConfig"]["onFailure"]["destination"]
+    assert destination.endswith(":Queue/files-records-dead-letters")
+    queue = graph.one("Queue", "files-records-dead-letters").inputs
+    assert queue["messageRetentionSeconds"] == 14 * 24 * 3600
+
+
+def test_the_function_may_do_exactly_this(graph: Graph) -> None:
+    def arn(kind: str, name: str) -> str:
+        return f"arn:aws:test:{REGION}:{ACCOUNT}:{kind}/{name}"
+
+    key, bucket = graph.outputs["key_arn"], arn("Bucket", "files-uploads-bucket")
+    granted = statements(graph.one("RolePolicy", "files-records-role-policy").inputs["policy"])
+    assert [(each["Action"], each["Resource"]) for each in granted] == [
+        (
+            ["logs:CreateLogStream", "logs:PutLogEvents"],
+            arn("LogGroup", "files-records-logs") + ":*",
+        ),
+        (["xray:PutTelemetryRecords", "xray:PutTraceSegments"], "*"),
+        (["kms:Decrypt", "kms:GenerateDataKey"], key),
+        (["s3:GetObject", "s3:GetObjectVersion"], f"{bucket}/*"),
+        (["s3:ListBucket"], bucket),
+        (["dynamodb:PutItem", "dynamodb:UpdateItem"], arn("Table", "files-table")),
+        (["kms:DescribeKey", "kms:Encrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo"], key),
+        (["sqs:SendMessage"], arn("Queue", "files-records-dead-letters")),
+    ]
+
+
+def test_the_table_has_its_capacity_and_its_indexes_half_of_it(graph: Graph, env: str) -> None:
+    table = graph.one("Table", "files-table").inputs
+    assert (table["billingMode"], table["hashKey"], table["rangeKey"]) == (
+        "PROVISIONED",
+        "id",
+        "record",
+    )
+    assert (table["readCapacity"], table["writeCapacity"]) == (100, 100)
+    assert table["pointInTimeRecovery"] == {"enabled": True}
+    assert table["deletionProtectionEnabled"] is (env == "prod")
+    for each in table["globalSecondaryIndexes"]:
+        assert (each["readCapacity"], each["writeCapacity"]) == (25, 50)
+        keys = [key["attributeName"] for key in each["keySchemas"]]
+        assert keys == [tap_stack.FILE_INDEXES[each["name"]], "uploaded_at"]
+    assert not graph.of("aws:appautoscaling/target:Target")
+
+
+def test_table_and_indexes_scale_if_they_shall_and_keep_what_the_scaler_set() -> None:
+    graph = graph_of("dev", files_table_scaling="4")
+    ranges = {
+        (each.inputs["resourceId"].rpartition("/")[2], each.inputs["scalableDimension"]): (
+            each.inputs["minCapacity"],
+            each.inputs["maxCapacity"],
+        )
+        for each in graph.of("aws:appautoscaling/target:Target")
+    }
+    expected = {
+        ("tap-stack-files-dev", "dynamodb:table:ReadCapacityUnits"): (100, 400),
+        ("tap-stack-files-dev", "dynamodb:table:WriteCapacityUnits"): (100, 400),
+    }
+    for index in tap_stack.FILE_INDEXES:
+        expected[index, "dynamodb:index:ReadCapacityUnits"] = (25, 100)
+        expected[index, "dynamodb:index:WriteCapacityUnits"] = (50, 200)
+    assert ranges == expected
+    assert len(graph.of("aws:appautoscaling/policy:Policy")) == len(expected)
+    assert set(graph.one("Table", "files-table").ignore_changes) == {
+        "readCapacity",
+        "writeCapacity",
+        "globalSecondaryIndexes[*].readCapacity",
+        "globalSecondaryIndexes[*].writeCapacity",
+    }
+    assert not graph_of("dev").one("Table", "files-table").ignore_changes

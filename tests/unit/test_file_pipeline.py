@@ -1,0 +1,370 @@
+"""The function of the file pipeline: every version recorded once, whatever S3 and DynamoDB do."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote_plus
+
+import pytest
+from botocore.exceptions import ReadTimeoutError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import tap_stack
+from tap_stack import RecordsFailed, file_id, record_files
+from tests.fakes import FakeDynamoDB, FakeS3, Item, client_error
+from tests.unit.conftest import ENVIRONMENT
+from tests.unit.test_content_types import png
+
+DAY = "2026-11-21"
+
+
+class Pipeline:
+    """The handler on fakes."""
+
+    def __init__(self) -> None:
+        self.s3, self.table = FakeS3(), FakeDynamoDB()
+
+    def __call__(self, *records: Any) -> None:
+        record_files({"Records": list(records)}, SimpleNamespace(aws_request_id="r"))
+
+    def version(self, key: str, sequencer: str) -> Item:
+        """The record of one version."""
+        return self.table.files[f"{file_id(key)} version#{sequencer.ljust(64, '0')}"]
+
+    def newest(self, key: str) -> Item:
+        """The file as it is now."""
+        return self.table.files[f"{file_id(key)} newest"]
+
+    def totals(self) -> dict[tuple[str, str, str], tuple[int, int]]:
+        """(day, owner, type) -> (count, bytes), over all shards."""
+        found: Counter[tuple[str, str, str, str]] = Counter()
+        for item in self.table.files.values():
+            if item["id"]["S"].startswith("totals#"):
+                owner, _, rest = item["record"]["S"].partition("/")
+                place = item["id"]["S"][7:], owner, rest.rpartition("/")[0]
+                found.update({(*place, x): int(item[x]["N"]) for x in ("count", "bytes")})
+        places = {place[:3] for place in found}
+        return {place: (found[*place, "count"], found[*place, "bytes"]) for place in places}
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline]:
+    """The handler on empty fakes."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    made = Pipeline()
+    monkeypatch.setattr(tap_stack, "_clients", {"dynamodb": made.table, "s3": made.s3})
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    yield made
+
+
+def created(key: str, sequencer: str = "A1", version: str = "v1", **changes: Any) -> dict[str, Any]:
+    """A record of an S3 event."""
+    stored = {"key": quote_plus(key, safe="/"), "versionId": version, "sequencer": sequencer}
+    return {
+        "eventName": "ObjectCreated:Put",
+        "eventTime": f"{DAY}T10:00:00.000Z",
+        "s3": {"bucket": {"name": "files-bucket"}, "object": stored},
+        **changes,
+    }
+
+
+def plain(item: Item) -> dict[str, Any]:
+    """An item without the types of its attributes."""
+    return dict(json.loads(tap_stack.to_json({"M": item})))
+
+
+# What is recorded
+
+
+def test_everything_that_the_object_tells_is_recorded(pipeline: Pipeline) -> None:
+    head = {
+        "ContentType": "text/plain",
+        "ETag": '"abc-3"',
+        "ChecksumSHA256": "c3Vt",
+        "ChecksumType": "COMPOSITE",
+        "Metadata": {"camera": "x100"},
+    }
+    pipeline.s3.put("ann/trip/day 1/a+b é.PNG", "v1", png(30, 20), **head)
+    pipeline(created("ann/trip/day 1/a+b é.PNG"))
+    newest = plain(pipeline.newest("ann/trip/day 1/a+b é.PNG"))
+    assert newest == {
+        "id": file_id("ann/trip/day 1/a+b é.PNG"),
+        "record": "newest",
+        "sequencer": "A1".ljust(64, "0"),
+        "key": "ann/trip/day 1/a+b é.PNG",
+        "owner": "ann",
+        "folder": "trip/day 1",
+        "name": "a+b é.PNG",
+        "extension": "png",
+        "version_id": "v1",
+        "uploaded_at": f"{DAY}T10:00:00.000Z",
+        "size": len(png(30, 20)),
+        "content_type": "image/png",
+        "declared_type": "text/plain",
+        "etag": "abc-3",
+        "checksums": {"SHA256": "c3Vt"},
+        "metadata": {"camera": "x100"},
+        "width": 30,
+        "height": 20,
+        "files_of": "ann/",
+        "folder_of": "ann/trip/day 1",
+        "type_of": "ann/image/png",
+    }
+    version = plain(pipeline.version("ann/trip/day 1/a+b é.PNG", "A1"))
+    assert not {"files_of", "folder_of", "type_of"} & version.keys()  # it is in no index
+    assert pipeline.totals() == {(DAY, "ann", "image/png"): (1, len(png(30, 20)))}
+
+
+@pytest.mark.parametrize(
+    ("key", "owner", "folder", "name", "extension"),
+    [
+        ("a.txt", "", "", "a.txt", "txt"),
+        ("ann/a", "ann", "", "a", ""),
+        ("ann/photos/", "ann", "photos", "", ""),
+        ("ann/.bashrc", "ann", "", ".bashrc", ""),
+        ("ann/a.tar.GZ", "ann", "", "a.tar.GZ", "gz"),
+        ("ann/../../etc/passwd", "ann", "../../etc", "passwd", ""),
+        ("ann//b", "ann", "", "b", ""),
+        ("ann/line\nbreak/\t%20+", "ann", "line\nbreak", "\t%20+", ""),
+        ("/", "", "", "", ""),
+        ("ann/" + "é" * 510, "ann", "", "é" * 510, ""),
+    ],
+)
+def test_a_key_is_opaque(
+    pipeline: Pipeline, key: str, owner: str, folder: str, name: str, extension: str
+) -> None:
+    pipeline.s3.put(key, "v1", b"")
+    pipeline(created(key))
+    file = plain(pipeline.newest(key))
+    assert (file["key"], file["owner"], file["folder"], file["name"], file["extension"]) == (
+        key,
+        owner,
+        folder,
+        name,
+        extension,
+    )
+    assert (file["size"], file["content_type"]) == (0, "application/x-empty")
+    assert pipeline.s3.reads == []
+    for index in tap_stack.FILE_INDEXES.values():
+        assert file[index]  # an index key cannot be empty
+
+
+def test_no_more_than_the_head_of_a_large_object_is_read(pipeline: Pipeline) -> None:
+    pipeline.s3.put("ann/film", "v1", b"\0\0\0\x18ftypisom" + b"\0" * 70_000, size=5 * 10**12)
+    pipeline(created("ann/film"))
+    assert plain(pipeline.newest("ann/film"))["size"] == 5 * 10**12
+    assert pipeline.s3.reads == ["bytes=0-65535"]
+
+
+def test_an_archived_object_is_recorded_without_being_read(pipeline: Pipeline) -> None:
+    pipeline.s3.put("ann/old", "v1", b"x", StorageClass="GLACIER", ContentType="image/png")
+    pipeline(created("ann/old"))
+    assert plain(pipeline.newest("ann/old"))["content_type"] == "application/octet-stream"
+
+
+def test_an_ordinary_record_fits_into_one_unit(pipeline: Pipeline) -> None:
+    # The arithmetic of docs/decisions/0007: 2 units for each of the three writes.
+    key = "3f2504e0-4f89-41d3-9a0c-0305e82c3301/reports/2026/quarter.pdf"
+    pipeline.s3.put(key, "v1", b"%PDF-", ETag='"' + "0" * 32 + '"', ChecksumCRC64NVME="A" * 12)
+    pipeline(created(key, "0" * 18, "v" * 32))
+    for item in pipeline.table.files.values():
+        assert len(json.dumps(item)) < 1_024 + 300  # DynamoDB counts neither types nor punctuation
+
+
+# What comes twice, late or not at all
+
+
+def test_a_repeated_event_changes_nothing(pipeline: Pipeline) -> None:
+    pipeline.s3.put("ann/a", "v1", b"x")
+    pipeline(created("ann/a"))
+    before = json.dumps(pipeline.table.files, sort_keys=True)
+    pipeline(created("ann/a"), created("ann/a"))
+    assert json.dumps(pipeline.table.files, sort_keys=True) == before
+
+
+def test_the_newest_version_stays_when_an_older_one_comes_late(pipeline: Pipeline) -> None:
+    pipeline.s3.put("ann/a", "v1", b"old")
+    pipeline.s3.put("ann/a", "v2", b"newer")
+    # Padded at the end: 0A2 is later than 0A1FF, though it is shorter.
+    pipeline(created("ann/a", "0a2", "v2"), created("ann/a", "0A1FF", "v1"))
+    assert plain(pipeline.newest("ann/a"))["version_id"] == "v2"
+    assert plain(pipeline.version("ann/a", "0A1FF"))["version_id"] == "v1"
+    assert pipeline.totals() == {(DAY, "ann", "text/plain"): (2, 8)}
+
+
+def test_what_is_no_creation_is_passed_over(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline(created("ann/a", eventName="ObjectRemoved:DeleteMarkerCreated"))
+    assert pipeline.table.files == {}
+    assert json.loads(capsys.readouterr().out)["FilesIgnored"] == 1
+
+
+@pytest.mark.parametrize("code", ["404", "405"])
+def test_an_object_that_is_gone_is_recorded_as_failed(pipeline: Pipeline, code: str) -> None:
+    def gone(operation: str, arguments: dict[str, Any]) -> None:
+        raise client_error(code, operation)
+
+    pipeline.s3.before = gone
+    pipeline(created("ann/a"))
+    pipeline(created("ann/a"))
+    version = plain(pipeline.version("ann/a", "A1"))
+    assert version["failure"] == "The object was gone before it could be read."
+    assert len(pipeline.table.files) == 1  # neither a newest state nor a total
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        None,
+        "x",
+        created("a", sequencer="no hex"),
+        created("a", sequencer=""),
+        created("a", sequencer="A" * 65),
+        created("", "A1"),
+        created("a", eventTime="yesterday"),
+        created("a", s3={}),
+        {
+            **created("a"),
+            "s3": {"bucket": {"name": "b"}, "object": {"key": "%FF", "sequencer": "1"}},
+        },
+    ],
+)
+def test_a_malformed_record_fails_and_does_not_hold_back_the_others(
+    pipeline: Pipeline, record: Any
+) -> None:
+    pipeline.s3.put("ann/a", "v1", b"x")
+    if isinstance(record, dict) and not record:
+        record = {"eventName": "ObjectCreated:Put"}
+    with pytest.raises(RecordsFailed, match="1 of 3 records"):
+        pipeline(created("ann/a"), record, created("ann/a"))
+    assert plain(pipeline.newest("ann/a"))["size"] == 1
+
+
+@pytest.mark.parametrize("event", [{}, {"Records": []}, {"Records": "x"}, [], None, "x"])
+def test_an_event_that_is_not_of_s3_fails(pipeline: Pipeline, event: Any) -> None:
+    with pytest.raises(RecordsFailed, match="not from S3"):
+        record_files(event, SimpleNamespace(aws_request_id="r"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        client_error("403", "HeadObject"),
+        client_error("SlowDown", "HeadObject"),
+        ReadTimeoutError(endpoint_url="x"),
+    ],
+)
+def test_what_may_pass_is_left_to_lambda_to_try_again(
+    pipeline: Pipeline, error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(operation: str, arguments: dict[str, Any]) -> None:
+        raise error
+
+    pipeline.s3.before = fail
+    with pytest.raises(RecordsFailed, match="ann/a"):
+        pipeline(created("ann/a"))
+    line = json.loads(capsys.readouterr().out)
+    assert (line["level"], line["FilesRefused"], line["key"]) == ("ERROR", 1, "ann/a")
+    assert pipeline.table.files == {}
+
+
+@pytest.mark.parametrize("code", sorted(tap_stack.PASSING))
+def test_a_cancelled_transaction_is_tried_within_bounds(pipeline: Pipeline, code: str) -> None:
+    pipeline.s3.put("ann/a", "v1", b"x")
+    failures = [2]
+
+    def cancel(operation: str, arguments: dict[str, Any]) -> None:
+        if failures[0]:
+            failures[0] -= 1
+            reasons = [{"Code": "None"}, {"Code": code}, {"Code": "None"}]
+            raise client_error(
+                "TransactionCanceledException", operation, CancellationReasons=reasons
+            )
+
+    pipeline.table.before = cancel
+    pipeline(created("ann/a"))
+    assert pipeline.totals() == {(DAY, "ann", "text/plain"): (1, 1)}
+    failures[0] = 99
+    with pytest.raises(RecordsFailed, match="Transaction"):
+        pipeline(created("ann/a", "A2"))
+    assert failures[0] == 99 - tap_stack.TRANSACTION_ATTEMPTS
+
+
+def test_each_object_leaves_one_line(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.s3.put("ann/a\n", "v1", b"x")
+    pipeline(created("ann/a\n"), created("ann/a\n"))
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["key"], first["size"], first["content_type"]) == ("ann/a\n", "1", "text/plain")
+    assert (first["FilesRecorded"], second["FilesRepeated"]) == (1, 1)
+    assert first["latency_ms"] >= 0
+
+
+# Any order, any repetition, any crash
+
+
+class CrashError(BaseException):
+    """The function's process dies."""
+
+
+KEYS = ("ann/a", "ann/b", "bob/a")
+BODIES = (b"text", png(1, 2), b"%PDF-")
+versions = st.lists(
+    st.tuples(st.sampled_from(KEYS), st.sampled_from(BODIES), st.sampled_from(("20", "21"))),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@given(versions=versions, seed=st.integers(0, 2**32))
+def test_the_table_is_right_after_any_order_repetition_and_crash(
+    pipeline: Pipeline, versions: list[tuple[str, bytes, str]], seed: int
+) -> None:
+    """S3 delivers each event at least once, in any order; the process dies before or after any call."""
+    pipeline.table.tables["files"].clear()
+    chance = random.Random(seed)  # noqa: S311 - a test, no secret
+    records, expected = [], Counter[tuple[str, str, str, str]]()
+    for number, (key, body, day) in enumerate(versions):
+        sequencer, version = f"{number:06X}" + "F" * (number % 3), f"v{number}"
+        pipeline.s3.put(key, version, body)
+        records.append(created(key, sequencer, version, eventTime=f"2026-11-{day}T10:00:00.000Z"))
+        place = f"2026-11-{day}", key.partition("/")[0], tap_stack.content_type_of(body, True)
+        expected.update({(*place, "count"): 1, (*place, "bytes"): len(body)})
+
+    def maybe(*_: Any) -> None:
+        if chance.random() < 0.2:
+            raise CrashError
+
+    pipeline.s3.before = pipeline.table.before = pipeline.table.after = maybe
+    waiting = records + [each for each in records if chance.random() < 0.5]
+    while waiting:
+        batch = [waiting.pop(chance.randrange(len(waiting))) for _ in range(min(2, len(waiting)))]
+        try:
+            pipeline(*batch)
+        except CrashError:
+            waiting += batch  # what was not seen to succeed comes again
+
+    assert pipeline.totals() == {
+        place[:3]: (expected[*place[:3], "count"], expected[*place[:3], "bytes"])
+        for place in expected
+    }
+    recorded = [x for x in pipeline.table.files if " version#" in x]
+    assert len(recorded) == len(versions)
+    for key in {key for key, _, _ in versions}:
+        last = max(number for number, each in enumerate(versions) if each[0] == key)
+        assert plain(pipeline.newest(key))["version_id"] == f"v{last}"

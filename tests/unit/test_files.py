@@ -1,0 +1,271 @@
+"""The files in the API: forms for uploads, lists, versions, totals, each for its owner only."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import tap_stack
+from tap_stack import file_id
+from tests.unit.conftest import Answer, Api
+from tests.unit.test_file_pipeline import created
+from tests.unit.test_serverless_api import assert_problem
+
+NEW = {"name": "a.png", "content_type": "image/png"}
+
+
+def upload(api: Api, key: str, body: bytes = b"x", at: str = "2026-11-21T10:00:00.000Z") -> str:
+    """Puts an object and lets the pipeline record it; returns the file's id."""
+    s3: Any = tap_stack._clients["s3"]
+    number = len(s3.objects)
+    s3.put(key, f"v{number}", body, ContentType="text/plain")
+    record = created(key, f"{number:08X}", f"v{number}", eventTime=at)
+    tap_stack.record_files({"Records": [record]}, SimpleNamespace(aws_request_id="r"))
+    return file_id(key)
+
+
+def listed(api: Api, path: str, name: str = "files", caller: str = "ann") -> list[list[Any]]:
+    """The pages of a list, to its end."""
+    pages, token = [], ""
+    while True:
+        answer = api("GET", path + token, caller=caller)
+        assert answer.status == 200, answer.text
+        pages.append(answer.json[name])
+        if "next" not in answer.json:
+            return pages
+        token = f"{'&' if '?' in path else '?'}next={answer.json['next']}"
+
+
+# POST /files
+
+
+def policy(answer: Answer) -> list[Any]:
+    return list(json.loads(base64.b64decode(answer.json["fields"]["policy"]))["conditions"])
+
+
+def test_the_form_is_good_for_one_key_type_and_size(api: Api) -> None:
+    answer = api("POST", "/files", {**NEW, "folder": "2026/ü b", "size": 17})
+    assert answer.status == 201
+    key = "ann/2026/ü b/a.png"
+    assert answer.headers["location"] == f"/files/{file_id(key)}"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.json["id"] == file_id(key)
+    assert answer.json["url"] == "https://files-bucket.s3.eu-west-1.amazonaws.com/"
+    assert answer.json["fields"]["key"] == key
+    assert answer.json["fields"]["x-amz-algorithm"] == "AWS4-HMAC-SHA256"
+    conditions = policy(answer)
+    assert {"bucket": "files-bucket"} in conditions
+    assert {"key": key} in conditions
+    assert {"Content-Type": "image/png"} in conditions
+    assert ["content-length-range", 17, 17] in conditions
+    assert ["content-length-range", 0, 1_000_000] in policy(api("POST", "/files", NEW))
+
+
+@pytest.mark.parametrize(
+    ("change", "detail"),
+    [
+        ({"name": None}, "name"),
+        ({"name": ""}, "name"),
+        ({"name": "a/b"}, "name"),
+        ({"name": ".."}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": "a\x7f"}, "name"),
+        ({"name": "\ud800"}, "surrogate"),
+        ({"name": "${filename}"}, "filename"),
+        ({"name": "x" * 1_021}, "bytes at most"),
+        ({"folder": "/a"}, "folder"),
+        ({"folder": "a/"}, "folder"),
+        ({"folder": "a//b"}, "folder"),
+        ({"folder": "../bob"}, "folder"),
+        ({"folder": "a/./b"}, "folder"),
+        ({"folder": 5}, "folder"),
+        ({"content_type": None}, "image/*, application/pdf"),
+        ({"content_type": "image/*"}, "content_type"),
+        ({"content_type": "application/zip"}, "content_type"),
+        ({"content_type": "application/pdf; x=1"}, "content_type"),
+        ({"size": -1}, "size"),
+        ({"size": 1.5}, "size"),
+        ({"size": "1"}, "size"),
+        ({"size": True}, "size"),
+        ({"size": 1_000_001}, "1000000"),
+        ({"key": "bob/a"}, "no field"),
+    ],
+)
+def test_a_form_that_may_not_be_is_refused(api: Api, change: dict[str, Any], detail: str) -> None:
+    assert_problem(api("POST", "/files", {**NEW, **change}), 422, detail)
+
+
+def test_what_is_no_json_object_is_refused(api: Api) -> None:
+    assert_problem(api("POST", "/files", "{"), 400)
+    assert_problem(api("POST", "/files", []), 422)
+    assert_problem(api("POST", "/files", NEW, content_type="text/plain"), 415)
+
+
+def test_names_with_dots_in_them_are_fine(api: Api) -> None:
+    for name in ("...", "..a", "a..", ".a"):
+        assert api("POST", "/files", {**NEW, "name": name}).status == 201
+
+
+# GET /files, GET /files/{id}
+
+
+def test_a_file_comes_with_its_versions_newest_first(api: Api) -> None:
+    identity = upload(api, "ann/trip/a.txt", b"one")
+    for body in (b"three", b"a,b\n1,2\n"):
+        upload(api, "ann/trip/a.txt", body)
+    file = api("GET", f"/files/{identity}").json
+    assert (file["id"], file["folder"], file["content_type"]) == (identity, "trip", "text/csv")
+    assert [each["size"] for each in file["versions"]] == [8, 5, 3]
+    pages = listed(api, f"/files/{identity}?limit=2&order=asc", "versions")
+    assert [[each["size"] for each in page] for page in pages] == [[3, 5], [8]]
+
+
+def test_a_failed_version_says_so(api: Api) -> None:
+    identity = upload(api, "ann/a")
+    gone = created("ann/a", "FFFFFFFF", "none")
+    tap_stack.record_files({"Records": [gone]}, SimpleNamespace(aws_request_id="r"))
+    file = api("GET", f"/files/{identity}").json
+    assert file["version_id"] == "v0"
+    assert [each.get("failure") for each in file["versions"]] == [
+        "The object was gone before it could be read.",
+        None,
+    ]
+
+
+def test_somebody_elses_file_is_as_missing_as_one_that_never_was(api: Api) -> None:
+    identity = upload(api, "bob/a")
+    nobodys = upload(api, "at-the-root")
+    never = [file_id("ann/never"), "no-id", "totals#2026-11-21", ""]
+    for each in (identity, nobodys, *never[:3]):
+        assert_problem(api("GET", f"/files/{each}"), 404, "There is no such file.")
+    assert api("GET", f"/files/{identity}", caller="bob").status == 200
+
+
+def test_lists_are_by_folder_by_type_by_day_or_of_all(api: Api) -> None:
+    for key, body, day in (
+        ("ann/a.txt", b"x", "20"),
+        ("ann/f/b.pdf", b"%PDF-", "20"),
+        ("ann/f/c.txt", b"x", "21"),
+        ("ann/f/g/d.txt", b"x", "21"),
+        ("ann2/f/e.txt", b"x", "21"),
+        ("bob/f/f.txt", b"x", "21"),
+    ):
+        upload(api, key, body, f"2026-11-{day}T10:00:00.000Z")
+    names = {
+        "": ["d.txt", "c.txt", "b.pdf", "a.txt"],
+        "order=asc": ["a.txt", "b.pdf", "c.txt", "d.txt"],
+        "folder=f": ["c.txt", "b.pdf"],
+        "folder=": ["a.txt"],
+        "folder=none": [],
+        "content_type=text/plain": ["d.txt", "c.txt", "a.txt"],
+        "day=2026-11-20": ["b.pdf", "a.txt"],
+        "day=2026-11-22": [],
+    }
+    for query, expected in names.items():
+        for limit in (100, 1):
+            pages = listed(api, f"/files?limit={limit}&{query}".rstrip("&"))
+            found = [each["name"] for page in pages for each in page]
+            assert sorted(found) == sorted(expected), query
+            assert max(map(len, pages)) <= limit
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "category=x",
+        "folder=a&day=2026-11-21",
+        "day=today",
+        "day=2026-02-30",
+        "day=20261121",
+        "limit=0",
+        "order=up",
+        "next=AAAA",
+        "folder=" + "x" * 1_025,
+    ],
+)
+def test_a_list_that_cannot_be_is_400(api: Api, query: str) -> None:
+    assert_problem(api("GET", f"/files?{query}"), 400)
+
+
+def test_a_token_is_good_for_its_caller_and_list_only(api: Api) -> None:
+    for n in range(3):
+        upload(api, f"ann/f/{n}")
+        upload(api, f"bob/f/{n}")
+    token = api("GET", "/files?folder=f&limit=1").json["next"]
+    assert api("GET", f"/files?folder=f&limit=1&next={token}").status == 200
+    assert_problem(api("GET", f"/files?folder=f&next={token}", caller="bob"), 400)
+    for path in (
+        "/files?",
+        "/files?folder=g&",
+        "/files?day=2026-11-21&",
+        "/items?",
+        "/files/totals?",
+    ):
+        assert_problem(api("GET", f"{path}next={token}"), 400)
+
+
+# GET /files/totals
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(
+    uploads=st.lists(
+        st.tuples(st.integers(10, 14), st.sampled_from((b"x", b"%PDF-", b"")), st.booleans()),
+        max_size=12,
+    ),
+    limit=st.integers(1, 5),
+    order=st.sampled_from(("asc", "desc")),
+)
+def test_totals_add_up_whatever_the_page(
+    api: Api, uploads: list[tuple[int, bytes, bool]], limit: int, order: str
+) -> None:
+    api.table.files.clear()
+    tap_stack._clients["s3"].objects.clear()
+    expected: dict[tuple[str, str], list[int]] = {}
+    for n, (day, body, mine) in enumerate(uploads):
+        at = f"2026-11-{day}T23:59:59.999Z"
+        upload(api, f"{'ann' if mine else 'ann2'}/{n}", body, at)
+        if mine:
+            place = at[:10], tap_stack.content_type_of(body, True)
+            count, size = expected.get(place, [0, 0])
+            expected[place] = [count + 1, size + len(body)]
+    query = f"from=2026-11-10&to=2026-11-14&limit={limit}&order={order}"
+    pages = listed(api, f"/files/totals?{query}", "totals")
+    found = [each for page in pages for each in page]
+    assert {(x["day"], x["content_type"]): [x["count"], x["bytes"]] for x in found} == expected
+    assert len(found) == len(expected)
+    days = [each["day"] for each in found]
+    assert days == sorted(days, reverse=order == "desc")
+    assert max(map(len, pages)) <= limit
+
+
+def test_totals_are_todays_unless_days_are_given(api: Api) -> None:
+    today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    upload(api, "ann/a", at=f"{today}T00:00:00.000Z")
+    upload(api, "ann/b", at="2020-01-01T00:00:00.000Z")
+    assert [each["count"] for each in api("GET", "/files/totals").json["totals"]] == [1]
+    old = api("GET", "/files/totals?to=2020-01-01").json["totals"]
+    assert old == [{"day": "2020-01-01", "content_type": "text/plain", "count": 1, "bytes": 1}]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["from=x", "from=2026-11-02&to=2026-11-01", "from=2026-01-01&to=2026-12-31", "days=3"],
+)
+def test_totals_that_cannot_be_are_400(api: Api, query: str) -> None:
+    assert_problem(api("GET", f"/files/totals?{query}"), 400)
+
+
+# Without a pipeline
+
+
+def test_without_a_pipeline_there_are_no_files(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FILES_TABLE_NAME")
+    assert api.raw("GET", "/files", routeKey="$default").status == 404
