@@ -34,6 +34,7 @@ local: $(VENV)/.dev ## tests of the deployed thing on the local cloud
 
 bench: $(VENV)/.bench ## compare with other frameworks, time deployments
 	$(BIN)/python -m benchmarks.requests
+	$(BIN)/python -m benchmarks.files
 	$(BIN)/python -m benchmarks.deploy
 
 docs: $(VENV)/.dev ## write the tables that the code already contains

@@ -22,6 +22,7 @@ from taplocal.cloud import isolate
 
 isolate()  # before anything can make an SDK client
 
+from demo.files import Files  # noqa: E402
 from demo.report import Report  # noqa: E402
 from taplocal import access, session  # noqa: E402
 from taplocal.access import Answer  # noqa: E402
@@ -63,6 +64,7 @@ class Demonstration:
         self.alarm()
         self.deploy_again()
         self.release_under_load()
+        Files(self.session, self.report, self.taplocal, self.mark).run()
 
     # Steps
 

@@ -11,6 +11,7 @@ counts no event twice.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -85,13 +86,8 @@ def read_letter(message: dict[str, Any]) -> Letter:
 
 
 def told(letter: Letter) -> str:
-    """A letter as a line for a person."""
-    records = letter.event.get("Records") if isinstance(letter.event, dict) else None
-    keys = [
-        str(each.get("s3", {}).get("object", {}).get("key"))
-        for each in records or []
-        if isinstance(each, dict)
-    ]
+    """A letter as a line for a person: the keys that its event names, and the error."""
+    keys = re.findall(r'"key": ("(?:[^"\\]|\\.)*")', json.dumps(letter.event))
     return f"{', '.join(keys) or 'an event'}: {letter.error}"
 
 

@@ -34,10 +34,13 @@ def code(call: Any) -> str:
     return ""
 
 
-API, ROTATION = "tap-stack-api-dev", "tap-stack-rotation-dev"
+API, ROTATION, FILES = "tap-stack-api-dev", "tap-stack-rotation-dev", "tap-stack-files-dev"
 TABLE, KEY = "tap-stack-items-dev", "/tap-stack/dev/paging-key"
 GROUP = {"logGroupName": f"/aws/lambda/{API}", "logStreamName": "s"}
 ID = {"id": {"S": "nothing"}}
+OBJECT = {"Bucket": "tap-stack-files-dev-000000000000", "Key": "t-permissions/x"}
+LOG_OBJECT = {**OBJECT, "Bucket": "tap-stack-files-logs-dev-000000000000"}
+RECORD = {"TableName": FILES, "Item": {**ID, "record": {"S": "permissions"}}}
 
 #: Role, service, operation, arguments, whether it may.
 CALLS: list[tuple[str, str, str, dict[str, Any], bool]] = [
@@ -64,6 +67,20 @@ CALLS: list[tuple[str, str, str, dict[str, Any], bool]] = [
     (ROTATION, "ssm", "get_parameter", {"Name": KEY}, True),
     (ROTATION, "ssm", "delete_parameter", {"Name": KEY}, False),
     (ROTATION, "dynamodb", "get_item", {"TableName": TABLE, "Key": ID}, False),
+    (API, "s3", "put_object", OBJECT, True),
+    (API, "s3", "put_object", LOG_OBJECT, False),
+    (API, "s3", "get_object", OBJECT, False),
+    (API, "s3", "delete_object", OBJECT, False),
+    (API, "dynamodb", "put_item", RECORD, False),
+    (FILES, "s3", "get_object", OBJECT, True),
+    (FILES, "s3", "get_object", LOG_OBJECT, False),
+    (FILES, "s3", "put_object", OBJECT, False),
+    (FILES, "s3", "delete_object", OBJECT, False),
+    (FILES, "dynamodb", "put_item", RECORD, True),
+    (FILES, "dynamodb", "delete_item", {"TableName": FILES, "Key": ID}, False),
+    (FILES, "dynamodb", "scan", {"TableName": FILES}, False),
+    (FILES, "dynamodb", "put_item", {"TableName": TABLE, "Item": ID}, False),
+    (FILES, "ssm", "get_parameter", {"Name": KEY}, False),
 ]
 
 
