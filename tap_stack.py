@@ -69,6 +69,7 @@ TIERS: dict[str, dict[str, Any]] = {
         "throttle_rate": 50,
         "throttle_burst": 100,
         "route_metrics": False,
+        "files_table_scaling": 1,
         "noncurrent_days": 7,
         "log_retention_days": 14,
         "deletion_protection": False,
@@ -79,6 +80,7 @@ TIERS: dict[str, dict[str, Any]] = {
         "throttle_rate": 200,
         "throttle_burst": 400,
         "route_metrics": True,
+        "files_table_scaling": 1,
         "noncurrent_days": 30,
         "log_retention_days": 90,
         "deletion_protection": False,
@@ -89,6 +91,7 @@ TIERS: dict[str, dict[str, Any]] = {
         "throttle_rate": 500,
         "throttle_burst": 1000,
         "route_metrics": True,
+        "files_table_scaling": 4,
         "noncurrent_days": 90,
         "log_retention_days": 365,
         "deletion_protection": True,
@@ -258,8 +261,7 @@ class TapStackArgs:
     )
     files_table_scaling: int = setting(
         "Up to how many times its capacity the files table and its indexes grow; 1 is not at all.",
-        1,
-        between(1, 100),
+        rule=between(1, 100),
     )
     noncurrent_days: int = setting(
         "How long replaced and deleted versions of files are kept.", rule=between(1, 3_650)
@@ -3038,7 +3040,7 @@ class FilePipeline(Component):
         )
         return aws.appautoscaling.Policy(
             f"{name}-scaling",
-            name=f"{self.args.name('files')}-{place.replace('_', '-')}-{kind.lower()}",
+            name=self.args.name(f"files-{place.replace('_', '-')}-{kind.lower()}"),
             policy_type="TargetTrackingScaling",
             service_namespace=target.service_namespace,
             resource_id=target.resource_id,

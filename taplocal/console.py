@@ -68,7 +68,7 @@ class Console:
         )
         self._rich.print(f"\n[bold green]{env} is up[/]: {counts} in {summary.seconds:.1f} s\n")
         self.facts(outputs)
-        self.say("\n" + hints(str(outputs.get("api_url")), env))
+        self.say("\n" + hints(outputs.get("api_url"), env))
 
     def facts(self, facts: Mapping[str, Any]) -> None:
         """Names and values in two columns, no value cut."""
@@ -94,11 +94,13 @@ class Console:
         self._rich.print(f"[dim]{at} {escape(event['group'].rpartition('/')[2])}[/] {escape(text)}")
 
 
-def hints(api_url: str, env: str) -> str:
+def hints(api_url: str | None, env: str) -> str:
     """What to try, as commands that work as they stand."""
     option = "" if env == "dev" else f" --env {env}"
     here = Path(sys.executable).is_relative_to(Path.cwd())
     taplocal = f"{os.path.relpath(sys.executable) if here else sys.executable} -m taplocal"
+    if not api_url:
+        return f"Watch it: {taplocal} logs -f{option}\nStop it:  {taplocal} down"
     return "\n".join(
         [
             f'Try it:   {taplocal} call POST /items \'{{"name": "tea"}}\'{option}',
