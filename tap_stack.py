@@ -25,16 +25,20 @@ import ast
 import base64
 import builtins
 import codecs
+import contextlib
+import gzip
 import hashlib
 import hmac
+import ipaddress
 import json
 import os
 import random
 import re
 import symtable
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from datetime import date, timedelta
 from decimal import (
@@ -71,6 +75,18 @@ TIERS: dict[str, dict[str, Any]] = {
         "route_metrics": False,
         "files_table_scaling": 1,
         "noncurrent_days": 7,
+        "vpc_cidr": "10.0.0.0/16",
+        "zones": 2,
+        "nat": "instance",
+        "plain_http": True,
+        "domain_name": "",
+        "instances_min": 1,
+        "instances_max": 2,
+        "spot_percent": 100,
+        "database_class": "db.t4g.micro",
+        "database_multi_az": False,
+        "backup_days": 7,
+        "bastion_hours": "8-18",
         "log_retention_days": 14,
         "deletion_protection": False,
         "budget_usd": 20,
@@ -82,6 +98,18 @@ TIERS: dict[str, dict[str, Any]] = {
         "route_metrics": True,
         "files_table_scaling": 1,
         "noncurrent_days": 30,
+        "vpc_cidr": "10.1.0.0/16",
+        "zones": 2,
+        "nat": "single",
+        "plain_http": False,
+        "domain_name": "staging.example.com",
+        "instances_min": 2,
+        "instances_max": 4,
+        "spot_percent": 50,
+        "database_class": "db.t4g.small",
+        "database_multi_az": True,
+        "backup_days": 14,
+        "bastion_hours": "",
         "log_retention_days": 90,
         "deletion_protection": False,
         "budget_usd": 50,
@@ -93,12 +121,25 @@ TIERS: dict[str, dict[str, Any]] = {
         "route_metrics": True,
         "files_table_scaling": 4,
         "noncurrent_days": 90,
+        "vpc_cidr": "10.2.0.0/16",
+        "zones": 3,
+        "nat": "per_az",
+        "plain_http": False,
+        "domain_name": "app.example.com",
+        "instances_min": 3,
+        "instances_max": 12,
+        "spot_percent": 0,
+        "database_class": "db.m7g.large",
+        "database_multi_az": True,
+        "backup_days": 30,
+        "bastion_hours": "",
         "log_retention_days": 365,
         "deletion_protection": True,
         "budget_usd": 200,
     },
 }
 
+SYSTEMS = ("api", "files", "web")
 HTTP_API_TIMEOUT_SECONDS = 29  # an HTTP API integration ends at 30 s
 TAG = r"[\w .:/=+\-@]"  # what IAM, DynamoDB and Lambda all accept in a tag
 # What CloudWatch Logs accepts (PutRetentionPolicy).
@@ -167,6 +208,11 @@ class TapStackArgs:
             rf"(?=.{{1,16}}$)({'|'.join(TIERS)})(-[a-z0-9]+)*",
             "dev, staging or prod, or one of them with a name behind it (dev-jane), up to 16 long",
         ),
+    )
+    systems: Sequence[str] = setting(
+        "Which systems the stack has: `api`, `files`, `web`.",
+        SYSTEMS,
+        (lambda v: v and set(v) <= set(SYSTEMS), f"a list of some of {', '.join(SYSTEMS)}"),
     )
     tags: Mapping[str, str] = setting(
         "Tags added to every resource; they win over the standard ones.",
@@ -279,6 +325,97 @@ class TapStackArgs:
             "a list of content types such as image/png or image/*",
         ),
     )
+    vpc_cidr: str = setting(
+        "Address range of the network, /16 to /24; a zone has a sixteenth of it for each tier."
+    )
+    apart_from: Sequence[str] = setting(
+        "Ranges of other networks that the network must not overlap with.", ()
+    )
+    zones: int = setting("Availability zones, 2 or 3.", rule=one_of(2, 3))
+    nat: str = setting(
+        "How private instances reach the internet: `per_az` or `single` NAT gateway ($33 a month "
+        "each, and $0.045 a GB), `instance` or `instance_ha`, one in all or one a zone ($14 each), "
+        "or `none`.",
+        rule=one_of("per_az", "single", "instance", "instance_ha", "none"),
+    )
+    endpoints: Sequence[str] = setting(
+        "Interface endpoints such as `ssm` or `logs`; $7.30 a month each in each zone.",
+        (),
+        texts_like(r"[a-z0-9.-]+", "a list of AWS services such as ssm or logs"),
+    )
+    plain_http: bool = setting("Serve the web environment without TLS; in dev only.")
+    domain_name: str = setting(
+        "Name that a certificate is requested for, unless `certificate_arn` is given.",
+        rule=text_like(
+            r"(?=.{0,253}$)(([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,})?",
+            "a domain name such as app.example.com, or empty",
+        ),
+    )
+    hosted_zone_id: str = setting(
+        "Route 53 zone of the name; without it the certificate waits for your own DNS record.",
+        "",
+        text_like(r"(Z[A-Z0-9]{1,31})?", "a zone's id such as Z0123456789ABC, or empty"),
+    )
+    certificate_arn: str = setting(
+        "Certificate of the load balancer, in the stack's region.",
+        "",
+        text_like(r"(arn:aws[a-z-]*:acm:\S+)?", "the ARN of an ACM certificate, or empty"),
+    )
+    image_id: str = setting(
+        "Image of all instances; empty for the newest Amazon Linux 2023.",
+        "",
+        text_like(
+            r"(ami-[0-9a-f]{8,17})?", "an image's id such as ami-0123456789abcdef0, or empty"
+        ),
+    )
+    instance_types: Sequence[str] = setting(
+        "Instance types of the web tier, arm64, the first one preferred.",
+        ("t4g.small", "t4g.medium", "m7g.medium"),
+        (
+            lambda v: v and all(re.fullmatch(r"[a-z]+\d+g[a-z]*\.[a-z0-9]+", each) for each in v),
+            "a list of Graviton types such as t4g.small",
+        ),
+    )
+    instances_min: int = setting("Fewest web instances.", rule=between(1, 1_000))
+    instances_max: int = setting("Most web instances.", rule=between(1, 1_000))
+    spot_percent: int = setting(
+        "Share of Spot among the web instances; some 60 % cheaper, and taken away at two minutes' "
+        "notice.",
+        rule=between(0, 100),
+    )
+    database_class: str = setting(
+        "Instance class of the database.",
+        rule=text_like(r"db\.[a-z0-9]+\.[a-z0-9]+", "a class such as db.t4g.small"),
+    )
+    database_gb: int = setting(
+        "Storage of the database; it grows by itself to five times that. $0.115 a GB and month.",
+        20,
+        between(20, 13_000, ", a fifth of what RDS takes"),
+    )
+    database_multi_az: bool = setting(
+        "A standby in another zone, which takes over in a minute or two; doubles the price."
+    )
+    backup_days: int = setting("How long automatic backups are kept.", rule=between(1, 35))
+    snapshot_days: int = setting(
+        "Age at which the stack's own daily snapshots are deleted.", 35, between(1, 3_650)
+    )
+    snapshot_keep: int = setting(
+        "How many of the newest of them stay whatever their age.", 7, between(1, 100)
+    )
+    bastion_cidrs: Sequence[str] = setting(
+        "Ranges that may reach the bastion by SSH; without any only Session Manager does.",
+        (),
+        (
+            lambda v: all(_range(each, least=8) for each in v),
+            "a list of ranges such as 203.0.113.0/24, none wider than /8: not the whole internet",
+        ),
+    )
+    bastion_hours: str = setting(
+        "Hours of working days, in UTC, at which the bastion runs, as `8-18`; empty for always.",
+        rule=text_like(
+            r"((1?\d|2[0-3])-(1?\d|2[0-3]))?", "two hours such as 8-18, or empty for always"
+        ),
+    )
     log_retention_days: int = setting(
         "How long logs are kept; $0.03 a GB and month.", rule=one_of(*RETENTION_DAYS)
     )
@@ -358,6 +495,12 @@ PROD_RULES: dict[str, Rule] = {
     "cors_origins": texts_like(r"https://[^*]+", "https origins without * in prod"),
     "deletion_protection": (lambda v: v is True, "true in prod"),
     "log_retention_days": (lambda v: v >= 90, "90 or more in prod"),
+    "nat": (lambda v: v in ("per_az", "none"), "per_az or none in prod"),
+    "plain_http": (lambda v: v is False, "false in prod"),
+    "database_multi_az": (lambda v: v is True, "true in prod"),
+    "backup_days": (lambda v: v >= 7, "7 or more in prod"),
+    "instances_min": (lambda v: v >= 2, "2 or more in prod"),
+    "spot_percent": (lambda v: v <= 50, "50 or less in prod"),
 }
 
 
@@ -369,8 +512,43 @@ def _parsed(annotation: str, text: str) -> Any:
         return text
 
 
+def _range(text: str, least: int = 0) -> bool:
+    """Whether a text is an IPv4 range whose prefix has so many bits at least."""
+    try:
+        return ipaddress.IPv4Network(text).prefixlen >= least
+    except ValueError:
+        return False
+
+
+def _contradictions(args: TapStackArgs) -> list[str]:
+    """What is wrong with fields that are right each by itself."""
+    found: list[str] = []
+    if "web" not in args.systems:
+        return found
+    try:
+        plan_subnets(args.vpc_cidr, args.zones, args.apart_from)
+    except PlanError as error:
+        found.append(str(error))
+    if args.plain_http and args.tier != "dev":
+        found.append(f"plain_http must be false in {args.tier}: only dev may do without TLS")
+    if not (args.plain_http or args.domain_name or args.certificate_arn):
+        found.append("domain_name or certificate_arn must be given, unless plain_http is true")
+    if args.instances_min > args.instances_max:
+        pair = f"{args.instances_min} is more than instances_max, {args.instances_max}"
+        found.append(f"instances_min must be instances_max or less, but {pair}")
+    if args.nat == "none" and not args.image_id:
+        why = "instances without a way out cannot install what they run"
+        found.append(f"nat must not be 'none' without an image_id: {why}")
+    if len(name := args.name("web")) > 32:
+        found.append(
+            f"project and environment_suffix are too long: {name} has {len(name)} "
+            "characters, and the name of a load balancer 32 at most"
+        )
+    return found
+
+
 def _mistakes(args: TapStackArgs) -> list[str]:
-    """What is wrong with each field: its type, else its own rule, else the rule of prod."""
+    """What is wrong with each field (its type, its own rule, prod's), then with their sum."""
     found = []
     in_prod = PROD_RULES if str(args.environment_suffix).split("-")[0] == "prod" else {}
     for each in fields(args):
@@ -379,7 +557,7 @@ def _mistakes(args: TapStackArgs) -> list[str]:
         broken = (expectation for holds, expectation in rules if not holds(value))
         if expectation := next(broken, None):
             found.append(f"{each.name} must be {expectation}, not {value!r}")
-    return found
+    return found or _contradictions(args)
 
 
 ###############################################################################
@@ -1985,25 +2163,235 @@ def totals_update(file: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+# --- Snapshots of the database
+
+
+def take_snapshot(event: Mapping[str, Any], _context: Any) -> dict[str, Any]:
+    """Lambda handler: takes a snapshot of the database, then deletes its own old ones.
+
+    With `{"dry_run": true}` it only says what it would do. Raises what RDS answered when the
+    snapshot could not be taken; one that could not be deleted is tried again the next day.
+    """
+    dry_run = bool(event.get("dry_run"))
+    moment = time.gmtime()
+    name = f"{os.environ['DATABASE']}-{time.strftime('%Y-%m-%d-%H%M', moment)}"
+    if not dry_run:
+        create_snapshot(name)
+    found = own_snapshots()
+    old = expired(
+        found, time.time(), int(os.environ["SNAPSHOT_DAYS"]), int(os.environ["SNAPSHOT_KEEP"])
+    )
+    deleted = [each for each in old if dry_run or delete_snapshot(each)]
+    facts = {"snapshot": name, "found": len(found), "deleted": deleted, "dry_run": dry_run}
+    metric = "SnapshotsRehearsed" if dry_run else "SnapshotsTaken"
+    print(metric_line("snapshot", metric, facts, failed=False))
+    return facts
+
+
+def create_snapshot(name: str) -> None:
+    """Begins a snapshot; one that an earlier attempt began is as good."""
+    tags = [{"Key": "CreatedBy", "Value": os.environ["CREATED_BY"]}]
+    try:
+        client("rds").create_db_snapshot(
+            DBInstanceIdentifier=os.environ["DATABASE"], DBSnapshotIdentifier=name, Tags=tags
+        )
+    except Exception as error:
+        if error_code(error) != "DBSnapshotAlreadyExists":
+            raise
+
+
+def own_snapshots() -> list[Mapping[str, Any]]:
+    """All manual snapshots of the database that carry this function's tag."""
+    pages = (
+        client("rds")
+        .get_paginator("describe_db_snapshots")
+        .paginate(DBInstanceIdentifier=os.environ["DATABASE"], SnapshotType="manual")
+    )
+    tag = {"Key": "CreatedBy", "Value": os.environ["CREATED_BY"]}
+    found = (each for page in pages for each in page["DBSnapshots"])
+    return [each for each in found if tag in each.get("TagList", [])]
+
+
+def expired(snapshots: Iterable[Mapping[str, Any]], now: float, days: int, keep: int) -> list[str]:
+    """The names of the snapshots to delete: past their days, and not among the newest.
+
+    What is still being made or copied, and what is not manual, neither counts nor goes.
+    """
+    whole = [
+        (each["SnapshotCreateTime"].timestamp(), each["DBSnapshotIdentifier"])
+        for each in snapshots
+        if each["Status"] == "available" and each["SnapshotType"] == "manual"
+    ]
+    older = sorted(whole, reverse=True)[keep:]
+    return [name for taken, name in older if now - taken > days * 86_400]
+
+
+def delete_snapshot(name: str) -> bool:
+    """Deletes a snapshot that is shared with nobody; says so in the log if it cannot."""
+    try:
+        answered = client("rds").describe_db_snapshot_attributes(DBSnapshotIdentifier=name)
+        attributes = answered["DBSnapshotAttributesResult"].get("DBSnapshotAttributes", [])
+        if any(each.get("AttributeValues") for each in attributes):
+            print(json.dumps({"level": "INFO", "message": f"{name} is shared: it stays"}))
+            return False
+        client("rds").delete_db_snapshot(DBSnapshotIdentifier=name)
+        return True
+    except Exception as error:  # noqa: BLE001 - the others are still to be deleted
+        facts = {"snapshot": name, "error": told(error)}
+        print(metric_line("snapshot", "SnapshotsStuck", facts, failed=True))
+        return False
+
+
+###############################################################################
+# Web application
+###############################################################################
+# What the instances of the web tier run, under gunicorn: shipped by bundle() like the functions,
+# and tried by the tests with a real PostgreSQL. It counts visits: one table, two statements.
+
+DATABASE_SECONDS = 8  # how long a request goes on trying, below the load balancer's 60
+CONNECT_SECONDS = 3
+STATEMENT_MS = 5_000
+VISIT = re.compile(r"/visits/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+_thread = threading.local()  # each thread has a connection of its own
+
+
+def web(
+    environ: Mapping[str, Any], start_response: Callable[[str, list[tuple[str, str]]], Any]
+) -> list[bytes]:
+    """The WSGI application: health, readiness, a page, and visits that can be counted again."""
+    method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "/")
+    headers: dict[str, str] = {}
+    try:
+        status, body = serve(method, path)
+    except Exception as error:  # noqa: BLE001 - a caller gets an answer whatever happens, the log the error
+        away = type(error).__module__.partition(".")[0] in ("psycopg", "botocore")
+        status, body = "500 Internal Server Error", {"error": "The service made a mistake."}
+        if away:
+            status, body = "503 Service Unavailable", {"error": "The database is away."}
+            headers["Retry-After"] = "1"
+        print(json.dumps({"level": "ERROR", "path": path, "error": told(error)}), flush=True)
+    if isinstance(body, dict):
+        content, kind = json.dumps(body).encode(), "application/json"
+    else:
+        content, kind = body.encode(), "text/html; charset=utf-8"
+    headers |= {"Content-Type": kind, "Content-Length": str(len(content))}
+    headers |= {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    start_response(status, list(headers.items()))
+    return [b"" if method == "HEAD" else content]
+
+
+def serve(method: str, path: str) -> tuple[str, Any]:
+    """Status and body of one request."""
+    reading = method in ("GET", "HEAD")
+    if (
+        path == "/healthz" and reading
+    ):  # the process; what restarts it must not hang on the database
+        return "200 OK", {"status": "ok"}
+    if path == "/readyz" and reading:
+        query("SELECT 1")
+        return "200 OK", {"status": "ready"}
+    if path == "/visits" and reading:
+        return "200 OK", {"visits": query("SELECT count(*) FROM visits")[0][0]}
+    if path == "/" and reading:
+        count = query("SELECT count(*) FROM visits")[0][0]
+        return "200 OK", f"<!doctype html><title>tap-stack</title><p>{count} visits.</p>"
+    if (visit := VISIT.fullmatch(path)) and method == "PUT":
+        query("INSERT INTO visits (id) VALUES (%s) ON CONFLICT DO NOTHING", visit[1])
+        return "200 OK", {"id": visit[1]}
+    if path in ("/", "/healthz", "/readyz", "/visits") or visit:
+        return "405 Method Not Allowed", {"error": f"{method} is not allowed here."}
+    return "404 Not Found", {"error": "There is no such page."}
+
+
+def query(statement: str, *values: Any) -> list[Any]:
+    """The rows of a statement that may be repeated: a lost connection is made again, in time.
+
+    Goes on for DATABASE_SECONDS, through a restart or failover of the database and a rotation of
+    its password; then raises psycopg's OperationalError.
+    """
+    import psycopg
+
+    deadline, wait = time.monotonic() + DATABASE_SECONDS, 0.05
+    while True:
+        try:
+            cursor = connection().execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            forget_connection()
+            if time.monotonic() + wait > deadline:
+                raise
+        time.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - jitter, not a secret
+        wait = min(2 * wait, 1.0)
+
+
+def connection() -> Any:
+    """This thread's connection, made with the password that holds now."""
+    found = getattr(_thread, "connection", None)
+    if found is None or found.closed:
+        found = _thread.connection = connect()
+    return found
+
+
+def connect() -> Any:
+    """A new connection over verified TLS; its secret is read each time, so it can be rotated."""
+    import psycopg
+
+    answered = client("secretsmanager").get_secret_value(SecretId=os.environ["SECRET_ARN"])
+    secret = json.loads(answered["SecretString"])
+    made = psycopg.connect(
+        host=os.environ["DATABASE_HOST"],
+        port=int(os.environ["DATABASE_PORT"]),
+        dbname=os.environ["DATABASE_NAME"],
+        user=secret["username"],
+        password=secret["password"],
+        sslmode="verify-full",
+        sslrootcert=os.environ["DATABASE_CA"],
+        connect_timeout=CONNECT_SECONDS,
+        tcp_user_timeout=STATEMENT_MS,
+        options=f"-c statement_timeout={STATEMENT_MS}",
+        autocommit=True,
+    )
+    with contextlib.suppress(psycopg.errors.UniqueViolation):  # another thread makes it right now
+        made.execute(
+            "CREATE TABLE IF NOT EXISTS visits (id uuid PRIMARY KEY, at timestamptz DEFAULT now())"
+        )
+    return made
+
+
+def forget_connection() -> None:
+    """Closes this thread's connection, if it has one."""
+    import psycopg
+
+    found, _thread.connection = getattr(_thread, "connection", None), None
+    if found is not None:
+        with contextlib.suppress(psycopg.Error):  # it was no use any more
+            found.close()
+
+
 ###############################################################################
 # Bundles
 ###############################################################################
 
 # What the python3.13 runtime can import.
 LAMBDA_MODULES = sys.stdlib_module_names | {"boto3", "botocore"}
+INSTANCE_MODULES = LAMBDA_MODULES | {"psycopg"}  # what WEB_PACKAGES adds
 
 
 class BundleError(pulumi.RunError, ValueError):
     """A function needs a name that cannot be shipped to Lambda."""
 
 
-def bundle(handler: Callable[..., Any], init: Callable[[], None] | None = None) -> str:
+def bundle(
+    handler: Callable[..., Any],
+    init: Callable[[], None] | None = None,
+    modules: Set[str] = LAMBDA_MODULES,
+) -> str:
     """The source of `index.py` for one Lambda function: the definitions that its handler reaches.
 
     Names are resolved from the syntax tree of the handler's own file, in its order, so that the
     text changes only when code that the function runs does. Annotations are not followed; they are
     never evaluated. `init` is called once, as the module's last line. Raises BundleError for a name
-    that is neither defined in the file nor built in, and for a module that Lambda does not have.
+    that is neither defined in the file nor built in, and for a module that is not there.
     """
     path = Path(handler.__code__.co_filename)
     source = path.read_text(encoding="utf-8")
@@ -2019,7 +2407,7 @@ def bundle(handler: Callable[..., Any], init: Callable[[], None] | None = None) 
                 f"{user} uses {name}, which {path.name} does not define at its top level"
             )
         reached[name] = definitions[name]
-        _check_imports(name, definitions[name])
+        _check_imports(name, definitions[name], modules)
         waiting += [(used, name) for used in _free_names(definitions[name])]
     parts = [
         _text(source, node, reached)
@@ -2085,11 +2473,11 @@ def _free_names(node: ast.stmt) -> list[str]:
     return sorted(names - own - set(dir(builtins)) - {"__name__"})
 
 
-def _check_imports(user: str, definition: ast.stmt) -> None:
+def _check_imports(user: str, definition: ast.stmt, known: Set[str]) -> None:
     for node in ast.walk(definition):
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        if missing := [module for module in modules if module.split(".")[0] not in LAMBDA_MODULES]:
+        if missing := [module for module in modules if module.split(".")[0] not in known]:
             raise BundleError(
                 f"a Lambda function uses {user} of {missing[0]}, which its runtime does not have"
             )
@@ -2123,9 +2511,15 @@ def tagged(tags: Mapping[str, str]) -> ResourceOptions:
         if not isinstance(getattr(type(args.resource), "tags", None), property):
             return None
         props: dict[str, Any] = dict(args.props)
-        return pulumi.ResourceTransformationResult(
-            {**props, "tags": {**tags, **(props.get("tags") or {})}}, args.opts
-        )
+        near = props.get("tags") or {}
+        if args.type_ != "aws:autoscaling/group:Group":
+            return pulumi.ResourceTransformationResult(
+                {**props, "tags": {**tags, **near}}, args.opts
+            )
+        # Alone among all, a group has its tags as a list, and may give them to its instances.
+        whole = {**tags, **{each["key"]: each["value"] for each in near}}
+        listed = [{"key": k, "value": v, "propagate_at_launch": False} for k, v in whole.items()]
+        return pulumi.ResourceTransformationResult({**props, "tags": listed}, args.opts)
 
     return ResourceOptions(transformations=[add])
 
@@ -2172,6 +2566,10 @@ class Place:
         """The ARN of a bucket."""
         return Output.format("arn:{0}:s3:::{1}", self.partition, bucket)
 
+    def balancers_arn(self) -> Output[str]:
+        """The ARNs of all load balancers here, as a pattern."""
+        return self.arn("elasticloadbalancing", "loadbalancer/*")
+
     def arn(self, service: str, resource: Input[str]) -> Output[str]:
         """The ARN of something in this account and region."""
         return Output.format(
@@ -2181,15 +2579,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Alarm:
-    """One row of the alarm table: `metric` above a threshold in so many of so many periods."""
+    """One row of the alarm table: `metric` beyond a threshold in so many of so many periods."""
 
-    key: str  # names the alarm and its section in docs/operations.md
+    key: str  # names the alarm and, unless `section` does, its section in docs/operations.md
     metric: str  # "<namespace>/<name>"
     dimensions: Mapping[str, Input[str]]
-    above: float
+    above: float | None = None
+    below: float | None = None  # instead
+    silence: str = "notBreaching"  # what missing data means
     statistic: str = "Sum"  # or a percentile such as p95
     seconds: int = 60
     datapoints: tuple[int, int] = (1, 1)  # M of N
+    section: str = ""
 
 
 @dataclass(frozen=True)
@@ -2223,16 +2624,23 @@ KEY_MANAGEMENT = tuple(
 )
 
 
+#: What publishes to the encrypted topic, and so needs its key.
+PUBLISHERS = ("cloudwatch.amazonaws.com", "budgets.amazonaws.com", "events.rds.amazonaws.com")
+
+
 class Encryption(Component):
     """The customer-managed key of a stack, rotated every year, and its alias. $1 a month.
 
     Its policy hands the decision to IAM, action by action, and lets logs, alarms and budgets of
-    this account encrypt what they deliver.
+    this account, and the databases' events, encrypt what they deliver.
     """
 
     def __init__(self, name: str, args: TapStackArgs, opts: ResourceOptions | None = None):
         super().__init__(name, args, opts, role="encryption")
         self.place = Place.current()
+        self.scaling_role = self._scaling_role() if "web" in args.systems else None
+        #: ARN of the role that starts instances with encrypted volumes, empty without a web tier.
+        self.scaling_role_arn: Input[str] = self.scaling_role.arn if self.scaling_role else ""
         self.key = self._key()
         #: ARN of the key, for every resource that encrypts.
         self.key_arn = self.key.arn
@@ -2243,6 +2651,16 @@ class Encryption(Component):
             opts=self.child,
         )
         self.register_outputs({"key_arn": self.key_arn})
+
+    def _scaling_role(self) -> aws.iam.ServiceLinkedRole:
+        # One of this stack's own: a key policy can name it before there is any group.
+        return aws.iam.ServiceLinkedRole(
+            f"{self.name}-scaling-role",
+            aws_service_name="autoscaling.amazonaws.com",
+            custom_suffix=f"{self.args.project}-{self.args.environment_suffix}",
+            description="Starts instances with volumes under the stack's key",
+            opts=self.child,
+        )
 
     def _key(self) -> aws.kms.Key:
         return aws.kms.Key(
@@ -2262,22 +2680,19 @@ class Encryption(Component):
             "ArnLike": {"kms:EncryptionContext:aws:logs:arn": place.arn("logs", "log-group:*")}
         }
         logs = Output.format("logs.{0}.amazonaws.com", place.region)
+        scaling = {"AWS": self.scaling_role_arn}
+        granted = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
+        volumes = [
+            {**allow(*KEY_USE, on=this_key), "Principal": scaling},
+            {**allow("kms:CreateGrant", on=this_key, when=granted), "Principal": scaling},
+        ]
         return policy(
+            *(volumes if self.scaling_role else []),
             {**allow(*KEY_USE, *KEY_MANAGEMENT, on=this_key), "Principal": {"AWS": root}},
             {**allow(*KEY_USE, on=this_key, when=groups), "Principal": {"Service": logs}},
-            trust(
-                "cloudwatch.amazonaws.com",
-                "kms:Decrypt",
-                "kms:GenerateDataKey",
-                on=this_key,
-                when=here,
-            ),
-            trust(
-                "budgets.amazonaws.com",
-                "kms:Decrypt",
-                "kms:GenerateDataKey",
-                on=this_key,
-                when=here,
+            *(
+                trust(service, "kms:Decrypt", "kms:GenerateDataKey", on=this_key, when=here)
+                for service in PUBLISHERS
             ),
         )
 
@@ -2316,9 +2731,11 @@ class Alerts(Component):
         place = Place.current()
         account = {"StringEquals": {"aws:SourceAccount": place.account}}
         alarms = {**account, "ArnLike": {"aws:SourceArn": place.arn("cloudwatch", "alarm:*")}}
+        databases = {**account, "ArnLike": {"aws:SourceArn": place.arn("rds", "db:*")}}
         document = policy(
             trust("cloudwatch.amazonaws.com", "sns:Publish", on=self.topic.arn, when=alarms),
             trust("budgets.amazonaws.com", "sns:Publish", on=self.topic.arn, when=account),
+            trust("events.rds.amazonaws.com", "sns:Publish", on=self.topic.arn, when=databases),
             tls_only("sns:Publish", self.topic.arn),
         )
         return aws.sns.TopicPolicy(
@@ -2528,6 +2945,47 @@ class Function(Component):
             maximum_event_age_in_seconds=event_hours * 3600,
             destination_config={"on_failure": {"destination": queue.arn}} if queue else None,
             opts=self.child,
+        )
+
+    def every(self, expression: str, description: str) -> aws.scheduler.Schedule:
+        """Runs the function on a schedule; what the scheduler cannot start it tries for an hour."""
+        here = {"StringEquals": {"aws:SourceAccount": Place.current().account}}
+        schedule_name = self.args.name(f"{self.purpose}-schedule")
+        role = aws.iam.Role(
+            f"{self.name}-schedule-role",
+            name=schedule_name,
+            description=f"Lets the scheduler start {self.physical_name}",
+            assume_role_policy=policy(
+                trust("scheduler.amazonaws.com", "sts:AssumeRole", when=here)
+            ),
+            opts=self.child,
+        )
+        granted = aws.iam.RolePolicy(
+            f"{self.name}-schedule-role-policy",
+            name=schedule_name,
+            role=role.name,
+            policy=policy(
+                allow("lambda:InvokeFunction", on=self.alias.arn),
+                allow("kms:Decrypt", on=self.key_arn),
+            ),
+            opts=self.child,
+        )
+        return aws.scheduler.Schedule(
+            f"{self.name}-schedule",
+            name=self.physical_name,
+            description=description,
+            schedule_expression=expression,
+            flexible_time_window={"mode": "OFF"},
+            kms_key_arn=self.key_arn,
+            target={
+                "arn": self.alias.arn,
+                "role_arn": role.arn,
+                "retry_policy": {
+                    "maximum_retry_attempts": 10,
+                    "maximum_event_age_in_seconds": 3600,
+                },
+            },
+            opts=ResourceOptions(parent=self, depends_on=[granted]),
         )
 
     def alarms(self) -> list[Alarm]:
@@ -2779,6 +3237,7 @@ class Identity(Component):
 #: Days after which an object moves to a cheaper class; S3 leaves those below 128 KB where they are.
 COOLER = {30: "STANDARD_IA", 90: "GLACIER_IR"}
 LOG_DELIVERY = "logging.s3.amazonaws.com"
+BALANCER_LOGS = "logdelivery.elasticloadbalancing.amazonaws.com"
 
 
 class Bucket(Component):
@@ -2797,6 +3256,7 @@ class Bucket(Component):
         physical_name: Input[str],
         days: int = 0,
         logs_of: Sequence[Input[str]] = (),
+        balancer_logs: bool = False,
         delivers_to: Bucket | None = None,
         opts: ResourceOptions | None = None,
     ):
@@ -2807,7 +3267,7 @@ class Bucket(Component):
         self.ownership = self._ownership()
         self.encryption = self._encryption()
         self.versioning = self._versioning()
-        self.policy = self._policy(logs_of)
+        self.policy = self._policy(logs_of, balancer_logs)
         self.lifecycle = self._lifecycle(days)
         self.logging = self._logging(delivers_to) if delivers_to else None
         self.register_outputs({"bucket_name": self.bucket.bucket})
@@ -2855,13 +3315,20 @@ class Bucket(Component):
             opts=self.child,
         )
 
-    def _policy(self, logs_of: Sequence[Input[str]]) -> aws.s3.BucketPolicy:
+    def _policy(self, logs_of: Sequence[Input[str]], balancer_logs: bool) -> aws.s3.BucketPolicy:
         bucket, objects = self.bucket.arn, Output.concat(self.bucket.arn, "/*")
         sources = [self.place.bucket_arn(each) for each in logs_of]
         here = {"StringEquals": {"aws:SourceAccount": self.place.account}}
         delivery = {**here, "ArnEquals": {"aws:SourceArn": sources}}
+        balancers = {**here, "ArnLike": {"aws:SourceArn": self.place.balancers_arn()}}
+        own_logs = Output.concat(bucket, "/balancer/AWSLogs/", self.place.account, "/*")
         document = policy(
             tls_only("s3:*", [bucket, objects]),
+            *(
+                [trust(BALANCER_LOGS, "s3:PutObject", on=own_logs, when=balancers)]
+                if balancer_logs
+                else []
+            ),
             *([trust(LOG_DELIVERY, "s3:PutObject", on=objects, when=delivery)] if sources else []),
         )
         return aws.s3.BucketPolicy(
@@ -3193,7 +3660,7 @@ class ServerlessApi(Component):
         self.paging_key = self._paging_key()
         self.rotation = self._rotation()
         self.first_rotation = self._first_rotation()
-        self.schedule = self._schedule()
+        self.schedule = self.rotation.every("rate(30 days)", "A new paging key every 30 days")
         self.function = self._function()
         self.api = self._api()
         self.authorizer = self._authorizer(issuer, audience)
@@ -3261,47 +3728,6 @@ class ServerlessApi(Component):
             qualifier=self.rotation.alias.name,
             input="{}",
             opts=self.child,
-        )
-
-    def _schedule(self) -> aws.scheduler.Schedule:
-        rotation = self.rotation
-        here = {"StringEquals": {"aws:SourceAccount": self.place.account}}
-        role = aws.iam.Role(
-            f"{self.name}-schedule-role",
-            name=self.args.name("schedule"),
-            description="Lets the scheduler start the rotation",
-            assume_role_policy=policy(
-                trust("scheduler.amazonaws.com", "sts:AssumeRole", when=here)
-            ),
-            opts=self.child,
-        )
-        document = policy(
-            allow("lambda:InvokeFunction", on=rotation.alias.arn),
-            allow("kms:Decrypt", on=self.key_arn),
-        )
-        granted = aws.iam.RolePolicy(
-            f"{self.name}-schedule-role-policy",
-            name=self.args.name("schedule"),
-            role=role.name,
-            policy=document,
-            opts=self.child,
-        )
-        return aws.scheduler.Schedule(
-            f"{self.name}-schedule",
-            name=self.args.name("rotation"),
-            description="A new paging key every 30 days",
-            schedule_expression="rate(30 days)",
-            flexible_time_window={"mode": "OFF"},
-            kms_key_arn=self.key_arn,
-            target={
-                "arn": rotation.alias.arn,
-                "role_arn": role.arn,
-                "retry_policy": {
-                    "maximum_retry_attempts": 10,
-                    "maximum_event_age_in_seconds": 3600,
-                },
-            },
-            opts=ResourceOptions(parent=self, depends_on=[granted]),
         )
 
     def _function(self) -> Function:
@@ -3510,6 +3936,1437 @@ ACCESS_LOG = {
 
 
 ###############################################################################
+# Network
+###############################################################################
+
+TIERS_OF_SUBNETS = ("public", "private", "isolated")
+
+
+class PlanError(ValueError):
+    """A range that cannot be divided into the subnets."""
+
+
+def plan_subnets(cidr: str, zones: int, apart_from: Sequence[str] = ()) -> dict[str, list[str]]:
+    """The ranges of the subnets of each tier, one for each zone.
+
+    Each tier has a quarter of the range and each zone a quarter of its tier, used or not: another
+    zone, up to four, renumbers nothing, and a quarter of all stays free. Raises PlanError if the
+    range is none, is not /16 to /24 (a subnet has 16 addresses at least, a VPC 65,536 at most) or
+    overlaps with one of the others.
+    """
+    try:
+        network = ipaddress.IPv4Network(cidr)
+        others = [ipaddress.IPv4Network(each) for each in apart_from]
+    except ValueError as error:
+        raise PlanError(
+            f"vpc_cidr and apart_from must be ranges such as 10.0.0.0/16: {error}"
+        ) from None
+    if not 16 <= network.prefixlen <= 24:
+        raise PlanError(
+            f"vpc_cidr must be /16 to /24, 65,536 to 256 addresses; {cidr} has "
+            f"{network.num_addresses:,}"
+        )
+    for other in others:
+        if network.overlaps(other):
+            shared = min(network.num_addresses, other.num_addresses)
+            raise PlanError(
+                f"vpc_cidr {cidr} overlaps with {other}: they share {shared:,} addresses"
+            )
+    quarters = network.subnets(prefixlen_diff=2)
+    return {
+        tier: [str(each) for each in quarter.subnets(prefixlen_diff=2)][:zones]
+        for tier, quarter in zip(TIERS_OF_SUBNETS, quarters, strict=False)
+    }
+
+
+ANYWHERE = "0.0.0.0/0"
+WEB_PORT, POSTGRES_PORT = 8080, 5432
+#: Who may open a connection to whom, at which port; everything else is refused. `internet`,
+#: `network` and `operators` (bastion_cidrs) are ranges, the others groups of instances.
+FLOWS = (
+    ("internet", "balancer", 443),
+    ("internet", "balancer", 80),
+    ("balancer", "web", WEB_PORT),
+    ("web", "database", POSTGRES_PORT),
+    ("bastion", "web", 22),
+    ("operators", "bastion", 22),
+    ("web", "internet", 443),
+    ("bastion", "internet", 443),
+    ("network", "nat", 443),
+    ("nat", "internet", 443),
+    ("web", "endpoints", 443),
+    ("bastion", "endpoints", 443),
+)
+GROUPS = ("balancer", "web", "database", "bastion", "nat", "endpoints")
+
+
+class Network(Component):
+    """A VPC over two or three zones: subnets, routes, NAT, endpoints, security groups, flow logs.
+
+    Instances in public subnets reach the internet, those in private ones through NAT, those in
+    isolated ones not at all. Costs what NAT costs (the setting `nat` says it), interface endpoints,
+    and $0.50 a GB of flow logs; the gateway endpoints of S3 and DynamoDB are free.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        args: TapStackArgs,
+        *,
+        key_arn: Input[str],
+        scaling_role_arn: Input[str],
+        opts: ResourceOptions | None = None,
+    ):
+        super().__init__(name, args, opts, role="network")
+        self.key_arn, self.place = key_arn, Place.current()
+        self.scaling_role_arn = scaling_role_arn
+        self.plan = plan_subnets(args.vpc_cidr, args.zones, args.apart_from)
+        self.vpc = self._vpc()
+        self.closed = self._closed()
+        self.gateway = self._gateway()
+        #: Tier -> its subnets, one for each zone.
+        self.subnets = self._subnets()
+        #: Tier -> its route tables; private subnets have one for each zone.
+        self.tables = self._tables()
+        #: Name in GROUPS -> security group.
+        self.groups = {group: self._group(group) for group in GROUPS}
+        self.rules = self._rules()
+        self.gateway_endpoints = [self._gateway_endpoint(each) for each in ("s3", "dynamodb")]
+        self.interface_endpoints = [self._interface_endpoint(each) for each in args.endpoints]
+        self.flow_log = self._flow_log()
+        self.nat_gateways: list[aws.ec2.NatGateway] = []
+        self.nat_fleets: list[Fleet] = []
+        self._nat()
+        self.register_outputs({"vpc_id": self.vpc.id})
+
+    def _named(self, name: str) -> dict[str, str]:
+        return {"Name": self.args.name(name)}  # what the console shows
+
+    def _vpc(self) -> aws.ec2.Vpc:
+        return aws.ec2.Vpc(
+            f"{self.name}-vpc",
+            cidr_block=self.args.vpc_cidr,
+            enable_dns_support=True,
+            enable_dns_hostnames=True,
+            tags=self._named("network"),
+            opts=self.child,
+        )
+
+    def _closed(self) -> aws.ec2.DefaultSecurityGroup:
+        """The group that every VPC comes with, emptied: what names no group reaches nothing."""
+        return aws.ec2.DefaultSecurityGroup(
+            f"{self.name}-default-group",
+            vpc_id=self.vpc.id,
+            ingress=[],
+            egress=[],
+            tags=self._named("unused"),
+            opts=self.child,
+        )
+
+    def _gateway(self) -> aws.ec2.InternetGateway:
+        return aws.ec2.InternetGateway(
+            f"{self.name}-internet",
+            vpc_id=self.vpc.id,
+            tags=self._named("internet"),
+            opts=self.child,
+        )
+
+    def _subnets(self) -> dict[str, list[aws.ec2.Subnet]]:
+        zones = aws.get_availability_zones_output(
+            state="available",
+            filters=[{"name": "opt-in-status", "values": ["opt-in-not-required"]}],
+        ).names
+        return {
+            tier: [
+                aws.ec2.Subnet(
+                    f"{self.name}-{tier}-{number}",
+                    vpc_id=self.vpc.id,
+                    cidr_block=cidr,
+                    availability_zone=zones[number],
+                    map_public_ip_on_launch=False,  # who needs an address asks for it
+                    tags=self._named(f"{tier}-{number}"),
+                    opts=self.child,
+                )
+                for number, cidr in enumerate(cidrs)
+            ]
+            for tier, cidrs in self.plan.items()
+        }
+
+    def _tables(self) -> dict[str, list[aws.ec2.RouteTable]]:
+        counts = {"public": 1, "private": self.args.zones, "isolated": 1}
+        tables = {
+            tier: [
+                aws.ec2.RouteTable(
+                    f"{self.name}-{tier}-routes-{number}",
+                    vpc_id=self.vpc.id,
+                    tags=self._named(f"{tier}-{number}"),
+                    opts=self.child,
+                )
+                for number in range(count)
+            ]
+            for tier, count in counts.items()
+        }
+        for tier, subnets in self.subnets.items():
+            for number, subnet in enumerate(subnets):
+                aws.ec2.RouteTableAssociation(
+                    f"{self.name}-{tier}-{number}-routes",
+                    subnet_id=subnet.id,
+                    route_table_id=tables[tier][number % len(tables[tier])].id,
+                    opts=self.child,
+                )
+        aws.ec2.Route(
+            f"{self.name}-to-internet",
+            route_table_id=tables["public"][0].id,
+            destination_cidr_block=ANYWHERE,
+            gateway_id=self.gateway.id,
+            opts=self.child,
+        )
+        return tables
+
+    def _group(self, group: str) -> aws.ec2.SecurityGroup:
+        return aws.ec2.SecurityGroup(
+            f"{self.name}-{group}-group",
+            name=self.args.name(group),
+            description=f"What {group} may reach and be reached by",
+            vpc_id=self.vpc.id,
+            tags=self._named(group),
+            opts=self.child,
+        )
+
+    def _rules(self) -> list[pulumi.CustomResource]:
+        """Both sides of each flow, as a resource each."""
+        ranges = {
+            "internet": [ANYWHERE],
+            "network": [self.args.vpc_cidr],
+            "operators": list(self.args.bastion_cidrs),
+        }
+        made: list[pulumi.CustomResource] = []
+        for source, target, port in FLOWS:
+            if target in self.groups:
+                for other in ranges.get(source, [source]):
+                    made.append(self._rule("from", target, source, other, port))
+            if source in self.groups:
+                for other in ranges.get(target, [target]):
+                    made.append(self._rule("to", source, target, other, port))
+        return made
+
+    def _rule(
+        self, way: str, group: str, label: str, other: str, port: int
+    ) -> pulumi.CustomResource:
+        peer: dict[str, Any] = {"cidr_ipv4": other}
+        if other in self.groups:
+            peer = {"referenced_security_group_id": self.groups[other].id}
+        ingress, egress = aws.vpc.SecurityGroupIngressRule, aws.vpc.SecurityGroupEgressRule
+        kind: Callable[..., pulumi.CustomResource] = ingress if way == "from" else egress
+        many = f"-{_slug(other)}" if label == "operators" else ""
+        return kind(
+            f"{self.name}-{group}-{way}-{label}-{port}{many}",
+            security_group_id=self.groups[group].id,
+            description=f"{group} {way} {label}",
+            ip_protocol="tcp",
+            from_port=port,
+            to_port=port,
+            opts=self.child,
+            **peer,
+        )
+
+    def _gateway_endpoint(self, service: str) -> aws.ec2.VpcEndpoint:
+        tables = [each.id for tables in self.tables.values() for each in tables]
+        return aws.ec2.VpcEndpoint(
+            f"{self.name}-{service}",
+            vpc_id=self.vpc.id,
+            service_name=Output.format("com.amazonaws.{0}.{1}", self.place.region, service),
+            vpc_endpoint_type="Gateway",
+            route_table_ids=tables,
+            tags=self._named(service),
+            opts=self.child,
+        )
+
+    def _interface_endpoint(self, service: str) -> aws.ec2.VpcEndpoint:
+        return aws.ec2.VpcEndpoint(
+            f"{self.name}-{_slug(service)}-interface",
+            vpc_id=self.vpc.id,
+            service_name=Output.format("com.amazonaws.{0}.{1}", self.place.region, service),
+            vpc_endpoint_type="Interface",
+            private_dns_enabled=True,
+            subnet_ids=[each.id for each in self.subnets["private"]],
+            security_group_ids=[self.groups["endpoints"].id],
+            tags=self._named(_slug(service)),
+            opts=self.child,
+        )
+
+    def _flow_log(self) -> aws.ec2.FlowLog:
+        logs = aws.cloudwatch.LogGroup(
+            f"{self.name}-flow-logs",
+            name=f"/aws/vpc/{self.args.name('network')}",
+            retention_in_days=self.args.log_retention_days,
+            kms_key_id=self.key_arn,
+            opts=self.child,
+        )
+        here = {
+            "StringEquals": {"aws:SourceAccount": self.place.account},
+            "ArnLike": {"aws:SourceArn": self.place.arn("ec2", "vpc-flow-log/*")},
+        }
+        role = aws.iam.Role(
+            f"{self.name}-flow-log-role",
+            name=self.args.name("flow-log"),
+            description="Lets the VPC write its flow log",
+            assume_role_policy=policy(
+                trust("vpc-flow-logs.amazonaws.com", "sts:AssumeRole", when=here)
+            ),
+            opts=self.child,
+        )
+        aws.iam.RolePolicy(
+            f"{self.name}-flow-log-role-policy",
+            name=self.args.name("flow-log"),
+            role=role.name,
+            policy=policy(
+                allow(
+                    "logs:CreateLogStream",
+                    "logs:DescribeLogStreams",
+                    "logs:PutLogEvents",
+                    on=Output.concat(logs.arn, ":*"),
+                )
+            ),
+            opts=self.child,
+        )
+        return aws.ec2.FlowLog(
+            f"{self.name}-flow-log",
+            vpc_id=self.vpc.id,
+            traffic_type="ALL" if self.args.tier == "prod" else "REJECT",
+            log_destination=logs.arn,
+            iam_role_arn=role.arn,
+            max_aggregation_interval=600,
+            tags=self._named("flow-log"),
+            opts=self.child,
+        )
+
+    def _nat(self) -> None:
+        """The way out of each zone's private subnet, as the setting `nat` says."""
+        strategy, private = self.args.nat, self.tables["private"]
+        if strategy == "none":
+            return
+        ways = range(self.args.zones if strategy in ("per_az", "instance_ha") else 1)
+        instances = strategy.startswith("instance")
+        exits = [self._nat_interface(n) if instances else self._nat_gateway(n) for n in ways]
+        for number, table_of in enumerate(private):
+            aws.ec2.Route(
+                f"{self.name}-out-{number}",
+                route_table_id=table_of.id,
+                destination_cidr_block=ANYWHERE,
+                opts=self.child,
+                **exits[number % len(exits)],
+            )
+
+    def _address(self, number: int, **more: Any) -> aws.ec2.Eip:
+        return aws.ec2.Eip(
+            f"{self.name}-nat-address-{number}",
+            domain="vpc",
+            tags=self._named(f"nat-{number}"),
+            opts=ResourceOptions(parent=self, depends_on=[self.gateway]),
+            **more,
+        )
+
+    def _nat_gateway(self, number: int) -> dict[str, Input[str]]:
+        gateway = aws.ec2.NatGateway(
+            f"{self.name}-nat-{number}",
+            allocation_id=self._address(number).allocation_id,
+            subnet_id=self.subnets["public"][number].id,
+            tags=self._named(f"nat-{number}"),
+            opts=ResourceOptions(parent=self, depends_on=[self.gateway]),
+        )
+        self.nat_gateways.append(gateway)
+        return {"nat_gateway_id": gateway.id}
+
+    def _nat_interface(self, number: int) -> dict[str, Input[str]]:
+        """An interface that keeps address and route, and a fleet of one that takes hold of it."""
+        subnet = self.subnets["public"][number]
+        interface = aws.ec2.NetworkInterface(
+            f"{self.name}-nat-interface-{number}",
+            description="What private instances reach the internet through",
+            subnet_id=subnet.id,
+            security_groups=[self.groups["nat"].id],
+            source_dest_check=False,  # it forwards what is not its own
+            tags=self._named(f"nat-{number}"),
+            opts=self.child,
+        )
+        self._address(number, network_interface=interface.id)
+        tagged_so = {"StringEquals": {"aws:ResourceTag/Environment": self.args.environment_suffix}}
+        self.nat_fleets.append(
+            Fleet(
+                f"{self.name}-nat-{number}",
+                self.args,
+                role=f"nat-{number}" if number else "nat",
+                key_arn=self.key_arn,
+                scaling_role_arn=self.scaling_role_arn,
+                group=self.groups["nat"],
+                subnets=[subnet],
+                instance_types=["t4g.nano"],
+                public=True,
+                user_data=Output.all(interface.id, self.place.region).apply(
+                    lambda known: nat_script(known[0], known[1], self.args.vpc_cidr)
+                ),
+                statements=[
+                    allow(
+                        "ec2:AttachNetworkInterface",
+                        on=[interface.arn, self.place.arn("ec2", "instance/*")],
+                        when=tagged_so,
+                    )
+                ],
+                opts=self.child,
+            )
+        )
+        return {"network_interface_id": interface.id}
+
+    def alarms(self) -> list[Alarm]:
+        """Connections and packets that NAT gateways lose; NAT instances that are not there."""
+        rows = []
+        for number, gateway in enumerate(self.nat_gateways):
+            here = {"NatGatewayId": gateway.id}
+            for key, metric in (("ports", "ErrorPortAllocation"), ("drops", "PacketsDropCount")):
+                rows.append(
+                    Alarm(
+                        f"nat-{number}-{key}",
+                        f"AWS/NATGateway/{metric}",
+                        here,
+                        above=0,
+                        seconds=300,
+                        section=f"nat-{key}",
+                    )
+                )
+        return rows + [alarm for fleet in self.nat_fleets for alarm in fleet.alarms()]
+
+
+NAT_SCRIPT = """#!/bin/bash
+# Takes hold of the interface that the private subnets route to, and forwards what arrives there.
+set -euo pipefail
+interface=@interface@ region=@region@ network=@network@
+about() {
+    local token
+    token=$(curl -sf -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 300' \
+        http://169.254.169.254/latest/api/token)
+    curl -sf -H "X-aws-ec2-metadata-token: $token" "http://169.254.169.254/latest/meta-data/$1"
+}
+dnf install -y -q nftables
+instance=$(about instance-id)
+attached=
+for _ in $(seq 60); do  # the instance before may still hold it
+    if aws ec2 attach-network-interface --region "$region" --network-interface-id "$interface" \
+        --instance-id "$instance" --device-index 1; then attached=yes; break; fi
+    sleep 5
+done
+[ "$attached" ]
+device=
+for _ in $(seq 60); do
+    for mac in $(about network/interfaces/macs/); do
+        if [ "$(about "network/interfaces/macs/${mac}interface-id")" = "$interface" ]; then
+            device=$(ip -o link | awk -v mac="${mac%/}" '$0 ~ mac {sub(":", "", $2); print $2}')
+        fi
+    done
+    if [ -n "$device" ] && ip -4 -o address show dev "$device" | grep -q inet; then break; fi
+    sleep 1
+done
+[ "$device" ]
+gateway=$(ip -4 route show default | awk '{print $3; exit}')
+ip route replace default via "$gateway" dev "$device" metric 1
+printf 'net.ipv4.ip_forward = 1\nnet.ipv4.conf.all.rp_filter = 0\n' > /etc/sysctl.d/90-nat.conf
+sysctl --quiet --system
+cat > /etc/sysconfig/nftables.conf <<RULES
+table ip nat {
+    chain postrouting {
+        type nat hook postrouting priority srcnat; policy accept;
+        oifname "$device" ip saddr $network masquerade
+    }
+}
+RULES
+systemctl enable --now nftables
+"""
+
+
+def nat_script(interface: str, region: str, network: str) -> str:
+    """The user data of a NAT instance."""
+    return filled(NAT_SCRIPT, interface=interface, region=region, network=network)
+
+
+def filled(script: str, **values: str) -> str:
+    """A script with its @names@ replaced."""
+    for name, value in values.items():
+        script = script.replace(f"@{name}@", value)
+    return script
+
+
+###############################################################################
+# Fleets
+###############################################################################
+
+#: What an instance may do so that Session Manager reaches it, which has no ARNs to name.
+SESSION_MANAGER = (
+    "ssm:UpdateInstanceInformation",
+    "ssmmessages:CreateControlChannel",
+    "ssmmessages:CreateDataChannel",
+    "ssmmessages:OpenControlChannel",
+    "ssmmessages:OpenDataChannel",
+)
+LATEST_IMAGE = "resolve:ssm:/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-arm64"
+
+
+class Fleet(Component):
+    """Instances of one kind that replace themselves: launch template, role, Auto Scaling group.
+
+    arm64, IMDSv2 with one hop, an encrypted gp3 volume of 8 GB, no key pair: people come by Session
+    Manager or EC2 Instance Connect. A change of the template replaces instance after instance and
+    goes back if the new ones fail. Costs its instances (t4g.nano $3.07 a month, t4g.small $12.26),
+    $0.64 for each volume and $3.65 for each public address.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        args: TapStackArgs,
+        *,
+        role: str,
+        key_arn: Input[str],
+        scaling_role_arn: Input[str],
+        group: aws.ec2.SecurityGroup,
+        subnets: Sequence[aws.ec2.Subnet],
+        instance_types: Sequence[str],
+        user_data: Input[str],
+        statements: Sequence[Mapping[str, Any]] = (),
+        public: bool = False,
+        least: int = 1,
+        most: int = 1,
+        spot_percent: int = 0,
+        target_groups: Sequence[aws.lb.TargetGroup] = (),
+        refresh_alarms: Sequence[str] = (),
+        opts: ResourceOptions | None = None,
+    ):
+        super().__init__(name, args, opts, role=role)
+        self.purpose, self.physical_name = role, args.name(role)
+        self.key_arn, self.least, self.place = key_arn, least, Place.current()
+        self.role = self._role(statements)
+        self.profile = self._profile()
+        self.template = self._template(instance_types[0], group, user_data, public)
+        self.group = self._group(
+            subnets,
+            instance_types,
+            spot_percent,
+            most,
+            target_groups,
+            refresh_alarms,
+            scaling_role_arn,
+        )
+        self.register_outputs({"group_name": self.group.name})
+
+    def _role(self, statements: Sequence[Mapping[str, Any]]) -> aws.iam.Role:
+        role = aws.iam.Role(
+            f"{self.name}-role",
+            name=self.physical_name,
+            description=f"What instances of {self.physical_name} may do",
+            assume_role_policy=policy(trust("ec2.amazonaws.com", "sts:AssumeRole")),
+            opts=self.child,
+        )
+        aws.iam.RolePolicy(
+            f"{self.name}-role-policy",
+            name=self.physical_name,
+            role=role.name,
+            policy=policy(allow(*SESSION_MANAGER, on="*"), *statements),
+            opts=self.child,
+        )
+        return role
+
+    def _profile(self) -> aws.iam.InstanceProfile:
+        return aws.iam.InstanceProfile(
+            f"{self.name}-profile", name=self.physical_name, role=self.role.name, opts=self.child
+        )
+
+    def _template(
+        self, instance_type: str, group: aws.ec2.SecurityGroup, user_data: Input[str], public: bool
+    ) -> aws.ec2.LaunchTemplate:
+        tags = {**self.args.all_tags(), "Component": self.purpose, "Name": self.physical_name}
+        return aws.ec2.LaunchTemplate(
+            f"{self.name}-template",
+            name=self.physical_name,
+            image_id=self.args.image_id or LATEST_IMAGE,
+            instance_type=instance_type,
+            iam_instance_profile={"arn": self.profile.arn},
+            metadata_options={
+                "http_endpoint": "enabled",
+                "http_tokens": "required",
+                "http_put_response_hop_limit": 1,
+            },
+            block_device_mappings=[
+                {
+                    "device_name": "/dev/xvda",
+                    "ebs": {
+                        "volume_type": "gp3",
+                        "volume_size": 8,
+                        "encrypted": "true",
+                        "kms_key_id": self.key_arn,
+                        "delete_on_termination": "true",
+                    },
+                }
+            ],
+            network_interfaces=[
+                {
+                    "device_index": 0,
+                    "associate_public_ip_address": str(public).lower(),
+                    "security_groups": [group.id],
+                    "delete_on_termination": "true",
+                }
+            ],
+            monitoring={"enabled": True},
+            user_data=Output.from_input(user_data).apply(encoded),
+            tag_specifications=[
+                {"resource_type": kind, "tags": tags} for kind in ("instance", "volume")
+            ],
+            opts=self.child,
+        )
+
+    def _group(
+        self,
+        subnets: Sequence[aws.ec2.Subnet],
+        instance_types: Sequence[str],
+        spot_percent: int,
+        most: int,
+        target_groups: Sequence[aws.lb.TargetGroup],
+        refresh_alarms: Sequence[str],
+        scaling_role_arn: Input[str],
+    ) -> aws.autoscaling.Group:
+        template: Any = {
+            "launch_template_id": self.template.id,
+            "version": self.template.latest_version.apply(str),  # $Latest would start no refresh
+        }
+        preferences: Any = {
+            "min_healthy_percentage": 100 if most > 1 else 0,
+            "max_healthy_percentage": 110 if most > 1 else 100,
+            "auto_rollback": True,
+            **({"alarm_specification": {"alarms": refresh_alarms}} if refresh_alarms else {}),
+        }
+        return aws.autoscaling.Group(
+            f"{self.name}-group",
+            name=self.physical_name,
+            min_size=self.least,
+            max_size=most,
+            vpc_zone_identifiers=[each.id for each in subnets],
+            mixed_instances_policy={
+                "instances_distribution": {
+                    "on_demand_percentage_above_base_capacity": 100 - spot_percent,
+                    "spot_allocation_strategy": "price-capacity-optimized",
+                },
+                "launch_template": {
+                    "launch_template_specification": template,
+                    "overrides": [{"instance_type": each} for each in instance_types],
+                },
+            },
+            capacity_rebalance=spot_percent > 0,
+            target_group_arns=[each.arn for each in target_groups],
+            health_check_type="ELB" if target_groups else "EC2",
+            health_check_grace_period=180,
+            default_instance_warmup=120,
+            instance_refresh={"strategy": "Rolling", "preferences": preferences},
+            enabled_metrics=[
+                aws.autoscaling.Metric.GROUP_DESIRED_CAPACITY,
+                aws.autoscaling.Metric.GROUP_IN_SERVICE_INSTANCES,
+            ],
+            metrics_granularity="1Minute",
+            service_linked_role_arn=scaling_role_arn,
+            # How many there are is the scaler's, once there are some.
+            opts=ResourceOptions(parent=self, ignore_changes=["desiredCapacity"]),
+        )
+
+    def alarms(self) -> list[Alarm]:
+        """Fewer instances in service than there should be."""
+        return [
+            Alarm(
+                f"{self.purpose}-instances",
+                "AWS/AutoScaling/GroupInServiceInstances",
+                {"AutoScalingGroupName": self.group.name},
+                below=self.least,
+                statistic="Minimum",
+                datapoints=(10, 10),
+                section=f"{self.purpose.partition('-')[0]}-instances",
+            )
+        ]
+
+
+def encoded(user_data: str) -> str:
+    """User data as launch templates take it; cloud-init unpacks what is compressed."""
+    packed = gzip.compress(user_data.encode(), mtime=0)
+    if len(packed) > 16_384:
+        raise ValueError(f"user data has {len(packed):,} compressed bytes; EC2 takes 16,384")
+    return base64.b64encode(packed).decode()
+
+
+###############################################################################
+# Storage
+###############################################################################
+
+
+class Storage(Component):
+    """Buckets of the web environment: assets, and the logs of the load balancer and of access."""
+
+    def __init__(self, name: str, args: TapStackArgs, opts: ResourceOptions | None = None):
+        super().__init__(name, args, opts, role="storage")
+        place = Place.current()
+        assets, logs = (place.global_name(args.name(each)) for each in ("assets", "web-logs"))
+        self.logs = Bucket(
+            f"{name}-logs",
+            args,
+            role="web-logs",
+            physical_name=logs,
+            days=args.log_retention_days,
+            logs_of=[assets],
+            balancer_logs=True,
+            opts=self.child,
+        )
+        self.assets = Bucket(
+            f"{name}-assets",
+            args,
+            role="assets",
+            physical_name=assets,
+            delivers_to=self.logs,
+            opts=self.child,
+        )
+        self.register_outputs({"assets_bucket_name": self.assets.bucket.bucket})
+
+
+###############################################################################
+# Database
+###############################################################################
+
+#: Parameters of PostgreSQL that differ from RDS's own, and how they take effect.
+PARAMETERS = (
+    ("rds.force_ssl", "1", "immediate"),
+    ("log_connections", "1", "immediate"),
+    ("log_disconnections", "1", "immediate"),
+    ("log_min_duration_statement", "1000", "immediate"),
+    ("password_encryption", "scram-sha-256", "immediate"),
+)
+DATABASE_NAME = "app"
+#: Megabytes of memory by size of the instance class, for the alarm at a tenth of it.
+MEMORY_MB = {"micro": 1_024, "small": 2_048, "medium": 4_096, "large": 8_192, "xlarge": 16_384}
+
+
+class Database(Component):
+    """PostgreSQL on RDS in isolated subnets: TLS forced, encrypted, backed up, its password RDS's.
+
+    The master password is in a secret that RDS makes and rotates; nobody else knows it. Costs its
+    class (db.t4g.micro $11.68 a month, db.m7g.large $122.64), twice that with a standby, storage at
+    $0.115 a GB and month (twice with a standby), and $0.40 for the secret.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        args: TapStackArgs,
+        *,
+        key_arn: Input[str],
+        topic_arn: Input[str],
+        network: Network,
+        opts: ResourceOptions | None = None,
+    ):
+        super().__init__(name, args, opts, role="database")
+        self.key_arn, self.place = key_arn, Place.current()
+        self.subnets = self._subnets(network)
+        self.parameters = self._parameters()
+        self.logs = [self._logs(each) for each in ("postgresql", "upgrade")]
+        self.monitoring_role = self._monitoring_role()
+        self.instance = self._instance(network)
+        self.events = self._events(topic_arn)
+        #: ARN of the secret with the master password.
+        self.secret_arn = self.instance.master_user_secrets[0].secret_arn
+        self.snapshots = self._snapshots()
+        self.schedule = self.snapshots.every("cron(30 1 * * ? *)", "A snapshot every night")
+        self.register_outputs({"endpoint": self.instance.endpoint})
+
+    def _subnets(self, network: Network) -> aws.rds.SubnetGroup:
+        return aws.rds.SubnetGroup(
+            f"{self.name}-subnets",
+            name=self.args.name("database"),
+            description="The isolated subnets",
+            subnet_ids=[each.id for each in network.subnets["isolated"]],
+            opts=self.child,
+        )
+
+    def _parameters(self) -> aws.rds.ParameterGroup:
+        return aws.rds.ParameterGroup(
+            f"{self.name}-parameters",
+            name=self.args.name("database"),
+            family="postgres17",
+            description="TLS forced, connections and slow statements logged",
+            parameters=[
+                {"name": name, "value": value, "apply_method": method}
+                for name, value, method in PARAMETERS
+            ],
+            opts=self.child,
+        )
+
+    def _logs(self, kind: str) -> aws.cloudwatch.LogGroup:
+        return aws.cloudwatch.LogGroup(
+            f"{self.name}-{kind}-logs",
+            name=f"/aws/rds/instance/{self.args.name('database')}/{kind}",
+            retention_in_days=self.args.log_retention_days,
+            kms_key_id=self.key_arn,
+            opts=self.child,
+        )
+
+    def _monitoring_role(self) -> aws.iam.Role:
+        here = {"StringEquals": {"aws:SourceAccount": self.place.account}}
+        role = aws.iam.Role(
+            f"{self.name}-monitoring-role",
+            name=self.args.name("database-monitoring"),
+            description="Lets RDS publish the metrics of the database's machine",
+            assume_role_policy=policy(
+                trust("monitoring.rds.amazonaws.com", "sts:AssumeRole", when=here)
+            ),
+            opts=self.child,
+        )
+        streams = self.place.arn("logs", "log-group:RDSOSMetrics:log-stream:*")
+        aws.iam.RolePolicy(
+            f"{self.name}-monitoring-role-policy",
+            name=self.args.name("database-monitoring"),
+            role=role.name,
+            policy=policy(
+                allow(
+                    "logs:CreateLogGroup",
+                    "logs:PutRetentionPolicy",
+                    on=self.place.arn("logs", "log-group:RDSOSMetrics"),
+                ),
+                allow(
+                    "logs:CreateLogStream",
+                    "logs:DescribeLogStreams",
+                    "logs:GetLogEvents",
+                    "logs:PutLogEvents",
+                    on=streams,
+                ),
+            ),
+            opts=self.child,
+        )
+        return role
+
+    def _instance(self, network: Network) -> aws.rds.Instance:
+        args, name = self.args, self.args.name("database")
+        return aws.rds.Instance(
+            f"{self.name}-instance",
+            identifier=name,
+            engine="postgres",
+            engine_version="17",
+            instance_class=args.database_class,
+            allocated_storage=args.database_gb,
+            max_allocated_storage=5 * args.database_gb,
+            storage_type="gp3",
+            storage_encrypted=True,
+            kms_key_id=self.key_arn,
+            db_name=DATABASE_NAME,
+            username="master",
+            manage_master_user_password=True,
+            master_user_secret_kms_key_id=self.key_arn,
+            iam_database_authentication_enabled=True,
+            port=POSTGRES_PORT,
+            publicly_accessible=False,
+            db_subnet_group_name=self.subnets.name,
+            vpc_security_group_ids=[network.groups["database"].id],
+            parameter_group_name=self.parameters.name,
+            ca_cert_identifier="rds-ca-rsa2048-g1",
+            multi_az=args.database_multi_az,
+            backup_retention_period=args.backup_days,
+            backup_window="02:30-03:30",
+            maintenance_window="sun:04:00-sun:05:00",
+            copy_tags_to_snapshot=True,
+            delete_automated_backups=not args.deletion_protection,
+            deletion_protection=args.deletion_protection,
+            skip_final_snapshot=args.tier == "dev",
+            final_snapshot_identifier=None if args.tier == "dev" else f"{name}-final",
+            auto_minor_version_upgrade=True,
+            apply_immediately=args.tier == "dev",
+            enabled_cloudwatch_logs_exports=["postgresql", "upgrade"],
+            performance_insights_enabled=True,
+            performance_insights_kms_key_id=self.key_arn,
+            performance_insights_retention_period=7,
+            monitoring_interval=60,
+            monitoring_role_arn=self.monitoring_role.arn,
+            opts=ResourceOptions(
+                parent=self,
+                protect=args.deletion_protection,
+                depends_on=self.logs,  # which RDS would make itself, without an end
+                ignore_changes=["allocatedStorage"],  # it grows by itself
+            ),
+        )
+
+    def _events(self, topic_arn: Input[str]) -> aws.rds.EventSubscription:
+        return aws.rds.EventSubscription(
+            f"{self.name}-events",
+            name=self.args.name("database"),
+            sns_topic=topic_arn,
+            source_type="db-instance",
+            source_ids=[self.instance.identifier],
+            event_categories=["availability", "backup", "failover", "failure", "low storage"],
+            opts=self.child,
+        )
+
+    def _snapshots(self) -> Function:
+        instance, name = self.instance, self.args.name("database")
+        own = self.place.arn("rds", f"snapshot:{name}-*")
+        created_by = self.args.name("snapshots")
+        tagged_so = {"StringEquals": {"aws:ResourceTag/CreatedBy": created_by}}
+        asked_so = {"StringEquals": {"aws:RequestTag/CreatedBy": created_by}}
+        return Function(
+            f"{self.name}-snapshots",
+            self.args,
+            role="snapshots",
+            handler=take_snapshot,
+            key_arn=self.key_arn,
+            environment={
+                "DATABASE": instance.identifier,
+                "CREATED_BY": created_by,
+                "SNAPSHOT_DAYS": str(self.args.snapshot_days),
+                "SNAPSHOT_KEEP": str(self.args.snapshot_keep),
+                **metrics_environment(self.args),
+            },
+            statements=[
+                allow("rds:CreateDBSnapshot", on=[instance.arn, own]),
+                allow("rds:AddTagsToResource", on=own, when=asked_so),
+                allow("rds:DescribeDBSnapshots", on=[instance.arn, own]),
+                allow("rds:DescribeDBSnapshotAttributes", on=own),
+                allow("rds:DeleteDBSnapshot", on=own, when=tagged_so),
+            ],
+            timeout_seconds=120,
+            event_hours=1,
+            opts=self.child,
+        )
+
+    def alarms(self) -> list[Alarm]:
+        """A database that is busy, full or overrun; no snapshot for 26 hours."""
+        args, here = self.args, {"DBInstanceIdentifier": self.instance.identifier}
+        memory = MEMORY_MB.get(args.database_class.rpartition(".")[2], 16_384) * 1_000_000
+        storage = args.database_gb * 1_000_000_000
+        # RDS's own default for max_connections: memory in bytes / 9,531,392.
+        connections = 0.8 * memory / 9_531_392
+
+        def row(key: str, metric: str, **beyond: Any) -> Alarm:
+            return Alarm(
+                f"database-{key}",
+                f"AWS/RDS/{metric}",
+                here,
+                statistic="Average",
+                seconds=300,
+                datapoints=(3, 3),
+                **beyond,
+            )
+
+        return [
+            row("cpu", "CPUUtilization", above=80),
+            row("storage", "FreeStorageSpace", below=0.15 * storage),
+            row("memory", "FreeableMemory", below=0.1 * memory),
+            row("connections", "DatabaseConnections", above=round(connections)),
+            row("latency", "WriteLatency", above=0.1),
+            Alarm(
+                "snapshot-missing",
+                f"{args.project}/SnapshotsTaken",
+                {"Environment": args.environment_suffix},
+                below=1,
+                silence="breaching",
+                seconds=3600,
+                datapoints=(26, 26),
+            ),
+            *self.snapshots.alarms(),
+        ]
+
+    def graphs(self) -> list[Graph]:
+        """Use of the database for the dashboard."""
+        here = {"DBInstanceIdentifier": self.instance.identifier}
+
+        def graph(title: str, *metrics: str) -> Graph:
+            return Graph(title, [("AWS/RDS", metric, here, "Average") for metric in metrics])
+
+        return [
+            graph("Database load", "CPUUtilization", "DatabaseConnections"),
+            graph("Database room", "FreeStorageSpace", "FreeableMemory"),
+            self.snapshots.graph(),
+        ]
+
+
+###############################################################################
+# Web tier
+###############################################################################
+
+TLS_POLICY = "ELBSecurityPolicy-TLS13-1-2-2021-06"
+#: What the application needs from PyPI, for Python 3.11 on arm64: exactly these files.
+WEB_PACKAGES = """
+boto3==1.44.5 --hash=sha256:70c3e0409794b29ec1900bcaff0695b73234a2d32ffaed35045b94caa26212a5
+botocore==1.44.5 --hash=sha256:8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921
+gunicorn==27.0.1 --hash=sha256:378b26b9a38adcf4592f28828233c1716acc55e833ea06bf48719782efaa0d10
+jmespath==1.1.0 --hash=sha256:a5663118de4908c91729bea0acadca56526eb2698e83de10cd116ae0f4e97c64
+psycopg==3.3.9 --hash=sha256:d2d7d04a1ce6dab4f5b27316bea3b52585cafa2f2d631e5b09dd69823f5c26f6
+psycopg-binary==3.3.9 --hash=sha256:9f6f4108a2e1d55303dfbb41d0f3b16a0aac95232a24ac8eb3df03f56fcb83aa
+python-dateutil==2.9.0.post0 --hash=sha256:a8b2bc7bffae282281c8140a97d3aa9c14da0b136dfe83f850eea9a5f7470427
+s3transfer==0.19.3 --hash=sha256:24eb7535804306355e31c952a90022bf5b2f9d760f9a11062c7493a217c08553
+six==1.17.0 --hash=sha256:4721f391ed90541fddacab5acf947aa0d3dc7d27b2e1e8eda2be8970586c3274
+typing-extensions==4.16.0 --hash=sha256:481caa481374e813c1b176ada14e97f1f67a4539ce9cfeb3f350d78d6370c2e8
+urllib3==2.8.0 --hash=sha256:0cf3cae568d36aa9576b28dfb35f11328f1cb974ca7647d9475ebb86c75ac6e3
+"""  # noqa: E501 - a line each
+#: What the agent measures and ships; memory and disk are not in EC2's own metrics.
+AGENT = {
+    "agent": {"metrics_collection_interval": 60},
+    "metrics": {
+        "namespace": "CWAgent",
+        "append_dimensions": {"AutoScalingGroupName": "${aws:AutoScalingGroupName}"},
+        "aggregation_dimensions": [["AutoScalingGroupName"]],
+        "metrics_collected": {
+            "mem": {"measurement": ["mem_used_percent"]},
+            "disk": {"measurement": ["used_percent"], "resources": ["/"]},
+        },
+    },
+}
+AGENT_SCRIPT = """
+dnf install -y -q amazon-cloudwatch-agent
+cat > /opt/aws/amazon-cloudwatch-agent/etc/agent.json <<'JSON'
+@agent@
+JSON
+/opt/aws/amazon-cloudwatch-agent/bin/amazon-cloudwatch-agent-ctl -a fetch-config -m ec2 -s \\
+    -c file:/opt/aws/amazon-cloudwatch-agent/etc/agent.json
+"""
+WEB_SCRIPT = """#!/bin/bash
+# Installs the application and starts it under systemd.
+set -euo pipefail
+dnf install -y -q python3.11 python3.11-pip
+id web > /dev/null 2>&1 || useradd --system --shell /sbin/nologin web
+install -d /opt/web
+cat > /opt/web/requirements.txt <<'PACKAGES'
+@packages@
+PACKAGES
+python3.11 -m venv /opt/web/venv
+/opt/web/venv/bin/python -c 'import gunicorn, psycopg, boto3' 2> /dev/null || \\
+    /opt/web/venv/bin/pip install --quiet --require-hashes -r /opt/web/requirements.txt
+[ -s /opt/web/rds.pem ] || curl -sSf --retry 5 -o /opt/web/rds.pem \\
+    https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem
+cat > /opt/web/index.py <<'SOURCE'
+@source@
+SOURCE
+cat > /etc/systemd/system/web.service <<'UNIT'
+[Unit]
+Description=The web application
+After=network-online.target
+Wants=network-online.target
+[Service]
+User=web
+WorkingDirectory=/opt/web
+Environment=AWS_DEFAULT_REGION=@region@ SECRET_ARN=@secret@ DATABASE_HOST=@host@
+Environment=DATABASE_PORT=@port@ DATABASE_NAME=@database@ DATABASE_CA=/opt/web/rds.pem
+ExecStart=/opt/web/venv/bin/gunicorn --bind 0.0.0.0:@web_port@ --workers 2 --threads 8 \\
+    --timeout 30 --graceful-timeout 30 --access-logfile - index:web
+StandardOutput=append:/var/log/web.log
+StandardError=append:/var/log/web.log
+Restart=always
+RestartSec=1
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+[Install]
+WantedBy=multi-user.target
+UNIT
+printf '/var/log/web.log {\\n    daily\\n    rotate 3\\n    copytruncate\\n    missingok\\n}\\n' \\
+    > /etc/logrotate.d/web
+systemctl daemon-reload
+systemctl enable --now web
+"""
+
+
+def agent_script(log_group: str, path: str) -> str:
+    """The part of a user data script that ships a log file, memory and disk to CloudWatch."""
+    shipped = {"file_path": path, "log_group_name": log_group, "log_stream_name": "{instance_id}"}
+    logs = {"logs_collected": {"files": {"collect_list": [shipped]}}}
+    return filled(AGENT_SCRIPT, agent=json.dumps({**AGENT, "logs": logs}))
+
+
+def agent_statements(logs: aws.cloudwatch.LogGroup) -> list[dict[str, Any]]:
+    """What an instance with the agent may do."""
+    own_metrics = {"StringEquals": {"cloudwatch:namespace": "CWAgent"}}
+    return [
+        allow("cloudwatch:PutMetricData", on="*", when=own_metrics),  # it has no ARNs to name
+        allow("ec2:DescribeTags", on="*"),  # the group's name is a tag; it has no ARNs to name
+        allow(
+            "logs:CreateLogStream",
+            "logs:DescribeLogStreams",
+            "logs:PutLogEvents",
+            on=Output.concat(logs.arn, ":*"),
+        ),
+    ]
+
+
+class WebTier(Component):
+    """The application behind a load balancer: HTTPS, instances in private subnets, scaling.
+
+    Costs $16.43 a month for the load balancer, $5.84 for each unit of its capacity, $3.65 for each
+    of its public addresses, and the fleet.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        args: TapStackArgs,
+        *,
+        key_arn: Input[str],
+        scaling_role_arn: Input[str],
+        network: Network,
+        storage: Storage,
+        database: Database,
+        opts: ResourceOptions | None = None,
+    ):
+        super().__init__(name, args, opts, role="web")
+        self.key_arn, self.place = key_arn, Place.current()
+        self.certificate_arn = self._certificate()
+        self.balancer = self._balancer(network, storage)
+        self.targets = self._targets(network)
+        self.listeners = self._listeners()
+        self.logs = self._logs()
+        self.fleet = self._fleet(network, database, scaling_role_arn)
+        self.scaling = [self._scaling(*each) for each in self._goals()]
+        scheme = "http" if args.plain_http else "https"
+        #: Where the application answers.
+        self.url = Output.concat(f"{scheme}://", args.domain_name or self.balancer.dns_name)
+        self.register_outputs({"url": self.url})
+
+    def _certificate(self) -> Input[str]:
+        args = self.args
+        if args.certificate_arn or args.plain_http:
+            return args.certificate_arn
+        if args.domain_name.endswith("example.com"):
+            pulumi.log.warn(f"domain_name is {args.domain_name}, which is nobody's: set your own")
+        certificate = aws.acm.Certificate(
+            f"{self.name}-certificate",
+            domain_name=args.domain_name,
+            validation_method="DNS",
+            opts=self.child,
+        )
+        proof = certificate.domain_validation_options[0]
+        if args.hosted_zone_id:
+            aws.route53.Record(
+                f"{self.name}-certificate-record",
+                zone_id=args.hosted_zone_id,
+                name=proof.resource_record_name,
+                type=proof.resource_record_type,
+                records=[proof.resource_record_value],
+                ttl=300,
+                opts=self.child,
+            )
+        return aws.acm.CertificateValidation(
+            f"{self.name}-certificate-validation",
+            certificate_arn=certificate.arn,
+            opts=ResourceOptions(parent=self, custom_timeouts=pulumi.CustomTimeouts(create="20m")),
+        ).certificate_arn
+
+    def _balancer(self, network: Network, storage: Storage) -> aws.lb.LoadBalancer:
+        return aws.lb.LoadBalancer(
+            f"{self.name}-balancer",
+            name=self.args.name("web"),
+            load_balancer_type="application",
+            subnets=[each.id for each in network.subnets["public"]],
+            security_groups=[network.groups["balancer"].id],
+            drop_invalid_header_fields=True,
+            desync_mitigation_mode="strictest",
+            enable_deletion_protection=self.args.deletion_protection,
+            idle_timeout=60,
+            access_logs={
+                "bucket": storage.logs.bucket.bucket,
+                "prefix": "balancer",
+                "enabled": True,
+            },
+            opts=ResourceOptions(
+                parent=self,
+                protect=self.args.deletion_protection,
+                depends_on=[storage.logs.policy],  # it tries to write on creation
+            ),
+        )
+
+    def _targets(self, network: Network) -> aws.lb.TargetGroup:
+        return aws.lb.TargetGroup(
+            f"{self.name}-targets",
+            name=self.args.name("web"),
+            vpc_id=network.vpc.id,
+            port=WEB_PORT,
+            protocol="HTTP",
+            target_type="instance",
+            deregistration_delay=60,
+            slow_start=30,
+            load_balancing_algorithm_type="least_outstanding_requests",
+            # The process, not the database: its failure must not end all instances.
+            health_check={
+                "path": "/healthz",
+                "interval": 10,
+                "timeout": 5,
+                "healthy_threshold": 2,
+                "unhealthy_threshold": 3,
+                "matcher": "200",
+            },
+            opts=self.child,
+        )
+
+    def _listeners(self) -> list[aws.lb.Listener]:
+        forward: Any = {"type": "forward", "target_group_arn": self.targets.arn}
+        redirect: Any = {
+            "type": "redirect",
+            "redirect": {"port": "443", "protocol": "HTTPS", "status_code": "HTTP_301"},
+        }
+        plain = aws.lb.Listener(
+            f"{self.name}-http",
+            load_balancer_arn=self.balancer.arn,
+            port=80,
+            protocol="HTTP",
+            default_actions=[forward if self.args.plain_http else redirect],
+            opts=self.child,
+        )
+        if self.args.plain_http:
+            return [plain]
+        secure = aws.lb.Listener(
+            f"{self.name}-https",
+            load_balancer_arn=self.balancer.arn,
+            port=443,
+            protocol="HTTPS",
+            ssl_policy=TLS_POLICY,
+            certificate_arn=self.certificate_arn,
+            default_actions=[forward],
+            opts=self.child,
+        )
+        return [plain, secure]
+
+    def _logs(self) -> aws.cloudwatch.LogGroup:
+        return aws.cloudwatch.LogGroup(
+            f"{self.name}-logs",
+            name=f"/{self.args.name('web')}",
+            retention_in_days=self.args.log_retention_days,
+            kms_key_id=self.key_arn,
+            opts=self.child,
+        )
+
+    def _fleet(self, network: Network, database: Database, scaling_role_arn: Input[str]) -> Fleet:
+        args, log_group = self.args, f"/{self.args.name('web')}"
+        facts = {
+            "region": self.place.region,
+            "secret": database.secret_arn,
+            "host": database.instance.address,
+        }
+        user_data = Output.all(**facts).apply(lambda known: web_script(log_group, **known))
+        return Fleet(
+            f"{self.name}-fleet",
+            args,
+            role="web",
+            key_arn=self.key_arn,
+            scaling_role_arn=scaling_role_arn,
+            group=network.groups["web"],
+            subnets=network.subnets["private"],
+            instance_types=args.instance_types,
+            user_data=user_data,
+            statements=[
+                allow("secretsmanager:GetSecretValue", on=database.secret_arn),
+                allow("kms:Decrypt", on=self.key_arn),
+                *agent_statements(self.logs),
+            ],
+            least=args.instances_min,
+            most=args.instances_max,
+            spot_percent=args.spot_percent,
+            target_groups=[self.targets],
+            refresh_alarms=[args.name("web-5xx"), args.name("web-unhealthy")],
+            opts=self.child,
+        )
+
+    def _goals(self) -> list[tuple[str, dict[str, Any], float]]:
+        """What the fleet is scaled by: average CPU, and requests a minute for each instance."""
+        label = Output.concat(self.balancer.arn_suffix, "/", self.targets.arn_suffix)
+        requests = {"predefined_metric_type": "ALBRequestCountPerTarget", "resource_label": label}
+        return [
+            ("cpu", {"predefined_metric_type": "ASGAverageCPUUtilization"}, 60),
+            ("requests", requests, 3_000),
+        ]
+
+    def _scaling(self, key: str, metric: dict[str, Any], goal: float) -> aws.autoscaling.Policy:
+        tracking: Any = {"predefined_metric_specification": metric, "target_value": goal}
+        return aws.autoscaling.Policy(
+            f"{self.name}-by-{key}",
+            name=self.args.name(f"web-{key}"),
+            autoscaling_group_name=self.fleet.group.name,
+            policy_type="TargetTrackingScaling",
+            target_tracking_configuration=tracking,
+            opts=ResourceOptions(parent=self, depends_on=self.listeners),
+        )
+
+    def alarms(self) -> list[Alarm]:
+        """Failures and slowness as callers see them, hosts that fail, machines that are full."""
+        balancer = {"LoadBalancer": self.balancer.arn_suffix}
+        targets = {**balancer, "TargetGroup": self.targets.arn_suffix}
+        group = {"AutoScalingGroupName": self.fleet.group.name}
+        alb, full = "AWS/ApplicationELB", (3, 3)
+
+        def use(key: str, metric: str, above: float) -> Alarm:
+            return Alarm(
+                key, metric, group, above, statistic="Average", seconds=300, datapoints=full
+            )
+
+        return [
+            Alarm("web-5xx", f"{alb}/HTTPCode_Target_5XX_Count", targets, 10, datapoints=(2, 3)),
+            Alarm("balancer-5xx", f"{alb}/HTTPCode_ELB_5XX_Count", balancer, 10, datapoints=(2, 3)),
+            Alarm(
+                "web-latency",
+                f"{alb}/TargetResponseTime",
+                targets,
+                1,
+                statistic="p95",
+                datapoints=(3, 5),
+            ),
+            Alarm("balancer-rejected", f"{alb}/RejectedConnectionCount", balancer, 0),
+            Alarm(
+                "web-unhealthy",
+                f"{alb}/UnHealthyHostCount",
+                targets,
+                0,
+                statistic="Maximum",
+                datapoints=(3, 3),
+            ),
+            Alarm(
+                "web-hosts",
+                f"{alb}/HealthyHostCount",
+                targets,
+                below=self.args.instances_min,
+                silence="breaching",
+                statistic="Minimum",
+                datapoints=(5, 5),
+            ),
+            use("web-cpu", "AWS/EC2/CPUUtilization", 80),
+            use("web-memory", "CWAgent/mem_used_percent", 85),
+            use("web-disk", "CWAgent/disk_used_percent", 85),
+            *self.fleet.alarms(),
+        ]
+
+    def graphs(self) -> list[Graph]:
+        """Health and use of the web tier for the dashboard."""
+        balancer = {"LoadBalancer": self.balancer.arn_suffix}
+        targets = {**balancer, "TargetGroup": self.targets.arn_suffix}
+        group = {"AutoScalingGroupName": self.fleet.group.name}
+        alb, counts = "AWS/ApplicationELB", ("RequestCount", "HTTPCode_Target_5XX_Count")
+        times = [(alb, "TargetResponseTime", targets, each) for each in ("p50", "p95", "p99")]
+        hosts = [(alb, f"{each}HostCount", targets, "Maximum") for each in ("Healthy", "UnHealthy")]
+        use = [("AWS/EC2", "CPUUtilization", group, "Average")]
+        use += [("CWAgent", f"{x}_used_percent", group, "Average") for x in ("mem", "disk")]
+        return [
+            Graph("Web requests", [(alb, each, balancer, "Sum") for each in counts]),
+            Graph("Web latency", times),
+            Graph("Web hosts", hosts),
+            Graph("Web machines", use),
+        ]
+
+
+def web_script(log_group: str, region: str, secret: str, host: str) -> str:
+    """The user data of a web instance."""
+    install = filled(
+        WEB_SCRIPT,
+        packages=WEB_PACKAGES.strip(),
+        region=region,
+        secret=secret,
+        host=host,
+        port=str(POSTGRES_PORT),
+        database=DATABASE_NAME,
+        web_port=str(WEB_PORT),
+        source=bundle(web, modules=INSTANCE_MODULES).rstrip(),
+    )
+    return install + agent_script(log_group, "/var/log/web.log")
+
+
+###############################################################################
+# Bastion
+###############################################################################
+
+BASTION_SCRIPT = """#!/bin/bash
+# Sends the log of logins away, where who comes in cannot change it.
+set -euo pipefail
+dnf install -y -q rsyslog postgresql17
+systemctl enable --now rsyslog
+"""
+
+
+class Bastion(Component):
+    """A way in for people: Session Manager, or SSH from known ranges with a key of one minute.
+
+    No key pair is stored: EC2 Instance Connect puts a person's public key there for 60 s, and IAM
+    says who may. Every login is logged and alarmed. Costs $3.07 a month for a t4g.nano, less where
+    `bastion_hours` stop it, and $3.65 for its address.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        args: TapStackArgs,
+        *,
+        key_arn: Input[str],
+        scaling_role_arn: Input[str],
+        network: Network,
+        opts: ResourceOptions | None = None,
+    ):
+        super().__init__(name, args, opts, role="bastion")
+        log_group = f"/{args.name('bastion')}"
+        self.logs = aws.cloudwatch.LogGroup(
+            f"{name}-logs",
+            name=log_group,
+            retention_in_days=args.log_retention_days,
+            kms_key_id=key_arn,
+            opts=self.child,
+        )
+        self.logins = self._logins()
+        self.fleet = Fleet(
+            f"{name}-fleet",
+            args,
+            role="bastion",
+            key_arn=key_arn,
+            scaling_role_arn=scaling_role_arn,
+            group=network.groups["bastion"],
+            subnets=network.subnets["public"],
+            instance_types=["t4g.nano"],
+            public=True,
+            user_data=BASTION_SCRIPT + agent_script(log_group, "/var/log/secure"),
+            statements=agent_statements(self.logs),
+            opts=self.child,
+        )
+        self.hours = self._hours() if args.bastion_hours else []
+        self.register_outputs({"group_name": self.fleet.group.name})
+
+    def _logins(self) -> aws.cloudwatch.LogMetricFilter:
+        return aws.cloudwatch.LogMetricFilter(
+            f"{self.name}-logins",
+            name=self.args.name("bastion-logins"),
+            log_group_name=self.logs.name,
+            pattern='"Accepted publickey"',
+            metric_transformation={
+                "namespace": self.args.project,
+                "name": f"BastionLogins-{self.args.environment_suffix}",
+                "value": "1",
+            },
+            opts=self.child,
+        )
+
+    def _hours(self) -> list[aws.autoscaling.Schedule]:
+        begin, end = self.args.bastion_hours.split("-")
+        return [
+            aws.autoscaling.Schedule(
+                f"{self.name}-{action}",
+                scheduled_action_name=self.args.name(f"bastion-{action}"),
+                autoscaling_group_name=self.fleet.group.name,
+                recurrence=f"0 {hour} * * 1-5",
+                min_size=count,
+                max_size=1,
+                desired_capacity=count,
+                opts=self.child,
+            )
+            for action, hour, count in (("start", begin, 1), ("stop", end, 0))
+        ]
+
+    def alarms(self) -> list[Alarm]:
+        """A login by SSH; a bastion that is not there, unless it is stopped by the hour."""
+        metric = f"{self.args.project}/BastionLogins-{self.args.environment_suffix}"
+        there = [] if self.args.bastion_hours else self.fleet.alarms()
+        return [Alarm("bastion-logins", metric, {}, 0), *there]
+
+
+###############################################################################
 # Monitoring
 ###############################################################################
 
@@ -3540,21 +5397,23 @@ class Monitoring(Component):
     def _alarm(self, alarm: Alarm, topic_arn: Input[str]) -> aws.cloudwatch.MetricAlarm:
         namespace, _, metric = alarm.metric.rpartition("/")
         percentile = alarm.statistic.startswith("p")
+        section = alarm.section or alarm.key
+        way, threshold = ("below", alarm.below) if alarm.above is None else ("above", alarm.above)
         return aws.cloudwatch.MetricAlarm(
             f"{self.name}-{alarm.key}",
             name=self.args.name(alarm.key),
-            alarm_description=f"{metric} above {alarm.above:g}. What to do: {RUNBOOK}#{alarm.key}",
+            alarm_description=f"{metric} {way} {threshold:g}. What to do: {RUNBOOK}#{section}",
             namespace=namespace,
             metric_name=metric,
             dimensions=alarm.dimensions,
             statistic=None if percentile else alarm.statistic,
             extended_statistic=alarm.statistic if percentile else None,
-            comparison_operator="GreaterThanThreshold",
-            threshold=alarm.above,
+            comparison_operator="GreaterThanThreshold" if way == "above" else "LessThanThreshold",
+            threshold=threshold,
             period=alarm.seconds,
             datapoints_to_alarm=alarm.datapoints[0],
             evaluation_periods=alarm.datapoints[1],
-            treat_missing_data="notBreaching",  # no traffic, no trouble
+            treat_missing_data=alarm.silence,
             alarm_actions=[topic_arn],
             ok_actions=[topic_arn],
             opts=self.child,
@@ -3616,6 +5475,13 @@ OUTPUTS = {
     "people_client_id": "Client id of apps that people sign in to (PKCE)",
     "machine_client_id": "Client id of machines; its secret is read from Cognito by who may",
     "sign_in_url": "Base URL of the OAuth 2.0 endpoints, `/oauth2/authorize` and `/oauth2/token`",
+    "web_url": "Where the web application answers",
+    "vpc_id": "Id of the network",
+    "assets_bucket_name": "Name of the bucket of assets",
+    "database_name": "Identifier of the database",
+    "database_secret_arn": "ARN of the secret with the database's password, which RDS rotates",
+    "snapshots_function_name": "Name of the function that takes snapshots",
+    "bastion_group_name": "Name of the bastion's group, to find its instance by",
     "alerts_topic_arn": "ARN of the topic that alarms and the budget publish to",
     "dashboard_name": "Name of the CloudWatch dashboard",
     "key_arn": "ARN of the customer-managed key",
@@ -3623,50 +5489,111 @@ OUTPUTS = {
 
 
 class TapStack(pulumi.ComponentResource):
-    """The whole platform, composed; its outputs are attributes under the names in OUTPUTS."""
+    """The systems of a stack and what they share, composed.
+
+    Its outputs are attributes under the names in OUTPUTS, None where the system is left out.
+    """
 
     def __init__(
         self, name: str, args: TapStackArgs | None = None, opts: ResourceOptions | None = None
     ):
-        args = args or TapStackArgs()
+        self.args = args = args or TapStackArgs()
         super().__init__("tap:stack:TapStack", name, None, opts)
-        child = ResourceOptions(parent=self)
-        self.encryption = Encryption("encryption", args, child)
-        self.alerts = Alerts("alerts", args, key_arn=self.encryption.key_arn, opts=child)
-        self.identity = Identity("identity", args, child)
-        self.files = FilePipeline("files", args, key_arn=self.encryption.key_arn, opts=child)
-        self.api = ServerlessApi(
-            "api",
-            args,
-            key_arn=self.encryption.key_arn,
-            issuer=self.identity.issuer,
-            audience=self.identity.audience,
-            files=self.files,
-            opts=child,
-        )
+        self.child = ResourceOptions(parent=self)
+        #: What is exported.
+        self.outputs: dict[str, Any] = {}
+        self.alarms: list[Alarm] = []
+        self.graphs: list[Graph] = []
+        self.encryption = Encryption("encryption", args, self.child)
+        self.key: dict[str, Input[str]] = {"key_arn": self.encryption.key_arn}
+        self.alerts = Alerts("alerts", args, **self.key, opts=self.child)
+        self.files = self._files() if "files" in args.systems else None
+        self.api = self._api() if "api" in args.systems else None
+        self.web = self._web() if "web" in args.systems else None
         self.monitoring = Monitoring(
             "monitoring",
             args,
-            alarms=[*self.api.alarms(), *self.files.alarms()],
-            graphs=[*self.api.graphs(), *self.files.graphs()],
+            alarms=self.alarms,
+            graphs=self.graphs,
             topic_arn=self.alerts.topic_arn,
+            opts=self.child,
+        )
+        self.outputs |= {
+            "alerts_topic_arn": self.alerts.topic_arn,
+            "dashboard_name": self.monitoring.dashboard.dashboard_name,
+            "key_arn": self.encryption.key_arn,
+        }
+        for output in OUTPUTS:
+            setattr(self, output, self.outputs.get(output))
+        self.register_outputs(self.outputs)
+
+    def _watch(self, *parts: Any) -> None:
+        for part in parts:
+            self.alarms += part.alarms()
+            self.graphs += part.graphs() if hasattr(part, "graphs") else []
+
+    def _files(self) -> FilePipeline:
+        files = FilePipeline("files", self.args, **self.key, opts=self.child)
+        self._watch(files)
+        self.outputs |= {
+            "files_bucket_name": files.uploads.bucket.bucket,
+            "files_table_name": files.table.name,
+            "files_function_name": files.function.function.name,
+            "files_dead_letters_url": files.function.dead_letters_url,
+        }
+        return files
+
+    def _api(self) -> ServerlessApi:
+        identity = Identity("identity", self.args, self.child)
+        api = ServerlessApi(
+            "api",
+            self.args,
+            **self.key,
+            issuer=identity.issuer,
+            audience=identity.audience,
+            files=self.files,
+            opts=self.child,
+        )
+        self._watch(api)
+        self.outputs |= {
+            "api_url": api.url,
+            "table_name": api.items.name,
+            "function_name": api.function.function.name,
+            "user_pool_id": identity.pool.id,
+            "people_client_id": identity.people.id,
+            "machine_client_id": identity.machines.id,
+            "sign_in_url": identity.sign_in_url,
+        }
+        return api
+
+    def _web(self) -> WebTier:
+        args, child = self.args, self.child
+        keys = {**self.key, "scaling_role_arn": self.encryption.scaling_role_arn}
+        network = Network("network", args, **keys, opts=child)
+        storage = Storage("storage", args, child)
+        database = Database(
+            "database",
+            args,
+            **self.key,
+            topic_arn=self.alerts.topic_arn,
+            network=network,
             opts=child,
         )
-        self.api_url = self.api.url
-        self.table_name = self.api.items.name
-        self.function_name = self.api.function.function.name
-        self.files_bucket_name = self.files.uploads.bucket.bucket
-        self.files_table_name = self.files.table.name
-        self.files_function_name = self.files.function.function.name
-        self.files_dead_letters_url = self.files.function.dead_letters_url
-        self.user_pool_id = self.identity.pool.id
-        self.people_client_id = self.identity.people.id
-        self.machine_client_id = self.identity.machines.id
-        self.sign_in_url = self.identity.sign_in_url
-        self.alerts_topic_arn = self.alerts.topic_arn
-        self.dashboard_name = self.monitoring.dashboard.dashboard_name
-        self.key_arn = self.encryption.key_arn
-        self.register_outputs({output: getattr(self, output) for output in OUTPUTS})
+        web = WebTier(
+            "web", args, **keys, network=network, storage=storage, database=database, opts=child
+        )
+        bastion = Bastion("bastion", args, **keys, network=network, opts=child)
+        self._watch(network, database, web, bastion)
+        self.outputs |= {
+            "web_url": web.url,
+            "vpc_id": network.vpc.id,
+            "assets_bucket_name": storage.assets.bucket.bucket,
+            "database_name": database.instance.identifier,
+            "database_secret_arn": database.secret_arn,
+            "snapshots_function_name": database.snapshots.function.name,
+            "bastion_group_name": bastion.fleet.group.name,
+        }
+        return web
 
 
 ###############################################################################
@@ -3677,8 +5604,8 @@ class TapStack(pulumi.ComponentResource):
 def main() -> None:
     """Builds the stack that the Pulumi configuration describes and exports its outputs."""
     stack = TapStack("tap", TapStackArgs.load())
-    for output in OUTPUTS:
-        pulumi.export(output, getattr(stack, output))
+    for output, value in stack.outputs.items():
+        pulumi.export(output, value)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ class Report:
     """The demonstration's output and its verdict."""
 
     def __init__(self) -> None:
-        self._console = rich.console.Console(highlight=False, soft_wrap=True)
+        self._console = rich.console.Console(highlight=False, soft_wrap=True, emoji=False)
         self._step = 0
         self.checks = 0
         self.mismatches: list[str] = []

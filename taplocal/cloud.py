@@ -78,6 +78,10 @@ class Cloud:
                 "name": self.region,
                 "id": self.region,
             },
+            "aws:index/getAvailabilityZones:getAvailabilityZones": {
+                "names": [f"{self.region}{letter}" for letter in "abc"],
+                "id": self.region,
+            },
             "aws:index/getPartition:getPartition": {
                 "partition": "aws",
                 "dnsSuffix": "amazonaws.com",

@@ -31,7 +31,7 @@ class Console:
     """Prints progress and results; a quiet one prints nothing, for --json."""
 
     def __init__(self, quiet: bool = False):
-        self._rich = rich.console.Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self._rich = rich.console.Console(quiet=quiet, highlight=False, soft_wrap=True, emoji=False)
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:

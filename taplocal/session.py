@@ -13,7 +13,7 @@ from taplocal.cloud import Cloud
 from taplocal.emulator import Emulator
 from taplocal.errors import TapLocalError
 from taplocal.project import Project
-from taplocal.state import State, locked
+from taplocal.state import State, forget, locked
 from taplocal.steps import Step, Summary
 
 FOLDER = ".taplocal"
@@ -139,7 +139,7 @@ def down(
             for each in gone:
                 _delete(folder, each, emulator, report)
         for each in gone:
-            state_path(folder, each).unlink()
+            forget(state_path(folder, each))
         if last:
             emulators.stop(folder)
         return gone

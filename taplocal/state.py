@@ -1,4 +1,8 @@
-"""What is deployed: one JSON file for each environment, written after every step."""
+"""What is deployed: a JSON file for each environment, and a journal of the steps since.
+
+Every step appends a line to the journal; the end of a run writes the whole file and empties the
+journal. Writing the whole file at every step made a large deployment spend its time there.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +44,7 @@ class State:
         self.marker, self.region = "", ""
         self.resources: dict[str, Deployed] = {}
         self.outputs: dict[str, Any] = {}
+        self.journal = path.with_suffix(".journal")
         self._lock = threading.Lock()
         if path.exists():
             self._read()
@@ -50,6 +55,7 @@ class State:
             self.marker, self.region = data["marker"], data["region"]
             self.outputs = data["outputs"]
             self.resources = {urn: Deployed(**each) for urn, each in data["resources"].items()}
+            self._replay()
         except (ValueError, KeyError, TypeError) as error:
             raise TapLocalError(
                 f"{self.path} is not a state file of this version ({error}): "
@@ -60,13 +66,13 @@ class State:
         """Records a resource; a new one goes to the end of the order."""
         with self._lock:
             self.resources[urn] = resource
-            self._write()
+            self._append(urn, asdict(resource))
 
     def remove(self, urn: str) -> None:
         """Forgets a resource that is gone."""
         with self._lock:
             self.resources.pop(urn, None)
-            self._write()
+            self._append(urn, None)
 
     def reset(self, marker: str, region: str) -> None:
         """Starts from nothing on the emulator that carries this marker."""
@@ -78,6 +84,24 @@ class State:
         self.outputs = outputs
         self._write()
 
+    def _append(self, urn: str, resource: dict[str, Any] | None) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        with os.fdopen(os.open(self.journal, flags, 0o600), "w") as file:
+            file.write(json.dumps([urn, resource]) + "\n")
+
+    def _replay(self) -> None:
+        """Repeats the steps of a run that did not end; half a line is a step that was not taken."""
+        if not self.journal.exists():
+            return
+        *lines, half = self.journal.read_text().split("\n")
+        for urn, resource in map(json.loads, lines):
+            if resource is None:
+                self.resources.pop(urn, None)
+            else:
+                self.resources[urn] = Deployed(**resource)
+        if half:
+            write_private(self.journal, "".join(f"{line}\n" for line in lines))
+
     def _write(self) -> None:
         data = {
             "marker": self.marker,
@@ -86,6 +110,13 @@ class State:
             "resources": {urn: asdict(each) for urn, each in self.resources.items()},
         }
         write_private(self.path, json.dumps(data, indent=1))
+        self.journal.unlink(missing_ok=True)
+
+
+def forget(path: Path) -> None:
+    """Removes a state, readable or not."""
+    path.unlink(missing_ok=True)
+    path.with_suffix(".journal").unlink(missing_ok=True)
 
 
 def write_private(path: Path, text: str) -> None:

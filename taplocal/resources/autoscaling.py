@@ -1,8 +1,11 @@
-"""Application Auto Scaling, of which the emulator knows nothing."""
+"""Auto Scaling groups, and Application Auto Scaling, of which the emulator knows nothing."""
 
 from __future__ import annotations
 
-from taplocal.resources.base import Recorded
+from typing import Any
+
+from taplocal.cloud import Cloud
+from taplocal.resources.base import Handler, Inputs, Outputs, Recorded, given, pascal
 
 
 class Target(Recorded):
@@ -14,3 +17,108 @@ class Policy(Recorded):
     uses = """name policyType serviceNamespace resourceId scalableDimension
         targetTrackingScalingPolicyConfiguration"""
     not_emulated = {"targetTrackingScalingPolicyConfiguration": "nothing is scaled"}
+
+
+class Group(Handler):
+    uses = """name minSize maxSize vpcZoneIdentifiers mixedInstancesPolicy capacityRebalance
+        targetGroupArns healthCheckType healthCheckGracePeriod defaultInstanceWarmup instanceRefresh
+        enabledMetrics metricsGranularity serviceLinkedRoleArn tags"""
+    replace_on = "name"
+    not_emulated = {
+        "mixedInstancesPolicy": "its instances are records: none runs",
+        "instanceRefresh": "its instances are records: none is replaced",
+        "healthCheckType": "nothing is checked",
+        "enabledMetrics": "nothing is measured",
+    }
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        name = inputs["name"]
+        cloud.client("autoscaling").create_auto_scaling_group(**self._arguments(inputs))
+        arn = cloud.arn("autoscaling", f"autoScalingGroup:*:autoScalingGroupName/{name}")
+        return name, {"arn": arn}
+
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
+        arguments = self._arguments(new)
+        arguments.pop("Tags"), arguments.pop("TargetGroupARNs", None)
+        cloud.client("autoscaling").update_auto_scaling_group(**arguments)
+        return outputs
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("autoscaling").delete_auto_scaling_group(
+            AutoScalingGroupName=identity, ForceDelete=True
+        )
+
+    @staticmethod
+    def _arguments(inputs: Inputs) -> dict[str, Any]:
+        mixed = inputs["mixedInstancesPolicy"]["launchTemplate"]["launchTemplateSpecification"]
+        template = {"LaunchTemplateId": mixed["launchTemplateId"], "Version": mixed["version"]}
+        tags = [
+            {
+                "ResourceId": inputs["name"],
+                "ResourceType": "auto-scaling-group",
+                "Key": each["key"],
+                "Value": each["value"],
+                "PropagateAtLaunch": each["propagateAtLaunch"],
+            }
+            for each in inputs.get("tags", [])
+        ]
+        return given(
+            AutoScalingGroupName=inputs["name"],
+            MinSize=inputs["minSize"],
+            MaxSize=inputs["maxSize"],
+            VPCZoneIdentifier=",".join(inputs["vpcZoneIdentifiers"]),
+            LaunchTemplate=template,
+            TargetGroupARNs=inputs.get("targetGroupArns"),
+            HealthCheckType=inputs["healthCheckType"],
+            HealthCheckGracePeriod=inputs["healthCheckGracePeriod"],
+            Tags=tags,
+        )
+
+
+class GroupPolicy(Handler):
+    uses = "name autoscalingGroupName policyType targetTrackingConfiguration"
+    replace_on = "name autoscalingGroupName"
+    not_emulated = {"targetTrackingConfiguration": "nothing is scaled"}
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        tracking = pascal(inputs["targetTrackingConfiguration"])
+        made = cloud.client("autoscaling").put_scaling_policy(
+            AutoScalingGroupName=inputs["autoscalingGroupName"],
+            PolicyName=inputs["name"],
+            PolicyType=inputs["policyType"],
+            TargetTrackingConfiguration=tracking,
+        )
+        return inputs["name"], {"arn": made["PolicyARN"]}
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("autoscaling").delete_policy(
+            AutoScalingGroupName=inputs["autoscalingGroupName"], PolicyName=identity
+        )
+
+
+class Schedule(Handler):
+    uses = """scheduledActionName autoscalingGroupName recurrence minSize maxSize
+        desiredCapacity"""
+    replace_on = "scheduledActionName autoscalingGroupName"
+    not_emulated = {"recurrence": "nothing is scaled"}
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        cloud.client("autoscaling").put_scheduled_update_group_action(
+            AutoScalingGroupName=inputs["autoscalingGroupName"],
+            ScheduledActionName=inputs["scheduledActionName"],
+            Recurrence=inputs["recurrence"],
+            MinSize=inputs["minSize"],
+            MaxSize=inputs["maxSize"],
+            DesiredCapacity=inputs["desiredCapacity"],
+        )
+        return inputs["scheduledActionName"], {}
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("autoscaling").delete_scheduled_action(
+            AutoScalingGroupName=inputs["autoscalingGroupName"], ScheduledActionName=identity
+        )
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        return str(inputs["scheduledActionName"])

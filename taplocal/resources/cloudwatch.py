@@ -93,3 +93,30 @@ class Dashboard(Handler):
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         return str(inputs["dashboardName"])
+
+
+class LogMetricFilter(Handler):
+    uses = """name logGroupName pattern metricTransformation.namespace metricTransformation.name
+        metricTransformation.value"""
+    replace_on = "name logGroupName"
+    not_emulated = {"metricTransformation": "nothing is counted"}
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        counted = inputs["metricTransformation"]
+        transformation = {
+            "metricNamespace": counted["namespace"],
+            "metricName": counted["name"],
+            "metricValue": counted["value"],
+        }
+        cloud.client("logs").put_metric_filter(
+            logGroupName=inputs["logGroupName"],
+            filterName=inputs["name"],
+            filterPattern=inputs["pattern"],
+            metricTransformations=[transformation],
+        )
+        return inputs["name"], {}
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("logs").delete_metric_filter(
+            logGroupName=inputs["logGroupName"], filterName=identity
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, lost_tags, tag_list
+from taplocal.resources.base import Handler, Inputs, Outputs, Recorded, lost_tags, tag_list
 from taplocal.resources.policies import adapted, policy_notes
 
 
@@ -56,3 +56,36 @@ class RolePolicy(Handler):
 
     def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
         return policy_notes(inputs["policy"])
+
+
+class InstanceProfile(Handler):
+    uses = "name role tags"
+    replace_on = "name role"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        iam, name = cloud.client("iam"), inputs["name"]
+        made = iam.create_instance_profile(
+            InstanceProfileName=name, Tags=tag_list(inputs.get("tags"))
+        )["InstanceProfile"]
+        iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=inputs["role"])
+        return name, {"arn": made["Arn"]}
+
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
+        return outputs  # only tags, which nobody looks at here
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        iam = cloud.client("iam")
+        iam.remove_role_from_instance_profile(InstanceProfileName=identity, RoleName=inputs["role"])
+        iam.delete_instance_profile(InstanceProfileName=identity)
+
+
+class ServiceLinkedRole(Recorded):
+    uses = "awsServiceName customSuffix description tags"
+    not_emulated = {"awsServiceName": "no instance is started"}
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        service, name = inputs["awsServiceName"], f"AutoScaling_{inputs['customSuffix']}"
+        path = f"role/aws-service-role/{service}/AWSServiceRoleFor{name}"
+        return name, {"arn": f"arn:aws:iam::{cloud.account}:{path}"}

@@ -17,7 +17,12 @@ from taplocal.project import Project
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ("dev", "staging", "prod")
 ACCOUNT, REGION = "111122223333", "eu-west-1"
-LOCATION = {"accountId": ACCOUNT, "region": REGION, "partition": "aws"}
+LOCATION = {
+    "accountId": ACCOUNT,
+    "region": REGION,
+    "partition": "aws",
+    "names": [f"{REGION}{letter}" for letter in "abc"],
+}
 
 
 class Recorder:
@@ -39,6 +44,22 @@ class Recorder:
             "executionArn": f"arn:aws:execute-api:{REGION}:{ACCOUNT}:api",
             "invokeArn": f"arn:aws:apigateway:{REGION}:lambda:path/functions/{name}/invocations",
             "keyId": f"{name}-key-id",
+            "address": "database.example",
+            "allocationId": f"{name}-allocation",
+            "arnSuffix": f"app/{name}/1",
+            "certificateArn": f"arn:aws:test:{REGION}:{ACCOUNT}:{kind}/{name}",
+            "dnsName": "balancer.example",
+            "domainValidationOptions": [
+                {
+                    "resourceRecordName": "_proof",
+                    "resourceRecordType": "CNAME",
+                    "resourceRecordValue": "_value",
+                }
+            ],
+            "latestVersion": 1,
+            "masterUserSecrets": [
+                {"secretArn": f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:db"}
+            ],
             "url": f"https://sqs.{REGION}.amazonaws.com/{ACCOUNT}/{name}",
             "version": "1",
         }

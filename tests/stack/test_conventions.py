@@ -10,6 +10,7 @@ from typing import Any
 import pulumi_aws as aws
 import pytest
 
+import tap_stack
 from taplocal.errors import TapLocalError
 from taplocal.program import Registration, run
 from taplocal.project import Project
@@ -19,6 +20,9 @@ TAGS = {"Project", "Environment", "Component", "ManagedBy", "Owner", "CostCenter
 DOCUMENTS = ("policy", "assumeRolePolicy")
 #: Action on `*` -> why AWS supports nothing narrower.
 STARS = {
+    **dict.fromkeys(tap_stack.SESSION_MANAGER, "Session Manager has no resources to name"),
+    "cloudwatch:PutMetricData": "metrics have no resources to name; a condition names the namespace",
+    "ec2:DescribeTags": "EC2's describing actions have no resources to name",
     "xray:PutTelemetryRecords": "X-Ray has no resources to name",
     "xray:PutTraceSegments": "X-Ray has no resources to name",
 }
@@ -29,6 +33,12 @@ def class_of(resource: Registration) -> Any:
     return getattr(getattr(aws, {"lambda": "lambda_"}.get(module, module)), name.split(":")[1])
 
 
+def tags_of(resource: Registration) -> dict[str, str]:
+    """The tags of a resource; a group of instances alone has them as a list."""
+    tags = resource.inputs["tags"]
+    return {each["key"]: each["value"] for each in tags} if isinstance(tags, list) else tags
+
+
 def test_every_taggable_resource_carries_the_standard_tags(graph: Graph, env: str) -> None:
     taggable = [
         each
@@ -37,13 +47,22 @@ def test_every_taggable_resource_carries_the_standard_tags(graph: Graph, env: st
     ]
     assert len(taggable) > 20
     for each in taggable:
-        assert each.inputs["tags"].keys() >= TAGS, each.name
-        assert each.inputs["tags"]["Environment"] == env
+        assert tags_of(each).keys() >= TAGS, each.name
+        assert tags_of(each)["Environment"] == env
+
+
+def test_instances_and_volumes_carry_the_standard_tags(graph: Graph, env: str) -> None:
+    for template in graph.of("LaunchTemplate"):
+        kinds = {x["resourceType"]: x["tags"] for x in template.inputs["tagSpecifications"]}
+        assert kinds.keys() == {"instance", "volume"}
+        for tags in kinds.values():
+            assert tags.keys() >= TAGS
+            assert tags["Environment"] == env
 
 
 def test_own_tags_reach_every_resource_and_win() -> None:
     graph = graph_of("dev", tags='{"Team": "blue", "Owner": "ann"}')
-    tags = [each.inputs["tags"] for each in graph.custom() if "tags" in each.inputs]
+    tags = [tags_of(each) for each in graph.custom() if "tags" in each.inputs]
     assert {(each["Team"], each["Owner"]) for each in tags} == {("blue", "ann")}
 
 
@@ -52,7 +71,9 @@ def test_physical_names_follow_project_component_environment(graph: Graph, env: 
     for each in graph.custom():
         name = each.inputs.get("name")
         if name and name not in fixed:
-            shape = rf"(alias/|/aws/lambda/|/aws/vendedlogs/apis/)?tap-stack(-[a-z0-9-]+)?-{env}(-dead-letters)?"
+            shape = (
+                rf"([a-z/]*/)?tap-stack(-[a-z0-9-]+)?-{env}(-dead-letters|/postgresql|/upgrade)?"
+            )
             assert re.fullmatch(shape, name) or name == f"/tap-stack/{env}/paging-key", each
         if each.type == "aws:s3/bucket:Bucket":
             assert re.fullmatch(f"tap-stack-[a-z-]+-{env}-{ACCOUNT}", each.inputs["bucket"])
@@ -92,7 +113,15 @@ def test_everything_that_can_be_encrypted_is_under_the_customer_managed_key(grap
     for kind, field in fields.items():
         assert graph.of(kind)
         for each in graph.of(kind):
-            assert each.inputs[field] == key, each.name
+            if not each.type.startswith("aws:autoscaling/"):
+                assert each.inputs[field] == key, each.name
+    database = graph.one("aws:rds/instance:Instance").inputs
+    assert database["storageEncrypted"] is True
+    for field in ("kmsKeyId", "masterUserSecretKmsKeyId", "performanceInsightsKmsKeyId"):
+        assert database[field] == key
+    for each in graph.of("LaunchTemplate"):
+        for mapping in each.inputs["blockDeviceMappings"]:
+            assert (mapping["ebs"]["encrypted"], mapping["ebs"]["kmsKeyId"]) == ("true", key)
     for table in graph.of("Table"):
         assert table.inputs["serverSideEncryption"] == {"enabled": True, "kmsKeyArn": key}
 
@@ -119,7 +148,8 @@ def test_trust_and_resource_policies_name_services_and_confine_them(graph: Graph
                     assert principal.keys() <= {"Service", "AWS"}
                     assert "*" not in principal.values()
                     confined = "Condition" in statement or "AWS" in principal
-                    assert confined or principal["Service"] == "lambda.amazonaws.com", each.name
+                    services = ("lambda.amazonaws.com", "ec2.amazonaws.com")
+                    assert confined or principal["Service"] in services, each.name
 
 
 def test_no_secret_is_in_any_input(graph: Graph) -> None:
@@ -164,6 +194,10 @@ def test_what_must_not_be_lost_is_protected_in_prod_only() -> None:
         "files-table",
         "files-uploads-bucket",
         "files-logs-bucket",
+        "storage-assets-bucket",
+        "storage-logs-bucket",
+        "database-instance",
+        "web-balancer",
         "identity-pool",
         "encryption-key",
     }

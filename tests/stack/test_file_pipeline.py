@@ -67,7 +67,7 @@ def test_nothing_is_kept_longer_or_dearer_than_said(graph: Graph, env: str) -> N
 def test_access_is_logged_into_the_other_bucket_which_takes_it_from_this_one_only(
     graph: Graph, env: str
 ) -> None:
-    logging = graph.one("BucketLogging").inputs
+    logging = graph.one("BucketLogging", "files-uploads-logging").inputs
     names = [f"tap-stack-{each}-{env}-{ACCOUNT}" for each in ("files", "files-logs")]
     assert [logging["bucket"], logging["targetBucket"]] == names
     granted = statements(graph.one("BucketPolicy", "files-logs-policy").inputs["policy"])

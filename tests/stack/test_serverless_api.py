@@ -33,7 +33,7 @@ def test_the_table_can_be_named() -> None:
 
 def test_functions_are_current_traced_versioned_and_log_into_their_group(graph: Graph) -> None:
     groups = {each.inputs["name"] for each in graph.of("LogGroup")}
-    assert len(graph.of("Function")) == 3
+    assert len(graph.of("Function")) == 4
     for each in graph.of("Function"):
         function = each.inputs
         assert (function["runtime"], function["architectures"], function["publish"]) == (
@@ -96,7 +96,9 @@ def test_traffic_goes_to_the_live_alias_and_only_this_api_may_send_it(graph: Gra
 
 
 def test_every_route_wants_a_token_with_its_scope(graph: Graph) -> None:
-    routes = {each.inputs["routeKey"]: each.inputs for each in graph.of("Route")}
+    routes = {
+        each.inputs["routeKey"]: each.inputs for each in graph.of("aws:apigatewayv2/route:Route")
+    }
     assert routes.keys() == {*tap_stack.ALL_ROUTES, "$default", "OPTIONS /{proxy+}"}
     for key, (_, scope, _) in tap_stack.ALL_ROUTES.items():
         assert (routes[key]["authorizationType"], routes[key]["authorizationScopes"]) == (
@@ -159,6 +161,6 @@ def test_the_rotation_is_retried_within_bounds_and_leaves_a_dead_letter(graph: G
     assert destination.endswith(":Queue/api-rotation-dead-letters")
     assert (retries["maximumRetryAttempts"], retries["maximumEventAgeInSeconds"]) == (2, 3600)
     assert retries["qualifier"] == "live"
-    target = graph.one("Schedule").inputs["target"]
+    target = graph.one("Schedule", "api-rotation-schedule").inputs["target"]
     assert target["arn"].endswith("api-rotation-live")
     assert target["retryPolicy"]["maximumRetryAttempts"] == 10

@@ -1,0 +1,56 @@
+"""ACM and Route 53: certificates, which the emulator issues at once, and their records."""
+
+from __future__ import annotations
+
+from taplocal.cloud import Cloud
+from taplocal.resources.base import Handler, Inputs, Outputs, Recorded, lost_tags, tag_list
+
+
+class Certificate(Handler):
+    uses = "domainName validationMethod tags"
+    replace_on = "domainName validationMethod"
+    not_emulated = {"validationMethod": "a certificate is issued without proof"}
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        arn = cloud.client("acm").request_certificate(
+            DomainName=inputs["domainName"],
+            ValidationMethod=inputs["validationMethod"],
+            Tags=tag_list(inputs.get("tags")),
+        )["CertificateArn"]
+        proof = {
+            "resourceRecordName": f"_proof.{inputs['domainName']}.",
+            "resourceRecordType": "CNAME",
+            "resourceRecordValue": "_proof.acm-validations.aws.",
+        }
+        return arn, {"arn": arn, "domainValidationOptions": [proof]}
+
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
+        acm = cloud.client("acm")
+        if lost := lost_tags(old, new):
+            tags = [{"Key": key} for key in lost]
+            acm.remove_tags_from_certificate(CertificateArn=identity, Tags=tags)
+        acm.add_tags_to_certificate(CertificateArn=identity, Tags=tag_list(new.get("tags")))
+        return outputs
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("acm").delete_certificate(CertificateArn=identity)
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        found = cloud.client("acm").list_certificates()["CertificateSummaryList"]
+        named = [x["CertificateArn"] for x in found if x["DomainName"] == inputs["domainName"]]
+        return named[0] if named else None
+
+
+class CertificateValidation(Recorded):
+    uses = "certificateArn"
+    replace_on = "certificateArn"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        return inputs["certificateArn"], {}
+
+
+class Record(Recorded):
+    uses = "zoneId name type records ttl"
+    not_emulated = {"records": "no name is looked up"}

@@ -1,0 +1,151 @@
+"""Elastic Load Balancing: load balancers, target groups, listeners; no instance answers there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taplocal.cloud import Cloud
+from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, tag_list
+
+
+class Tagged(Handler):
+    """Something with an ARN for an id, and tags."""
+
+    def retag(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs) -> None:
+        """Brings the tags up to date."""
+        elb = cloud.client("elbv2")
+        if lost := lost_tags(old, new):
+            elb.remove_tags(ResourceArns=[identity], TagKeys=lost)
+        elb.add_tags(ResourceArns=[identity], Tags=tag_list(new.get("tags")))
+
+
+class LoadBalancer(Tagged):
+    uses = """name loadBalancerType subnets securityGroups dropInvalidHeaderFields
+        desyncMitigationMode enableDeletionProtection idleTimeout accessLogs tags"""
+    replace_on = "name loadBalancerType"
+    not_emulated = {
+        "accessLogs": "no access logs are delivered",
+        "enableDeletionProtection": "the load balancer can be deleted",
+    }
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        elb = cloud.client("elbv2")
+        (made,) = elb.create_load_balancer(
+            Name=inputs["name"],
+            Type=inputs["loadBalancerType"],
+            Subnets=inputs["subnets"],
+            SecurityGroups=inputs["securityGroups"],
+            Tags=tag_list(inputs.get("tags")),
+        )["LoadBalancers"]
+        arn = made["LoadBalancerArn"]
+        self._set(cloud, arn, inputs)
+        suffix = arn.partition("loadbalancer/")[2]
+        return arn, {"arn": arn, "dnsName": made["DNSName"], "arnSuffix": suffix}
+
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
+        self._set(cloud, identity, new)
+        self.retag(cloud, identity, old, new)
+        return outputs
+
+    @staticmethod
+    def _set(cloud: Cloud, arn: str, inputs: Inputs) -> None:
+        logs = inputs.get("accessLogs", {})
+        attributes = {
+            "idle_timeout.timeout_seconds": inputs["idleTimeout"],
+            "routing.http.drop_invalid_header_fields.enabled": inputs["dropInvalidHeaderFields"],
+            "routing.http.desync_mitigation_mode": inputs["desyncMitigationMode"],
+            "access_logs.s3.enabled": logs.get("enabled", False),
+            "access_logs.s3.bucket": logs.get("bucket", ""),
+            "access_logs.s3.prefix": logs.get("prefix", ""),
+        }
+        cloud.client("elbv2").modify_load_balancer_attributes(
+            LoadBalancerArn=arn,
+            Attributes=[{"Key": k, "Value": str(v).lower()} for k, v in attributes.items()],
+        )
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("elbv2").delete_load_balancer(LoadBalancerArn=identity)
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        found = cloud.client("elbv2").describe_load_balancers()["LoadBalancers"]
+        named = [x["LoadBalancerArn"] for x in found if x["LoadBalancerName"] == inputs["name"]]
+        return named[0] if named else None
+
+
+class TargetGroup(Tagged):
+    uses = """name vpcId port protocol targetType deregistrationDelay slowStart
+        loadBalancingAlgorithmType healthCheck tags"""
+    replace_on = "name vpcId port protocol targetType"
+    not_emulated = {"healthCheck": "every target is healthy"}
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        elb, check = cloud.client("elbv2"), inputs["healthCheck"]
+        (made,) = elb.create_target_group(
+            Name=inputs["name"],
+            VpcId=inputs["vpcId"],
+            Port=inputs["port"],
+            Protocol=inputs["protocol"],
+            TargetType=inputs["targetType"],
+            HealthCheckPath=check["path"],
+            Tags=tag_list(inputs.get("tags")),
+        )["TargetGroups"]
+        arn = made["TargetGroupArn"]
+        return arn, {"arn": arn, "arnSuffix": arn.rpartition(":")[2]}
+
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
+        self.retag(cloud, identity, old, new)
+        return outputs
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("elbv2").delete_target_group(TargetGroupArn=identity)
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        found = cloud.client("elbv2").describe_target_groups()["TargetGroups"]
+        named = [x["TargetGroupArn"] for x in found if x["TargetGroupName"] == inputs["name"]]
+        return named[0] if named else None
+
+
+class Listener(Tagged):
+    uses = "loadBalancerArn port protocol sslPolicy certificateArn defaultActions tags"
+    replace_on = "loadBalancerArn port protocol"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        (made,) = cloud.client("elbv2").create_listener(
+            LoadBalancerArn=inputs["loadBalancerArn"],
+            Port=inputs["port"],
+            Protocol=inputs["protocol"],
+            Tags=tag_list(inputs.get("tags")),
+            **self._changeable(inputs),
+        )["Listeners"]
+        return made["ListenerArn"], {"arn": made["ListenerArn"]}
+
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
+        cloud.client("elbv2").modify_listener(ListenerArn=identity, **self._changeable(new))
+        self.retag(cloud, identity, old, new)
+        return outputs
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("elbv2").delete_listener(ListenerArn=identity)
+
+    @staticmethod
+    def _changeable(inputs: Inputs) -> dict[str, Any]:
+        certificate = inputs.get("certificateArn")
+        return given(
+            SslPolicy=inputs.get("sslPolicy"),
+            Certificates=[{"CertificateArn": certificate}] if certificate else None,
+            DefaultActions=[_action(each) for each in inputs["defaultActions"]],
+        )
+
+
+def _action(action: Inputs) -> dict[str, Any]:
+    if action["type"] == "forward":
+        return {"Type": "forward", "TargetGroupArn": action["targetGroupArn"]}
+    to = action["redirect"]
+    redirect = {"Port": to["port"], "Protocol": to["protocol"], "StatusCode": to["statusCode"]}
+    return {"Type": "redirect", "RedirectConfig": redirect}

@@ -1,0 +1,181 @@
+"""RDS: its control plane. No database runs in the emulator, and it makes no secret for one."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Any
+
+from taplocal.cloud import Cloud
+from taplocal.resources.base import Handler, Inputs, Outputs, Recorded, given, lost_tags, tag_list
+
+
+class SubnetGroup(Handler):
+    uses = "name description subnetIds tags"
+    replace_on = "name"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        cloud.client("rds").create_db_subnet_group(
+            DBSubnetGroupName=inputs["name"],
+            DBSubnetGroupDescription=inputs["description"],
+            SubnetIds=inputs["subnetIds"],
+            Tags=tag_list(inputs.get("tags")),
+        )
+        return inputs["name"], {"arn": cloud.arn("rds", f"subgrp:{inputs['name']}")}
+
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
+        cloud.client("rds").modify_db_subnet_group(
+            DBSubnetGroupName=identity,
+            DBSubnetGroupDescription=new["description"],
+            SubnetIds=new["subnetIds"],
+        )
+        return retagged(cloud, old, new, outputs)
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("rds").delete_db_subnet_group(DBSubnetGroupName=identity)
+
+
+class ParameterGroup(Handler):
+    uses = "name family description parameters tags"
+    replace_on = "name family description"
+    not_emulated = {"parameters": "no database runs"}
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        cloud.client("rds").create_db_parameter_group(
+            DBParameterGroupName=inputs["name"],
+            DBParameterGroupFamily=inputs["family"],
+            Description=inputs["description"],
+            Tags=tag_list(inputs.get("tags")),
+        )
+        return inputs["name"], {"arn": cloud.arn("rds", f"pg:{inputs['name']}")}
+
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
+        return retagged(cloud, old, new, outputs)
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("rds").delete_db_parameter_group(DBParameterGroupName=identity)
+
+
+#: Input -> argument of CreateDBInstance; of ModifyDBInstance too, but for those in FIXED.
+ARGUMENTS = {
+    "engine": "Engine",
+    "engineVersion": "EngineVersion",
+    "instanceClass": "DBInstanceClass",
+    "allocatedStorage": "AllocatedStorage",
+    "maxAllocatedStorage": "MaxAllocatedStorage",
+    "storageType": "StorageType",
+    "storageEncrypted": "StorageEncrypted",
+    "kmsKeyId": "KmsKeyId",
+    "dbName": "DBName",
+    "username": "MasterUsername",
+    "manageMasterUserPassword": "ManageMasterUserPassword",
+    "masterUserSecretKmsKeyId": "MasterUserSecretKmsKeyId",
+    "iamDatabaseAuthenticationEnabled": "EnableIAMDatabaseAuthentication",
+    "port": "Port",
+    "publiclyAccessible": "PubliclyAccessible",
+    "dbSubnetGroupName": "DBSubnetGroupName",
+    "vpcSecurityGroupIds": "VpcSecurityGroupIds",
+    "parameterGroupName": "DBParameterGroupName",
+    "caCertIdentifier": "CACertificateIdentifier",
+    "multiAz": "MultiAZ",
+    "backupRetentionPeriod": "BackupRetentionPeriod",
+    "backupWindow": "PreferredBackupWindow",
+    "maintenanceWindow": "PreferredMaintenanceWindow",
+    "copyTagsToSnapshot": "CopyTagsToSnapshot",
+    "deletionProtection": "DeletionProtection",
+    "autoMinorVersionUpgrade": "AutoMinorVersionUpgrade",
+    "enabledCloudwatchLogsExports": "EnableCloudwatchLogsExports",
+    "performanceInsightsEnabled": "EnablePerformanceInsights",
+    "performanceInsightsKmsKeyId": "PerformanceInsightsKMSKeyId",
+    "performanceInsightsRetentionPeriod": "PerformanceInsightsRetentionPeriod",
+    "monitoringInterval": "MonitoringInterval",
+    "monitoringRoleArn": "MonitoringRoleArn",
+}
+FIXED = "engine storageEncrypted kmsKeyId dbName username dbSubnetGroupName"
+
+
+class Instance(Handler):
+    uses = f"""identifier {" ".join(ARGUMENTS)} deleteAutomatedBackups skipFinalSnapshot
+        finalSnapshotIdentifier applyImmediately tags"""
+    replace_on = f"identifier {FIXED}"
+    not_emulated = {
+        "engine": "no database runs; the application is tested with one of its own",
+        "manageMasterUserPassword": "adapted: the secret is ours, and nobody rotates it",
+        "backupRetentionPeriod": "no automatic backups are made",
+        "monitoringInterval": "nothing is measured",
+    }
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        name = inputs["identifier"]
+        cloud.client("rds").create_db_instance(
+            DBInstanceIdentifier=name,
+            Tags=tag_list(inputs.get("tags")),
+            **{argument: inputs[key] for key, argument in ARGUMENTS.items() if key in inputs},
+        )
+        address = f"{name}.local.{cloud.region}.rds.amazonaws.com"
+        return name, {
+            "arn": cloud.arn("rds", f"db:{name}"),
+            "address": address,
+            "endpoint": f"{address}:{inputs['port']}",
+            "masterUserSecrets": [{"secretArn": self._secret(cloud, inputs)}],
+        }
+
+    @staticmethod
+    def _secret(cloud: Cloud, inputs: Inputs) -> str:
+        client, name = cloud.client("secretsmanager"), f"rds!db-{inputs['identifier']}"
+        text = json.dumps({"username": inputs["username"], "password": secrets.token_urlsafe(24)})
+        try:
+            made = client.create_secret(
+                Name=name,
+                SecretString=text,
+                **given(KmsKeyId=inputs.get("masterUserSecretKmsKeyId")),
+            )
+        except client.exceptions.ResourceExistsException:
+            made = client.describe_secret(SecretId=name)
+        return str(made["ARN"])
+
+    def update(
+        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
+        fixed = {*FIXED.split(), "port", "enabledCloudwatchLogsExports"}
+        changed = {
+            argument: new[key]
+            for key, argument in ARGUMENTS.items()
+            if key in new and key not in fixed and new[key] != old.get(key)
+        }
+        cloud.client("rds").modify_db_instance(
+            DBInstanceIdentifier=identity, ApplyImmediately=True, **changed
+        )
+        return retagged(cloud, old, new, outputs)
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        rds = cloud.client("rds")
+        if inputs.get("deletionProtection"):
+            rds.modify_db_instance(
+                DBInstanceIdentifier=identity, DeletionProtection=False, ApplyImmediately=True
+            )
+        rds.delete_db_instance(DBInstanceIdentifier=identity, SkipFinalSnapshot=True)
+        cloud.client("secretsmanager").delete_secret(
+            SecretId=f"rds!db-{identity}", ForceDeleteWithoutRecovery=True
+        )
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        return str(inputs["identifier"])
+
+
+class EventSubscription(Recorded):
+    uses = "name snsTopic sourceType sourceIds eventCategories tags"
+    not_emulated = {"eventCategories": "RDS has no events"}
+
+
+def retagged(cloud: Cloud, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
+    """Brings the tags up to date."""
+    rds: Any = cloud.client("rds")
+    if lost := lost_tags(old, new):
+        rds.remove_tags_from_resource(ResourceName=outputs["arn"], TagKeys=lost)
+    rds.add_tags_to_resource(ResourceName=outputs["arn"], Tags=tag_list(new.get("tags")))
+    return outputs

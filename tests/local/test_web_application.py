@@ -1,0 +1,234 @@
+"""The web application as its instances run it: gunicorn, a real PostgreSQL with TLS, a real secret."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+import tap_stack
+from taplocal import access
+from taplocal.access import Answer
+from taplocal.errors import TapLocalError
+from taplocal.session import Session
+from tests.local.postgres import Postgres, binaries, certificate, free_port
+
+pytestmark = pytest.mark.skipif(
+    binaries() is None, reason="there is no PostgreSQL: apt-get install postgresql"
+)
+LONGEST = tap_stack.DATABASE_SECONDS + tap_stack.CONNECT_SECONDS + 4
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A server that runs for the tests of this file."""
+    made = Postgres(tmp_path_factory.mktemp("postgres"))
+    yield made
+    made.stop()
+
+
+class Application:
+    """Gunicorn with the options of the instances, on the bundle that they get."""
+
+    def __init__(self, deployed: Session, postgres: Postgres, folder: Path, **changes: str):
+        self.port, self.secrets = free_port(), deployed.cloud.client("secretsmanager")
+        self.postgres, self.name = postgres, f"web-{uuid.uuid4().hex[:8]}"
+        self.arn = self.secrets.create_secret(Name=self.name, SecretString=self.secret())["ARN"]
+        source = tap_stack.bundle(tap_stack.web, modules=tap_stack.INSTANCE_MODULES)
+        (folder / "index.py").write_text(source)
+        environment = {
+            "PATH": os.environ["PATH"],
+            "AWS_ENDPOINT_URL": deployed.cloud.emulator.url,
+            "AWS_ACCESS_KEY_ID": deployed.cloud.account,
+            "AWS_SECRET_ACCESS_KEY": "local",
+            "AWS_DEFAULT_REGION": deployed.cloud.region,
+            "SECRET_ARN": self.arn,
+            "DATABASE_HOST": "localhost",
+            "DATABASE_PORT": str(postgres.port),
+            "DATABASE_NAME": "postgres",
+            "DATABASE_CA": str(postgres.ca),
+            **changes,
+        }
+        (line,) = re.findall(r"bin/gunicorn (.+?) index:web", tap_stack.WEB_SCRIPT, re.DOTALL)
+        options = line.replace("\\\n", " ").replace("0.0.0.0:@web_port@", f"127.0.0.1:{self.port}")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", *options.split(), "index:web"],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.until(lambda: self.get("/healthz").status == 200)
+
+    def secret(self) -> str:
+        """The master's user and password, as RDS has them in the secret."""
+        return json.dumps({"username": "master", "password": self.postgres.password})
+
+    def get(self, path: str, method: str = "GET") -> Answer:
+        """One request."""
+        return access.request(method, f"http://127.0.0.1:{self.port}{path}")
+
+    @staticmethod
+    def until(look: Callable[[], bool]) -> None:
+        """Waits until something is so."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                if look():
+                    return
+            except TapLocalError:
+                pass  # it does not listen yet
+            assert time.monotonic() < deadline, "it never came"
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Ends it."""
+        self.process.terminate()
+        self.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def web(
+    deployed: Session, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Application]:
+    """The application, running."""
+    made = Application(deployed, postgres, tmp_path_factory.mktemp("web"))
+    yield made
+    made.stop()
+
+
+@contextmanager
+def load(web: Application) -> Iterator[dict[str, Any]]:
+    """Visits by several clients, each tried again once after a moment if it fails."""
+    seen: dict[str, Any] = {"statuses": Counter(), "longest": 0.0, "visits": set(), "lost": []}
+    stop, lock = threading.Event(), threading.Lock()
+
+    def client() -> None:
+        while not stop.is_set():
+            visit, started = str(uuid.uuid4()), time.monotonic()
+            status = web.get(f"/visits/{visit}", "PUT").status
+            took = time.monotonic() - started
+            if status != 200:
+                time.sleep(1)
+                again = web.get(f"/visits/{visit}", "PUT").status
+                seen["lost"] += [again] if again != 200 else []
+            with lock:
+                seen["statuses"][status] += 1
+                seen["longest"] = max(seen["longest"], took)
+                seen["visits"].add(visit)
+
+    clients = [threading.Thread(target=client) for _ in range(6)]
+    for each in clients:
+        each.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        for each in clients:
+            each.join()
+
+
+def recorded(postgres: Postgres, visits: set[str]) -> set[str]:
+    return {str(row[0]) for row in postgres.execute("SELECT id FROM visits")} & visits
+
+
+def test_it_serves_its_pages(web: Application) -> None:
+    assert web.get("/readyz").json() == {"status": "ready"}
+    before = web.get("/visits").json()["visits"]
+    visit = uuid.uuid4()
+    for _ in range(2):  # the second changes nothing
+        assert web.get(f"/visits/{visit}", "PUT").status == 200
+    assert web.get("/visits").json()["visits"] == before + 1
+    page = web.get("/")
+    assert f"{before + 1} visits" in page.body
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert web.get("/visits/%27;DROP%20TABLE%20visits", "PUT").status in (400, 404)
+    assert web.get("/nothing").status == 404
+    assert web.get("/visits", "POST").status == 405
+
+
+def test_nobody_comes_without_tls(postgres: Postgres) -> None:
+    with pytest.raises(psycopg.OperationalError, match="no encryption"):
+        psycopg.connect(**postgres.place(), sslmode="disable")
+
+
+@pytest.mark.parametrize("wrong", ["ca", "host"])
+def test_it_believes_no_other_server(
+    deployed: Session, postgres: Postgres, tmp_path: Path, wrong: str
+) -> None:
+    other = tmp_path / "other.pem"
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    other.write_bytes(certificate("other", None, None)[0].public_bytes(Encoding.PEM))
+    changes = {"ca": {"DATABASE_CA": str(other)}, "host": {"DATABASE_HOST": "127.0.0.1"}}[wrong]
+    web = Application(deployed, postgres, tmp_path, **changes)
+    try:
+        answer = web.get("/readyz")
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert "certificate" not in answer.body  # the log has it, the caller does not
+    finally:
+        web.stop()
+
+
+def test_a_crash_of_the_database_under_load_loses_nothing(
+    web: Application, postgres: Postgres
+) -> None:
+    with load(web) as seen:
+        time.sleep(1)
+        postgres.stop("immediate")
+        time.sleep(1.5)
+        postgres.start()
+        time.sleep(2)
+    assert seen["lost"] == []
+    assert seen["statuses"][200] > 50
+    assert set(seen["statuses"]) <= {200, 503}
+    assert seen["longest"] < LONGEST
+    assert recorded(postgres, seen["visits"]) == seen["visits"]
+
+
+def test_a_rotated_password_under_load_is_noticed_by_nobody(
+    web: Application, postgres: Postgres
+) -> None:
+    with load(web) as seen:
+        time.sleep(0.5)
+        old, new = postgres.password, uuid.uuid4().hex
+        postgres.execute(f"ALTER ROLE master PASSWORD '{new}'")
+        postgres.password = new
+        # Connections that are made now meet the old secret; it is changed a moment later.
+        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = 'master'"
+        postgres.execute(others)
+        time.sleep(1)
+        web.secrets.put_secret_value(SecretId=web.name, SecretString=web.secret())
+        time.sleep(2)
+    assert old != new
+    assert set(seen["statuses"]) == {200}
+    assert seen["longest"] < LONGEST
+    assert recorded(postgres, seen["visits"]) == seen["visits"]
+
+
+def test_without_a_database_it_lives_and_says_so_in_time(
+    web: Application, postgres: Postgres
+) -> None:
+    postgres.stop("fast")
+    try:
+        started = time.monotonic()
+        answer = web.get("/readyz")
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert time.monotonic() - started < LONGEST
+        assert web.get("/healthz").status == 200  # or all instances would be replaced
+    finally:
+        postgres.start()
+    web.until(lambda: web.get("/readyz").status == 200)
