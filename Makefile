@@ -6,7 +6,7 @@ ENV ?= dev
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every command would compile its imports again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint unit stack local bench docs lock clean pr
+.PHONY: help demo dev test lint unit stack local bench cost docs lock clean pr
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ bench: $(VENV)/.bench ## compare with other frameworks, time deployments
 	$(BIN)/python -m benchmarks.requests
 	$(BIN)/python -m benchmarks.files
 	$(BIN)/python -m benchmarks.deploy
+
+cost: $(VENV)/.local ## estimate what a month costs (ENV=dev)
+	$(BIN)/python -m cost --env $(ENV)
 
 docs: $(VENV)/.dev ## write the tables that the code already contains
 	$(BIN)/python docs/tables.py

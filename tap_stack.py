@@ -89,7 +89,7 @@ TIERS: dict[str, dict[str, Any]] = {
         "bastion_hours": "8-18",
         "log_retention_days": 14,
         "deletion_protection": False,
-        "budget_usd": 20,
+        "budget_usd": 250,
     },
     "staging": {
         "cors_origins": (),
@@ -112,7 +112,7 @@ TIERS: dict[str, dict[str, Any]] = {
         "bastion_hours": "",
         "log_retention_days": 90,
         "deletion_protection": False,
-        "budget_usd": 50,
+        "budget_usd": 350,
     },
     "prod": {
         "cors_origins": (),
@@ -135,7 +135,7 @@ TIERS: dict[str, dict[str, Any]] = {
         "bastion_hours": "",
         "log_retention_days": 365,
         "deletion_protection": True,
-        "budget_usd": 200,
+        "budget_usd": 700,
     },
 }
 
@@ -334,7 +334,7 @@ class TapStackArgs:
     zones: int = setting("Availability zones, 2 or 3.", rule=one_of(2, 3))
     nat: str = setting(
         "How private instances reach the internet: `per_az` or `single` NAT gateway ($33 a month "
-        "each, and $0.045 a GB), `instance` or `instance_ha`, one in all or one a zone ($14 each), "
+        "each, and $0.045 a GB), `instance` or `instance_ha`, one in all or one a zone ($11 each), "
         "or `none`.",
         rule=one_of("per_az", "single", "instance", "instance_ha", "none"),
     )

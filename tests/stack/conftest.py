@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,59 +12,20 @@ import pytest
 
 from taplocal.program import Registration, run
 from taplocal.project import Project
+from taplocal.recorder import ACCOUNT, REGION, Recorder
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ("dev", "staging", "prod")
-ACCOUNT, REGION = "111122223333", "eu-west-1"
-LOCATION = {
-    "accountId": ACCOUNT,
-    "region": REGION,
-    "partition": "aws",
-    "names": [f"{REGION}{letter}" for letter in "abc"],
-}
-
-
-class Recorder:
-    """A backend that keeps every registration and makes up what AWS would compute; nothing in a preview."""
-
-    def __init__(self, preview: bool = False) -> None:
-        self.preview = preview
-        self.resources: list[Registration] = []
-
-    def register(self, resource: Registration) -> tuple[str, dict[str, Any]]:
-        self.resources.append(resource)
-        if self.preview or not resource.custom:
-            return "", {}
-        name, kind = resource.name, resource.type.split(":")[-1]
-        return f"{name}-id", {
-            "arn": f"arn:aws:test:{REGION}:{ACCOUNT}:{kind}/{name}",
-            "apiEndpoint": "https://api.example",
-            "endpoint": f"cognito-idp.{REGION}.amazonaws.com/pool",
-            "executionArn": f"arn:aws:execute-api:{REGION}:{ACCOUNT}:api",
-            "invokeArn": f"arn:aws:apigateway:{REGION}:lambda:path/functions/{name}/invocations",
-            "keyId": f"{name}-key-id",
-            "address": "database.example",
-            "allocationId": f"{name}-allocation",
-            "arnSuffix": f"app/{name}/1",
-            "certificateArn": f"arn:aws:test:{REGION}:{ACCOUNT}:{kind}/{name}",
-            "dnsName": "balancer.example",
-            "domainValidationOptions": [
-                {
-                    "resourceRecordName": "_proof",
-                    "resourceRecordType": "CNAME",
-                    "resourceRecordValue": "_value",
-                }
-            ],
-            "latestVersion": 1,
-            "masterUserSecrets": [
-                {"secretArn": f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:db"}
-            ],
-            "url": f"https://sqs.{REGION}.amazonaws.com/{ACCOUNT}/{name}",
-            "version": "1",
-        }
-
-    def invoke(self, token: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        return LOCATION
+__all__ = [
+    "ACCOUNT",
+    "ENVIRONMENTS",
+    "REGION",
+    "ROOT",
+    "Graph",
+    "Recorder",
+    "graph_of",
+    "statements",
+]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The monthly price of an environment: `make cost`."""

@@ -1,0 +1,189 @@
+"""Prices the resources that the program registers, each by the inputs that decide its price."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cost import prices
+from taplocal.errors import TapLocalError
+from taplocal.program import Registration, run
+from taplocal.project import Project
+from taplocal.recorder import Recorder
+
+USE = "a million requests, a million files of 1 MB, 100 GB through NAT and 100 GB of logs"
+#: Setting -> the values that are compared.
+CHOICES = {
+    "nat": ("per_az", "single", "instance", "instance_ha"),
+    "database_multi_az": ("true", "false"),
+    "spot_percent": ("0", "50", "100"),
+    "files_table_capacity": ("10", "100"),
+    "log_retention_days": ("14", "90", "365"),
+}
+
+
+@dataclass
+class Estimate:
+    """Dollars a month: what is there without traffic, by system, and what traffic adds."""
+
+    fixed: dict[str, dict[str, float]] = field(default_factory=dict)
+    by_use: dict[str, float] = field(default_factory=dict)
+
+    def total(self) -> float:
+        """What a month costs if nobody comes."""
+        return sum(sum(rows.values()) for rows in self.fixed.values())
+
+
+def free(_inputs: Mapping[str, Any]) -> float:
+    """Nothing."""
+    return 0.0
+
+
+def hours(dollars: float) -> float:
+    """What something by the hour costs a month."""
+    return dollars * prices.HOURS
+
+
+def hourly(kind: str) -> float:
+    """What an instance of a kind costs an hour on demand."""
+    if kind not in prices.HOURLY:
+        raise TapLocalError(f"cost/prices.py has no price of {kind}: add it to HOURLY")
+    return prices.HOURLY[kind]
+
+
+def fleet(inputs: Mapping[str, Any]) -> float:
+    """The instances of a group that are always there, their volumes and their addresses."""
+    mixed = inputs["mixedInstancesPolicy"]
+    kind = mixed["launchTemplate"]["overrides"][0]["instanceType"]
+    on_demand: float = mixed["instancesDistribution"]["onDemandPercentageAboveBaseCapacity"] / 100
+    price = hourly(kind) * (1 - (1 - on_demand) * prices.SPOT_DISCOUNT)
+    least: int = inputs["minSize"]
+    return least * (hours(price) + 8 * prices.VOLUME_GB)
+
+
+def database(inputs: Mapping[str, Any]) -> float:
+    """Instance, storage and secret, the first two twice with a standby."""
+    one: float = hours(hourly(inputs["instanceClass"]))
+    one += inputs["allocatedStorage"] * prices.DATABASE_GB
+    return one * (2 if inputs["multiAz"] else 1) + prices.SECRET
+
+
+def table(inputs: Mapping[str, Any]) -> float:
+    """Provisioned units of a table and its indexes; on demand there are none."""
+    units = [inputs, *inputs.get("globalSecondaryIndexes", [])]
+    return sum(
+        hours(each.get("readCapacity", 0) * prices.READ_UNIT)
+        + hours(each.get("writeCapacity", 0) * prices.WRITE_UNIT)
+        for each in units
+    )
+
+
+def template(inputs: Mapping[str, Any]) -> float:
+    """The public address of an instance, where its template asks for one."""
+    (interface,) = inputs["networkInterfaces"]
+    return hours(prices.PUBLIC_ADDRESS) if interface["associatePublicIpAddress"] == "true" else 0.0
+
+
+def balancer(inputs: Mapping[str, Any]) -> float:
+    """A load balancer and a public address in each of its subnets."""
+    return hours(prices.BALANCER + len(inputs["subnets"]) * prices.PUBLIC_ADDRESS)
+
+
+def endpoint(inputs: Mapping[str, Any]) -> float:
+    """An interface endpoint in each zone; gateway endpoints are free."""
+    return hours(prices.INTERFACE_ENDPOINT) * len(inputs.get("subnetIds", []))
+
+
+#: Type -> what it is, and dollars a month of one. A type in neither table fails a test.
+PRICED: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
+    "aws:autoscaling/group:Group": ("instances and their volumes", fleet),
+    "aws:cloudwatch/metricAlarm:MetricAlarm": ("alarms", lambda _: prices.ALARM),
+    "aws:dynamodb/table:Table": ("tables, provisioned", table),
+    "aws:ec2/eip:Eip": ("addresses of NAT", lambda _: hours(prices.PUBLIC_ADDRESS)),
+    "aws:ec2/launchTemplate:LaunchTemplate": ("addresses of instances", template),
+    "aws:ec2/natGateway:NatGateway": ("NAT gateways", lambda _: hours(prices.NAT_GATEWAY)),
+    "aws:ec2/vpcEndpoint:VpcEndpoint": ("interface endpoints", endpoint),
+    "aws:kms/key:Key": ("key", lambda _: prices.KEY),
+    "aws:lb/loadBalancer:LoadBalancer": ("load balancer and its addresses", balancer),
+    "aws:rds/instance:Instance": ("database, storage, secret", database),
+}
+#: Types that cost by use only, and what a month of USE adds for one of them.
+BY_USE = {
+    "aws:apigatewayv2/stage:Stage": ("HTTP API requests", 1.00),
+    "aws:lambda/function:Function": ("Lambda, each function a million times", 0.27),
+    "aws:s3/bucketNotification:BucketNotification": ("S3 requests: put, head, get", 5.80),
+    "aws:s3/bucket:Bucket": ("S3 storage, 1 TB in each bucket but logs", 0.0),
+    "aws:ec2/natGateway:NatGateway": ("NAT gateways, 100 GB through each", 4.50),
+    "aws:cloudwatch/logGroup:LogGroup": ("logs, 100 GB in all", 0.0),
+    "aws:rds/instance:Instance": ("snapshots and backups beyond the database's size", 0.0),
+    "aws:lb/loadBalancer:LoadBalancer": ("a unit of load balancer capacity", 5.84),
+}
+#: Types that cost nothing by themselves.
+FREE = {
+    "acm/certificate", "acm/certificateValidation", "apigatewayv2/api", "apigatewayv2/authorizer",
+    "apigatewayv2/integration", "apigatewayv2/route", "apigatewayv2/stage",
+    "appautoscaling/policy", "appautoscaling/target", "autoscaling/policy", "autoscaling/schedule",
+    "budgets/budget", "cloudwatch/dashboard", "cloudwatch/logGroup", "cloudwatch/logMetricFilter",
+    "cognito/resourceServer", "cognito/userPool", "cognito/userPoolClient",
+    "cognito/userPoolDomain", "ec2/defaultSecurityGroup", "ec2/flowLog", "ec2/internetGateway",
+    "ec2/networkInterface", "ec2/route", "ec2/routeTable", "ec2/routeTableAssociation",
+    "ec2/securityGroup", "ec2/subnet", "ec2/vpc", "iam/instanceProfile", "iam/role",
+    "iam/rolePolicy", "iam/serviceLinkedRole", "kms/alias", "lambda/alias", "lambda/function",
+    "lambda/functionEventInvokeConfig", "lambda/invocation", "lambda/permission", "lb/listener",
+    "lb/targetGroup", "rds/eventSubscription", "rds/parameterGroup", "rds/subnetGroup",
+    "route53/record", "s3/bucket", "s3/bucketCorsConfiguration", "s3/bucketLifecycleConfiguration",
+    "s3/bucketLogging", "s3/bucketNotification", "s3/bucketOwnershipControls", "s3/bucketPolicy",
+    "s3/bucketPublicAccessBlock", "s3/bucketServerSideEncryptionConfiguration",
+    "s3/bucketVersioning", "scheduler/schedule", "sns/topic", "sns/topicPolicy",
+    "sns/topicSubscription", "sqs/queue", "sqs/queuePolicy", "ssm/parameter",
+    "vpc/securityGroupEgressRule", "vpc/securityGroupIngressRule",
+}  # fmt: skip
+#: Top component -> the system that it belongs to.
+SYSTEMS = {
+    "api": "api",
+    "identity": "api",
+    "files": "files",
+    **dict.fromkeys(("network", "storage", "database", "web", "bastion"), "web"),
+}
+
+
+def estimate(program: Path, env: str, config: Mapping[str, str] | None = None) -> Estimate:
+    """The estimate of an environment under some settings; raises TapLocalError for wrong ones."""
+    recorder = Recorder()
+    run(Project.load(program, env, dict(config or {})), recorder)
+    found = Estimate()
+    for each in recorder.resources:
+        if not each.custom:
+            continue
+        part = SYSTEMS.get(each.name.partition("-")[0], "shared")
+        label, price = PRICED.get(each.type, ("", free))
+        if dollars := price(each.inputs):
+            rows = found.fixed.setdefault(part, {})
+            rows[label] = rows.get(label, 0.0) + dollars
+        if each.type in BY_USE:
+            label, dollars = BY_USE[each.type]
+            found.by_use[label] = found.by_use.get(label, 0.0) + dollars
+    _add_volumes(found, recorder.resources)
+    return found
+
+
+def _add_volumes(found: Estimate, resources: list[Registration]) -> None:
+    """What is stored: 1 TB of files, 100 GB of logs for as long as they are kept."""
+    labels = {each: BY_USE[each][0] for each in BY_USE}
+    uploads = [x for x in resources if x.name == "files-uploads-bucket"]
+    found.by_use[labels["aws:s3/bucket:Bucket"]] = 1_000 * prices.S3_GB * len(uploads)
+    groups = [x for x in resources if x.type == "aws:cloudwatch/logGroup:LogGroup"]
+    days = max((x.inputs["retentionInDays"] for x in groups), default=0)
+    kept = 0.03 * 100 * days / 30  # a month's logs, as long as they are kept
+    found.by_use[labels["aws:cloudwatch/logGroup:LogGroup"]] = 100 * prices.LOG_GB + kept
+    found.by_use.pop(labels["aws:rds/instance:Instance"], None)
+
+
+def unpriced(env: str, program: Path) -> set[str]:
+    """Types that nobody has priced and nobody has called free."""
+    recorder = Recorder()
+    run(Project.load(program, env, {}), recorder)
+    kinds = {each.type for each in recorder.resources if each.custom}
+    return {each for each in kinds - set(PRICED) if each[4:].rpartition(":")[0] not in FREE}

@@ -1,0 +1,59 @@
+"""Runs the program without any cloud: keeps what it registers, makes up what AWS would compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from taplocal.program import Registration
+
+ACCOUNT, REGION = "111122223333", "eu-west-1"
+LOCATION = {
+    "accountId": ACCOUNT,
+    "region": REGION,
+    "partition": "aws",
+    "names": [f"{REGION}{letter}" for letter in "abc"],
+}
+
+
+class Recorder:
+    """A backend that keeps every registration and makes up outputs; none in a preview."""
+
+    def __init__(self, preview: bool = False) -> None:
+        self.preview = preview
+        self.resources: list[Registration] = []
+
+    def register(self, resource: Registration) -> tuple[str, dict[str, Any]]:
+        self.resources.append(resource)
+        if self.preview or not resource.custom:
+            return "", {}
+        name, kind = resource.name, resource.type.split(":")[-1]
+        return f"{name}-id", {
+            "arn": f"arn:aws:test:{REGION}:{ACCOUNT}:{kind}/{name}",
+            "apiEndpoint": "https://api.example",
+            "endpoint": f"cognito-idp.{REGION}.amazonaws.com/pool",
+            "executionArn": f"arn:aws:execute-api:{REGION}:{ACCOUNT}:api",
+            "invokeArn": f"arn:aws:apigateway:{REGION}:lambda:path/functions/{name}/invocations",
+            "keyId": f"{name}-key-id",
+            "address": "database.example",
+            "allocationId": f"{name}-allocation",
+            "arnSuffix": f"app/{name}/1",
+            "certificateArn": f"arn:aws:test:{REGION}:{ACCOUNT}:{kind}/{name}",
+            "dnsName": "balancer.example",
+            "domainValidationOptions": [
+                {
+                    "resourceRecordName": "_proof",
+                    "resourceRecordType": "CNAME",
+                    "resourceRecordValue": "_value",
+                }
+            ],
+            "latestVersion": 1,
+            "masterUserSecrets": [
+                {"secretArn": f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:db"}
+            ],
+            "url": f"https://sqs.{REGION}.amazonaws.com/{ACCOUNT}/{name}",
+            "version": "1",
+        }
+
+    def invoke(self, _token: str, _arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return LOCATION

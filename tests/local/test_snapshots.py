@@ -1,0 +1,65 @@
+"""The snapshot function for real: on the emulated RDS, under its own role."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from taplocal.session import Session
+from tests.local.test_permissions import as_role, code
+
+FUNCTION, DATABASE = "tap-stack-snapshots-dev", "tap-stack-database-dev"
+TAGS = [{"Key": "CreatedBy", "Value": "tap-stack-snapshots-dev"}]
+
+
+def invoke(deployed: Session, event: dict[str, Any]) -> Any:
+    answer = deployed.cloud.client("lambda").invoke(
+        FunctionName=FUNCTION, Qualifier="live", Payload=json.dumps(event).encode()
+    )
+    payload = json.loads(answer["Payload"].read())
+    assert "FunctionError" not in answer, payload
+    return payload
+
+
+def snapshots(deployed: Session) -> dict[str, list[dict[str, str]]]:
+    """Name -> tags of the database's snapshots."""
+    found = deployed.cloud.client("rds").describe_db_snapshots(DBInstanceIdentifier=DATABASE)
+    return {each["DBSnapshotIdentifier"]: each.get("TagList", []) for each in found["DBSnapshots"]}
+
+
+def test_it_takes_a_tagged_snapshot_and_leaves_those_of_others(deployed: Session) -> None:
+    rds = deployed.cloud.client("rds")
+    rds.create_db_snapshot(DBInstanceIdentifier=DATABASE, DBSnapshotIdentifier="somebody-s")
+    done = invoke(deployed, {})
+    assert done["snapshot"] in snapshots(deployed)
+    assert done["found"] >= 1
+    assert snapshots(deployed)[done["snapshot"]] == TAGS
+    assert "somebody-s" in snapshots(deployed)
+
+
+def test_a_dry_run_takes_none(deployed: Session) -> None:
+    before = snapshots(deployed).keys()
+    assert invoke(deployed, {"dry_run": True})["dry_run"] is True
+    assert snapshots(deployed).keys() == before
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "allowed"),
+    [
+        ("delete_db_snapshot", {"DBSnapshotIdentifier": "other-database-2026"}, False),
+        (
+            "delete_db_instance",
+            {"DBInstanceIdentifier": DATABASE, "SkipFinalSnapshot": True},
+            False,
+        ),
+        ("modify_db_instance", {"DBInstanceIdentifier": DATABASE}, False),
+    ],
+)
+def test_its_role_touches_nothing_else(
+    deployed: Session, operation: str, arguments: dict[str, Any], allowed: bool
+) -> None:
+    rds = as_role(deployed, FUNCTION, "rds")
+    denied = code(lambda: getattr(rds, operation)(**arguments))
+    assert ("AccessDenied" in denied) is not allowed, denied
