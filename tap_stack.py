@@ -4589,9 +4589,16 @@ class Fleet(Component):
         ]
 
 
-def encoded(user_data: str) -> str:
-    """User data as launch templates take it; cloud-init unpacks what is compressed."""
-    packed = gzip.compress(user_data.encode(), mtime=0)
+SETUP = "/var/lib/setup.sh"
+
+
+def encoded(script: str) -> str:
+    """A script as user data: what cloud-init writes and runs once, packed as EC2 takes it."""
+    config = {
+        "write_files": [{"path": SETUP, "permissions": "0700", "content": script}],
+        "runcmd": [["bash", SETUP]],
+    }
+    packed = gzip.compress(f"#cloud-config\n{json.dumps(config)}\n".encode(), mtime=0)
     if len(packed) > 16_384:
         raise ValueError(f"user data has {len(packed):,} compressed bytes; EC2 takes 16,384")
     return base64.b64encode(packed).decode()
