@@ -24,6 +24,7 @@ isolate()  # before anything can make an SDK client
 
 from demo.files import Files  # noqa: E402
 from demo.report import Report  # noqa: E402
+from demo.web import Web  # noqa: E402
 from taplocal import access, session  # noqa: E402
 from taplocal.access import Answer  # noqa: E402
 from taplocal.console import hints  # noqa: E402
@@ -65,6 +66,7 @@ class Demonstration:
         self.deploy_again()
         self.release_under_load()
         Files(self.session, self.report, self.taplocal, self.mark).run()
+        Web(self.session, self.report, self.mark).run()
 
     # Steps
 
