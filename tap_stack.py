@@ -362,7 +362,7 @@ class TapStackArgs:
         text_like(r"(arn:aws[a-z-]*:acm:\S+)?", "the ARN of an ACM certificate, or empty"),
     )
     image_id: str = setting(
-        "Image of all instances; empty for the newest Amazon Linux 2023.",
+        "Image of all instances; empty for the newest Amazon Linux 2023 at each `pulumi up`.",
         "",
         text_like(
             r"(ami-[0-9a-f]{8,17})?", "an image's id such as ami-0123456789abcdef0, or empty"
@@ -3243,8 +3243,9 @@ BALANCER_LOGS = "logdelivery.elasticloadbalancing.amazonaws.com"
 class Bucket(Component):
     """A private bucket: versioned, encrypted, TLS only, its owner's alone, with one lifecycle.
 
-    Encrypted with S3's own keys (AES-256), which cost nothing and which log delivery needs. With
-    `delivers_to`, every access is logged there. $0.023 a GB and month, less as `COOLER` says.
+    Encrypted with S3's own keys (AES-256), which cost nothing and which log delivery needs, or
+    under `key_arn`. With `delivers_to`, every access is logged there. $0.023 a GB and month, less
+    as `COOLER` says.
     """
 
     def __init__(
@@ -3255,6 +3256,7 @@ class Bucket(Component):
         role: str,
         physical_name: Input[str],
         days: int = 0,
+        key_arn: Input[str] | None = None,
         logs_of: Sequence[Input[str]] = (),
         balancer_logs: bool = False,
         delivers_to: Bucket | None = None,
@@ -3265,7 +3267,7 @@ class Bucket(Component):
         self.bucket = self._bucket(physical_name)
         self.private = self._private()
         self.ownership = self._ownership()
-        self.encryption = self._encryption()
+        self.encryption = self._encryption(key_arn)
         self.versioning = self._versioning()
         self.policy = self._policy(logs_of, balancer_logs)
         self.lifecycle = self._lifecycle(days)
@@ -3299,11 +3301,22 @@ class Bucket(Component):
             opts=self.child,
         )
 
-    def _encryption(self) -> aws.s3.BucketServerSideEncryptionConfiguration:
+    def _encryption(
+        self, key_arn: Input[str] | None
+    ) -> aws.s3.BucketServerSideEncryptionConfiguration:
+        by_default: Any = {"sse_algorithm": "AES256"}
+        if key_arn is not None:
+            by_default = {"sse_algorithm": "aws:kms", "kms_master_key_id": key_arn}
         return aws.s3.BucketServerSideEncryptionConfiguration(
             f"{self.name}-encryption",
             bucket=self.bucket.bucket,
-            rules=[{"apply_server_side_encryption_by_default": {"sse_algorithm": "AES256"}}],
+            rules=[
+                {
+                    "apply_server_side_encryption_by_default": by_default,
+                    # One call of KMS for many objects, where there are any.
+                    "bucket_key_enabled": key_arn is not None,
+                }
+            ],
             opts=self.child,
         )
 
@@ -4028,8 +4041,8 @@ class Network(Component):
         self.subnets = self._subnets()
         #: Tier -> its route tables; private subnets have one for each zone.
         self.tables = self._tables()
-        #: Name in GROUPS -> security group.
-        self.groups = {group: self._group(group) for group in GROUPS}
+        #: Name in GROUPS -> security group, of those that have a use here.
+        self.groups = {group: self._group(group) for group in GROUPS if self._needed(group)}
         self.rules = self._rules()
         self.gateway_endpoints = [self._gateway_endpoint(each) for each in ("s3", "dynamodb")]
         self.interface_endpoints = [self._interface_endpoint(each) for each in args.endpoints]
@@ -4123,6 +4136,12 @@ class Network(Component):
         )
         return tables
 
+    def _needed(self, group: str) -> bool:
+        return {
+            "nat": self.args.nat.startswith("instance"),
+            "endpoints": bool(self.args.endpoints),
+        }.get(group, True)
+
     def _group(self, group: str) -> aws.ec2.SecurityGroup:
         return aws.ec2.SecurityGroup(
             f"{self.name}-{group}-group",
@@ -4142,6 +4161,8 @@ class Network(Component):
         }
         made: list[pulumi.CustomResource] = []
         for source, target, port in FLOWS:
+            if not {source, target} & set(GROUPS) <= self.groups.keys():
+                continue
             if target in self.groups:
                 for other in ranges.get(source, [source]):
                     made.append(self._rule("from", target, source, other, port))
@@ -4407,7 +4428,19 @@ SESSION_MANAGER = (
     "ssmmessages:OpenControlChannel",
     "ssmmessages:OpenDataChannel",
 )
-LATEST_IMAGE = "resolve:ssm:/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-arm64"
+IMAGES = "al2023-ami-2023.*-kernel-*-arm64"
+
+
+def newest_image() -> Output[str]:
+    """The newest Amazon Linux 2023 at the time of `pulumi up`.
+
+    Not `resolve:ssm:` in the template, which would be read at each launch: two instances could
+    differ, and a refresh could not go back.
+    """
+    found = aws.ec2.get_ami_output(
+        most_recent=True, owners=["amazon"], filters=[{"name": "name", "values": [IMAGES]}]
+    )
+    return found.id
 
 
 class Fleet(Component):
@@ -4486,7 +4519,7 @@ class Fleet(Component):
         return aws.ec2.LaunchTemplate(
             f"{self.name}-template",
             name=self.physical_name,
-            image_id=self.args.image_id or LATEST_IMAGE,
+            image_id=self.args.image_id or newest_image(),
             instance_type=instance_type,
             iam_instance_profile={"arn": self.profile.arn},
             metadata_options={
@@ -4612,7 +4645,14 @@ def encoded(script: str) -> str:
 class Storage(Component):
     """Buckets of the web environment: assets, and the logs of the load balancer and of access."""
 
-    def __init__(self, name: str, args: TapStackArgs, opts: ResourceOptions | None = None):
+    def __init__(
+        self,
+        name: str,
+        args: TapStackArgs,
+        *,
+        key_arn: Input[str],
+        opts: ResourceOptions | None = None,
+    ):
         super().__init__(name, args, opts, role="storage")
         place = Place.current()
         assets, logs = (place.global_name(args.name(each)) for each in ("assets", "web-logs"))
@@ -4631,6 +4671,7 @@ class Storage(Component):
             args,
             role="assets",
             physical_name=assets,
+            key_arn=key_arn,
             delivers_to=self.logs,
             opts=self.child,
         )
@@ -5096,7 +5137,6 @@ class WebTier(Component):
             protocol="HTTP",
             target_type="instance",
             deregistration_delay=60,
-            slow_start=30,
             load_balancing_algorithm_type="least_outstanding_requests",
             # The process, not the database: its failure must not end all instances.
             health_check={
@@ -5577,7 +5617,7 @@ class TapStack(pulumi.ComponentResource):
         args, child = self.args, self.child
         keys = {**self.key, "scaling_role_arn": self.encryption.scaling_role_arn}
         network = Network("network", args, **keys, opts=child)
-        storage = Storage("storage", args, child)
+        storage = Storage("storage", args, **self.key, opts=child)
         database = Database(
             "database",
             args,

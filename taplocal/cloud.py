@@ -78,6 +78,7 @@ class Cloud:
                 "name": self.region,
                 "id": self.region,
             },
+            "aws:ec2/getAmi:getAmi": {"id": "ami-0123456789abcdef0"},  # no instance runs
             "aws:index/getAvailabilityZones:getAvailabilityZones": {
                 "names": [f"{self.region}{letter}" for letter in "abc"],
                 "id": self.region,

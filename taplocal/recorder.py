@@ -12,6 +12,7 @@ LOCATION = {
     "accountId": ACCOUNT,
     "region": REGION,
     "partition": "aws",
+    "id": "ami-0123456789abcdef0",
     "names": [f"{REGION}{letter}" for letter in "abc"],
 }
 

@@ -75,7 +75,7 @@ class LoadBalancer(Tagged):
 
 
 class TargetGroup(Tagged):
-    uses = """name vpcId port protocol targetType deregistrationDelay slowStart
+    uses = """name vpcId port protocol targetType deregistrationDelay
         loadBalancingAlgorithmType healthCheck tags"""
     replace_on = "name vpcId port protocol targetType"
     not_emulated = {"healthCheck": "every target is healthy"}

@@ -86,14 +86,20 @@ class OwnershipControls(Setting):
 
 
 class Encryption(Setting):
-    uses = "bucket rules.applyServerSideEncryptionByDefault.sseAlgorithm"
+    uses = """bucket rules.applyServerSideEncryptionByDefault.sseAlgorithm rules.bucketKeyEnabled
+        rules.applyServerSideEncryptionByDefault.kmsMasterKeyId"""
     put, unset = "put_bucket_encryption", "delete_bucket_encryption"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
-        by_default = [each["applyServerSideEncryptionByDefault"] for each in inputs["rules"]]
         rules = [
-            {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": each["sseAlgorithm"]}}
-            for each in by_default
+            {
+                "ApplyServerSideEncryptionByDefault": given(
+                    SSEAlgorithm=each["applyServerSideEncryptionByDefault"]["sseAlgorithm"],
+                    KMSMasterKeyID=each["applyServerSideEncryptionByDefault"].get("kmsMasterKeyId"),
+                ),
+                "BucketKeyEnabled": each.get("bucketKeyEnabled", False),
+            }
+            for each in inputs["rules"]
         ]
         return {"ServerSideEncryptionConfiguration": {"Rules": rules}}
 

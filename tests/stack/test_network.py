@@ -44,11 +44,16 @@ def pairs(graph: Graph) -> dict[str, set[tuple[str, str, int]]]:
 
 def test_whoever_reaches_anybody_is_in_the_table(graph: Graph, env: str) -> None:
     cidr = tap_stack.TIERS[env]["vpc_cidr"]
+    unused = {"endpoints"} if env == "dev" else {"endpoints", "nat"}
+    groups = set(tap_stack.GROUPS) - unused
+    assert {each.name for each in graph.of("SecurityGroup")} == {
+        f"network-{group}-group" for group in groups
+    }
+    allowed = {x for x in ALLOWED | {(cidr, "nat", 443)} if not unused & {x[0], x[1]}}
     found = pairs(graph)
-    groups = set(tap_stack.GROUPS)
-    assert found["Ingress"] | found["Egress"] == ALLOWED | {(cidr, "nat", 443)}
+    assert found["Ingress"] | found["Egress"] == allowed
     # Between two groups both sides say so, or the connection would not come about.
-    inner = {each for each in ALLOWED if {each[0], each[1]} <= groups}
+    inner = {each for each in allowed if {each[0], each[1]} <= groups}
     assert {x for x in found["Ingress"] if x[0] in groups} == inner
     assert {x for x in found["Egress"] if x[1] in groups} == inner
     closed = graph.one("DefaultSecurityGroup").inputs
@@ -111,6 +116,7 @@ def test_interface_endpoints_are_private_and_behind_their_group() -> None:
         assert endpoint["serviceName"].endswith(service)
         assert endpoint["privateDnsEnabled"] is True
         assert endpoint["securityGroupIds"] == ["network-endpoints-group-id"]
+    assert {("web", "endpoints", 443), ("bastion", "endpoints", 443)} <= pairs(graph)["Egress"]
 
 
 def test_the_flow_log_is_kept_under_the_key(graph: Graph, env: str) -> None:

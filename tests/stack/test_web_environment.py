@@ -41,7 +41,7 @@ def test_every_instance_is_locked_down(graph: Graph) -> None:
         template = each.inputs
         options = template["metadataOptions"]
         assert (options["httpTokens"], options["httpPutResponseHopLimit"]) == ("required", 1)
-        assert template["imageId"].startswith("resolve:ssm:")
+        assert template["imageId"].startswith("ami-")
         assert "keyName" not in template
         (interface,) = template["networkInterfaces"]
         public = interface["associatePublicIpAddress"] == "true"
@@ -111,6 +111,19 @@ def test_the_database_is_private_encrypted_backed_up_and_protected(graph: Graph,
     subnets = graph.one("aws:rds/subnetGroup:SubnetGroup").inputs["subnetIds"]
     assert all("isolated" in each for each in subnets)
     assert len(subnets) == tier["zones"]
+
+
+def test_assets_are_under_the_key_and_logs_under_s3s_own(graph: Graph) -> None:
+    kind = "BucketServerSideEncryptionConfiguration"
+    for name, algorithm in (("storage-assets", "aws:kms"), ("storage-logs", "AES256")):
+        (rule,) = graph.one(kind, f"{name}-encryption").inputs["rules"]
+        by_default = rule["applyServerSideEncryptionByDefault"]
+        assert by_default["sseAlgorithm"] == algorithm
+        if algorithm == "aws:kms":
+            assert by_default["kmsMasterKeyId"] == graph.outputs["key_arn"]
+    granted = statements(graph.one("BucketPolicy", "storage-logs-policy").inputs["policy"])
+    services = {each["Principal"].get("Service") for each in granted if each["Effect"] == "Allow"}
+    assert services == {tap_stack.LOG_DELIVERY, tap_stack.BALANCER_LOGS}
 
 
 def test_the_snapshot_function_may_touch_its_own_snapshots_only(graph: Graph, env: str) -> None:
