@@ -9,14 +9,19 @@ effects.
             v
     HTTP API (JWT, CORS, throttling, access log) --> api function (alias `live`) --> items table
             |                                              |
-            |                                              +--> paging key (SSM) <-- rotation
-            v
+            | forms for uploads                            +--> paging key (SSM) <-- rotation
+            v                                              +--> files table
+    files bucket --> files function (what is it?) --> files table: versions, newest, totals
+
+    internet --> load balancer --> web instances --> PostgreSQL <-- nightly snapshots
+                 (public)          (private)         (isolated)     bastion: a way in for people
+
     Monitoring: alarms --> Alerts (encrypted topic, budget); dashboard
     Encryption: one customer-managed key under all of it
 
-Read it in this order: Settings say what can be chosen, Lambda functions what the API does, and the
-components what is built; TapStack composes them. The banners below are the table of contents, and
-the same words name the headings of the README and the test files.
+Read it in this order: Settings say what can be chosen, Lambda functions and Web application what
+runs, and the components what is built; TapStack composes them. The banners below are the table of
+contents, and the same words name the headings of the README and the test files.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ import base64
 import builtins
 import codecs
 import contextlib
+import functools
 import gzip
 import hashlib
 import hmac
@@ -496,7 +502,6 @@ PROD_RULES: dict[str, Rule] = {
     "deletion_protection": (lambda v: v is True, "true in prod"),
     "log_retention_days": (lambda v: v >= 90, "90 or more in prod"),
     "nat": (lambda v: v in ("per_az", "none"), "per_az or none in prod"),
-    "plain_http": (lambda v: v is False, "false in prod"),
     "database_multi_az": (lambda v: v is True, "true in prod"),
     "backup_days": (lambda v: v >= 7, "7 or more in prod"),
     "instances_min": (lambda v: v >= 2, "2 or more in prod"),
@@ -557,7 +562,8 @@ def _mistakes(args: TapStackArgs) -> list[str]:
         broken = (expectation for holds, expectation in rules if not holds(value))
         if expectation := next(broken, None):
             found.append(f"{each.name} must be {expectation}, not {value!r}")
-    return found or _contradictions(args)
+    typed = all(TYPES[str(each.type)][0](getattr(args, each.name)) for each in fields(args))
+    return found + (_contradictions(args) if typed else [])
 
 
 ###############################################################################
@@ -2394,8 +2400,7 @@ def bundle(
     that is neither defined in the file nor built in, and for a module that is not there.
     """
     path = Path(handler.__code__.co_filename)
-    source = path.read_text(encoding="utf-8")
-    definitions = _definitions(ast.parse(source))
+    source, definitions = _read(path, path.stat().st_mtime_ns)
     reached: dict[str, ast.stmt] = {}
     waiting = [(each.__name__, path.name) for each in (handler, init) if each]
     while waiting:
@@ -2416,6 +2421,13 @@ def bundle(
     ]
     calls = [f"{init.__name__}()"] if init else []
     return "\n\n".join(["from __future__ import annotations", *dict.fromkeys(parts), *calls]) + "\n"
+
+
+@functools.cache  # every function of a program comes from the same file
+def _read(path: Path, _changed: int) -> tuple[str, dict[str, ast.stmt]]:
+    """A file's text and what its top level defines; read again when it has changed."""
+    source = path.read_text(encoding="utf-8")
+    return source, _definitions(ast.parse(source))
 
 
 def _definitions(tree: ast.Module) -> dict[str, ast.stmt]:
@@ -2454,6 +2466,7 @@ class _Unannotated(ast.NodeTransformer):
         )
 
 
+@functools.cache
 def _free_names(node: ast.stmt) -> list[str]:
     """The global names that a definition uses, without built-ins and what it makes itself."""
     if isinstance(node, ast.Import | ast.ImportFrom):

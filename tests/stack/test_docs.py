@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 
 import tap_stack
 from docs import tables
+from taplocal.program import run
+from taplocal.project import Project
 from tests.contract import contract, operations
-from tests.stack.conftest import ENVIRONMENTS, ROOT, graph_of
+from tests.stack.conftest import ENVIRONMENTS, ROOT, Recorder, graph_of
 
 
 def test_generated_files_are_up_to_date() -> None:
@@ -68,3 +71,15 @@ def test_the_readme_names_only_make_targets_that_exist() -> None:
     assert set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text())) <= targets | {
         "sure"
     }
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").iterdir()), ids=lambda x: x.name)
+def test_each_example_registers_and_says_how_it_is_run(
+    example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    recorder = Recorder()
+    assert run(Project.load(example, "dev", {}), recorder)
+    assert len(recorder.resources) > 30
+    (program,) = example.glob("*.py")
+    assert f"--program examples/{example.name}" in program.read_text()

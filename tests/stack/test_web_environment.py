@@ -332,8 +332,9 @@ def test_what_breaks_a_promise_is_refused(
 
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(TapLocalError) as caught:
-        graph_of("prod", nat="single", backup_days="1", plain_http="true")
-    assert all(name in str(caught.value) for name in ("nat", "backup_days", "plain_http"))
+        graph_of("prod", nat="single", backup_days="1", plain_http="true", instances_max="2")
+    for name in ("nat must", "backup_days must", "plain_http must", "3 is more than instances_max"):
+        assert str(caught.value).count(name) == 1
 
 
 @pytest.mark.parametrize(
