@@ -2029,7 +2029,7 @@ def record_files(event: Mapping[str, Any], context: Any) -> None:
 
 def record_file(record: Mapping[str, Any], facts: dict[str, Any]) -> str:
     """Keeps what one record tells; returns the metric that it counts."""
-    if not str(record.get("eventName", "")).startswith("ObjectCreated:"):
+    if not str(record.get("eventName", "")).removeprefix("s3:").startswith("ObjectCreated:"):
         facts["event"] = record.get("eventName")
         return "FilesIgnored"
     upload = Upload(record)

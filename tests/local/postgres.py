@@ -133,9 +133,6 @@ class Postgres:
         if self.user:
             for each in (self.folder, *self.folder.iterdir()):
                 os.chown(each, NOBODY, NOBODY)
-            for each in (self.folder, *self.folder.parents):
-                if each.owner() == "root" and str(each).startswith("/tmp"):  # noqa: S108 - pytest's own
-                    each.chmod(0o755)
 
 
 def certificate(

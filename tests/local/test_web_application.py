@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -33,11 +34,12 @@ LONGEST = tap_stack.DATABASE_SECONDS + tap_stack.CONNECT_SECONDS + 4
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     """A server that runs for the tests of this file."""
-    made = Postgres(tmp_path_factory.mktemp("postgres"))
-    yield made
-    made.stop()
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own only its user may enter
+        made = Postgres(Path(folder))
+        yield made
+        made.stop()
 
 
 class Application:

@@ -208,6 +208,13 @@ def test_what_is_no_creation_is_passed_over(
     assert json.loads(capsys.readouterr().out)["FilesIgnored"] == 1
 
 
+@pytest.mark.parametrize("name", ["ObjectCreated:Copy", "s3:ObjectCreated:CompleteMultipartUpload"])
+def test_every_kind_of_creation_is_recorded(pipeline: Pipeline, name: str) -> None:
+    pipeline.s3.put("ann/a", "v1", b"x")
+    pipeline(created("ann/a", eventName=name))
+    assert plain(pipeline.newest("ann/a"))["size"] == 1
+
+
 @pytest.mark.parametrize("code", ["404", "405"])
 def test_an_object_that_is_gone_is_recorded_as_failed(pipeline: Pipeline, code: str) -> None:
     def gone(operation: str, arguments: dict[str, Any]) -> None:
