@@ -1382,7 +1382,7 @@ def open_token(token: str, scope: str) -> tuple[str, str]:
 # --- Files: operations of the API
 
 UPLOAD_SECONDS = 900  # how long a form for an upload is good
-FOLDER = r"(?!\.{1,2}(/|$))[^/\x00-\x1f\x7f]+"  # one step of a path
+PATH_STEP = r"(?!\.{1,2}(/|$))[^/\x00-\x1f\x7f]+"  # a name, or a folder in a path
 KEY_LIMIT = 1_024  # bytes, S3's
 TOTALS_DAYS = 92  # a quarter: one query a day
 FILE_FIELDS = (
@@ -1419,9 +1419,9 @@ def create_upload(request: Request) -> dict[str, Any]:
 
 def upload_key(owner: str, folder: Any, name: Any) -> str:
     """The key of a caller's file, below the caller's own prefix, or Problem 422."""
-    if not isinstance(name, str) or not re.fullmatch(FOLDER, name):
+    if not isinstance(name, str) or not re.fullmatch(PATH_STEP, name):
         raise Problem(422, "name is a text without slashes and control characters.")
-    if not isinstance(folder, str) or not re.fullmatch(f"({FOLDER}(/{FOLDER})*)?", folder):
+    if not isinstance(folder, str) or not re.fullmatch(f"({PATH_STEP}(/{PATH_STEP})*)?", folder):
         raise Problem(422, "folder is names with single slashes between them, or empty.")
     key = storable("/".join(part for part in (owner, folder, name) if part))
     if len(key.encode()) > KEY_LIMIT:
@@ -1496,26 +1496,19 @@ def list_totals(request: Request) -> dict[str, Any]:
     filters, order, limit = list_query(request.query, "from", "to")
     last = a_day("to", filters.get("to", now()[:10]))
     first = a_day("from", filters.get("from", str(last)))
-    days = [first + timedelta(n) for n in range((last - first).days + 1)]
-    if not 1 <= len(days) <= TOTALS_DAYS:
+    count = (last - first).days + 1
+    if not 1 <= count <= TOTALS_DAYS:
         raise Problem(400, f"from and to are 1 to {TOTALS_DAYS} days, the first one first.")
+    days = [str(first + timedelta(n)) for n in range(count)][:: 1 if order == "asc" else -1]
     scope = f"{request.caller}\ntotals\n{first}\n{last}\n{order}"
-    after = ("", "")
+    shown_day = shown_type = ""
     if "next" in request.query:
-        after = open_token(request.query["next"], scope)
-        days = [
-            day
-            for day in days
-            if (str(day) >= after[0] if order == "asc" else str(day) <= after[0])
-        ]
+        shown_day, shown_type = open_token(request.query["next"], scope)
+        days = days[days.index(shown_day) :]
     totals: list[dict[str, Any]] = []
-    for day in days if order == "asc" else reversed(days):
-        found = totals_of(request, str(day))
-        totals += [
-            each
-            for each in found
-            if (each["day"], each["content_type"]) > after or str(day) != after[0]
-        ]
+    for day in days:
+        found = totals_of(request, day)
+        totals += [x for x in found if day != shown_day or x["content_type"] > shown_type]
         if len(totals) > limit:
             token = seal_token(totals[limit - 1]["day"], totals[limit - 1]["content_type"], scope)
             return answer(200, json.dumps({"totals": totals[:limit], "next": token}))

@@ -47,7 +47,7 @@ def main(rounds: int = 3) -> None:
             rows.setdefault("up without a change, s", []).append(taplocal(data, "up")[0])
             taplocal(data, "call", "GET", "/items")
             pid = json.loads(Path(data, "emulator.json").read_text())["pid"]
-            rows.setdefault("memory of the emulator and two functions, MiB", []).append(
+            rows.setdefault("memory of the emulator and its functions, MiB", []).append(
                 memory_mib(pid)
             )
             rows.setdefault("down, s", []).append(taplocal(data, "down")[0])

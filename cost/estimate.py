@@ -114,10 +114,7 @@ BY_USE = {
     "aws:apigatewayv2/stage:Stage": ("HTTP API requests", 1.00),
     "aws:lambda/function:Function": ("Lambda, each function a million times", 0.27),
     "aws:s3/bucketNotification:BucketNotification": ("S3 requests: put, head, get", 5.80),
-    "aws:s3/bucket:Bucket": ("S3 storage, 1 TB in each bucket but logs", 0.0),
     "aws:ec2/natGateway:NatGateway": ("NAT gateways, 100 GB through each", 4.50),
-    "aws:cloudwatch/logGroup:LogGroup": ("logs, 100 GB in all", 0.0),
-    "aws:rds/instance:Instance": ("snapshots and backups beyond the database's size", 0.0),
     "aws:lb/loadBalancer:LoadBalancer": ("a unit of load balancer capacity", 5.84),
 }
 #: Types that cost nothing by themselves.
@@ -171,14 +168,12 @@ def estimate(program: Path, env: str, config: Mapping[str, str] | None = None) -
 
 def _add_volumes(found: Estimate, resources: list[Registration]) -> None:
     """What is stored: 1 TB of files, 100 GB of logs for as long as they are kept."""
-    labels = {each: BY_USE[each][0] for each in BY_USE}
     uploads = [x for x in resources if x.name == "files-uploads-bucket"]
-    found.by_use[labels["aws:s3/bucket:Bucket"]] = 1_000 * prices.S3_GB * len(uploads)
+    found.by_use["S3 storage, 1 TB in each bucket but logs"] = 1_000 * prices.S3_GB * len(uploads)
     groups = [x for x in resources if x.type == "aws:cloudwatch/logGroup:LogGroup"]
     days = max((x.inputs["retentionInDays"] for x in groups), default=0)
     kept = 0.03 * 100 * days / 30  # a month's logs, as long as they are kept
-    found.by_use[labels["aws:cloudwatch/logGroup:LogGroup"]] = 100 * prices.LOG_GB + kept
-    found.by_use.pop(labels["aws:rds/instance:Instance"], None)
+    found.by_use["logs, 100 GB in all"] = 100 * prices.LOG_GB + kept
 
 
 def unpriced(env: str, program: Path) -> set[str]:

@@ -257,7 +257,13 @@ def test_totals_are_todays_unless_days_are_given(api: Api) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["from=x", "from=2026-11-02&to=2026-11-01", "from=2026-01-01&to=2026-12-31", "days=3"],
+    [
+        "from=x",
+        "from=2026-11-02&to=2026-11-01",
+        "from=2026-01-01&to=2026-12-31",
+        "from=0001-01-01&to=9999-12-31",
+        "days=3",
+    ],
 )
 def test_totals_that_cannot_be_are_400(api: Api, query: str) -> None:
     assert_problem(api("GET", f"/files/totals?{query}"), 400)
