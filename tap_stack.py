@@ -79,6 +79,8 @@ TIERS: dict[str, dict[str, Any]] = {
         "throttle_rate": 50,
         "throttle_burst": 100,
         "route_metrics": False,
+        "canary_percent": 100,
+        "canary_minutes": 1,
         "files_table_scaling": 1,
         "noncurrent_days": 7,
         "vpc_cidr": "10.0.0.0/16",
@@ -102,6 +104,8 @@ TIERS: dict[str, dict[str, Any]] = {
         "throttle_rate": 200,
         "throttle_burst": 400,
         "route_metrics": True,
+        "canary_percent": 10,
+        "canary_minutes": 1,
         "files_table_scaling": 1,
         "noncurrent_days": 30,
         "vpc_cidr": "10.1.0.0/16",
@@ -125,6 +129,8 @@ TIERS: dict[str, dict[str, Any]] = {
         "throttle_rate": 500,
         "throttle_burst": 1000,
         "route_metrics": True,
+        "canary_percent": 10,
+        "canary_minutes": 5,
         "files_table_scaling": 4,
         "noncurrent_days": 90,
         "vpc_cidr": "10.2.0.0/16",
@@ -292,6 +298,17 @@ class TapStackArgs:
     )
     idempotency_hours: int = setting(
         "How long an `Idempotency-Key` is remembered.", 24, between(1, 168)
+    )
+    canary_percent: int = setting(
+        "Share of the traffic that a new version of a function has while alarms are watched; 100 "
+        "is all at once, unwatched.",
+        rule=between(1, 100),
+    )
+    canary_minutes: int = setting(
+        "How long it has its share before all is its own.", rule=between(1, 120)
+    )
+    versions_kept: int = setting(
+        "How many of the newest versions of each function stay.", 5, between(2, 100)
     )
     files_bucket_name: str = setting(
         "Name of the files bucket; empty for `<project>-files-<environment>-<account>`.",
@@ -1678,13 +1695,18 @@ ROTATION_ATTEMPTS = (
 )
 
 
-def rotate_paging_key(_event: Mapping[str, Any], _context: Any) -> None:
-    """Lambda handler: puts a new paging key before the current one, forgets older ones."""
+def rotate_paging_key(event: Mapping[str, Any], _context: Any) -> None:
+    """Lambda handler: puts a new paging key before the current one, forgets older ones.
+
+    With `{"dry_run": true}` it only reads them.
+    """
     for attempt in range(1, ROTATION_ATTEMPTS + 1):
         try:
             name = os.environ["PAGING_KEY"]
             parameter = client("ssm").get_parameter(Name=name, WithDecryption=True)["Parameter"]
             keys = [os.urandom(32).hex(), *parse_keys(parameter["Value"])][:2]
+            if event.get("dry_run"):
+                return
             client("ssm").put_parameter(
                 Name=name, Value=",".join(keys), Type="SecureString", Overwrite=True
             )
@@ -2599,6 +2621,42 @@ class Alarm:
     section: str = ""
 
 
+RUNBOOK = "docs/operations.md"  # has a section for every alarm key
+
+
+def metric_alarm(
+    name: str,
+    args: TapStackArgs,
+    alarm: Alarm,
+    actions: Sequence[Input[str]] = (),
+    opts: ResourceOptions | None = None,
+) -> aws.cloudwatch.MetricAlarm:
+    """The resource for a row of the alarm table; $0.10 a month."""
+    namespace, _, metric = alarm.metric.rpartition("/")
+    percentile = alarm.statistic.startswith("p")
+    section = alarm.section or alarm.key
+    way, threshold = ("below", alarm.below) if alarm.above is None else ("above", alarm.above)
+    return aws.cloudwatch.MetricAlarm(
+        name,
+        name=args.name(alarm.key),
+        alarm_description=f"{metric} {way} {threshold:g}. What to do: {RUNBOOK}#{section}",
+        namespace=namespace,
+        metric_name=metric,
+        dimensions=alarm.dimensions,
+        statistic=None if percentile else alarm.statistic,
+        extended_statistic=alarm.statistic if percentile else None,
+        comparison_operator="GreaterThanThreshold" if way == "above" else "LessThanThreshold",
+        threshold=threshold,
+        period=alarm.seconds,
+        datapoints_to_alarm=alarm.datapoints[0],
+        evaluation_periods=alarm.datapoints[1],
+        treat_missing_data=alarm.silence,
+        alarm_actions=actions,
+        ok_actions=actions,
+        opts=opts,
+    )
+
+
 @dataclass(frozen=True)
 class Graph:
     """One graph of the dashboard: metrics as (namespace, name, dimensions, statistic)."""
@@ -2784,6 +2842,269 @@ class Alerts(Component):
 
 
 ###############################################################################
+# Releases
+###############################################################################
+# A release runs where `pulumi up` does: the provider below is pickled with what it uses, and the
+# engine starts it in a process of its own, also to continue what an earlier run left half done.
+
+WATCH_SECONDS = 10  # between two looks at the alarms; CloudWatch evaluates them every minute
+CALM_SECONDS = 120  # how long alarms that are red already may take to calm down
+SMOKE_PAUSES = (1, 2, 4, 8, 16)  # a policy attached seconds ago may not hold yet
+BUSY_SECONDS = 600  # how long Lambda may take to publish a version or to allocate concurrency
+
+
+class ReleaseError(Exception):
+    """Why a version does not take the traffic, and which one has it."""
+
+
+def shares_of(alias: Mapping[str, Any]) -> Mapping[str, float]:
+    """Version -> the share that it has of the alias's traffic beside the alias's own version."""
+    return (alias.get("RoutingConfig") or {}).get("AdditionalVersionWeights") or {}
+
+
+class Release:
+    """Moves an alias to a version: smoke test, a share of the traffic, all of it, or back.
+
+    What has been done stands in the alias alone, and each step asks it first: a release that was
+    killed anywhere is finished by the next one, and one of another version is taken back. Until the
+    last step the alias's own version has all the traffic but the share. The plan has the inputs of
+    `Rollout`; `functions` and `alarms` are the SDK's clients of Lambda and CloudWatch.
+
+    While an alias has weights Lambda refuses to change its provisioned concurrency, which serves
+    only the version that the alias names: the new one starts cold on its share (developer guide,
+    "Configuring provisioned concurrency"). Both versions must have the same role and dead-letter
+    queue, and be published ("Create an alias for a Lambda function", weighted alias).
+    """
+
+    def __init__(
+        self,
+        functions: Any,
+        alarms: Any,
+        plan: Mapping[str, Any],
+        sleep: Callable[[float], None],
+    ):
+        self.functions, self.alarms, self.plan, self.sleep = functions, alarms, plan, sleep
+        self.version, self.revision = plan["version"], ""
+        self.label = f"{plan['function'].split(':')[-1]}: version {self.version}"
+
+    def run(self) -> None:
+        """All steps from where the alias stands; ReleaseError when the version is not good."""
+        before, shares = self.alias()
+        if shares:
+            self.move(before)  # an earlier release was killed here
+        self.smoke(before)
+        if before != self.version:
+            if self.plan["percent"] < 100:
+                self.share(before)
+            self.move(self.version)
+        self.prune()
+
+    def alias(self) -> tuple[str, Mapping[str, float]]:
+        """The alias's version, and the shares that others have of its traffic."""
+        alias = self.functions.get_alias(
+            FunctionName=self.plan["function"], Name=self.plan["alias"]
+        )
+        self.revision = alias["RevisionId"]
+        return alias["FunctionVersion"], shares_of(alias)
+
+    def move(self, version: str, **shares: float) -> None:
+        """Gives a version all the traffic, but for shares of others."""
+        try:
+            alias = self._patiently(
+                self.functions.update_alias,
+                Name=self.plan["alias"],
+                FunctionVersion=version,
+                RoutingConfig={"AdditionalVersionWeights": shares},
+                RevisionId=self.revision,
+            )
+        except self.functions.exceptions.PreconditionFailedException as error:
+            raise ReleaseError(
+                f"{self.label} was given up: somebody else has moved the alias meanwhile"
+            ) from error
+        self.revision = alias["RevisionId"]
+
+    def smoke(self, before: str) -> None:
+        """Calls the version itself, before anybody else does, until it answers well."""
+        for pause in SMOKE_PAUSES:
+            if not (failure := self._failure()):
+                return
+            self.sleep(pause)
+        raise ReleaseError(f"{self.label} failed its smoke test; {before} goes on: {failure}")
+
+    def _failure(self) -> str:
+        answer = self._patiently(
+            self.functions.invoke, Qualifier=self.version, Payload=self.plan["smoke"].encode()
+        )
+        text = answer["Payload"].read().decode()
+        said = json.loads(text)
+        status = said.get("statusCode", 200) if isinstance(said, dict) else 200
+        return text[:500] if "FunctionError" in answer or status >= 400 else ""
+
+    def share(self, before: str) -> None:
+        """Gives the version its share while alarms are watched, and takes it back on trouble."""
+        if red := self._red_after(CALM_SECONDS):
+            raise ReleaseError(
+                f"{self.label} was not begun, and {before} goes on, for there are alarms already: "
+                f"{red}. Wait until they are over, or release all at once, unwatched: "
+                "pulumi up -c canary_percent=100"
+            )
+        self.move(before, **{self.version: self.plan["percent"] / 100})
+        try:
+            self._watch()
+        except Exception as error:
+            self.move(before)
+            raise ReleaseError(f"{self.label} was rolled back to {before}: {error}") from error
+
+    def _red_after(self, seconds: float) -> str:
+        for _ in range(int(seconds // WATCH_SECONDS)):
+            if not self.red():
+                return ""
+            self.sleep(WATCH_SECONDS)
+        return self.red()
+
+    def _watch(self) -> None:
+        waited = 0.0
+        while waited < self.plan["seconds"]:
+            pause = min(WATCH_SECONDS, self.plan["seconds"] - waited)
+            self.sleep(pause)
+            waited += pause
+            if red := self.red():
+                raise ReleaseError(red)
+
+    def red(self) -> str:
+        """The watched alarms that are in alarm, with their reasons; each of them must exist."""
+        wanted = list(self.plan["alarms"])
+        found = self.alarms.describe_alarms(AlarmNames=wanted)["MetricAlarms"]
+        if missing := sorted(set(wanted) - {alarm["AlarmName"] for alarm in found}):
+            raise ReleaseError(
+                f"there is no alarm {', '.join(missing)}, and nothing would notice a bad version; "
+                "create it, or set canary_percent to 100"
+            )
+        return "; ".join(
+            f"{alarm['AlarmName']} ({alarm['StateReason']})"
+            for alarm in found
+            if alarm["StateValue"] == "ALARM"
+        )
+
+    def prune(self) -> None:
+        """Deletes what is older than the versions to keep and named by no alias."""
+        listed = self._pages("list_versions_by_function", "Versions")
+        numbers = sorted(int(each["Version"]) for each in listed if each["Version"].isdigit())
+        named = set()
+        for alias in self._pages("list_aliases", "Aliases"):
+            named |= {alias["FunctionVersion"], *shares_of(alias)}
+        for number in numbers[: -int(self.plan["keep"])]:
+            if str(number) not in named:
+                self.functions.delete_function(
+                    FunctionName=self.plan["function"], Qualifier=str(number)
+                )
+
+    def _pages(self, operation: str, key: str) -> list[Mapping[str, Any]]:
+        pages = self.functions.get_paginator(operation).paginate(FunctionName=self.plan["function"])
+        return [each for page in pages for each in page[key]]
+
+    def _patiently(self, call: Callable[..., Any], **arguments: Any) -> Any:
+        """A call of Lambda, repeated while it is busy with the function."""
+        busy = self.functions.exceptions.ResourceConflictException
+        for _ in range(BUSY_SECONDS // WATCH_SECONDS):
+            with contextlib.suppress(busy):
+                return call(FunctionName=self.plan["function"], **arguments)
+            self.sleep(WATCH_SECONDS)
+        return call(FunctionName=self.plan["function"], **arguments)
+
+
+class RolloutProvider(pulumi.dynamic.ResourceProvider):
+    """What the engine calls for a `Rollout`, with the credentials of whoever runs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.profile: str | None = None
+        self.sleep: Callable[[float], None] = time.sleep
+
+    def configure(self, req: pulumi.dynamic.ConfigureRequest) -> None:
+        """Takes the AWS profile from the stack's configuration."""
+        self.profile = req.config.get("aws:profile")
+        sys.tracebacklimit = 0  # the engine shows a failure as its traceback: the message says all
+
+    def diff(
+        self, _id: str, olds: dict[str, Any], news: dict[str, Any]
+    ) -> pulumi.dynamic.DiffResult:
+        """Another version or plan is a change; other code of this provider is not."""
+        keys = [key for key in news if not key.startswith("__")]
+        return pulumi.dynamic.DiffResult(
+            changes=any(olds.get(key) != news[key] for key in keys),
+            replaces=["function"] if olds["function"] != news["function"] else [],
+        )
+
+    def create(self, props: dict[str, Any]) -> pulumi.dynamic.CreateResult:
+        """Brings the alias, whatever it names, to the version."""
+        self.release(props)
+        return pulumi.dynamic.CreateResult(f"{props['function']}:{props['alias']}", props)
+
+    def update(
+        self, _id: str, _olds: dict[str, Any], news: dict[str, Any]
+    ) -> pulumi.dynamic.UpdateResult:
+        """The same."""
+        self.release(news)
+        return pulumi.dynamic.UpdateResult(news)
+
+    def read(self, id_: str, props: dict[str, Any]) -> pulumi.dynamic.ReadResult:
+        """The version that the alias names now, which `pulumi refresh` compares."""
+        live, _ = Release(self.client("lambda", props), None, props, self.sleep).alias()
+        return pulumi.dynamic.ReadResult(id_, {**props, "version": live})
+
+    def release(self, plan: Mapping[str, Any]) -> None:
+        """Runs a release against AWS."""
+        functions, alarms = self.client("lambda", plan), self.client("cloudwatch", plan)
+        Release(functions, alarms, plan, self.sleep).run()
+
+    def client(self, service: str, plan: Mapping[str, Any]) -> Any:
+        """The SDK's client of a service where the function is."""
+        import boto3
+        from botocore.config import Config
+
+        session = boto3.Session(profile_name=self.profile)
+        # A smoke test answers within the longest run of a function.
+        patient = Config(read_timeout=920, retries={"mode": "standard", "total_max_attempts": 8})
+        return session.client(service, region_name=plan["function"].split(":")[3], config=patient)
+
+
+class Rollout(pulumi.dynamic.Resource, module="tap", name="Rollout"):
+    """The only one that moves a function's alias: gradually, watched, and back on trouble.
+
+    `version` takes the traffic that the alias gets, after a call with the `smoke` event, and then
+    `percent` of the traffic for so many `seconds` without one of the `alarms`. `keep` is how many
+    versions stay for going back. Fails the update with the reason when the version is not good.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        function: Input[str],
+        alias: Input[str],
+        version: Input[str],
+        smoke: str,
+        percent: int,
+        seconds: int,
+        alarms: Sequence[Input[str]],
+        keep: int,
+        opts: ResourceOptions | None = None,
+    ):
+        plan = {
+            "function": function,
+            "alias": alias,
+            "version": version,
+            "smoke": smoke,
+            "percent": percent,
+            "seconds": seconds,
+            "alarms": alarms,
+            "keep": keep,
+        }
+        super().__init__(RolloutProvider(), name, plan, opts)
+
+
+###############################################################################
 # Functions
 ###############################################################################
 
@@ -2802,6 +3123,10 @@ class Function(Component):
     `statements` is all that it may do beyond logging, tracing and opening its own environment. With
     `event_hours`, it is called asynchronously: three attempts within so many hours, and a queue
     that keeps for 14 days, with its error, what they could not do.
+    A new version is called with the event `smoke` before it has traffic, and it has a share at
+    first while the alarms of the keys `watch`, and two of its own, are quiet; without any, or where
+    `canary_percent` is 100, all at once. `slow_ms` is what 95 % of the calls must be faster than,
+    80 % of the timeout by default.
     Costs what runs: $0.20 a million calls and $0.0000133334 a GB-second (arm64); the queue is free
     when idle.
     """
@@ -2819,6 +3144,9 @@ class Function(Component):
         environment: Mapping[str, Input[str]],
         statements: Sequence[Mapping[str, Any]],
         timeout_seconds: int,
+        smoke: Mapping[str, Any],
+        watch: Sequence[str] = (),
+        slow_ms: int = 0,
         memory_mb: int = 256,
         init: Callable[[], None] | None = None,
         event_hours: int = 0,
@@ -2827,6 +3155,7 @@ class Function(Component):
         super().__init__(name, args, opts, role=role)
         self.purpose, self.physical_name = role, args.name(role)
         self.key_arn, self.timeout_seconds = key_arn, timeout_seconds
+        self.slow_ms = slow_ms or 800 * timeout_seconds
         self.dead_letter_queue = self._dead_letter_queue() if event_hours else None
         self.logs = self._logs()
         self.role = self._role()
@@ -2834,6 +3163,12 @@ class Function(Component):
         self.function = self._function(handler, init, environment, memory_mb)
         #: What callers invoke: the alias `live`, which a release moves from version to version.
         self.alias = self._alias()
+        #: Dimensions of the metrics of calls through the alias; a smoke test is not one.
+        self.live: dict[str, Input[str]] = {
+            "FunctionName": self.function.name,
+            "Resource": Output.concat(self.function.name, ":live"),
+        }
+        self.rollout = self._rollout(smoke, watch)
         self.retries = self._retries(event_hours) if event_hours else None
         #: URL of the queue of dead letters, empty where there is none.
         queue = self.dead_letter_queue
@@ -2931,14 +3266,58 @@ class Function(Component):
         )
 
     def _alias(self) -> aws.lambda_.Alias:
+        # Made at the first version; from there on the rollout moves it, and nothing else here may
+        # change: an update of this resource would write the version of its creation.
+        moved = ["functionVersion", "routingConfig"]
         return aws.lambda_.Alias(
             f"{self.name}-live",
             name="live",
             description="The version that takes the traffic",
             function_name=self.function.name,
             function_version=self.function.version,
-            opts=self.child,
+            opts=ResourceOptions(parent=self, ignore_changes=moved),
         )
+
+    def _rollout(self, smoke: Mapping[str, Any], watch: Sequence[str]) -> Rollout:
+        percent = self.args.canary_percent if watch else 100
+        own = self._release_alarms() if percent < 100 else []
+        made = [
+            metric_alarm(f"{self.name}-{row.key}", self.args, row, opts=self.child) for row in own
+        ]
+        return Rollout(
+            f"{self.name}-rollout",
+            function=self.function.arn,
+            alias=self.alias.name,
+            version=self.function.version,
+            smoke=json.dumps(smoke),
+            percent=percent,
+            seconds=self.args.canary_minutes * 60,
+            alarms=[self.args.name(each) for each in (*watch, *(row.key for row in own))],
+            keep=self.args.versions_kept,
+            # The policies and the alarms of the new version, before it has any traffic.
+            opts=ResourceOptions(parent=self, depends_on=[self.role_policy, *made]),
+        )
+
+    def _release_alarms(self) -> list[Alarm]:
+        """Errors and slowness of the newest version alone, while it has its share."""
+        version = {**self.live, "ExecutedVersion": self.function.version}
+        return [
+            Alarm(
+                f"{self.purpose}-release-errors",
+                "AWS/Lambda/Errors",
+                version,
+                above=0,
+                section="release-errors",
+            ),
+            Alarm(
+                f"{self.purpose}-release-duration",
+                "AWS/Lambda/Duration",
+                version,
+                above=self.slow_ms,
+                statistic="p95",
+                section="release-duration",
+            ),
+        ]
 
     def _retries(self, event_hours: int) -> aws.lambda_.FunctionEventInvokeConfig:
         # A destination rather than a dead-letter queue: its message also says what went wrong.
@@ -2997,15 +3376,14 @@ class Function(Component):
     def alarms(self) -> list[Alarm]:
         """Errors, throttles and slowness of the function, and its dead letters."""
         function, key = {"FunctionName": self.function.name}, self.purpose
-        slow = 800.0 * self.timeout_seconds  # milliseconds: 80 % of the timeout
         rows = [
-            Alarm(f"{key}-errors", "AWS/Lambda/Errors", function, above=0),
+            Alarm(f"{key}-errors", "AWS/Lambda/Errors", self.live, above=0),
             Alarm(f"{key}-throttles", "AWS/Lambda/Throttles", function, above=0),
             Alarm(
                 f"{key}-duration",
                 "AWS/Lambda/Duration",
-                function,
-                above=slow,
+                self.live,
+                above=self.slow_ms,
                 statistic="p95",
                 datapoints=(2, 3),
             ),
@@ -3562,6 +3940,8 @@ class FilePipeline(Component):
             ],
             memory_mb=512,
             timeout_seconds=60,
+            smoke={"Records": [{"eventName": "SmokeTest"}]},  # nothing that is recorded
+            watch=["files-errors"],
             event_hours=6,
             opts=self.child,
         )
@@ -3649,6 +4029,19 @@ class FilePipeline(Component):
 
 #: Index of the items table -> its partition key; all sort by created_at.
 INDEXES = {"by_owner": "owner", "by_category": "owner_category"}
+SLOW_MS = 2_000  # what 95 % of the requests must be faster than
+#: What a new version of the api function is asked first: the items of somebody who has none.
+SMOKE_REQUEST = {
+    "version": "2.0",
+    "routeKey": "GET /items",
+    "rawPath": "/items",
+    "queryStringParameters": {"limit": "1"},
+    "requestContext": {
+        "requestId": "smoke-test",
+        "http": {"method": "GET"},
+        "authorizer": {"jwt": {"claims": {"sub": "smoke-test", "scope": "items/read"}}},
+    },
+}
 
 
 class ServerlessApi(Component):
@@ -3736,6 +4129,7 @@ class ServerlessApi(Component):
                 allow("kms:Encrypt", on=self.key_arn),
             ],
             timeout_seconds=90,
+            smoke={"dry_run": True},
             event_hours=1,
             opts=self.child,
         )
@@ -3779,6 +4173,9 @@ class ServerlessApi(Component):
             ],
             memory_mb=self.args.memory_mb,
             timeout_seconds=self.args.timeout_seconds,
+            smoke=SMOKE_REQUEST,
+            watch=["api-5xx", "api-latency", "api-errors"],
+            slow_ms=SLOW_MS,
             opts=self.child,
         )
 
@@ -3895,7 +4292,7 @@ class ServerlessApi(Component):
                 "api-latency",
                 "AWS/ApiGateway/Latency",
                 stage,
-                above=2000,
+                above=SLOW_MS,
                 statistic="p95",
                 datapoints=(3, 5),
             ),
@@ -4885,6 +5282,7 @@ class Database(Component):
                 allow("rds:DeleteDBSnapshot", on=own, when=tagged_so),
             ],
             timeout_seconds=120,
+            smoke={"dry_run": True},
             event_hours=1,
             opts=self.child,
         )
@@ -5423,8 +5821,6 @@ class Bastion(Component):
 # Monitoring
 ###############################################################################
 
-RUNBOOK = "docs/operations.md"  # has a section for every alarm key
-
 
 class Monitoring(Component):
     """The alarm and dashboard resources for the rows that the other components offer.
@@ -5443,34 +5839,12 @@ class Monitoring(Component):
         opts: ResourceOptions | None = None,
     ):
         super().__init__(name, args, opts, role="monitoring")
-        self.alarms = {alarm.key: self._alarm(alarm, topic_arn) for alarm in alarms}
+        self.alarms = {
+            row.key: metric_alarm(f"{name}-{row.key}", args, row, [topic_arn], self.child)
+            for row in alarms
+        }
         self.dashboard = self._dashboard(graphs)
         self.register_outputs({"dashboard_name": self.dashboard.dashboard_name})
-
-    def _alarm(self, alarm: Alarm, topic_arn: Input[str]) -> aws.cloudwatch.MetricAlarm:
-        namespace, _, metric = alarm.metric.rpartition("/")
-        percentile = alarm.statistic.startswith("p")
-        section = alarm.section or alarm.key
-        way, threshold = ("below", alarm.below) if alarm.above is None else ("above", alarm.above)
-        return aws.cloudwatch.MetricAlarm(
-            f"{self.name}-{alarm.key}",
-            name=self.args.name(alarm.key),
-            alarm_description=f"{metric} {way} {threshold:g}. What to do: {RUNBOOK}#{section}",
-            namespace=namespace,
-            metric_name=metric,
-            dimensions=alarm.dimensions,
-            statistic=None if percentile else alarm.statistic,
-            extended_statistic=alarm.statistic if percentile else None,
-            comparison_operator="GreaterThanThreshold" if way == "above" else "LessThanThreshold",
-            threshold=threshold,
-            period=alarm.seconds,
-            datapoints_to_alarm=alarm.datapoints[0],
-            evaluation_periods=alarm.datapoints[1],
-            treat_missing_data=alarm.silence,
-            alarm_actions=[topic_arn],
-            ok_actions=[topic_arn],
-            opts=self.child,
-        )
 
     def _dashboard(self, graphs: Sequence[Graph]) -> aws.cloudwatch.Dashboard:
         body = {"widgets": [self._widget(place, graph) for place, graph in enumerate(graphs)]}

@@ -180,5 +180,6 @@ def unpriced(env: str, program: Path) -> set[str]:
     """Types that nobody has priced and nobody has called free."""
     recorder = Recorder()
     run(Project.load(program, env, {}), recorder)
-    kinds = {each.type for each in recorder.resources if each.custom}
+    # What is not AWS's costs nothing there.
+    kinds = {each.type for each in recorder.resources if each.type.startswith("aws:")}
     return {each for each in kinds - set(PRICED) if each[4:].rpartition(":")[0] not in FREE}

@@ -89,7 +89,7 @@ class Deployment:
         for path in resource.ignore_changes:
             inputs = _keep(path.replace("[*]", ".*").split("."), old.inputs, resource.inputs)
             resource = replace(resource, inputs=inputs)
-        changed = tuple(_changes(old.inputs, resource.inputs))
+        changed = tuple(_changes(old.inputs, resource.inputs, handler.ignored.split()))
         if replacing := tuple(key for key in changed if key in handler.replaces()):
             self._refuse_protected(old)
             self._begin(resource.urn, old, "delete")
@@ -194,5 +194,6 @@ def _keep(path: list[str], old: Any, new: Any) -> Any:
     return {**new, name: _keep(below, old[name], new[name]) if below else old[name]}
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], ignored: list[str]) -> list[str]:
+    keys = (old.keys() | new.keys()) - set(ignored)
+    return sorted(key for key in keys if old.get(key) != new.get(key))

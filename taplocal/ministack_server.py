@@ -1,4 +1,4 @@
-"""MiniStack as the local cloud runs it, by its path: with two things that only AWS does.
+"""MiniStack as the local cloud runs it, by its path: with four things that only AWS does.
 
 Lambda queues asynchronous events, gives them to a bounded number of functions, and does not count
 being throttled as an attempt. MiniStack starts a process for every event at once, so that a burst
@@ -6,6 +6,11 @@ of uploads would start hundreds, and drops an event that finds no free one.
 
 A `*` in a policy stands for any characters. In MiniStack's it stands for none that end a line,
 which S3 takes in keys.
+
+An alias shares its traffic between versions by their weights. MiniStack keeps the weights.
+
+Functions have metrics by alias and version, an API has metrics of its requests, and an alarm looks
+at the metric with its dimensions, period by period. MiniStack's alarms look at the metric's name.
 """
 
 from __future__ import annotations
@@ -14,16 +19,17 @@ import contextvars
 import functools
 import os
 import queue
+import random
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ministack.app import main
-from ministack.core import iam_evaluator
-from ministack.services import lambda_svc
+from ministack.core import iam_evaluator, lambda_runtime
+from ministack.services import apigateway, cloudwatch, lambda_svc
 
 WORKERS = 2 * (os.cpu_count() or 1)  # events at work at once; each is a process of 50 MiB
 RETRY_SECONDS = (1, 2)  # AWS waits one minute, then two
@@ -103,7 +109,163 @@ def match_newlines_too() -> None:
     iam_evaluator._fnmatch_compile = compiled
 
 
+def by_weight(alias: Mapping[str, Any]) -> str:
+    """The version that takes the next call of an alias."""
+    others = (alias.get("RoutingConfig") or {}).get("AdditionalVersionWeights") or {}
+    point = random.random()  # noqa: S311 - no secret
+    for version, share in others.items():
+        point -= share
+        if point < 0:
+            return str(version)
+    return str(alias["FunctionVersion"])
+
+
+def share_traffic() -> None:
+    """Lets an alias choose between its versions at every call, whoever calls."""
+    resolve, invoke = lambda_svc._effective_func_record_for_qualifier, lambda_svc._invoke
+
+    def resolved(function: Any, qualifier: str | None) -> Any:
+        alias = function and function.get("aliases", {}).get(qualifier)
+        return resolve(function, by_weight(alias) if alias else qualifier)
+
+    async def invoked(
+        name: str, event: Any, headers: Any, path_qualifier: Any = None, query_params: Any = None
+    ) -> Any:
+        qualifier = lambda_svc._qualifier_from_path_or_query(path_qualifier, query_params)
+        alias = name in lambda_svc._functions and lambda_svc._functions[name]["aliases"].get(
+            qualifier
+        )
+        chosen = by_weight(alias) if alias else path_qualifier
+        return await invoke(name, event, headers, chosen, query_params)
+
+    lambda_svc._effective_func_record_for_qualifier = resolved
+    lambda_svc._invoke = invoked
+
+
+def count(namespace: str, dimensions: Mapping[str, str], **values: float) -> None:
+    """Adds to metrics; equal values of one second are one point, seen more often."""
+    for metric, value in values.items():
+        key = (namespace, metric, cloudwatch._dims_key(dict(dimensions)))
+        points = cloudwatch._metric_bucket(key)
+        last, now = points[-1] if points else {}, time.time()
+        if last.get("Value") == value and now - last["Timestamp"] < 1:
+            last["Count"] = last.get("Count", 1) + 1
+        else:
+            cloudwatch.record_metric(namespace, metric, value, "None", dict(dimensions))
+
+
+def measure_functions() -> None:
+    """Counts calls by function, by alias, and by version of an alias; no start is in Duration."""
+    execute, spawn = lambda_svc._execute_function, lambda_runtime.Worker._spawn
+    starting = threading.local()
+
+    def spawned(worker: Any) -> None:
+        began = time.monotonic()
+        try:
+            spawn(worker)
+        finally:
+            starting.seconds = time.monotonic() - began
+
+    def executed(function: Any, event: Any) -> Any:
+        config = function.get("config") or function
+        if lambda_svc._function_config_scope_mismatch(config):
+            return execute(function, event)  # which calls this again, in the right scope
+        starting.seconds = 0.0
+        began = time.monotonic()
+        result = execute(function, event)
+        passed = round((time.monotonic() - began - starting.seconds) * 1000)
+        for dimensions in _places(config["FunctionName"], config.get("Version", "$LATEST")):
+            if result.get("throttle"):
+                count("AWS/Lambda", dimensions, Throttles=1)
+            else:
+                failed = bool(result.get("error"))
+                count("AWS/Lambda", dimensions, Invocations=1, Errors=failed, Duration=passed)
+        return result
+
+    lambda_runtime.Worker._spawn = spawned
+    lambda_svc._execute_function = executed
+    lambda_svc._emit_lambda_metrics = lambda *_arguments, **_values: None
+
+
+def _places(name: str, version: str) -> list[dict[str, str]]:
+    places = [{"FunctionName": name}]
+    for alias in lambda_svc._functions.get(name, {}).get("aliases", {}).values():
+        others = (alias.get("RoutingConfig") or {}).get("AdditionalVersionWeights") or {}
+        if version in (alias["FunctionVersion"], *others):
+            through = {**places[0], "Resource": f"{name}:{alias['Name']}"}
+            places += [through, {**through, "ExecutedVersion": version}]
+    return places
+
+
+def measure_apis() -> None:
+    """Counts the requests of HTTP APIs, with their latency."""
+    handle: Callable[..., Any] = apigateway.handle_execute
+
+    async def handled(api_id: str, stage: str, *request: Any, **more: Any) -> Any:
+        started = time.monotonic()
+        answer = await handle(api_id, stage, *request, **more)
+        kinds = {f"{kind}xx": answer[0] // 100 == kind for kind in (4, 5)}
+        passed = round((time.monotonic() - started) * 1000)
+        count("AWS/ApiGateway", {"ApiId": api_id, "Stage": stage}, Count=1, Latency=passed, **kinds)
+        return answer
+
+    apigateway.handle_execute = handled
+
+
+def breaching(alarm: Mapping[str, Any], points: list[Any], now: float) -> list[bool]:
+    """Of each period with data, the newest first, whether it is beyond the threshold."""
+    statistic = alarm.get("ExtendedStatistic") or alarm.get("Statistic", "Average")
+    beyond = {
+        "GreaterThanThreshold": float.__gt__,
+        "GreaterThanOrEqualToThreshold": float.__ge__,
+        "LessThanThreshold": float.__lt__,
+        "LessThanOrEqualToThreshold": float.__le__,
+    }[alarm["ComparisonOperator"]]
+    found = []
+    for period in range(alarm["EvaluationPeriods"]):
+        end = now - period * alarm["Period"]
+        inside = [each for each in points if end - alarm["Period"] < each["Timestamp"] <= end]
+        if inside:
+            value = cloudwatch._stat_value(cloudwatch._calc_stats(inside), statistic, inside)
+            found.append(beyond(float(value), float(alarm["Threshold"])))
+    return found
+
+
+def evaluate(alarm: dict[str, Any]) -> None:
+    """Takes the place of MiniStack's _evaluate_alarm; without data an alarm stays as it is."""
+    dimensions = {each["Name"]: each["Value"] for each in alarm.get("Dimensions", ())}
+    key = (alarm.get("Namespace"), alarm.get("MetricName"), cloudwatch._dims_key(dimensions))
+    found = breaching(alarm, cloudwatch._metrics.get(key) or [], time.time())
+    before = alarm["StateValue"]
+    if not found and before != "ALARM":
+        return
+    needed = alarm.get("DatapointsToAlarm") or alarm["EvaluationPeriods"]
+    state = "ALARM" if sum(found) >= needed else "OK"
+    if state != before:
+        reason = f"{sum(found)} of {len(found)} periods beyond {alarm['Threshold']:g}"
+        alarm.update(StateValue=state, StateReason=reason, StateUpdatedTimestamp=int(time.time()))
+        cloudwatch._record_history(alarm["AlarmName"], before, state, reason)
+        cloudwatch._dispatch_alarm_actions(alarm, before, state, reason)
+        cloudwatch._evaluate_parent_alarms(alarm)
+
+
+def watch_alarms() -> None:
+    """Lets alarms be evaluated as on AWS, whenever somebody looks at them or sends a metric."""
+    describe = cloudwatch._describe_alarms
+
+    def described(*arguments: Any, **more: Any) -> Any:
+        cloudwatch._evaluate_all_alarms()
+        return describe(*arguments, **more)
+
+    cloudwatch._evaluate_alarm = evaluate
+    cloudwatch._describe_alarms = described
+
+
 if __name__ == "__main__":
     match_newlines_too()
+    share_traffic()
+    measure_functions()
+    measure_apis()
+    watch_alarms()
     lambda_svc.invoke_async_with_retry = EventQueue().put
     main()

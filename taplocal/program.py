@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
+import pickle
 import runpy
 import sys
 import traceback
@@ -25,7 +27,8 @@ import pulumi
 from google.protobuf import empty_pb2, json_format, struct_pb2
 from pulumi.runtime import config as pulumi_config
 from pulumi.runtime import mocks, rpc, settings, stack
-from pulumi.runtime.proto import resource_pb2
+from pulumi.runtime import resource as resources
+from pulumi.runtime.proto import resource_pb2, source_pb2
 
 from taplocal.errors import TapLocalError, UnsupportedError
 from taplocal.project import Project
@@ -158,11 +161,14 @@ def run(project: Project, backend: Backend, preview: bool = False) -> dict[str, 
     )
 
     async def main() -> None:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(PARALLEL))
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(PARALLEL))
+        # The first failure is raised below; what failed because of it needs no log of asyncio's.
+        loop.set_exception_handler(lambda *_: None)
         await stack.run_in_stack(lambda: _execute(project.main))
 
     try:
-        with _inside(project.folder):
+        with _inside(project.folder), _quickly():
             asyncio.run(main())
     except Exception as error:  # noqa: BLE001 - whatever the program raises becomes one clear error
         failure = monitor.failure or error
@@ -189,6 +195,47 @@ def _log(request: Any) -> Any:
     if request.severity >= 2:  # warnings and errors of the program
         sys.stderr.write(f"{request.message}\n")
     return empty_pb2.Empty()
+
+
+async def _wait_for_rpcs() -> None:
+    """Takes the place of Pulumi's, which after each thing done looks at all that is outstanding."""
+    manager, outputs = settings.SETTINGS.rpc_manager, settings.SETTINGS.outputs
+    while manager.rpcs or outputs:
+        await asyncio.sleep(0)
+        with settings.SETTINGS.lock:
+            waiting = [*manager.rpcs, *outputs]
+            manager.rpcs.clear()
+            outputs.clear()
+        await asyncio.gather(*waiting)
+    if manager.unhandled_exception:
+        raise manager.unhandled_exception.with_traceback(manager.exception_traceback)
+
+
+@contextlib.contextmanager
+def _quickly() -> Iterator[None]:
+    """Without what is half of the time of a run, and of no use here: benchmarks/README.md.
+
+    The place of each resource in the program is for the real engine's errors. Few of the objects
+    that a run makes can be collected before its end. Pulumi wraps a method of pickle's at each
+    dynamic resource and leaves it so.
+    """
+    patched: list[tuple[Any, str, Any]] = [
+        (stack, "wait_for_rpcs", _wait_for_rpcs),
+        (resources, "_get_stack_trace", source_pb2.StackTrace),
+        (pickle._Pickler, "_batch_setitems", pickle._Pickler._batch_setitems),  # type: ignore[attr-defined]
+    ]
+    before = [getattr(owner, name) for owner, name, _ in patched]
+    collecting = gc.isenabled()
+    gc.disable()
+    for owner, name, value in patched:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for (owner, name, _), value in zip(patched, before, strict=True):
+            setattr(owner, name, value)
+        if collecting:
+            gc.enable()
 
 
 @contextlib.contextmanager

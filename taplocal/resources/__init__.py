@@ -103,6 +103,7 @@ HANDLERS: dict[str, Handler] = {
     "aws:ssm/parameter:Parameter": ssm.Parameter(),
     "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": ec2.EgressRule(),
     "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule": ec2.IngressRule(),
+    "pulumi-python:dynamic/tap:Rollout": awslambda.Rollout(),
 }
 
 

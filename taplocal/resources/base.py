@@ -34,11 +34,12 @@ class Handler:
     `uses` names the inputs that take effect here, as dotted paths; a path covers all below it. What
     stands in `not_emulated` is taken as well, and reported with its reason: the emulator does
     nothing with it. Any other input is refused. A change of an input in `replace_on` makes a new
-    resource, as on AWS.
+    resource, as on AWS; one in `ignored` is no change.
     """
 
     uses = ""
     replace_on = ""
+    ignored = ""
     not_emulated: Mapping[str, str] = {}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:

@@ -29,6 +29,8 @@ STARS = {
 
 
 def class_of(resource: Registration) -> Any:
+    if resource.type == "pulumi-python:dynamic/tap:Rollout":
+        return tap_stack.Rollout
     module, _, name = resource.type.removeprefix("aws:").partition("/")
     return getattr(getattr(aws, {"lambda": "lambda_"}.get(module, module)), name.split(":")[1])
 

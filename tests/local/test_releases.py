@@ -1,0 +1,221 @@
+"""Releases of the deployed API under load: good ones, and every kind of bad one."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import struct_pb2
+from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
+
+from demo.load import arriving
+from taplocal import access, session
+from taplocal.access import Answer
+from taplocal.errors import TapLocalError
+from taplocal.session import Session
+from tests.local.conftest import HANG_SECONDS, ROOT
+
+RATE = 10  # requests a second, of which a new version has a tenth
+#: What is released -> a text of the program, and what stands there then.
+CHANGES = {
+    "good": (
+        '"cache-control": "private, no-cache"',
+        '"cache-control": "private, no-cache", "x-release": "good"',
+    ),
+    "broken import": ('    client("dynamodb")\n', '    __import__("nowhere")\n'),
+    "slow handler": (
+        "    item = read_item(request, request.item_id())\n",
+        "    time.sleep(2.3)\n    item = read_item(request, request.item_id())\n",
+    ),
+    "raising handler": (
+        "    request = Request(event)\n",
+        '    request = Request(event)\n    if request.path_id():\n        raise RuntimeError("no")\n',
+    ),
+}
+
+
+class Api:
+    """The API of the staging environment alone, and what is released of it."""
+
+    def __init__(self, folder: Path, data: Path, url: str):
+        self.folder, self.data, self.url = folder, data, url
+        for name in ("Pulumi.yaml", "Pulumi.staging.yaml"):
+            (folder / name).write_text((ROOT / name).read_text())
+        self.session = self.up()
+
+    def up(self, old: str = "", new: str = "", **config: str) -> Session:
+        """Deploys the program with one text changed."""
+        source = (ROOT / "tap_stack.py").read_text()
+        assert old in source, "the change does not fit the program"
+        (self.folder / "tap_stack.py").write_text(source.replace(old, new, 1) if old else source)
+        return session.up(
+            self.folder, "staging", folder=self.data, emulator_url=self.url, say=lambda text: None,
+            report=lambda step: None,
+            config={"systems": '["api"]', "canary_minutes": "30", **config},
+        )[0]  # fmt: skip
+
+    def live(self) -> tuple[str, Any]:
+        """The version that the alias names, and its shares."""
+        alias = self.session.cloud.client("lambda").get_alias(
+            FunctionName=self.session.outputs["function_name"], Name="live"
+        )
+        return alias["FunctionVersion"], alias.get("RoutingConfig")
+
+
+@pytest.fixture(scope="module")
+def api(deployed: Session, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    data = tmp_path_factory.mktemp("releases")
+    yield Api(tmp_path_factory.mktemp("program"), data, deployed.cloud.emulator.url)
+    session.down(ROOT, None, folder=data, report=lambda step: None)
+
+
+@pytest.fixture(scope="module")
+def path(api: Api) -> str:
+    """An item, and with it a function that has started."""
+    token = access.person_token(api.session, "ann@example.com")
+    return access.call(api.session, "POST", "/items", token, "{}").headers["location"]
+
+
+@pytest.fixture
+def requests(api: Api, path: str) -> Iterator[Counter[str]]:
+    """Requests that arrive during the test, by status and release."""
+    token = access.person_token(api.session, "ann@example.com")
+
+    def seen(answer: Answer) -> str:
+        return f"{answer.status} {answer.headers.get('x-release', '')}".strip()
+
+    with arriving(lambda: access.call(api.session, "GET", path, token), RATE, seen) as outcomes:
+        yield outcomes
+
+
+def test_a_good_release_drops_no_request(api: Api, requests: Counter[str]) -> None:
+    before, _ = api.live()
+    api.up(*CHANGES["good"])
+    assert api.live() == (str(int(before) + 1), None)
+    api.up()
+    assert api.live() == (str(int(before) + 2), None)
+    assert requests.keys() == {"200", "200 good"}
+
+
+def test_a_release_that_is_all_at_once_drops_no_request(api: Api, requests: Counter[str]) -> None:
+    api.up(*CHANGES["good"], canary_percent="100")
+    api.up(canary_percent="100")
+    assert requests.keys() == {"200", "200 good"}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("broken import", "failed its smoke test; {before} goes on: .*nowhere"),
+        ("slow handler", "was rolled back to {before}: tap-stack-api-release-duration-staging"),
+        ("raising handler", "was rolled back to {before}: tap-stack-api-.*errors-staging"),
+    ],
+)
+def test_a_bad_release_is_taken_back_and_says_why(
+    api: Api, requests: Counter[str], change: str, why: str
+) -> None:
+    before, _ = api.live()
+    with pytest.raises(TapLocalError, match=why.format(before=before)):
+        api.up(*CHANGES[change])
+    assert api.live() == (before, None)
+    failed = requests.total() - requests["200"]
+    # Its share until the first look at the alarms: the slow and the broken one fail nobody.
+    assert failed <= (RATE if change == "raising handler" else 0)
+
+
+def test_red_alarms_hold_a_release_unless_it_goes_all_at_once(api: Api) -> None:
+    before, _ = api.live()
+    with pytest.raises(TapLocalError, match=f"not begun, and {before} goes on.*canary_percent=100"):
+        api.up(*CHANGES["good"])
+    api.up(*CHANGES["good"], canary_percent="100")
+    assert api.live()[0] > before
+
+
+def test_a_share_that_was_left_behind_is_taken_back_by_the_next_release(api: Api) -> None:
+    functions, name = api.session.cloud.client("lambda"), api.session.outputs["function_name"]
+    before, _ = api.live()
+    weights = {str(int(before) - 1): 0.5}
+    functions.update_alias(
+        FunctionName=name, Name="live", RoutingConfig={"AdditionalVersionWeights": weights}
+    )
+    api.up(canary_percent="100")
+    assert api.live() == (str(int(before) + 1), None)
+    kept = functions.list_versions_by_function(FunctionName=name)["Versions"]
+    assert [each["Version"] for each in kept[1:]] == [str(int(before) + n) for n in range(-3, 2)]
+
+
+# The engine's own host of dynamic resources
+
+
+@pytest.fixture
+def host(api: Api, tmp_path: Path) -> Iterator[Any]:
+    """The process that the Pulumi engine starts for dynamic resources, with the stack's settings."""
+    environment = {
+        **os.environ,
+        "AWS_ENDPOINT_URL": api.url,
+        "AWS_ACCESS_KEY_ID": api.session.cloud.account,
+        "AWS_SECRET_ACCESS_KEY": "local",
+        "PULUMI_PROJECT": "tap-stack",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pulumi.dynamic"],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout and select.select([process.stdout], [], [], HANG_SECONDS)[0]
+    with grpc.insecure_channel(f"127.0.0.1:{process.stdout.readline().strip()}") as channel:
+        stub = provider_pb2_grpc.ResourceProviderStub(channel)
+        stub.Configure(provider_pb2.ConfigureRequest(args=struct_pb2.Struct()))
+        yield stub
+    process.kill()
+    process.wait()
+
+
+def registered(api: Api) -> dict[str, Any]:
+    """The rollout of the api function as the program registered it."""
+    (rollout,) = (
+        each for each in api.session.state.resources.values() if each.name == "api-items-rollout"
+    )
+    return rollout.inputs
+
+
+def as_struct(values: dict[str, Any]) -> Any:
+    struct = struct_pb2.Struct()
+    struct.update(values)
+    return struct
+
+
+def test_the_real_engines_host_runs_the_release(api: Api, host: Any) -> None:
+    plan = {**registered(api), "percent": 100}
+    version, _ = api.live()
+    news = as_struct({**plan, "version": version})
+    made = host.Create(provider_pb2.CreateRequest(properties=news), timeout=HANG_SECONDS)
+    assert made.id == f"{plan['function']}:live"
+    asked = {"id": made.id, "olds": made.properties, "news": news}
+    assert (
+        host.Diff(provider_pb2.DiffRequest(**asked)).changes == provider_pb2.DiffResponse.DIFF_NONE
+    )
+    back = str(int(version) - 1)  # a release of an older version is one like any other
+    asked["news"] = as_struct({**plan, "version": back})
+    assert (
+        host.Diff(provider_pb2.DiffRequest(**asked)).changes == provider_pb2.DiffResponse.DIFF_SOME
+    )
+    host.Update(provider_pb2.UpdateRequest(**asked), timeout=HANG_SECONDS)
+    assert api.live() == (back, None)
+    read = host.Read(provider_pb2.ReadRequest(id=made.id, properties=made.properties))
+    assert read.properties["version"] == back  # what `pulumi refresh` finds
+
+
+def test_a_failure_reaches_the_user_as_one_line(api: Api, host: Any) -> None:
+    news = as_struct({**registered(api), "version": "999"})
+    with pytest.raises(grpc.RpcError) as failure:
+        host.Create(provider_pb2.CreateRequest(properties=news), timeout=HANG_SECONDS)
+    assert "999" in failure.value.details()
+    assert "File " not in failure.value.details()

@@ -1,0 +1,366 @@
+"""Releases against a Lambda that honours weights, with every kind of version and every crash point."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dill
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pulumi.dynamic.dynamic import serialize_provider
+
+import tap_stack
+from tap_stack import Release, ReleaseError, RolloutProvider
+from tests.fakes import client_error
+
+ARN = "arn:aws:lambda:eu-west-1:111122223333:function:tap-stack-api-prod"
+ALARMS = ["errors", "latency"]
+SECONDS, PERCENT, KEEP = 300, 10, 3
+#: What a version does -> the alarm that its traffic raises.
+TROUBLE = {"good": "", "broken": "", "raising": "errors", "slow": "latency"}
+
+
+class Killed(BaseException):
+    """The end of the process."""
+
+
+class FakeAws:
+    """Lambda and CloudWatch as one thing: versions, an alias with weights, alarms of the traffic.
+
+    A crash point counts the calls that change something: `killed_at` ends the process at that one,
+    before it is done or after.
+    """
+
+    class exceptions:  # noqa: N801 - the SDK's name
+        class ResourceConflictException(Exception): ...  # noqa: N818
+
+        class PreconditionFailedException(Exception): ...  # noqa: N818
+
+    def __init__(self) -> None:
+        self.versions = {"1": "good"}
+        self.live, self.weights, self.revision = "1", dict[str, float](), 1
+        self.red: dict[str, str] = {}
+        self.served: defaultdict[str, float] = defaultdict(
+            float
+        )  # seconds of the whole traffic, by version
+        self.smoked: list[str] = []
+        self.busy = 0
+        self.killed_at, self.after = -1, False
+        self.interfere = False
+        self.allocated = "1"  # the version that provisioned concurrency serves
+
+    def publish(self, kind: str) -> str:
+        number = str(max(map(int, self.versions)) + 1)
+        self.versions[number] = kind
+        return number
+
+    def plan(self, version: str, **changes: Any) -> dict[str, Any]:
+        return {
+            "function": ARN, "alias": "live", "version": version, "smoke": "{}", "alarms": ALARMS,
+            "percent": float(PERCENT), "seconds": float(SECONDS), "keep": float(KEEP), **changes,
+        }  # fmt: skip
+
+    def release(self, version: str, **changes: Any) -> None:
+        Release(self, self, self.plan(version, **changes), self.pass_time).run()
+
+    def pass_time(self, seconds: float) -> None:
+        """The traffic of so many seconds goes where the weights send it, and has its effect."""
+        shares = {self.live: 1 - sum(self.weights.values()), **self.weights}
+        for version, share in shares.items():
+            self.served[version] += seconds * share
+            if alarm := TROUBLE[self.versions[version]]:
+                self.red[alarm] = "it is bad"
+        if not any(TROUBLE[self.versions[version]] for version in shares):
+            self.red.clear()
+        if self.interfere and self.weights:
+            self.live, self.weights, self.revision = "1", {}, self.revision + 1
+
+    def provision(self, version: str) -> None:
+        """What Application Auto Scaling asks for; refused while there are weights."""
+        if self.weights:
+            raise self.exceptions.ResourceConflictException("alias with weights")
+        self.allocated = version
+
+    # Lambda
+
+    def get_alias(self, FunctionName: str, Name: str) -> dict[str, Any]:
+        assert (FunctionName, Name) == (ARN, "live")
+        routing = {"RoutingConfig": {"AdditionalVersionWeights": dict(self.weights)}}
+        return {
+            "FunctionVersion": self.live, "RevisionId": str(self.revision),
+            **(routing if self.weights else {}),
+        }  # fmt: skip
+
+    def update_alias(self, **arguments: Any) -> dict[str, Any]:
+        if self.busy:
+            self.busy -= 1
+            raise self.exceptions.ResourceConflictException("allocating provisioned concurrency")
+        if arguments["RevisionId"] != str(self.revision):
+            raise self.exceptions.PreconditionFailedException("the revision has changed")
+        version = arguments["FunctionVersion"]
+        weights = arguments["RoutingConfig"]["AdditionalVersionWeights"]
+        assert version in self.versions and set(weights) <= self.versions.keys() - {version}
+        assert len(weights) <= 1 and all(0 < share <= 1 for share in weights.values())
+        with self.crash():
+            self.live, self.weights, self.revision = version, weights, self.revision + 1
+            self.allocated = version
+        return self.get_alias(ARN, "live")
+
+    def invoke(self, FunctionName: str, Qualifier: str, Payload: bytes) -> dict[str, Any]:
+        assert (FunctionName, Payload) == (ARN, b"{}")
+        with self.crash():
+            self.smoked.append(Qualifier)
+        if self.versions[Qualifier] == "broken":
+            body = {"errorMessage": "No module named 'nowhere'"}
+            return {"FunctionError": "Unhandled", "Payload": io.BytesIO(json.dumps(body).encode())}
+        return {"Payload": io.BytesIO(b'{"statusCode": 200}')}
+
+    def get_paginator(self, operation: str) -> Any:
+        versions = [{"Version": each} for each in ("$LATEST", *self.versions)]
+        pages = {
+            "list_versions_by_function": [{"Versions": versions[:2]}, {"Versions": versions[2:]}],
+            "list_aliases": [{"Aliases": [self.get_alias(ARN, "live")]}],
+        }
+        return SimpleNamespace(paginate=lambda FunctionName: pages[operation])
+
+    def delete_function(self, FunctionName: str, Qualifier: str) -> None:
+        assert Qualifier not in (self.live, *self.weights)
+        with self.crash():
+            del self.versions[Qualifier]
+
+    # CloudWatch
+
+    def describe_alarms(self, AlarmNames: list[str]) -> dict[str, Any]:
+        return {
+            "MetricAlarms": [
+                {"AlarmName": each, "StateValue": "ALARM" if each in self.red else "OK",
+                 "StateReason": self.red.get(each, "")}
+                for each in AlarmNames if each in ALARMS
+            ]
+        }  # fmt: skip
+
+    @contextmanager
+    def crash(self) -> Iterator[None]:
+        """Around a change: the process may end before it or after it."""
+        self.killed_at -= 1
+        due = self.killed_at == 0
+
+        if due and not self.after:
+            raise Killed
+        yield
+        if due and self.after:
+            raise Killed
+
+
+@pytest.fixture
+def cloud() -> FakeAws:
+    return FakeAws()
+
+
+def test_a_good_version_has_its_share_and_then_everything(cloud: FakeAws) -> None:
+    new = cloud.publish("good")
+    cloud.release(new)
+    assert (cloud.live, cloud.weights, cloud.smoked) == (new, {}, [new])
+    assert cloud.served == pytest.approx({"1": SECONDS * 0.9, "2": SECONDS * 0.1})
+
+
+def test_all_at_once_asks_no_alarm_and_is_the_way_past_red_ones(cloud: FakeAws) -> None:
+    cloud.versions["1"] = "raising"
+    cloud.pass_time(60)
+    fix = cloud.publish("good")
+    with pytest.raises(ReleaseError, match=r"not begun, and 1 goes on.*errors.*canary_percent=100"):
+        cloud.release(fix)
+    assert (cloud.live, cloud.weights) == ("1", {})
+    cloud.release(fix, percent=100)
+    assert cloud.live == fix
+
+
+def test_alarms_that_calm_down_by_themselves_are_waited_for(cloud: FakeAws) -> None:
+    cloud.red["errors"] = "of the version that was rolled back a minute ago"
+    cloud.release(cloud.publish("good"))
+    assert cloud.live == "2"
+
+
+def test_a_version_that_cannot_be_called_gets_no_traffic(cloud: FakeAws) -> None:
+    with pytest.raises(
+        ReleaseError, match=r"version 2 failed its smoke test; 1 goes on: .*nowhere"
+    ):
+        cloud.release(cloud.publish("broken"))
+    assert (cloud.live, cloud.weights, cloud.served["2"]) == ("1", {}, 0)
+
+
+def test_an_answer_with_an_error_status_fails_the_smoke_test_too(cloud: FakeAws) -> None:
+    answers = [b'{"statusCode": 503}', b'{"statusCode": 200}']
+    cloud.invoke = lambda **_: {"Payload": io.BytesIO(answers.pop(0))}  # type: ignore[method-assign]
+    cloud.release(cloud.publish("good"))
+    assert cloud.live == "2" and not answers  # the first one was tried again
+
+
+@pytest.mark.parametrize("kind", ["raising", "slow"])
+def test_a_version_that_raises_an_alarm_is_taken_back(cloud: FakeAws, kind: str) -> None:
+    with pytest.raises(ReleaseError, match=f"version 2 was rolled back to 1: {TROUBLE[kind]} .it"):
+        cloud.release(cloud.publish(kind))
+    assert (cloud.live, cloud.weights) == ("1", {})
+    assert cloud.served["2"] <= tap_stack.WATCH_SECONDS * PERCENT / 100
+
+
+def test_without_a_look_at_the_alarms_nothing_goes_on(cloud: FakeAws) -> None:
+    looks = iter([{"MetricAlarms": [{"AlarmName": each, "StateValue": "OK"} for each in ALARMS]}])
+
+    def describe(**_: Any) -> Any:
+        if look := next(looks, None):
+            return look
+        raise client_error("InternalServiceFault", "DescribeAlarms")
+
+    cloud.describe_alarms = describe  # type: ignore[assignment,method-assign]
+    with pytest.raises(ReleaseError, match=r"rolled back to 1: .*InternalServiceFault"):
+        cloud.release(cloud.publish("good"))
+    assert (cloud.live, cloud.weights) == ("1", {})
+
+
+def test_an_alarm_that_is_not_there_is_an_error_before_any_traffic(cloud: FakeAws) -> None:
+    with pytest.raises(ReleaseError, match="there is no alarm typo"):
+        cloud.release(cloud.publish("good"), alarms=[*ALARMS, "typo"])
+    assert not cloud.served["2"]
+
+
+def test_somebody_who_moves_the_alias_meanwhile_has_the_last_word(cloud: FakeAws) -> None:
+    cloud.interfere = True
+    with pytest.raises(ReleaseError, match="somebody else has moved the alias"):
+        cloud.release(cloud.publish("good"))
+    assert cloud.live == "1"
+
+
+def test_a_busy_lambda_is_waited_for_and_not_forever(cloud: FakeAws) -> None:
+    cloud.busy = 3
+    cloud.release(cloud.publish("good"))
+    assert cloud.live == "2"
+    cloud.busy = 10**6
+    with pytest.raises(cloud.exceptions.ResourceConflictException):
+        cloud.release(cloud.publish("good"))
+
+
+def test_provisioned_concurrency_follows_and_can_be_changed_afterwards(cloud: FakeAws) -> None:
+    seen = []
+    wait = cloud.pass_time
+
+    def waiting(seconds: float) -> None:
+        try:
+            cloud.provision(cloud.live)
+        except cloud.exceptions.ResourceConflictException:
+            seen.append(dict(cloud.weights))
+        wait(seconds)
+
+    cloud.pass_time = waiting  # type: ignore[method-assign]
+    cloud.release(cloud.publish("good"))
+    assert seen and all(each == {"2": 0.1} for each in seen)  # refused during the share only
+    cloud.provision("2")
+    assert cloud.allocated == "2"
+
+
+def test_the_newest_versions_stay_and_whatever_has_traffic(cloud: FakeAws) -> None:
+    for _ in range(6):
+        cloud.publish("good")
+    cloud.release("2")
+    assert sorted(cloud.versions) == ["2", "5", "6", "7"]
+
+
+kinds = st.sampled_from(tuple(TROUBLE))
+#: At which change the process ends, and whether after it; 0 is never.
+crashes = st.lists(st.tuples(st.integers(0, 8), st.booleans()), max_size=2)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(kinds, crashes), min_size=1, max_size=6))
+def test_whatever_is_released_and_wherever_it_is_killed(
+    releases: list[tuple[str, list[tuple[int, bool]]]],
+) -> None:
+    cloud, good = FakeAws(), "1"
+    for kind, ends in releases:
+        version = cloud.publish(kind)
+        for cloud.killed_at, cloud.after in (*ends, (0, False)):
+            failed = False
+            try:
+                cloud.release(version)
+            except Killed:
+                assert cloud.live in (good, version)
+                assert sum(cloud.weights.values()) <= PERCENT / 100
+                continue
+            except ReleaseError:
+                failed = True
+            assert failed == (kind != "good")
+            assert not cloud.weights
+            assert cloud.live == (good if failed else version)
+        good = cloud.live
+        newest = sorted(cloud.versions, key=int)[-KEEP:]
+        assert {good, *newest[-1:]} <= cloud.versions.keys()
+        looks = 1 + len(ends)  # each run gives the version its share until the first look
+        share = looks * tap_stack.WATCH_SECONDS * PERCENT / 100
+        assert kind == "good" or cloud.served[version] <= share * 1.000_001
+    assert cloud.versions[cloud.live] == "good"
+
+
+# The provider, as the engine ships it
+
+
+def pickled(seed: int) -> str:
+    """The provider as a program that runs as __main__ registers it."""
+    script = (
+        "import runpy; from pulumi.dynamic.dynamic import serialize_provider\n"
+        "import sys; import types; main = types.ModuleType('__main__'); sys.modules['__main__'] = main\n"
+        "source = open('tap_stack.py').read().rpartition('if __name__')[0]\n"
+        "exec(compile(source, 'tap_stack.py', 'exec'), main.__dict__)\n"
+        "sys.stdout.write(serialize_provider(main.RolloutProvider()))\n"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+    root = Path(tap_stack.__file__).parent
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=root, env=environment, check=True, text=True, stdout=subprocess.PIPE,
+    ).stdout  # fmt: skip
+
+
+def test_the_same_program_ships_the_same_provider_every_time() -> None:
+    first = pickled(1)
+    assert first == pickled(2)
+    assert len(first) < 40_000  # it stands in the state of every function
+
+
+@pytest.fixture
+def shipped() -> Iterator[Any]:
+    """The provider after its journey, with a fake of AWS."""
+    provider = dill.loads(base64.b64decode(serialize_provider(RolloutProvider())))  # noqa: S301
+    provider.cloud = FakeAws()
+    provider.client = lambda service, plan: provider.cloud
+    provider.sleep = provider.cloud.pass_time
+    yield provider
+
+
+def test_the_engine_sees_what_changes_and_what_does_not(shipped: Any) -> None:
+    plan = {**shipped.cloud.plan("1"), "__provider": "old code"}
+    assert not shipped.diff("id", plan, {**plan, "__provider": "new code"}).changes
+    changed = shipped.diff("id", plan, {**plan, "version": "2"})
+    assert changed.changes and not changed.replaces
+    assert shipped.diff("id", plan, {**plan, "function": "another"}).replaces == ["function"]
+
+
+def test_the_engine_creates_updates_and_refreshes(shipped: Any) -> None:
+    cloud = shipped.cloud
+    made = shipped.create(cloud.plan("1"))
+    assert (made.id, made.outs["version"], cloud.smoked) == (f"{ARN}:live", "1", ["1"])
+    new = cloud.publish("good")
+    assert shipped.update(made.id, made.outs, cloud.plan(new)).outs["version"] == new
+    cloud.live = "1"  # by hand
+    assert shipped.read(made.id, cloud.plan(new)).outs["version"] == "1"
