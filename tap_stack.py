@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import binascii
 import builtins
 import codecs
 import contextlib
@@ -40,6 +41,8 @@ import json
 import os
 import random
 import re
+import select
+import ssl
 import symtable
 import sys
 import threading
@@ -57,6 +60,7 @@ from decimal import (
     Subnormal,
     Underflow,
 )
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
@@ -81,6 +85,10 @@ TIERS: dict[str, dict[str, Any]] = {
         "route_metrics": False,
         "canary_percent": 100,
         "canary_minutes": 1,
+        "api_concurrency": 0,
+        "provisioned_min": 0,
+        "provisioned_max": 0,
+        "files_concurrency": 0,
         "files_table_scaling": 1,
         "noncurrent_days": 7,
         "vpc_cidr": "10.0.0.0/16",
@@ -101,11 +109,15 @@ TIERS: dict[str, dict[str, Any]] = {
     },
     "staging": {
         "cors_origins": (),
-        "throttle_rate": 200,
-        "throttle_burst": 400,
+        "throttle_rate": 100,
+        "throttle_burst": 200,
         "route_metrics": True,
         "canary_percent": 10,
         "canary_minutes": 1,
+        "api_concurrency": 200,
+        "provisioned_min": 0,
+        "provisioned_max": 0,
+        "files_concurrency": 10,
         "files_table_scaling": 1,
         "noncurrent_days": 30,
         "vpc_cidr": "10.1.0.0/16",
@@ -127,10 +139,14 @@ TIERS: dict[str, dict[str, Any]] = {
     "prod": {
         "cors_origins": (),
         "throttle_rate": 500,
-        "throttle_burst": 1000,
+        "throttle_burst": 500,
         "route_metrics": True,
         "canary_percent": 10,
         "canary_minutes": 5,
+        "api_concurrency": 500,
+        "provisioned_min": 2,
+        "provisioned_max": 20,
+        "files_concurrency": 20,
         "files_table_scaling": 4,
         "noncurrent_days": 90,
         "vpc_cidr": "10.2.0.0/16",
@@ -310,6 +326,19 @@ class TapStackArgs:
     versions_kept: int = setting(
         "How many of the newest versions of each function stay.", 5, between(2, 100)
     )
+    api_concurrency: int = setting(
+        "Concurrency reserved for the api function, which it cannot exceed; 0 is none. The account "
+        "has 1,000 in all, a new one 10, and keeps 100 for functions without.",
+        rule=between(0, 100_000),
+    )
+    provisioned_min: int = setting(
+        "Environments of the api function that are always warm; 0 for none. $4.38 a month each, "
+        "with 512 MB.",
+        rule=between(0, 10_000),
+    )
+    provisioned_max: int = setting(
+        "Up to how many there are while 70 % of them are busy.", rule=between(0, 10_000)
+    )
     files_bucket_name: str = setting(
         "Name of the files bucket; empty for `<project>-files-<environment>-<account>`.",
         "",
@@ -331,6 +360,10 @@ class TapStackArgs:
     files_table_scaling: int = setting(
         "Up to how many times its capacity the files table and its indexes grow; 1 is not at all.",
         rule=between(1, 100),
+    )
+    files_concurrency: int = setting(
+        "Concurrency reserved for the files function; events above it wait. 0 is none.",
+        rule=between(0, 100_000),
     )
     noncurrent_days: int = setting(
         "How long replaced and deleted versions of files are kept.", rule=between(1, 3_650)
@@ -544,9 +577,28 @@ def _range(text: str, least: int = 0) -> bool:
 
 def _contradictions(args: TapStackArgs) -> list[str]:
     """What is wrong with fields that are right each by itself."""
-    found: list[str] = []
-    if "web" not in args.systems:
-        return found
+    rules = {"api": _api_contradictions, "web": _web_contradictions}
+    return [error for each in rules if each in args.systems for error in rules[each](args)]
+
+
+def _api_contradictions(args: TapStackArgs) -> list[str]:
+    found, reserved = [], args.api_concurrency
+    if 0 < reserved < args.throttle_burst:
+        why = "the API answers what is too much with 429, and Lambda would with 503"
+        pair = f"not {reserved} with a burst of {args.throttle_burst}"
+        found.append(f"api_concurrency must be 0 or throttle_burst at least, {pair}: {why}")
+    least, most = args.provisioned_min, args.provisioned_max
+    if not (1 <= least <= most or least == most == 0):
+        pair = f"not {least} with a maximum of {most}"
+        found.append(f"provisioned_min must be 1 to provisioned_max, or both must be 0, {pair}")
+    if 0 < reserved < args.provisioned_max:
+        pair = f"{args.provisioned_max} is more than {reserved}"
+        found.append(f"provisioned_max must be api_concurrency or less, but {pair}")
+    return found
+
+
+def _web_contradictions(args: TapStackArgs) -> list[str]:
+    found = []
     try:
         plan_subnets(args.vpc_cidr, args.zones, args.apart_from)
     except PlanError as error:
@@ -681,29 +733,228 @@ class ConditionFailed(Exception):  # noqa: N818 - DynamoDB's word
 _clients: dict[str, Any] = {}
 
 
-def client(service: str) -> Any:
+ATTEMPTS, CONNECT_SECONDS, ANSWER_SECONDS = 3, 1, 3
+
+
+def client(name: str) -> Any:
     """The container's one SDK client of a service, with bounded time and retries.
 
     Three attempts with jittered, exponential backoff (botocore's standard mode), each with 1 s to
     connect and 3 s to answer: 12 s in the worst case, below the function's 15 s.
     """
-    if service not in _clients:
+    if name not in _clients:
         import boto3
         from botocore.config import Config
 
-        retries = {"mode": "standard", "total_max_attempts": 3}
-        # The presigned forms of S3 want the version said, and the host of the bucket's own region.
-        signed = {"signature_version": "s3v4", "s3": {"addressing_style": "virtual"}}
-        s3 = signed if service == "s3" else {}
-        config = Config(retries=retries, connect_timeout=1, read_timeout=3, **s3)
-        _clients[service] = boto3.client(service, config=config)
-    return _clients[service]
+        retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
+        config = Config(
+            retries=retries, connect_timeout=CONNECT_SECONDS, read_timeout=ANSWER_SECONDS
+        )
+        _clients[name] = boto3.client(name, config=config)
+    return _clients[name]
 
 
-def open_clients() -> None:
-    """Makes the clients in the init phase, when Lambda lends a whole core."""
-    client("dynamodb")
-    client("ssm")
+def service(name: str) -> Any:
+    """The container's one `Service` of a name: what `client` is, without the SDK."""
+    if name not in _clients:
+        _clients[name] = Service(name)
+    return _clients[name]
+
+
+def open_services() -> None:
+    """Makes ready in the init phase, when Lambda lends a whole core, what every request needs."""
+    service("dynamodb")
+    service("ssm")
+
+
+# --- DynamoDB and SSM: their JSON over one kept connection, by the rules of the SDK
+# The SDK would be most of a cold start and of a request's CPU: docs/decisions/0010, benchmarks.sdk.
+
+#: Service -> the prefix of its operations, the version of its JSON.
+SERVICES = {"dynamodb": ("DynamoDB_20120810", "1.0"), "ssm": ("AmazonSSM", "1.1")}
+TRANSIENT_STATUSES = (500, 502, 503, 504)
+#: Error codes that another attempt may mend, of botocore's standard mode.
+TRANSIENT_CODES = frozenset(
+    """RequestTimeout RequestTimeoutException PriorRequestNotComplete Throttling
+    ThrottlingException ThrottledException RequestThrottledException TooManyRequestsException
+    ProvisionedThroughputExceededException TransactionInProgressException RequestLimitExceeded
+    BandwidthLimitExceeded LimitExceededException RequestThrottled SlowDown
+    EC2ThrottledException""".split()
+)
+RETRY_TOKENS, RETRY_COST, TIMEOUT_COST = 500, 5, 10  # a failing service is not retried for long
+
+
+class ServiceError(Exception):
+    """An error that AWS answered, or that it did not answer; `response` is as in the SDK's."""
+
+    def __init__(self, action: str, response: Mapping[str, Any], cost: int = 0):
+        code, message = response["Error"]["Code"], response["Error"]["Message"]
+        super().__init__(
+            f"An error occurred ({code}) when calling the {action} operation: {message}"
+        )
+        self.response = {"ResponseMetadata": {"RetryAttempts": 0}, **response}
+        self.cost = cost  # of another attempt, in retry tokens; 0: it would fail as well
+
+
+class Service:
+    """A service whose methods are its operations, named, called and answering as the SDK's.
+
+    `service("dynamodb").get_item(TableName=..., Key=...)`. Raises ServiceError. For one thread.
+    """
+
+    def __init__(self, name: str):
+        self.name, (self.prefix, self.version) = name, SERVICES[name]
+        self.scheme, self.host = endpoint(name)
+        self.connection = (
+            HTTPSConnection(self.host, timeout=CONNECT_SECONDS, context=authorities())
+            if self.scheme == "https"
+            else HTTPConnection(self.host, timeout=CONNECT_SECONDS)  # an emulator, on this machine
+        )
+        self.tokens = RETRY_TOKENS
+
+    def __getattr__(self, operation: str) -> Callable[..., dict[str, Any]]:
+        return functools.partial(self.call, operation.title().replace("_", ""))
+
+    def call(self, action: str, **arguments: Any) -> dict[str, Any]:
+        """Up to three attempts, with jittered, exponential pauses, as long as there are tokens."""
+        if action == "TransactWriteItems":  # by which DynamoDB knows another attempt at the same
+            arguments.setdefault("ClientRequestToken", os.urandom(16).hex())
+        body, retries, spent = json.dumps(arguments).encode(), 0, 1
+        while True:
+            try:
+                answered = self._attempt(action, body)
+                self.tokens = min(self.tokens + spent, RETRY_TOKENS)
+                return answered
+            except ServiceError as error:
+                last = retries + 1 == ATTEMPTS or self.tokens < error.cost
+                if last or not error.cost:
+                    error.response["ResponseMetadata"]["RetryAttempts"] = retries
+                    raise
+                spent = error.cost
+            self.tokens -= spent
+            time.sleep(random.random() * 2**retries)  # noqa: S311 - jitter, not a secret
+            retries += 1
+
+    def _attempt(self, action: str, body: bytes) -> dict[str, Any]:
+        try:
+            status, headers, content = self._send(action, body)
+        except (OSError, HTTPException) as error:
+            self.connection.close()
+            cost = TIMEOUT_COST if isinstance(error, TimeoutError) else RETRY_COST
+            raise no_answer(action, told(error), cost) from error
+        checksum = headers.get("x-amz-crc32")
+        if checksum and int(checksum) != binascii.crc32(content):
+            raise no_answer(action, "its checksum is wrong", RETRY_COST)
+        try:
+            said = dict(json.loads(content or b"{}"))
+        except ValueError:
+            if status == 200:
+                raise no_answer(action, "it is no JSON", cost=0) from None
+            said = {}
+        if status == 200:
+            return said
+        raise answered_error(action, status, said)
+
+    def _send(self, action: str, body: bytes) -> tuple[int, Any, bytes]:
+        connection = self.connection
+        if connection.sock and select.select([connection.sock], [], [], 0)[0]:
+            connection.close()  # AWS has, while nobody asked
+        if not connection.sock:
+            connection.connect()
+            connection.sock.settimeout(ANSWER_SECONDS)
+        headers = {**self._headers(action, body), "content-length": str(len(body))}
+        lines = ["POST / HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        connection.sock.sendall("\r\n".join([*lines, "", ""]).encode() + body)  # one packet
+        answer = HTTPResponse(connection.sock, method="POST")
+        answer.begin()
+        content = answer.read()
+        if answer.will_close:
+            connection.close()
+        return answer.status, answer.headers, content
+
+    def _headers(self, action: str, body: bytes) -> dict[str, str]:
+        """The headers with their signature: IAM user guide, "Create a signed AWS API request"."""
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        access_key, secret_key, token = credentials()
+        headers = {
+            "content-type": f"application/x-amz-json-{self.version}",
+            "host": self.host,
+            "x-amz-date": stamp,
+            **({"x-amz-security-token": token} if token else {}),
+            "x-amz-target": f"{self.prefix}.{action}",
+        }
+        names, lines = ";".join(headers), [f"{name}:{value}" for name, value in headers.items()]
+        digest = hashlib.sha256(body).hexdigest()
+        canonical = "\n".join(["POST", "/", "", *lines, "", names, digest])
+        scope = credential_scope(stamp, self.name)
+        whole = "\n".join(
+            ["AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()]
+        )
+        signature = signed(whole, secret_key, scope)
+        headers["authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={access_key}/{scope}, SignedHeaders={names}, "
+            f"Signature={signature}"
+        )
+        if trace := os.environ.get("_X_AMZN_TRACE_ID"):
+            headers["x-amzn-trace-id"] = trace  # by which Lambda notices an endless loop
+        return headers
+
+
+@functools.cache
+def authorities() -> ssl.SSLContext:
+    """Whom the connections trust: to read them takes longer than all else in the init phase."""
+    return ssl.create_default_context()
+
+
+def no_answer(action: str, why: str, cost: int) -> ServiceError:
+    """The error of an attempt without a usable answer."""
+    return ServiceError(action, {"Error": {"Code": "NoAnswer", "Message": why}}, cost)
+
+
+def answered_error(action: str, status: int, said: dict[str, Any]) -> ServiceError:
+    """The error in an answer: its code, its message, and what else the service says with it."""
+    code = said.pop("__type", str(status)).rpartition("#")[2].partition(":")[0]
+    message = said.pop("message", "") or said.pop("Message", "")
+    transient = code in TRANSIENT_CODES or status in TRANSIENT_STATUSES
+    error = {"Code": code, "Message": message}
+    return ServiceError(action, {**said, "Error": error}, RETRY_COST if transient else 0)
+
+
+def endpoint(name: str) -> tuple[str, str]:
+    """Scheme and host of a service in the function's region; an emulator's where one is named."""
+    own = os.environ.get(f"AWS_ENDPOINT_URL_{name.upper()}") or os.environ.get("AWS_ENDPOINT_URL")
+    if own:
+        scheme, _, host = own.rstrip("/").partition("://")
+        return scheme, host
+    region = os.environ["AWS_REGION"]
+    suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+    return "https", f"{name}.{region}.{suffix}"
+
+
+def credentials() -> tuple[str, str, str]:
+    """Access key, secret key and session token of the function's role, which Lambda provides."""
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    access_key, secret_key = (os.environ[key] for key in keys)
+    return access_key, secret_key, os.environ.get("AWS_SESSION_TOKEN", "")
+
+
+def credential_scope(stamp: str, name: str) -> str:
+    """What a signature is good for: a day, the region, a service."""
+    return f"{stamp[:8]}/{os.environ['AWS_REGION']}/{name}/aws4_request"
+
+
+def signed(text: str, secret_key: str, scope: str) -> str:
+    """The signature of a text (version 4)."""
+    return hmac.new(signing_key(secret_key, scope), text.encode(), "sha256").hexdigest()
+
+
+@functools.lru_cache(maxsize=8)
+def signing_key(secret_key: str, scope: str) -> bytes:
+    """The key that signs for a scope."""
+    key = f"AWS4{secret_key}".encode()
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key
 
 
 # --- Values: JSON text <-> DynamoDB attribute values, without loss
@@ -933,7 +1184,7 @@ def table(request: Request, operation: str, **arguments: Any) -> dict[str, Any]:
     try:
         if operation != "transact_write_items":
             arguments.setdefault("TableName", os.environ["TABLE_NAME"])
-        call = getattr(client("dynamodb"), operation)
+        call = getattr(service("dynamodb"), operation)
         response: dict[str, Any] = call(ReturnConsumedCapacity="TOTAL", **arguments)
     except Exception as error:
         raise explain(error) from error
@@ -944,16 +1195,16 @@ def table(request: Request, operation: str, **arguments: Any) -> dict[str, Any]:
 
 
 def explain(error: Exception) -> Exception:
-    """What a failure of the SDK means to the caller; any other is our own mistake, unchanged."""
-    if not type(error).__module__.startswith("botocore"):
+    """What a failure of DynamoDB means to the caller; any other is our own mistake, unchanged."""
+    if not isinstance(error, ServiceError):
         return error
-    response = getattr(error, "response", None) or {}
-    code, message = (response.get("Error", {}).get(key, "") for key in ("Code", "Message"))
+    response = error.response
+    code, message = response["Error"]["Code"], response["Error"]["Message"]
     reasons = response.get("CancellationReasons", [])
     failed = [each for each in reasons if each.get("Code") not in (None, "None")]
     if code == "ConditionalCheckFailedException":
         return ConditionFailed(
-            response.get("Item"), response["ResponseMetadata"].get("RetryAttempts", 0) > 0
+            response.get("Item"), response["ResponseMetadata"]["RetryAttempts"] > 0
         )
     if failed and all(each["Code"] == "ConditionalCheckFailed" for each in failed):
         return ConditionFailed(reasons[-1].get("Item"))
@@ -1361,7 +1612,7 @@ def paging_keys(max_age: float) -> list[bytes]:
 
 def read_paging_keys() -> list[bytes]:
     """The keys in the parameter; until the first rotation there are none, a ValueError."""
-    answered = client("ssm").get_parameter(Name=os.environ["PAGING_KEY"], WithDecryption=True)
+    answered = service("ssm").get_parameter(Name=os.environ["PAGING_KEY"], WithDecryption=True)
     keys = [bytes.fromhex(key) for key in parse_keys(answered["Parameter"]["Value"])]
     if not keys:
         raise ValueError("the paging key was never rotated")
@@ -1423,15 +1674,35 @@ def create_upload(request: Request) -> dict[str, Any]:
     key = upload_key(request.caller, wanted.get("folder", ""), wanted.get("name"))
     content_type = upload_type(wanted.get("content_type"))
     least, most = (0, limit) if size is None else (int(size), int(size))
-    form = client("s3").generate_presigned_post(
-        Bucket=os.environ["BUCKET_NAME"],
-        Key=key,
-        Fields={"Content-Type": content_type},
-        Conditions=[{"Content-Type": content_type}, ["content-length-range", least, most]],
-        ExpiresIn=UPLOAD_SECONDS,
-    )
+    form = upload_form(key, content_type, least, most)
     body = {"id": file_id(key), **form, "expires_in": UPLOAD_SECONDS}
     return answer(201, json.dumps(body), location=f"/files/{body['id']}", cache_control="no-store")
+
+
+def upload_form(key: str, content_type: str, least: int, most: int) -> dict[str, Any]:
+    """URL and fields of a form that S3 takes one object by: "Creating an HTML form", S3 API."""
+    now, bucket = time.time(), os.environ["BUCKET_NAME"]
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+    access_key, secret_key, token = credentials()
+    scope = credential_scope(stamp, "s3")
+    fields = {
+        "Content-Type": content_type,
+        "key": key,
+        "x-amz-algorithm": "AWS4-HMAC-SHA256",
+        "x-amz-credential": f"{access_key}/{scope}",
+        "x-amz-date": stamp,
+        **({"x-amz-security-token": token} if token else {}),
+    }
+    allowed = [{"bucket": bucket}, *({name: fields[name]} for name in fields)]
+    ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now + UPLOAD_SECONDS))
+    limits = [*allowed, ["content-length-range", least, most]]
+    text = json.dumps({"expiration": ends, "conditions": limits}).encode()
+    fields["policy"] = base64.b64encode(text).decode()
+    fields["x-amz-signature"] = signed(fields["policy"], secret_key, scope)
+    scheme, host = endpoint("s3")
+    # The host of the bucket is in its own region; an emulator has one host for all buckets.
+    url = f"https://{bucket}.{host}/" if scheme == "https" else f"{scheme}://{host}/{bucket}"
+    return {"url": url, "fields": fields}
 
 
 def upload_key(owner: str, folder: Any, name: Any) -> str:
@@ -1703,11 +1974,11 @@ def rotate_paging_key(event: Mapping[str, Any], _context: Any) -> None:
     for attempt in range(1, ROTATION_ATTEMPTS + 1):
         try:
             name = os.environ["PAGING_KEY"]
-            parameter = client("ssm").get_parameter(Name=name, WithDecryption=True)["Parameter"]
+            parameter = service("ssm").get_parameter(Name=name, WithDecryption=True)["Parameter"]
             keys = [os.urandom(32).hex(), *parse_keys(parameter["Value"])][:2]
             if event.get("dry_run"):
                 return
-            client("ssm").put_parameter(
+            service("ssm").put_parameter(
                 Name=name, Value=",".join(keys), Type="SecureString", Overwrite=True
             )
             line = {"level": "INFO", "message": "paging key rotated", "attempt": attempt}
@@ -2013,7 +2284,7 @@ def file_id(key: str) -> str:
 
 def open_file_clients() -> None:
     """Makes the clients in the init phase, when Lambda lends a whole core."""
-    client("dynamodb")
+    service("dynamodb")
     client("s3")
 
 
@@ -2127,7 +2398,7 @@ def transact(writes: list[dict[str, Any]]) -> list[str]:
     attempt = 1
     while True:
         try:
-            client("dynamodb").transact_write_items(TransactItems=writes)
+            service("dynamodb").transact_write_items(TransactItems=writes)
             return []
         except Exception as error:
             reasons = (getattr(error, "response", None) or {}).get("CancellationReasons", [])
@@ -2657,6 +2928,45 @@ def metric_alarm(
     )
 
 
+def target_tracking(
+    name: str,
+    physical_name: str,
+    scaled: tuple[str, Input[str]],
+    dimension: str,
+    metric: str,
+    limits: tuple[int, int],
+    target: float,
+    opts: ResourceOptions,
+) -> aws.appautoscaling.Policy:
+    """Lets a service's number follow its use: `scaled` is the service and which of its things.
+
+    Application Auto Scaling is free; its alarms are its own.
+    """
+    service_name, identity = scaled
+    within = aws.appautoscaling.Target(
+        f"{name}-range",
+        service_namespace=service_name,
+        resource_id=identity,
+        scalable_dimension=dimension,
+        min_capacity=limits[0],
+        max_capacity=limits[1],
+        opts=opts,
+    )
+    return aws.appautoscaling.Policy(
+        f"{name}-scaling",
+        name=physical_name,
+        policy_type="TargetTrackingScaling",
+        service_namespace=within.service_namespace,
+        resource_id=within.resource_id,
+        scalable_dimension=within.scalable_dimension,
+        target_tracking_scaling_policy_configuration={
+            "target_value": target,
+            "predefined_metric_specification": {"predefined_metric_type": metric},
+        },
+        opts=opts,
+    )
+
+
 @dataclass(frozen=True)
 class Graph:
     """One graph of the dashboard: metrics as (namespace, name, dimensions, statistic)."""
@@ -3127,6 +3437,7 @@ class Function(Component):
     first while the alarms of the keys `watch`, and two of its own, are quiet; without any, or where
     `canary_percent` is 100, all at once. `slow_ms` is what 95 % of the calls must be faster than,
     80 % of the timeout by default.
+    `concurrency` is reserved for it and cannot be exceeded; 0 is the account's pool.
     Costs what runs: $0.20 a million calls and $0.0000133334 a GB-second (arm64); the queue is free
     when idle.
     """
@@ -3150,9 +3461,11 @@ class Function(Component):
         memory_mb: int = 256,
         init: Callable[[], None] | None = None,
         event_hours: int = 0,
+        concurrency: int = 0,
         opts: ResourceOptions | None = None,
     ):
         super().__init__(name, args, opts, role=role)
+        self.concurrency = concurrency
         self.purpose, self.physical_name = role, args.name(role)
         self.key_arn, self.timeout_seconds = key_arn, timeout_seconds
         self.slow_ms = slow_ms or 800 * timeout_seconds
@@ -3250,6 +3563,7 @@ class Function(Component):
             role=self.role.arn,
             memory_size=memory_mb,
             timeout=self.timeout_seconds,
+            reserved_concurrent_executions=self.concurrency or None,
             publish=True,
             environment={"variables": environment},
             kms_key_arn=self.key_arn,
@@ -3332,6 +3646,34 @@ class Function(Component):
             opts=self.child,
         )
 
+    def provision(self, least: int, most: int) -> aws.appautoscaling.Policy:
+        """Keeps environments of the live version warm: more of them while 70 % are busy.
+
+        $0.0000033334 a GB-second for each, used or not. The scaler cannot change their number while
+        a release has weights on the alias, nor may this: it waits for the rollout.
+        """
+        kept = aws.lambda_.ProvisionedConcurrencyConfig(
+            f"{self.name}-warm",
+            function_name=self.function.name,
+            qualifier=self.alias.name,
+            provisioned_concurrent_executions=least,
+            opts=ResourceOptions(
+                parent=self,
+                depends_on=[self.rollout],
+                ignore_changes=["provisionedConcurrentExecutions"],  # the scaler's
+            ),
+        )
+        return target_tracking(
+            f"{self.name}-warm",
+            self.args.name(f"{self.purpose}-warm"),
+            ("lambda", Output.concat("function:", self.live["Resource"])),
+            "lambda:function:ProvisionedConcurrency",
+            "LambdaProvisionedConcurrencyUtilization",
+            (least, most),
+            0.7,
+            ResourceOptions(parent=self, depends_on=[kept]),
+        )
+
     def every(self, expression: str, description: str) -> aws.scheduler.Schedule:
         """Runs the function on a schedule; what the scheduler cannot start it tries for an hour."""
         here = {"StringEquals": {"aws:SourceAccount": Place.current().account}}
@@ -3378,7 +3720,6 @@ class Function(Component):
         function, key = {"FunctionName": self.function.name}, self.purpose
         rows = [
             Alarm(f"{key}-errors", "AWS/Lambda/Errors", self.live, above=0),
-            Alarm(f"{key}-throttles", "AWS/Lambda/Throttles", function, above=0),
             Alarm(
                 f"{key}-duration",
                 "AWS/Lambda/Duration",
@@ -3388,6 +3729,10 @@ class Function(Component):
                 datapoints=(2, 3),
             ),
         ]
+        if not (
+            self.concurrency and self.dead_letter_queue
+        ):  # where they are not what holds it back
+            rows.append(Alarm(f"{key}-throttles", "AWS/Lambda/Throttles", function, above=0))
         if queue := self.dead_letter_queue:
             metric = "AWS/SQS/ApproximateNumberOfMessagesVisible"
             depth = {"QueueName": queue.name}
@@ -3891,31 +4236,16 @@ class FilePipeline(Component):
     def _scale(
         self, place: str, kind: str, identity: Output[str], least: int
     ) -> aws.appautoscaling.Policy:
-        level = "table" if place == "table" else "index"
-        name = f"{self.name}-{place.replace('_', '-')}-{kind.lower()}"
-        target = aws.appautoscaling.Target(
-            f"{name}-range",
-            service_namespace="dynamodb",
-            resource_id=identity,
-            scalable_dimension=f"dynamodb:{level}:{kind}CapacityUnits",
-            min_capacity=least,
-            max_capacity=least * self.args.files_table_scaling,
-            opts=self.child,
-        )
-        return aws.appautoscaling.Policy(
-            f"{name}-scaling",
-            name=self.args.name(f"files-{place.replace('_', '-')}-{kind.lower()}"),
-            policy_type="TargetTrackingScaling",
-            service_namespace=target.service_namespace,
-            resource_id=target.resource_id,
-            scalable_dimension=target.scalable_dimension,
-            target_tracking_scaling_policy_configuration={
-                "target_value": 70,
-                "predefined_metric_specification": {
-                    "predefined_metric_type": f"DynamoDB{kind}CapacityUtilization"
-                },
-            },
-            opts=self.child,
+        level, what = "table" if place == "table" else "index", f"{place}-{kind}".lower()
+        return target_tracking(
+            f"{self.name}-{what.replace('_', '-')}",
+            self.args.name(f"files-{what.replace('_', '-')}"),
+            ("dynamodb", identity),
+            f"dynamodb:{level}:{kind}CapacityUnits",
+            f"DynamoDB{kind}CapacityUtilization",
+            (least, least * self.args.files_table_scaling),
+            70,
+            self.child,
         )
 
     def _function(self) -> Function:
@@ -3943,6 +4273,7 @@ class FilePipeline(Component):
             smoke={"Records": [{"eventName": "SmokeTest"}]},  # nothing that is recorded
             watch=["files-errors"],
             event_hours=6,
+            concurrency=self.args.files_concurrency,
             opts=self.child,
         )
 
@@ -4074,6 +4405,8 @@ class ServerlessApi(Component):
         self.first_rotation = self._first_rotation()
         self.schedule = self.rotation.every("rate(30 days)", "A new paging key every 30 days")
         self.function = self._function()
+        if args.provisioned_max:
+            self.function.provision(args.provisioned_min, args.provisioned_max)
         self.api = self._api()
         self.authorizer = self._authorizer(issuer, audience)
         self.integration = self._integration()
@@ -4149,7 +4482,7 @@ class ServerlessApi(Component):
             self.args,
             role="api",
             handler=api,
-            init=open_clients,
+            init=open_services,
             key_arn=self.key_arn,
             environment={
                 "TABLE_NAME": self.items.name,
@@ -4176,6 +4509,7 @@ class ServerlessApi(Component):
             smoke=SMOKE_REQUEST,
             watch=["api-5xx", "api-latency", "api-errors"],
             slow_ms=SLOW_MS,
+            concurrency=self.args.api_concurrency,
             opts=self.child,
         )
 

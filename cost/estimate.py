@@ -20,6 +20,7 @@ CHOICES = {
     "database_multi_az": ("true", "false"),
     "spot_percent": ("0", "50", "100"),
     "files_table_capacity": ("10", "100"),
+    "provisioned_min": ("1", "2", "10"),
     "log_retention_days": ("14", "90", "365"),
 }
 
@@ -96,6 +97,12 @@ def endpoint(inputs: Mapping[str, Any]) -> float:
     return hours(prices.INTERFACE_ENDPOINT) * len(inputs.get("subnetIds", []))
 
 
+def warm(inputs: Mapping[str, Any]) -> float:
+    """Environments that are kept warm, by the memory of their function."""
+    gigabytes: float = inputs["memory"] / 1024 * inputs["provisionedConcurrentExecutions"]
+    return hours(gigabytes * 3600 * prices.WARM_GB_SECOND)
+
+
 #: Type -> what it is, and dollars a month of one. A type in neither table fails a test.
 PRICED: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     "aws:autoscaling/group:Group": ("instances and their volumes", fleet),
@@ -106,6 +113,10 @@ PRICED: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     "aws:ec2/natGateway:NatGateway": ("NAT gateways", lambda _: hours(prices.NAT_GATEWAY)),
     "aws:ec2/vpcEndpoint:VpcEndpoint": ("interface endpoints", endpoint),
     "aws:kms/key:Key": ("key", lambda _: prices.KEY),
+    "aws:lambda/provisionedConcurrencyConfig:ProvisionedConcurrencyConfig": (
+        "warm environments",
+        warm,
+    ),
     "aws:lb/loadBalancer:LoadBalancer": ("load balancer and its addresses", balancer),
     "aws:rds/instance:Instance": ("database, storage, secret", database),
 }
@@ -151,12 +162,14 @@ def estimate(program: Path, env: str, config: Mapping[str, str] | None = None) -
     recorder = Recorder()
     run(Project.load(program, env, dict(config or {})), recorder)
     found = Estimate()
+    functions = [x.inputs for x in recorder.resources if x.type.endswith("/function:Function")]
+    memory = {each["name"]: each["memorySize"] for each in functions}
     for each in recorder.resources:
         if not each.custom:
             continue
         part = SYSTEMS.get(each.name.partition("-")[0], "shared")
         label, price = PRICED.get(each.type, ("", free))
-        if dollars := price(each.inputs):
+        if dollars := price({**each.inputs, "memory": memory.get(each.inputs.get("functionName"))}):
             rows = found.fixed.setdefault(part, {})
             rows[label] = rows.get(label, 0.0) + dollars
         if each.type in BY_USE:

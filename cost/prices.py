@@ -29,6 +29,7 @@ BALANCER_UNIT = 0.008  # an hour of one unit of capacity
 PUBLIC_ADDRESS = 0.005  # an hour
 INTERFACE_ENDPOINT = 0.01  # an hour in each zone
 READ_UNIT, WRITE_UNIT = 0.00013, 0.00065  # an hour of a provisioned unit
+WARM_GB_SECOND = 0.0000033334  # of provisioned concurrency, arm64
 KEY = 1.00  # a month, like all that follow
 ALARM = 0.10
 SECRET = 0.40

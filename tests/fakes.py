@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import ClientError
+
+from tap_stack import ServiceError
 
 Item = dict[str, Any]
 #: What a table, or an index, is sorted by.
@@ -29,6 +29,15 @@ def client_error(
         {"Error": {"Code": code, "Message": message}, "ResponseMetadata": metadata, **extra},
         operation,
     )
+
+
+def service_error(
+    code: str, operation: str, message: str = "", retries: int = 0, **extra: Any
+) -> ServiceError:
+    """The exception that a Service raises for an error answer."""
+    metadata = {"RetryAttempts": retries}
+    error = {"Code": code, "Message": message}
+    return ServiceError(operation, {"Error": error, "ResponseMetadata": metadata, **extra})
 
 
 class FakeDynamoDB:
@@ -81,7 +90,7 @@ class FakeDynamoDB:
                 else {"Code": "ConditionalCheckFailed", **({"Item": item} if item else {})}
                 for ok, item in zip(held, stands, strict=True)
             ]
-            raise client_error(
+            raise service_error(
                 "TransactionCanceledException", "TransactWriteItems", CancellationReasons=reasons
             )
         for kind, write in writes:
@@ -142,7 +151,7 @@ class FakeDynamoDB:
         if not _holds(arguments, item):
             code = "ConditionalCheckFailedException"
             extra: dict[str, Any] = {"Item": item} if item else {}
-            raise client_error(code, operation, retries=retries, **extra)
+            raise service_error(code, operation, retries=retries, **extra)
 
     def _item(self, arguments: Item) -> Item | None:
         return self.tables[arguments["TableName"]].get(_identity(arguments))
@@ -235,7 +244,7 @@ class FakeSSM:
     def get_parameter(self, **arguments: Any) -> dict[str, Any]:
         self.calls += 1
         if self.fail:
-            raise client_error("ThrottlingException", "GetParameter")
+            raise service_error("ThrottlingException", "GetParameter")
         return {"Parameter": {"Value": self.parameters[arguments["Name"]]}}
 
     def put_parameter(self, **arguments: Any) -> None:
@@ -267,13 +276,6 @@ class FakeS3:
         if found["head"].get("StorageClass") == "GLACIER":
             raise client_error("InvalidObjectState", "GetObject")
         return {"Body": io.BytesIO(found["body"][first : last + 1])}
-
-    def generate_presigned_post(self, **arguments: Any) -> Any:
-        """As the SDK makes it, which asks nobody."""
-        config = Config(signature_version="s3v4", s3={"addressing_style": "virtual"})
-        keys = {"aws_access_key_id": "AKIA", "aws_secret_access_key": "secret"}
-        s3 = boto3.client("s3", region_name="eu-west-1", config=config, **keys)
-        return s3.generate_presigned_post(**arguments)
 
     def _find(self, operation: str, missing: str, arguments: dict[str, Any]) -> dict[str, Any]:
         self.before(operation, arguments)

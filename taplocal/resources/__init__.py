@@ -74,6 +74,9 @@ HANDLERS: dict[str, Handler] = {
     "aws:lambda/functionEventInvokeConfig:FunctionEventInvokeConfig": awslambda.EventInvokeConfig(),
     "aws:lambda/invocation:Invocation": awslambda.Invocation(),
     "aws:lambda/permission:Permission": awslambda.Permission(),
+    "aws:lambda/provisionedConcurrencyConfig:ProvisionedConcurrencyConfig": (
+        awslambda.ProvisionedConcurrency()
+    ),
     "aws:lb/listener:Listener": elb.Listener(),
     "aws:lb/loadBalancer:LoadBalancer": elb.LoadBalancer(),
     "aws:lb/targetGroup:TargetGroup": elb.TargetGroup(),

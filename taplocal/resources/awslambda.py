@@ -20,7 +20,8 @@ TIME_SCALE = 600  # a release that watches its alarms for five minutes takes hal
 
 class Function(Handler):
     uses = """name description runtime architectures handler code role memorySize timeout publish
-        environment.variables kmsKeyArn tracingConfig.mode loggingConfig tags"""
+        environment.variables kmsKeyArn tracingConfig.mode loggingConfig
+        reservedConcurrentExecutions tags"""
     replace_on = "name"
     not_emulated = {
         "runtime": "runs on the Python of this machine",
@@ -39,6 +40,7 @@ class Function(Handler):
             Tags=inputs.get("tags") or {},
             **_configuration(inputs),
         )
+        self._reserve(cloud, inputs)
         return inputs["name"], _outputs(made)
 
     def update(
@@ -53,6 +55,7 @@ class Function(Handler):
                 ZipFile=zipped(new["code"]),
                 **given(Architectures=new.get("architectures")),
             )
+        self._reserve(cloud, new)
         arn = outputs["arn"]
         if lost := lost_tags(old, new):
             functions.untag_resource(Resource=arn, TagKeys=lost)
@@ -63,6 +66,16 @@ class Function(Handler):
 
     def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("lambda").delete_function(FunctionName=identity)
+
+    @staticmethod
+    def _reserve(cloud: Cloud, inputs: Inputs) -> None:
+        functions, name = cloud.client("lambda"), inputs["name"]
+        if reserved := inputs.get("reservedConcurrentExecutions"):
+            functions.put_function_concurrency(
+                FunctionName=name, ReservedConcurrentExecutions=reserved
+            )
+        else:
+            functions.delete_function_concurrency(FunctionName=name)
 
 
 class Alias(Handler):
@@ -112,6 +125,29 @@ class Rollout(Handler):
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         return None
+
+
+class ProvisionedConcurrency(Handler):
+    uses = "functionName qualifier provisionedConcurrentExecutions"
+    replace_on = "functionName qualifier"
+    not_emulated = {"provisionedConcurrentExecutions": "nothing is kept warm"}
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        cloud.client("lambda").put_provisioned_concurrency_config(
+            ProvisionedConcurrentExecutions=inputs["provisionedConcurrentExecutions"],
+            **self._place(inputs),
+        )
+        return f"{inputs['functionName']},{inputs['qualifier']}", {}
+
+    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("lambda").delete_provisioned_concurrency_config(**self._place(inputs))
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        return f"{inputs['functionName']},{inputs['qualifier']}"
+
+    @staticmethod
+    def _place(inputs: Inputs) -> dict[str, str]:
+        return {"FunctionName": inputs["functionName"], "Qualifier": inputs["qualifier"]}
 
 
 class Permission(Handler):

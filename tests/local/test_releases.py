@@ -30,7 +30,7 @@ CHANGES = {
         '"cache-control": "private, no-cache"',
         '"cache-control": "private, no-cache", "x-release": "good"',
     ),
-    "broken import": ('    client("dynamodb")\n', '    __import__("nowhere")\n'),
+    "broken import": ('    service("ssm")\n', '    __import__("nowhere")\n'),
     "slow handler": (
         "    item = read_item(request, request.item_id())\n",
         "    time.sleep(2.3)\n    item = read_item(request, request.item_id())\n",

@@ -26,6 +26,9 @@ ENVIRONMENT = {
     "BUCKET_NAME": "files-bucket",
     "UPLOAD_BYTES": "1000000",
     "UPLOAD_TYPES": "image/* application/pdf",
+    "AWS_REGION": "eu-west-1",
+    "AWS_ACCESS_KEY_ID": "AKIA",
+    "AWS_SECRET_ACCESS_KEY": "secret",
 }
 
 

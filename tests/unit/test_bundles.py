@@ -20,7 +20,7 @@ from tap_stack import BundleError, bundle
 from tests.unit.conftest import ENVIRONMENT
 
 BUNDLES = {
-    "api": (tap_stack.api, tap_stack.open_clients),
+    "api": (tap_stack.api, tap_stack.open_services),
     "rotate_paging_key": (tap_stack.rotate_paging_key, None),
 }
 
@@ -45,12 +45,10 @@ class Table:
 
 @pytest.fixture
 def lambda_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of a function, with an SDK that answers nothing."""
+    """The environment of a function, without the SDK."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    sdk = types.ModuleType("boto3")
-    sdk.client = lambda service, config: Table()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "boto3", sdk)
+    monkeypatch.setitem(sys.modules, "boto3", None)
 
 
 @pytest.mark.parametrize("name", BUNDLES)
@@ -79,6 +77,7 @@ def test_the_shipped_handler_answers_as_the_imported_one(lambda_runtime: None) -
             "authorizer": {"jwt": {"claims": claims}},
         },
     }
+    namespace["_clients"]["dynamodb"] = Table()
     answer = namespace["api"](event, None)
     assert (answer["statusCode"], json.loads(answer["body"])["request_id"]) == (404, "r")
 

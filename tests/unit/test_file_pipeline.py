@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import tap_stack
 from tap_stack import RecordsFailed, file_id, record_files
-from tests.fakes import FakeDynamoDB, FakeS3, Item, client_error
+from tests.fakes import FakeDynamoDB, FakeS3, Item, client_error, service_error
 from tests.unit.conftest import ENVIRONMENT
 from tests.unit.test_content_types import png
 
@@ -297,7 +297,7 @@ def test_a_cancelled_transaction_is_tried_within_bounds(pipeline: Pipeline, code
         if failures[0]:
             failures[0] -= 1
             reasons = [{"Code": "None"}, {"Code": code}, {"Code": "None"}]
-            raise client_error(
+            raise service_error(
                 "TransactionCanceledException", operation, CancellationReasons=reasons
             )
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import tap_stack
 from tap_stack import open_token, paging_keys, seal_token
-from tests.fakes import client_error
+from tests.fakes import service_error
 from tests.unit.conftest import KEY, NEVER, Api
 
 fixture_is_fine = settings(
@@ -228,7 +228,7 @@ def test_rotation_waits_for_its_policy_and_fails_aloud_in_the_end(
     def deny(**arguments: Any) -> Any:
         if denials[0] > 0:
             denials[0] -= 1
-            raise client_error("AccessDeniedException", "GetParameter")
+            raise service_error("AccessDeniedException", "GetParameter")
         return {"Parameter": {"Value": "unset"}}
 
     monkeypatch.setattr(api.ssm, "get_parameter", deny)

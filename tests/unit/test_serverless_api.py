@@ -8,12 +8,11 @@ import time
 from typing import Any
 
 import pytest
-from botocore.exceptions import EndpointConnectionError, ReadTimeoutError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tap_stack
-from tests.fakes import client_error
+from tests.fakes import service_error
 from tests.unit.conftest import Answer, Api
 
 UUID7 = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
@@ -122,10 +121,10 @@ def test_an_item_above_dynamodbs_limit_is_413(api: Api) -> None:
         message = "Item size has exceeded the maximum allowed size"
         if operation == "TransactWriteItems":
             reasons = [{"Code": "ValidationError", "Message": message}, {"Code": "None"}]
-            raise client_error(
+            raise service_error(
                 "TransactionCanceledException", operation, CancellationReasons=reasons
             )
-        raise client_error("ValidationException", operation, message)
+        raise service_error("ValidationException", operation, message)
 
     api.table.before = too_large
     assert_problem(api("POST", "/items", {}), 413, "400 KB")
@@ -401,14 +400,13 @@ CALLS: list[tuple[str, str, Any]] = [
 @pytest.mark.parametrize(
     "error",
     [
-        client_error(
+        service_error(
             "ProvisionedThroughputExceededException", "GetItem", "arn:aws:dynamodb:secret"
         ),
-        client_error("ThrottlingException", "GetItem"),
-        client_error("InternalServerError", "GetItem"),
-        client_error("AccessDeniedException", "GetItem", "KMS key arn:aws:kms:secret is disabled"),
-        EndpointConnectionError(endpoint_url="https://secret"),
-        ReadTimeoutError(endpoint_url="https://secret"),
+        service_error("ThrottlingException", "GetItem"),
+        service_error("InternalServerError", "GetItem"),
+        service_error("AccessDeniedException", "GetItem", "KMS key arn:aws:kms:secret is disabled"),
+        tap_stack.no_answer("GetItem", "TimeoutError: https://secret", tap_stack.TIMEOUT_COST),
     ],
     ids=str,
 )
