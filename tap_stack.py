@@ -32,6 +32,7 @@ import binascii
 import builtins
 import codecs
 import contextlib
+import copy
 import functools
 import gzip
 import hashlib
@@ -2686,7 +2687,7 @@ def bundle(
     that is neither defined in the file nor built in, and for a module that is not there.
     """
     path = Path(handler.__code__.co_filename)
-    source, definitions = _read(path, path.stat().st_mtime_ns)
+    lines, definitions = _read(path, path.stat().st_mtime_ns)
     reached: dict[str, ast.stmt] = {}
     waiting = [(each.__name__, path.name) for each in (handler, init) if each]
     while waiting:
@@ -2701,7 +2702,7 @@ def bundle(
         _check_imports(name, definitions[name], modules)
         waiting += [(used, name) for used in _free_names(definitions[name])]
     parts = [
-        _text(source, node, reached)
+        _text(lines, node, reached)
         for node in dict.fromkeys(definitions.values())
         if node in reached.values()
     ]
@@ -2710,10 +2711,10 @@ def bundle(
 
 
 @functools.cache  # every function of a program comes from the same file
-def _read(path: Path, _changed: int) -> tuple[str, dict[str, ast.stmt]]:
-    """A file's text and what its top level defines; read again when it has changed."""
+def _read(path: Path, _changed: int) -> tuple[list[str], dict[str, ast.stmt]]:
+    """A file's lines and what its top level defines; read again when it has changed."""
     source = path.read_text(encoding="utf-8")
-    return source, _definitions(ast.parse(source))
+    return source.splitlines(), _definitions(ast.parse(source))
 
 
 def _definitions(tree: ast.Module) -> dict[str, ast.stmt]:
@@ -2757,7 +2758,7 @@ def _free_names(node: ast.stmt) -> list[str]:
     """The global names that a definition uses, without built-ins and what it makes itself."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         return []
-    bare = _Unannotated().visit(ast.parse(ast.unparse(node)))
+    bare = _Unannotated().visit(copy.deepcopy(node))
     top = symtable.symtable(ast.unparse(ast.fix_missing_locations(bare)), "<bundle>", "exec")
     own = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned()}
     names, tables = set(), [top]
@@ -2782,7 +2783,7 @@ def _check_imports(user: str, definition: ast.stmt, known: Set[str]) -> None:
             )
 
 
-def _text(source: str, node: ast.stmt, reached: Mapping[str, ast.stmt]) -> str:
+def _text(lines: Sequence[str], node: ast.stmt, reached: Mapping[str, ast.stmt]) -> str:
     """A statement as it stands in the file; of an import only the names that are used."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         used = [
@@ -2795,7 +2796,7 @@ def _text(source: str, node: ast.stmt, reached: Mapping[str, ast.stmt]) -> str:
             else f"import {names}"
         )
     first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
-    return "\n".join(source.splitlines()[first - 1 : node.end_lineno])
+    return "\n".join(lines[first - 1 : node.end_lineno])
 
 
 ###############################################################################

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import mimetypes
 import sys
@@ -326,6 +327,8 @@ def main() -> None:
         raise SystemExit(1) from None
     except BrokenPipeError:
         raise SystemExit(0) from None
+    finally:
+        gc.freeze()  # the process ends: to collect its garbage first would take a second
 
 
 if __name__ == "__main__":

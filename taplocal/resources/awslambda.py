@@ -15,7 +15,7 @@ from taplocal.cloud import Cloud
 from taplocal.errors import TapLocalError
 from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, pascal
 
-TIME_SCALE = 600  # a release that watches its alarms for five minutes takes half a second
+TIME_SCALE = 1_000  # a release that watches its alarms for five minutes takes 0.3 seconds
 
 
 class Function(Handler):
