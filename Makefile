@@ -6,7 +6,7 @@ ENV ?= dev
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every command would compile its imports again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint unit stack local bench cost docs lock clean pr
+.PHONY: help demo dev test lint unit stack local bench load cost docs lock clean pr
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,8 +34,13 @@ local: $(VENV)/.dev ## tests of the deployed thing on the local cloud
 
 bench: $(VENV)/.bench ## compare with other frameworks, time deployments
 	$(BIN)/python -m benchmarks.requests
+	$(BIN)/python -m benchmarks.sdk
 	$(BIN)/python -m benchmarks.files
 	$(BIN)/python -m benchmarks.deploy
+
+load: $(VENV)/.bench ## load the deployed API: a spike of 10,000 in a minute, a ramp (ENV=dev)
+	$(BIN)/python -m taplocal up --env $(ENV) > /dev/null
+	$(BIN)/python -m benchmarks.load --env $(ENV)
 
 cost: $(VENV)/.local ## estimate what a month costs (ENV=dev)
 	$(BIN)/python -m cost --env $(ENV)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +22,7 @@ from taplocal.cloud import isolate
 isolate()  # before anything can make an SDK client
 
 from demo.files import Files  # noqa: E402
+from demo.releases import Releases  # noqa: E402
 from demo.report import Report  # noqa: E402
 from demo.web import Web  # noqa: E402
 from taplocal import access, session  # noqa: E402
@@ -32,15 +32,7 @@ from taplocal.errors import TapLocalError  # noqa: E402
 from taplocal.session import Session  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAM_FILES = ("tap_stack.py", "Pulumi.yaml", "Pulumi.{env}.yaml")
-# The code change that is released under load: one more header on every answer.
-BEFORE, AFTER = (
-    '"cache-control": "private, no-cache"',
-    '"cache-control": "private, no-cache", "x-release": "2"',
-)
-RELEASE_HEADER = ("x-release", "2")
 WAIT_SECONDS = 20
-CLIENTS = 3
 
 Call = Callable[..., Answer]
 
@@ -64,7 +56,7 @@ class Demonstration:
         self.logs_and_metrics()
         self.alarm()
         self.deploy_again()
-        self.release_under_load()
+        self.releases()
         Files(self.session, self.report, self.taplocal, self.mark).run()
         Web(self.session, self.report, self.mark).run()
 
@@ -232,7 +224,8 @@ class Demonstration:
 
     def alarm(self) -> None:
         self.report.step("An alarm reaches a subscriber")
-        name = f"tap-stack-api-errors-{self.env}"
+        name = f"tap-stack-rotation-errors-{self.env}"
+        function = f"tap-stack-rotation-{self.env}"  # whose alarm no release watches
         with subscriber(self.session) as messages:
             self.session.cloud.client("cloudwatch").put_metric_data(
                 Namespace="AWS/Lambda",
@@ -240,7 +233,8 @@ class Demonstration:
                     {
                         "MetricName": "Errors",
                         "Dimensions": [
-                            {"Name": "FunctionName", "Value": self.session.outputs["function_name"]}
+                            {"Name": "FunctionName", "Value": function},
+                            {"Name": "Resource", "Value": f"{function}:live"},
                         ],
                         "Value": 1,
                     }
@@ -250,7 +244,7 @@ class Demonstration:
             while name not in messages and time.monotonic() < deadline:
                 time.sleep(0.1)
         self.check(
-            "one error of the api function is measured",
+            "one error of the rotation is measured",
             name,
             name if name in messages else "nothing",
         )
@@ -264,29 +258,9 @@ class Demonstration:
         self.check("python -m taplocal up", ["unchanged"], list(done["counts"]))
         self.report.say(f"in {done['seconds']} s")
 
-    def release_under_load(self) -> None:
-        self.report.step("Release a code change, and take it back, while requests run")
-        path, data = f"/items/{self.mark}-2", str(session.folder_of(ROOT))
-        with TemporaryDirectory() as program, load(lambda: self.ann("GET", path)) as statuses:
-            self.write_changed_program(Path(program))
-            changed = self.up("--program", program, "--data", data)
-            released = self.ann("GET", path).headers.get(RELEASE_HEADER[0])
-            restored = self.up()
-            back = self.ann("GET", path).headers.get(RELEASE_HEADER[0])
-        steps = [f"{step['action']} {step['name']}" for step in changed["steps"]]
-        self.check(
-            "the change touches only the function",
-            ["updated api-items-function", "updated api-items-live"],
-            steps,
-        )
-        self.check("answers carry the new header", RELEASE_HEADER[1], released)
-        self.check("and no more after the second release", None, back)
-        answered, failed = statuses[200] > 0, statuses.total() - statuses[200]
-        self.check("requests were answered, and how many failed", (True, 0), (answered, failed))
-        took = (changed["seconds"], restored["seconds"])
-        self.report.say(
-            f"{statuses[200]} requests by {CLIENTS} clients meanwhile; the releases took {took} s"
-        )
+    def releases(self) -> None:
+        path = f"/items/{self.mark}-2"
+        Releases(self.session, self.env, self.report, lambda: self.ann("GET", path)).run()
 
     # Tools
 
@@ -310,17 +284,6 @@ class Demonstration:
             return access.call(self.session, method, path, token, body, **named)
 
         return call
-
-    def write_changed_program(self, folder: Path) -> None:
-        """Copies the program into a folder, with the code change in it."""
-        for each in PROGRAM_FILES:
-            name = each.format(env=self.env)
-            text = (ROOT / name).read_text()
-            if name == "tap_stack.py" and BEFORE not in text:
-                raise TapLocalError(
-                    f"the demonstration's change does not fit: {BEFORE} is not in tap_stack.py"
-                )
-            (folder / name).write_text(text.replace(BEFORE, AFTER))
 
     def log_lines(self) -> Counter[str]:
         """Business metrics in the function's log, as CloudWatch would extract and add them up."""
@@ -386,31 +349,6 @@ def confirm(opened: Session, messages: Messages) -> None:
             opened.cloud.client("sns").confirm_subscription(
                 TopicArn=each["TopicArn"], Token=each["Token"]
             )
-
-
-@contextmanager
-def load(request: Callable[[], Answer]) -> Iterator[Counter[int]]:
-    """Requests one after the other by a few clients until the end; yields the statuses as they come."""
-    statuses: Counter[int] = Counter()
-    stop = threading.Event()
-
-    def client() -> None:
-        while not stop.is_set():
-            try:
-                status = request().status
-            except TapLocalError:
-                status = 0
-            statuses[status] += 1
-
-    clients = [threading.Thread(target=client) for _ in range(CLIENTS)]
-    for each in clients:
-        each.start()
-    try:
-        yield statuses
-    finally:
-        stop.set()
-        for each in clients:
-            each.join()
 
 
 def main(env: Annotated[str, typer.Option(help="dev, staging or prod")] = "dev") -> None:

@@ -1,8 +1,12 @@
-"""MiniStack as the local cloud runs it, by its path: with four things that only AWS does.
+"""MiniStack as the local cloud runs it, by its path: with five things that only AWS does.
 
 Lambda queues asynchronous events, gives them to a bounded number of functions, and does not count
 being throttled as an attempt. MiniStack starts a process for every event at once, so that a burst
 of uploads would start hundreds, and drops an event that finds no free one.
+
+Lambda starts as many environments as there are calls at once. So does MiniStack, each a process: on
+a few cores a burst of calls starts more of them than can do any work. Here a few start at a time, a
+version has so many at most, and calls wait their turn.
 
 A `*` in a policy stands for any characters. In MiniStack's it stands for none that end a line,
 which S3 takes in keys.
@@ -34,6 +38,9 @@ from ministack.services import apigateway, cloudwatch, lambda_svc
 WORKERS = 2 * (os.cpu_count() or 1)  # events at work at once; each is a process of 50 MiB
 RETRY_SECONDS = (1, 2)  # AWS waits one minute, then two
 THROTTLED_SECONDS = 0.5
+STARTS = os.cpu_count() or 1  # environments that start at once
+ENVIRONMENTS = 8 * STARTS  # of one version of a function; more would only share the same cores
+LONGEST_WAIT = 20.0  # seconds; for a function that calls itself, and so waits for itself
 
 
 @dataclass(order=True)
@@ -142,6 +149,66 @@ def share_traffic() -> None:
     lambda_svc._invoke = invoked
 
 
+class Environments:
+    """How many environments a function has, and how many start at once; calls wait in order."""
+
+    def __init__(self) -> None:
+        self._acquire, self._release = lambda_svc.acquire_worker, lambda_svc.release_worker
+        self._spawn, self._starting = lambda_runtime.Worker._spawn, set[Any]()
+        self._lock = threading.Lock()
+        self._turns: dict[Any, threading.Condition] = {}
+        self._local = threading.local()
+
+    def install(self) -> None:
+        """Puts itself between MiniStack's parts."""
+        environments = self
+        lambda_svc.acquire_worker = self.acquire
+        lambda_svc.release_worker = self.release
+        lambda_runtime.Worker._spawn = lambda worker: environments.spawn(worker)
+
+    def acquire(self, name: str, config: Any, code: bytes, qualifier: str = "$LATEST") -> Any:
+        """A free environment, or a new one where there may be another."""
+        key = lambda_runtime._worker_key(name, config, qualifier)
+        with self._lock:
+            turn = self._turns.setdefault(key, threading.Condition(self._lock))
+            turn.wait_for(lambda: self._may_go_on(key), timeout=LONGEST_WAIT)
+            worker, how = self._acquire(name, config, code, qualifier=qualifier)
+            if how == "spawn":
+                self._starting.add(worker)
+        return worker, how
+
+    def _may_go_on(self, key: Any) -> bool:
+        workers = lambda_runtime._workers.get(key, ())
+        another = len(self._starting) < STARTS and len(workers) < ENVIRONMENTS
+        return another or any(not each.in_use for each in list(workers))
+
+    def release(self, worker: Any, *arguments: Any, **more: Any) -> None:
+        """Gives an environment to the next call that waits."""
+        self._release(worker, *arguments, **more)
+        self._next()
+
+    def spawn(self, worker: Any) -> None:
+        """Starts an environment, and notes how long that took."""
+        began = time.monotonic()
+        try:
+            self._spawn(worker)
+        finally:
+            self._local.seconds = time.monotonic() - began
+            self._starting.discard(worker)
+            self._next()
+
+    def _next(self) -> None:
+        with self._lock:
+            for turn in self._turns.values():
+                turn.notify()
+
+    def spent(self) -> float:
+        """Seconds that the last call on this thread waited for its start; asked once."""
+        seconds = getattr(self._local, "seconds", 0.0)
+        self._local.seconds = 0.0
+        return float(seconds)
+
+
 def count(namespace: str, dimensions: Mapping[str, str], **values: float) -> None:
     """Adds to metrics; equal values of one second are one point, seen more often."""
     for metric, value in values.items():
@@ -154,26 +221,17 @@ def count(namespace: str, dimensions: Mapping[str, str], **values: float) -> Non
             cloudwatch.record_metric(namespace, metric, value, "None", dict(dimensions))
 
 
-def measure_functions() -> None:
+def measure_functions(environments: Environments) -> None:
     """Counts calls by function, by alias, and by version of an alias; no start is in Duration."""
-    execute, spawn = lambda_svc._execute_function, lambda_runtime.Worker._spawn
-    starting = threading.local()
-
-    def spawned(worker: Any) -> None:
-        began = time.monotonic()
-        try:
-            spawn(worker)
-        finally:
-            starting.seconds = time.monotonic() - began
+    execute = lambda_svc._execute_function
 
     def executed(function: Any, event: Any) -> Any:
         config = function.get("config") or function
         if lambda_svc._function_config_scope_mismatch(config):
             return execute(function, event)  # which calls this again, in the right scope
-        starting.seconds = 0.0
         began = time.monotonic()
         result = execute(function, event)
-        passed = round((time.monotonic() - began - starting.seconds) * 1000)
+        passed = round((time.monotonic() - began - environments.spent()) * 1000)
         for dimensions in _places(config["FunctionName"], config.get("Version", "$LATEST")):
             if result.get("throttle"):
                 count("AWS/Lambda", dimensions, Throttles=1)
@@ -182,7 +240,6 @@ def measure_functions() -> None:
                 count("AWS/Lambda", dimensions, Invocations=1, Errors=failed, Duration=passed)
         return result
 
-    lambda_runtime.Worker._spawn = spawned
     lambda_svc._execute_function = executed
     lambda_svc._emit_lambda_metrics = lambda *_arguments, **_values: None
 
@@ -264,7 +321,9 @@ def watch_alarms() -> None:
 if __name__ == "__main__":
     match_newlines_too()
     share_traffic()
-    measure_functions()
+    environments = Environments()
+    environments.install()
+    measure_functions(environments)
     measure_apis()
     watch_alarms()
     lambda_svc.invoke_async_with_retry = EventQueue().put
