@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from demo.load import arriving
 from demo.report import Report
@@ -73,6 +74,17 @@ CHANGES = (
 )
 
 
+def calm_down(cloudwatch: Any, *names: str) -> None:
+    """Waits until no alarm of these is red, as after another demonstration a minute ago."""
+    deadline = time.monotonic() + CALM_SECONDS
+    while time.monotonic() < deadline:
+        found = cloudwatch.describe_alarms(AlarmNames=list(names))["MetricAlarms"]
+        if not [each for each in found if each["StateValue"] == "ALARM"]:
+            return
+        time.sleep(1)
+    raise TapLocalError(f"one of these alarms is red for {CALM_SECONDS} s: {', '.join(names)}")
+
+
 class Releases:
     """The step on one deployed environment; `request` is what arrives all the time."""
 
@@ -87,7 +99,9 @@ class Releases:
             f"Ten releases, two of them bad, while {RATE} requests arrive a second; "
             f"{PERCENT} % first"
         )
-        self.calm_down()
+        calm_down(
+            self.alarms, *(f"tap-stack-api-{x}-{self.env}" for x in ("errors", "5xx", "latency"))
+        )
         with (
             TemporaryDirectory() as folder,
             arriving(self.request, RATE, lambda answer: str(answer.status)) as outcomes,
@@ -97,17 +111,6 @@ class Releases:
         total = outcomes.total()
         self.report.say(f"{total} requests in all, by status: {dict(outcomes)}")
         self.check("the last release's header is gone", None, self.header())
-
-    def calm_down(self) -> None:
-        """Waits until no alarm holds a release, as after another demonstration a minute ago."""
-        names = [f"tap-stack-api-{each}-{self.env}" for each in ("errors", "5xx", "latency")]
-        deadline = time.monotonic() + CALM_SECONDS
-        while time.monotonic() < deadline:
-            found = self.alarms.describe_alarms(AlarmNames=names)["MetricAlarms"]
-            if not [each for each in found if each["StateValue"] == "ALARM"]:
-                return
-            time.sleep(1)
-        raise TapLocalError(f"the alarms of the API are red for {CALM_SECONDS} s: {names}")
 
     def release(self, change: Change, folder: Path, outcomes: Counter[str]) -> None:
         """One release: whether it went through, and how many requests failed meanwhile."""
