@@ -731,10 +731,8 @@ class ConditionFailed(Exception):  # noqa: N818 - DynamoDB's word
         self.item, self.repeated = item, repeated
 
 
-_clients: dict[str, Any] = {}
-
-
 ATTEMPTS, CONNECT_SECONDS, ANSWER_SECONDS = 3, 1, 3
+_clients: dict[str, Any] = {}
 
 
 def client(name: str) -> Any:
@@ -3240,7 +3238,9 @@ class Release:
             if not (failure := self._failure()):
                 return
             self.sleep(pause)
-        raise ReleaseError(f"{self.label} failed its smoke test; {before} goes on: {failure}")
+        raise ReleaseError(
+            f"{self.label} failed its smoke test; {before} has the traffic: {failure}"
+        )
 
     def _failure(self) -> str:
         answer = self._patiently(
@@ -3315,10 +3315,12 @@ class Release:
         return [each for page in pages for each in page[key]]
 
     def _patiently(self, call: Callable[..., Any], **arguments: Any) -> Any:
-        """A call of Lambda, repeated while it is busy with the function."""
-        busy = self.functions.exceptions.ResourceConflictException
+        """A call of Lambda, repeated while it or the function is busy."""
+        errors = self.functions.exceptions
         for _ in range(BUSY_SECONDS // WATCH_SECONDS):
-            with contextlib.suppress(busy):
+            with contextlib.suppress(
+                errors.ResourceConflictException, errors.TooManyRequestsException
+            ):
                 return call(FunctionName=self.plan["function"], **arguments)
             self.sleep(WATCH_SECONDS)
         return call(FunctionName=self.plan["function"], **arguments)

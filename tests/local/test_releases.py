@@ -114,7 +114,7 @@ def test_a_release_that_is_all_at_once_drops_no_request(api: Api, requests: Coun
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ("broken import", "failed its smoke test; {before} goes on: .*nowhere"),
+        ("broken import", "failed its smoke test; {before} has the traffic: .*nowhere"),
         ("slow handler", "was rolled back to {before}: tap-stack-api-release-duration-staging"),
         ("raising handler", "was rolled back to {before}: tap-stack-api-.*errors-staging"),
     ],

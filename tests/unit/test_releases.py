@@ -46,6 +46,8 @@ class FakeAws:
     class exceptions:  # noqa: N801 - the SDK's name
         class ResourceConflictException(Exception): ...  # noqa: N818
 
+        class TooManyRequestsException(Exception): ...  # noqa: N818
+
         class PreconditionFailedException(Exception): ...  # noqa: N818
 
     def __init__(self) -> None:
@@ -106,7 +108,11 @@ class FakeAws:
     def update_alias(self, **arguments: Any) -> dict[str, Any]:
         if self.busy:
             self.busy -= 1
-            raise self.exceptions.ResourceConflictException("allocating provisioned concurrency")
+            kinds = (
+                self.exceptions.ResourceConflictException,
+                self.exceptions.TooManyRequestsException,
+            )
+            raise kinds[self.busy % 2]("allocating provisioned concurrency, or at its limit")
         if arguments["RevisionId"] != str(self.revision):
             raise self.exceptions.PreconditionFailedException("the revision has changed")
         version = arguments["FunctionVersion"]
@@ -195,7 +201,7 @@ def test_alarms_that_calm_down_by_themselves_are_waited_for(cloud: FakeAws) -> N
 
 def test_a_version_that_cannot_be_called_gets_no_traffic(cloud: FakeAws) -> None:
     with pytest.raises(
-        ReleaseError, match=r"version 2 failed its smoke test; 1 goes on: .*nowhere"
+        ReleaseError, match=r"version 2 failed its smoke test; 1 has the traffic: .*nowhere"
     ):
         cloud.release(cloud.publish("broken"))
     assert (cloud.live, cloud.weights, cloud.served["2"]) == ("1", {}, 0)
@@ -248,7 +254,9 @@ def test_a_busy_lambda_is_waited_for_and_not_forever(cloud: FakeAws) -> None:
     cloud.release(cloud.publish("good"))
     assert cloud.live == "2"
     cloud.busy = 10**6
-    with pytest.raises(cloud.exceptions.ResourceConflictException):
+    with pytest.raises(
+        (cloud.exceptions.ResourceConflictException, cloud.exceptions.TooManyRequestsException)
+    ):
         cloud.release(cloud.publish("good"))
 
 
