@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ministack.core import lambda_runtime
 from ministack.services import cloudwatch
 
 from taplocal import ministack_server as server
@@ -83,8 +84,8 @@ def test_calls_wait_their_turn_instead_of_starting_an_environment_each(
 ) -> None:
     pool: list[Any] = []
     most = [0]
-    monkeypatch.setattr(server.lambda_runtime, "_worker_key", lambda *_: "f")
-    monkeypatch.setattr(server.lambda_runtime, "_workers", {"f": pool})
+    monkeypatch.setattr(lambda_runtime, "_worker_key", lambda *_: "f")
+    monkeypatch.setattr(lambda_runtime, "_workers", {"f": pool})
     environments = server.Environments()
 
     def acquire(*_: Any, **__: Any) -> tuple[Any, str]:
