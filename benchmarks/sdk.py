@@ -83,6 +83,13 @@ def ours_on_boto3() -> Handler:
     return ours_with(lambda name: boto3.client(name, config=bounded()))
 
 
+def ours_on_default_boto3() -> Handler:
+    """Without any configuration of the client."""
+    import boto3
+
+    return ours_with(boto3.client)
+
+
 def ours_on_botocore() -> Handler:
     """Without boto3 and its session: what `lazy parts` of the SDK come to."""
     from botocore.session import get_session
@@ -147,6 +154,7 @@ APPS: dict[str, Callable[[], Handler]] = {
     "tap-stack": ours,
     "tap-stack on botocore": ours_on_botocore,
     "tap-stack on boto3": ours_on_boto3,
+    "the same, not configured": ours_on_default_boto3,
     "plain boto3": plain_boto3,
     "Powertools": powertools,
 }

@@ -25,7 +25,8 @@ PROGRAM_FILES = ("tap_stack.py", "Pulumi.yaml", "Pulumi.{env}.yaml")
 RATE = 20  # requests a second
 CALM_SECONDS = 320  # the longest that an alarm remembers, and a little
 PERCENT, MINUTES = 10, 20  # 1.2 seconds here
-GRADUALLY = ("-c", f"canary_percent={PERCENT}", "-c", f"canary_minutes={MINUTES}")
+AT_A_TENTH = ("-c", f"canary_percent={PERCENT}")
+GRADUALLY = (*AT_A_TENTH, "-c", f"canary_minutes={MINUTES}")
 AT_ONCE = ("-c", "canary_percent=100")
 HEADER = '"cache-control": "private, no-cache"'
 REQUEST = "    request = Request(event)\n"
@@ -67,6 +68,7 @@ CHANGES = (
         "release 8: items that raise",
         REQUEST,
         f'{REQUEST}    if request.path_id():\n        raise RuntimeError("a mistake")\n',
+        options=(*AT_A_TENTH, "-c", "canary_minutes=120"),  # it meets a request for sure
         refused="was rolled back",
     ),
     numbered(9, AT_ONCE),  # the hotfix: the alarms are red still

@@ -23,7 +23,7 @@ from taplocal.errors import TapLocalError
 from taplocal.session import Session
 from tests.local.conftest import HANG_SECONDS, ROOT
 
-RATE = 10  # requests a second, of which a new version has a tenth
+RATE = 20  # requests a second, of which a new version has a tenth
 #: What is released -> a text of the program, and what stands there then.
 CHANGES = {
     "good": (
@@ -59,7 +59,7 @@ class Api:
         return session.up(
             self.folder, "staging", folder=self.data, emulator_url=self.url, say=lambda text: None,
             report=lambda step: None,
-            config={"systems": '["api"]', "canary_minutes": "30", **config},
+            config={"systems": '["api"]', "canary_minutes": "20", **config},
         )[0]  # fmt: skip
 
     def live(self) -> tuple[str, Any]:
@@ -124,7 +124,7 @@ def test_a_bad_release_is_taken_back_and_says_why(
 ) -> None:
     before, _ = api.live()
     with pytest.raises(TapLocalError, match=why.format(before=before)):
-        api.up(*CHANGES[change])
+        api.up(*CHANGES[change], canary_minutes="120")  # long enough to meet a request for sure
     assert api.live() == (before, None)
     failed = requests.total() - requests["200"]
     # Its share until the first look at the alarms: the slow and the broken one fail nobody.
@@ -166,7 +166,7 @@ def host(api: Api, tmp_path: Path) -> Iterator[Any]:
         "PULUMI_PROJECT": "tap-stack",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "pulumi.dynamic"],
+        [sys.executable, "-u", "-m", "pulumi.dynamic"],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout and select.select([process.stdout], [], [], HANG_SECONDS)[0]
