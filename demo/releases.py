@@ -103,14 +103,13 @@ class Releases:
             f"{PERCENT} % first"
         )
         calm_down(self.alarms, *self.names)
+        gradual_by_default = self.env != "dev"
         with (
             TemporaryDirectory() as folder,
             arriving(self.request, RATE, lambda answer: str(answer.status)) as outcomes,
         ):
             for change in CHANGES:
-                if (
-                    not change.options and self.env != "dev"
-                ):  # where a release is gradual by default
+                if not change.options and gradual_by_default:
                     self.report.say("the alarms of release 8 have to calm down first: a minute")
                     calm_down(self.alarms, *self.names)
                 self.release(change, Path(folder), outcomes)

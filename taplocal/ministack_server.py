@@ -269,15 +269,19 @@ def measure_apis() -> None:
     apigateway.handle_execute = handled
 
 
+#: Operator -> whether a value is beyond a threshold.
+BEYOND = {
+    "GreaterThanThreshold": float.__gt__,
+    "GreaterThanOrEqualToThreshold": float.__ge__,
+    "LessThanThreshold": float.__lt__,
+    "LessThanOrEqualToThreshold": float.__le__,
+}
+
+
 def breaching(alarm: Mapping[str, Any], points: list[Any], now: float) -> list[bool]:
     """Of each period with data, the newest first, whether it is beyond the threshold."""
     statistic = alarm.get("ExtendedStatistic") or alarm.get("Statistic", "Average")
-    beyond = {
-        "GreaterThanThreshold": float.__gt__,
-        "GreaterThanOrEqualToThreshold": float.__ge__,
-        "LessThanThreshold": float.__lt__,
-        "LessThanOrEqualToThreshold": float.__le__,
-    }[alarm["ComparisonOperator"]]
+    beyond = BEYOND[alarm["ComparisonOperator"]]
     found = []
     for period in range(alarm["EvaluationPeriods"]):
         end = now - period * alarm["Period"]
@@ -289,7 +293,13 @@ def breaching(alarm: Mapping[str, Any], points: list[Any], now: float) -> list[b
 
 
 def evaluate(alarm: dict[str, Any]) -> None:
-    """Takes the place of MiniStack's _evaluate_alarm; without data an alarm stays as it is."""
+    """Takes the place of MiniStack's _evaluate_alarm.
+
+    Without data an alarm calms down and does not begin. Of those on expressions or on bands, which
+    need more than a threshold, none is evaluated.
+    """
+    if not alarm.get("MetricName") or alarm.get("ComparisonOperator") not in BEYOND:
+        return
     dimensions = {each["Name"]: each["Value"] for each in alarm.get("Dimensions", ())}
     key = (alarm.get("Namespace"), alarm.get("MetricName"), cloudwatch._dims_key(dimensions))
     found = breaching(alarm, cloudwatch._metrics.get(key) or [], time.time())
