@@ -3235,12 +3235,13 @@ class Release:
     def smoke(self, before: str) -> None:
         """Calls the version itself, before anybody else does, until it answers well."""
         for pause in SMOKE_PAUSES:
-            if not (failure := self._failure()):
+            if not self._failure():
                 return
             self.sleep(pause)
-        raise ReleaseError(
-            f"{self.label} failed its smoke test; {before} has the traffic: {failure}"
-        )
+        if failure := self._failure():
+            raise ReleaseError(
+                f"{self.label} failed its smoke test; {before} has the traffic: {failure}"
+            )
 
     def _failure(self) -> str:
         answer = self._patiently(
