@@ -48,17 +48,23 @@ def run(app: str, bundle: str, events: str) -> dict[str, Any]:
     import botocore.client  # the runtime has it; its import is nobody's own
 
     calls = [0]
-    original = botocore.client.BaseClient._make_api_call
 
-    def counted(self: Any, operation: str, arguments: Any) -> Any:
-        calls[0] += 1
-        return original(self, operation, arguments)
+    def count(owner: Any, method: str) -> None:
+        original = getattr(owner, method)
 
-    botocore.client.BaseClient._make_api_call = counted
+        def counted(*arguments: Any, **named: Any) -> Any:
+            calls[0] += 1
+            return original(*arguments, **named)
+
+        setattr(owner, method, counted)
+
+    count(botocore.client.BaseClient, "_make_api_call")
     started = time.perf_counter()
     if app == "tap-stack":
         sys.path.insert(0, str(Path(bundle).parent))
-        handler = importlib.import_module("index").record_files
+        index = importlib.import_module("index")
+        handler = index.record_files
+        count(index.Service, "call")
     else:
         handler = importlib.import_module("benchmarks.apps.s3_sample").handler
     imported = time.perf_counter() - started
@@ -107,6 +113,7 @@ def compare(console: Console, rounds: int) -> None:
             "AWS_ACCESS_KEY_ID": "000000000000",
             "AWS_SECRET_ACCESS_KEY": "local",
             "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_REGION": "us-east-1",
             "FILES_TABLE_NAME": up["outputs"]["files_table_name"],
             "ENVIRONMENT": "dev",
             "METRICS_NAMESPACE": "bench",
