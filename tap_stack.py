@@ -3363,8 +3363,12 @@ class RolloutProvider(pulumi.dynamic.ResourceProvider):
         return pulumi.dynamic.UpdateResult(news)
 
     def read(self, id_: str, props: dict[str, Any]) -> pulumi.dynamic.ReadResult:
-        """The version that the alias names now, which `pulumi refresh` compares."""
-        live, _ = Release(self.client("lambda", props), None, props, self.sleep).alias()
+        """The version that the alias names now, for `pulumi refresh`; nothing if it is gone."""
+        functions = self.client("lambda", props)
+        try:
+            live, _ = Release(functions, None, props, self.sleep).alias()
+        except functions.exceptions.ResourceNotFoundException:
+            return pulumi.dynamic.ReadResult("", {})
         return pulumi.dynamic.ReadResult(id_, {**props, "version": live})
 
     def release(self, plan: Mapping[str, Any]) -> None:

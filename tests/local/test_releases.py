@@ -211,6 +211,8 @@ def test_the_real_engines_host_runs_the_release(api: Api, host: Any) -> None:
     assert api.live() == (back, None)
     read = host.Read(provider_pb2.ReadRequest(id=made.id, properties=made.properties))
     assert read.properties["version"] == back  # what `pulumi refresh` finds
+    missing = as_struct({**plan, "alias": "nowhere"})
+    assert not host.Read(provider_pb2.ReadRequest(id=made.id, properties=missing)).id
 
 
 def test_a_failure_reaches_the_user_as_one_line(api: Api, host: Any) -> None:

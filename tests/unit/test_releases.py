@@ -48,6 +48,8 @@ class FakeAws:
 
         class TooManyRequestsException(Exception): ...  # noqa: N818
 
+        class ResourceNotFoundException(Exception): ...  # noqa: N818
+
         class PreconditionFailedException(Exception): ...  # noqa: N818
 
     def __init__(self) -> None:
@@ -372,3 +374,9 @@ def test_the_engine_creates_updates_and_refreshes(shipped: Any) -> None:
     assert shipped.update(made.id, made.outs, cloud.plan(new)).outs["version"] == new
     cloud.live = "1"  # by hand
     assert shipped.read(made.id, cloud.plan(new)).outs["version"] == "1"
+
+    def gone(**_: Any) -> Any:
+        raise cloud.exceptions.ResourceNotFoundException
+
+    cloud.get_alias = gone
+    assert not shipped.read(made.id, cloud.plan(new)).id
