@@ -16,6 +16,7 @@ effects.
     internet --> load balancer --> web instances --> PostgreSQL <-- nightly snapshots
                  (public)          (private)         (isolated)     bastion: a way in for people
 
+    Releases: each alias goes to a new version by a smoke test and a watched share, or goes back
     Monitoring: alarms --> Alerts (encrypted topic, budget); dashboard
     Encryption: one customer-managed key under all of it
 
