@@ -33,7 +33,6 @@ import binascii
 import builtins
 import codecs
 import contextlib
-import copy
 import functools
 import gzip
 import hashlib
@@ -2757,7 +2756,7 @@ def _free_names(node: ast.stmt) -> list[str]:
     """The global names that a definition uses, without built-ins and what it makes itself."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         return []
-    bare = _Unannotated().visit(copy.deepcopy(node))
+    bare = _Unannotated().visit(node)  # in place: what is shipped is the text, by its lines
     top = symtable.symtable(ast.unparse(ast.fix_missing_locations(bare)), "<bundle>", "exec")
     own = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned()}
     names, tables = set(), [top]
