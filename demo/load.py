@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from taplocal.access import Answer
 from taplocal.errors import TapLocalError
 
-AT_ONCE = (
-    64  # requests that may wait for their answers; more than a second's worth of any rate here
-)
+AT_ONCE = 64  # requests that may wait for their answers: seconds' worth of any rate here
 
 
 @contextmanager

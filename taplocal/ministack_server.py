@@ -168,13 +168,14 @@ class Environments:
 
     def acquire(self, name: str, config: Any, code: bytes, qualifier: str = "$LATEST") -> Any:
         """A free environment, or a new one where there may be another."""
-        key = lambda_runtime._worker_key(name, config, qualifier)
+        key, began = lambda_runtime._worker_key(name, config, qualifier), time.monotonic()
         with self._lock:
             turn = self._turns.setdefault(key, threading.Condition(self._lock))
             turn.wait_for(lambda: self._may_go_on(key), timeout=LONGEST_WAIT)
             worker, how = self._acquire(name, config, code, qualifier=qualifier)
             if how == "spawn":
                 self._starting.add(worker)
+        self._local.seconds = time.monotonic() - began
         return worker, how
 
     def _may_go_on(self, key: Any) -> bool:
@@ -185,15 +186,16 @@ class Environments:
     def release(self, worker: Any, *arguments: Any, **more: Any) -> None:
         """Gives an environment to the next call that waits."""
         self._release(worker, *arguments, **more)
+        self._starting.discard(worker)  # one that could not even begin to start
         self._next()
 
     def spawn(self, worker: Any) -> None:
-        """Starts an environment, and notes how long that took."""
+        """Starts an environment."""
         began = time.monotonic()
         try:
             self._spawn(worker)
         finally:
-            self._local.seconds = time.monotonic() - began
+            self._local.seconds = getattr(self._local, "seconds", 0.0) + time.monotonic() - began
             self._starting.discard(worker)
             self._next()
 
@@ -203,7 +205,7 @@ class Environments:
                 turn.notify()
 
     def spent(self) -> float:
-        """Seconds that the last call on this thread waited for its start; asked once."""
+        """Seconds that the last call on this thread waited for turn and start; asked once."""
         seconds = getattr(self._local, "seconds", 0.0)
         self._local.seconds = 0.0
         return float(seconds)
