@@ -16,6 +16,7 @@ import json  # noqa: E402
 import random  # noqa: E402
 import statistics  # noqa: E402
 import time  # noqa: E402
+from collections import Counter  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
 from dataclasses import dataclass, field  # noqa: E402
@@ -55,7 +56,7 @@ class Phase:
     rate: float
     seconds: float
     sent: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
     began: float = 0.0
     took: float = 0.0
     cpu: dict[str, float] = field(default_factory=dict)
@@ -68,7 +69,7 @@ class Phase:
         return int(self.stats.num_requests - self.stats.num_failures) if self.stats else 0
 
     def at_limit(self) -> bool:
-        failed = sum(self.errors.values()) > MOST_ERRORS * self.sent
+        failed = self.errors.total() > MOST_ERRORS * self.sent
         return failed or self.percentile(0.99) > SLOW_MS
 
 
@@ -100,11 +101,14 @@ class Load:
                 gevent.sleep(max(0.0, due - time.monotonic()))
                 phase.sent += 1
                 if pool.full():
-                    phase.errors["not sent"] = phase.errors.get("not sent", 0) + 1
+                    phase.errors["not sent"] += 1
                 else:
                     pool.spawn(self.one, phase, due)
             pool.join(timeout=TIMEOUT)
             phase.took = time.monotonic() - started
+            if late := len(pool):
+                phase.errors["never answered"] += late
+                pool.kill()
         phase.stats = self.environment.stats.entries.get((name, "GET"))
         return phase
 
@@ -120,8 +124,7 @@ class Load:
         except Exception as error:
             wrong = error
         if wrong:
-            told = str(wrong) or type(wrong).__name__
-            phase.errors[told] = phase.errors.get(told, 0) + 1
+            phase.errors[str(wrong) or type(wrong).__name__] += 1
         self.environment.events.request.fire(
             request_type="GET", name=phase.name, response_time=(time.monotonic() - due) * 1000,
             response_length=0, exception=wrong, context={},

@@ -116,11 +116,15 @@ def match_newlines_too() -> None:
     iam_evaluator._fnmatch_compile = compiled
 
 
+def weights_of(alias: Mapping[str, Any]) -> Mapping[str, float]:
+    """Version -> its share of the calls of an alias, for those that the alias does not name."""
+    return (alias.get("RoutingConfig") or {}).get("AdditionalVersionWeights") or {}
+
+
 def by_weight(alias: Mapping[str, Any]) -> str:
     """The version that takes the next call of an alias."""
-    others = (alias.get("RoutingConfig") or {}).get("AdditionalVersionWeights") or {}
     point = random.random()  # noqa: S311 - no secret
-    for version, share in others.items():
+    for version, share in weights_of(alias).items():
         point -= share
         if point < 0:
             return str(version)
@@ -249,8 +253,7 @@ def measure_functions(environments: Environments) -> None:
 def _places(name: str, version: str) -> list[dict[str, str]]:
     places = [{"FunctionName": name}]
     for alias in lambda_svc._functions.get(name, {}).get("aliases", {}).values():
-        others = (alias.get("RoutingConfig") or {}).get("AdditionalVersionWeights") or {}
-        if version in (alias["FunctionVersion"], *others):
+        if version in (alias["FunctionVersion"], *weights_of(alias)):
             through = {**places[0], "Resource": f"{name}:{alias['Name']}"}
             places += [through, {**through, "ExecutedVersion": version}]
     return places
