@@ -22,17 +22,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from benchmarks.apps.stub import STORED
+
 ROOT = Path(__file__).resolve().parents[1]
 CALLS = 300
-ITEM = {
-    "id": {"S": "tea"},
-    "owner": {"S": "ann"},
-    "version": {"N": "1"},
-    "revision": {"S": "r"},
-    "created_at": {"S": "2026-01-01T00:00:00.000000Z"},
-    "updated_at": {"S": "2026-01-01T00:00:00.000000Z"},
-    "content": {"M": {"name": {"S": "Earl Grey"}, "price": {"N": "4"}}},
-}
 ENVIRONMENT = {
     "TABLE_NAME": "items",
     "PAGING_KEY": "key",
@@ -189,7 +182,7 @@ class GetItem(BaseHTTPRequestHandler):
     """DynamoDB with one item."""
 
     protocol_version, wbufsize, disable_nagle_algorithm = "HTTP/1.1", -1, True
-    BODY = json.dumps({"Item": ITEM, "ConsumedCapacity": {"CapacityUnits": 1.0}}).encode()
+    BODY = json.dumps({"Item": STORED, "ConsumedCapacity": {"CapacityUnits": 1.0}}).encode()
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from benchmarks.apps.stub import STORED
+
 KIND = "v2"
 os.environ.update(
     TABLE_NAME="items",
@@ -19,15 +21,6 @@ index: dict[str, Any] = {"__name__": "index"}
 exec(compile(Path(os.environ["BUNDLE"]).read_text(), "index.py", "exec"), index)  # noqa: S102
 
 CONSUMED = {"ConsumedCapacity": {"CapacityUnits": 1.0}}
-STORED = {
-    "id": {"S": "tea"},
-    "owner": {"S": "ann"},
-    "version": {"N": "1"},
-    "revision": {"S": "r"},
-    "created_at": {"S": "2026-01-01T00:00:00.000000Z"},
-    "updated_at": {"S": "2026-01-01T00:00:00.000000Z"},
-    "content": {"M": {"name": {"S": "Earl Grey"}, "price": {"N": "4"}}},
-}
 
 
 class Table:

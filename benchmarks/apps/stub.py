@@ -5,6 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 ITEM = {"id": "tea", "name": "Earl Grey", "price": 4}
+#: The same as DynamoDB holds it for our function.
+STORED = {
+    "id": {"S": "tea"},
+    "owner": {"S": "ann"},
+    "version": {"N": "1"},
+    "revision": {"S": "r"},
+    "created_at": {"S": "2026-01-01T00:00:00.000000Z"},
+    "updated_at": {"S": "2026-01-01T00:00:00.000000Z"},
+    "content": {"M": {"name": {"S": "Earl Grey"}, "price": {"N": "4"}}},
+}
 
 
 def get(item_id: str) -> dict[str, Any] | None:
