@@ -64,36 +64,6 @@ class Cloud:
         """The ARN of something in this account and region."""
         return f"arn:aws:{service}:{self.region}:{self.account}:{resource}"
 
-    def data_source(self, token: str) -> dict[str, Any]:
-        """The answer to one of the data sources that programs ask where they are."""
-        answers: dict[str, dict[str, Any]] = {
-            "aws:index/getCallerIdentity:getCallerIdentity": {
-                "accountId": self.account,
-                "arn": f"arn:aws:iam::{self.account}:root",
-                "userId": self.account,
-                "id": self.account,
-            },
-            "aws:index/getRegion:getRegion": {
-                "region": self.region,
-                "name": self.region,
-                "id": self.region,
-            },
-            "aws:ec2/getAmi:getAmi": {"id": "ami-0123456789abcdef0"},  # no instance runs
-            "aws:index/getAvailabilityZones:getAvailabilityZones": {
-                "names": [f"{self.region}{letter}" for letter in "abc"],
-                "id": self.region,
-            },
-            "aws:index/getPartition:getPartition": {
-                "partition": "aws",
-                "dnsSuffix": "amazonaws.com",
-                "reverseDnsPrefix": "com.amazonaws",
-                "id": "aws",
-            },
-        }
-        if token not in answers:
-            raise UnsupportedError(f"the data source {token} is not known to the local cloud")
-        return answers[token]
-
     def marked(self) -> bool:
         """Whether the emulator still holds the marker that was left in it."""
         from botocore.exceptions import ClientError
@@ -114,3 +84,34 @@ class Cloud:
 
     def _marker_name(self) -> str:
         return f"{MARKER}/{self.emulator.marker}"
+
+
+def data_source(token: str, region: str) -> dict[str, Any]:
+    """The answer to one of the data sources that programs ask where they are."""
+    answers: dict[str, dict[str, Any]] = {
+        "aws:index/getCallerIdentity:getCallerIdentity": {
+            "accountId": ACCOUNT,
+            "arn": f"arn:aws:iam::{ACCOUNT}:root",
+            "userId": ACCOUNT,
+            "id": ACCOUNT,
+        },
+        "aws:index/getRegion:getRegion": {
+            "region": region,
+            "name": region,
+            "id": region,
+        },
+        "aws:ec2/getAmi:getAmi": {"id": "ami-0123456789abcdef0"},  # no instance runs
+        "aws:index/getAvailabilityZones:getAvailabilityZones": {
+            "names": [f"{region}{letter}" for letter in "abc"],
+            "id": region,
+        },
+        "aws:index/getPartition:getPartition": {
+            "partition": "aws",
+            "dnsSuffix": "amazonaws.com",
+            "reverseDnsPrefix": "com.amazonaws",
+            "id": "aws",
+        },
+    }
+    if token not in answers:
+        raise UnsupportedError(f"the data source {token} is not known to the local cloud")
+    return answers[token]

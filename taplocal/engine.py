@@ -10,12 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from taplocal.cloud import Cloud
+from taplocal.cloud import Cloud, data_source
 from taplocal.errors import TapLocalError
 from taplocal.program import Registration, run
 from taplocal.project import Project
@@ -25,14 +26,46 @@ from taplocal.steps import Step, Summary
 
 
 class Deployment:
-    """The backend that deploys to an emulator and keeps the state."""
+    """The backend that deploys to an emulator and records the state.
 
-    def __init__(self, cloud: Cloud, state: State, report: Callable[[Step], None]):
-        self.cloud, self.state, self.report = cloud, state, report
+    `connect` starts or finds the emulator and reads the state. It is called once, when the first
+    resource needs them: a program that fails before that leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], tuple[Cloud, State]],
+        region: str,
+        report: Callable[[Step], None],
+    ):
+        self._connect, self._connection = connect, Future[tuple[Cloud, State]]()
+        self._connecting = threading.Lock()
+        self.region, self.report = region, report
         self.seen: set[str] = set()
         self.summary = Summary()
         self._lock = threading.Lock()
         self._force = False
+
+    @property
+    def connection(self) -> tuple[Cloud, State]:
+        """The emulator and the state; the threads that ask meanwhile wait for the first one."""
+        with self._connecting:
+            if not self._connection.done():
+                try:
+                    self._connection.set_result(self._connect())
+                except BaseException as error:  # noqa: BLE001 - raised in each thread, by result()
+                    self._connection.set_exception(error)
+        return self._connection.result()
+
+    @property
+    def cloud(self) -> Cloud:
+        """The emulator's API."""
+        return self.connection[0]
+
+    @property
+    def state(self) -> State:
+        """What is deployed."""
+        return self.connection[1]
 
     def up(self, project: Project) -> Summary:
         """Makes the emulator what the program says; raises the first failure, the state intact."""
@@ -72,8 +105,8 @@ class Deployment:
         return deployed.id, deployed.outputs
 
     def invoke(self, token: str, _arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The data sources of the program that this emulator answers."""
-        return self.cloud.data_source(token)
+        """The result of a data source, for which no emulator is needed."""
+        return data_source(token, self.region)
 
     def _bring_up(self, handler: Handler, resource: Registration) -> Deployed:
         old = self.state.resources.get(resource.urn)

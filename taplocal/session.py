@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,27 +66,39 @@ def up(
     project = Project.load(program.resolve(), env, config)
     if emulator_url:
         emulators.loopback_url(emulator_url)
-    with locked(folder):
-        (folder / ".gitignore").write_text("*\n")
-        before = emulators.recorded(folder)
-        emulator = (
-            emulators.attach(folder, emulator_url)
-            if emulator_url
-            else emulators.ensure(folder, project.region)
+    with ExitStack() as held:
+
+        def connect() -> tuple[Cloud, State]:
+            held.enter_context(locked(folder))
+            return _connect(folder, env, project.region, emulator_url, say)
+
+        deployment = Deployment(connect, project.region, report)
+        summary = deployment.up(project)
+        return Session(*deployment.connection), summary
+
+
+def _connect(
+    folder: Path, env: str, region: str, emulator_url: str | None, say: Callable[[str], None]
+) -> tuple[Cloud, State]:
+    """The emulator, started if need be, and the state, emptied if the emulator has lost it."""
+    (folder / ".gitignore").write_text("*\n")
+    before = emulators.recorded(folder)
+    emulator = (
+        emulators.attach(folder, emulator_url) if emulator_url else emulators.ensure(folder, region)
+    )
+    state = State(state_path(folder, env))
+    cloud = _marked(folder, emulator, region)
+    if emulator != before:
+        say(
+            f"emulator started at {emulator.url}"
+            if emulator.owned
+            else f"using the emulator at {emulator.url}"
         )
-        state = State(state_path(folder, env))
-        cloud = _marked(folder, emulator, project.region)
-        if emulator != before:
-            say(
-                f"emulator started at {emulator.url}"
-                if emulator.owned
-                else f"using the emulator at {emulator.url}"
-            )
-        if state.marker != cloud.emulator.marker:
-            if state.resources:
-                say(f"the emulator has lost its {len(state.resources)} resources: rebuilding them")
-            state.reset(cloud.emulator.marker, project.region)
-        return Session(cloud, state), Deployment(cloud, state, report).up(project)
+    if state.marker != cloud.emulator.marker:
+        if state.resources:
+            say(f"the emulator has lost its {len(state.resources)} resources: rebuilding them")
+        state.reset(cloud.emulator.marker, region)
+    return cloud, state
 
 
 def _marked(folder: Path, emulator: Emulator, region: str) -> Cloud:
@@ -152,4 +165,4 @@ def _delete(folder: Path, env: str, emulator: Emulator, report: Callable[[Step],
     state = State(state_path(folder, env))
     cloud = Cloud(emulator, state.region)
     if state.marker == emulator.marker and cloud.marked():
-        Deployment(cloud, state, report).down()
+        Deployment(lambda: (cloud, state), state.region, report).down()

@@ -108,6 +108,17 @@ def test_a_mistake_gets_one_clear_line(own: list[str], arguments: list[str], mes
     assert re.search(message, done.stderr), done.stderr
 
 
+@pytest.mark.parametrize("option", [[], ["--emulator", "http://127.0.0.1:9"]])
+def test_a_wrong_setting_starts_no_emulator_and_writes_nothing(
+    tmp_path: Path, option: list[str]
+) -> None:
+    done = taplocal("up", "-c", "throttle_rate=0", "--data", str(tmp_path / "cloud"), *option)
+    assert done.returncode == 1
+    assert "throttle_rate must be 1 to 10000" in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "cloud").exists()
+
+
 def test_down_without_anything_is_fine(own: list[str]) -> None:
     assert as_json("down", *own) == {"removed": []}
 

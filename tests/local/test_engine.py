@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import textwrap
+import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from taplocal import session
+from taplocal.cloud import Cloud
+from taplocal.engine import Deployment
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
 from taplocal.state import State
@@ -269,3 +273,50 @@ def test_steps_are_reported_as_they_happen(mini: Mini) -> None:
     assert [step.type.split(":")[-1] for step in reported].index("Key") < [
         step.name for step in reported
     ].index("alias")
+
+
+def test_many_threads_connect_once(tmp_path: Path, deployed: Session) -> None:
+    calls, threads = [], 8
+    together = threading.Barrier(threads)
+
+    def connect() -> tuple[Cloud, State]:
+        calls.append(1)
+        return deployed.cloud, State(tmp_path / "dev.json")
+
+    deployment = Deployment(connect, "us-east-1", report=lambda step: None)
+
+    def use() -> State:
+        together.wait()
+        return deployment.state
+
+    with ThreadPoolExecutor(threads) as pool:
+        states = {id(each.result()) for each in [pool.submit(use) for _ in range(threads)]}
+    assert (len(states), len(calls)) == (1, 1)
+
+
+def test_an_emulator_that_does_not_start_is_tried_once() -> None:
+    calls = []
+
+    def connect() -> tuple[Cloud, State]:
+        calls.append(1)
+        raise TapLocalError("the emulator did not start")
+
+    deployment = Deployment(connect, "us-east-1", report=lambda step: None)
+    for _ in range(3):
+        with pytest.raises(TapLocalError, match="did not start"):
+            deployment.cloud.client("sqs")
+    assert len(calls) == 1
+
+
+def test_a_program_without_resources_removes_those_of_the_last_run(mini: Mini) -> None:
+    mini.up()
+    mini.write("import pulumi\n")
+    assert mini.up().counts() == {"deleted": RESOURCES}
+    mini.write(PROGRAM)
+
+
+def test_an_unknown_resource_type_starts_no_emulator(tmp_path: Path, mini: Mini) -> None:
+    mini.write('import pulumi_aws as aws\naws.s3.BucketAcl("x", bucket="b")\n')
+    with pytest.raises(TapLocalError, match="does not know"):
+        mini.up()
+    assert not session.folder_of(tmp_path).exists()
