@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import yaml
 
 from taplocal.errors import TapLocalError
+
+STACK_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")  # Pulumi's own rule
 
 
 @dataclass(frozen=True)
@@ -32,47 +35,60 @@ class Project:
     def load(
         cls, folder: Path, stack_name: str, overrides: Mapping[str, str] | None = None
     ) -> Project:
-        """Reads Pulumi.yaml and Pulumi.<stack>.yaml as the Pulumi CLI does; overrides win."""
-        project = _yaml(folder / "Pulumi.yaml")
-        own = _yaml(folder / f"Pulumi.{stack_name}.yaml").get("config") or {}
-        declared = project.get("config") or {}
+        """Reads Pulumi.yaml and Pulumi.<stack>.yaml as the Pulumi CLI does; overrides win.
+
+        A stack such as dev-jane needs no file of its own; it inherits nothing from Pulumi.dev.yaml.
+        Raises TapLocalError for a missing or broken file and for an unknown stack. Which settings
+        there are, and their values, is for the program to check.
+        """
+        path = folder / "Pulumi.yaml"
+        if not path.exists():
+            raise TapLocalError(f"there is no Pulumi.yaml in {folder}: use --program")
+        project = _yaml(path)
+        if missing := [key for key in ("name", "main") if not project.get(key)]:
+            raise TapLocalError(f"{path} must have the key {missing[0]}")
         name = str(project["name"])
-        config = {
-            _full(name, key): _text(value)
-            for key, each in declared.items()
-            if (value := _default(each)) is not None
-        }
-        config.update(
-            {_full(name, key): _text(value) for key, value in {**own, **(overrides or {})}.items()}
-        )
-        known = {_full(name, key) for key in declared}
-        if unknown := sorted(
-            key for key in config if key.startswith(f"{name}:") and key not in known
-        ):
-            choices = ", ".join(sorted(key for key in declared if ":" not in key))
-            raise TapLocalError(
-                f"there is no setting {unknown[0].split(':')[1]!r}; Pulumi.yaml declares {choices}"
-            )
+        defaults = {key: _default(each) for key, each in (project.get("config") or {}).items()}
+        config: dict[str, str] = {}
+        for layer in defaults, _stack_config(folder, stack_name), overrides or {}:
+            for key, value in layer.items():
+                if value is not None:
+                    config[key if ":" in key else f"{name}:{key}"] = _text(value)
         return cls(folder, name, folder / project["main"], stack_name, config)
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        return dict(yaml.safe_load(path.read_text()) or {})
-    except FileNotFoundError:
-        stacks = ", ".join(
-            sorted(each.stem.removeprefix("Pulumi.") for each in path.parent.glob("Pulumi.*.yaml"))
-        )
+def _stack_config(folder: Path, stack_name: str) -> dict[str, Any]:
+    """The configuration in the stack's file; a scalar is the text in the file, as for Pulumi."""
+    if not STACK_NAME.fullmatch(stack_name):
         raise TapLocalError(
-            f"there is no {path.name} in {path.parent}; "
-            f"the environments here are: {stacks or 'none'}"
-        ) from None
-    except (yaml.YAMLError, ValueError) as error:
+            'the environment must be letters, digits, "-", "_" and ".", '
+            f"not {json.dumps(stack_name)}"
+        )
+    path = folder / f"Pulumi.{stack_name}.yaml"
+    if path.exists():
+        config = _yaml(path).get("config") or {}
+        texts = _yaml(path, yaml.BaseLoader).get("config") or {}
+        return {
+            key: text if isinstance(text, str) else value
+            for (key, text), value in zip(texts.items(), config.values(), strict=True)
+        }
+    stacks = sorted(each.stem.removeprefix("Pulumi.") for each in folder.glob("Pulumi.*.yaml"))
+    if stack_name.partition("-")[0] in stacks:
+        return {}
+    choices = (
+        f"use one of {', '.join(stacks)}, or one of them with a name behind it, "
+        f"as in {stacks[0]}-jane"
+        if stacks
+        else "there is no other either"
+    )
+    raise TapLocalError(f"there is no {path.name} in {folder}: {choices}")
+
+
+def _yaml(path: Path, loader: type[Any] = yaml.SafeLoader) -> dict[str, Any]:
+    try:
+        return dict(yaml.load(path.read_text(), loader) or {})  # noqa: S506 - both loaders are safe
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise TapLocalError(f"{path} is not valid YAML: {error}") from None
-
-
-def _full(project: str, key: str) -> str:
-    return key if ":" in key else f"{project}:{key}"
 
 
 def _default(declaration: Any) -> Any:
@@ -83,4 +99,4 @@ def _default(declaration: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
