@@ -26,7 +26,7 @@ from demo.releases import Releases, calm_down  # noqa: E402
 from demo.report import Report  # noqa: E402
 from demo.web import Web  # noqa: E402
 from taplocal import access, session  # noqa: E402
-from taplocal.access import Answer  # noqa: E402
+from taplocal.access import Response  # noqa: E402
 from taplocal.console import hints  # noqa: E402
 from taplocal.errors import TapLocalError  # noqa: E402
 from taplocal.session import Session  # noqa: E402
@@ -34,7 +34,7 @@ from taplocal.session import Session  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 WAIT_SECONDS = 20
 
-Call = Callable[..., Answer]
+Call = Callable[..., Response]
 
 
 class Demonstration:
@@ -277,7 +277,7 @@ class Demonstration:
     def caller(self, token: str) -> Call:
         """Calls the API under a token; header names are written with _ for -."""
 
-        def call(method: str, path: str, body: str | None = None, **headers: str) -> Answer:
+        def call(method: str, path: str, body: str | None = None, **headers: str) -> Response:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             return access.call(self.session, method, path, token, body, **named)
 

@@ -166,7 +166,7 @@ class Files:
         self.check("four bytes by a form for three", 400, access.send(form, b"four").status)
         forged = form.json()
         forged["fields"]["key"] = "bob/x"
-        sent = access.send(access.Answer(201, {}, json.dumps(forged)), b"abc")
+        sent = access.send(access.Response(201, {}, json.dumps(forged)), b"abc")
         self.check("another key by the same form", 403, sent.status)
 
     def burst(self) -> None:
@@ -235,7 +235,7 @@ class Files:
 
     # Tools
 
-    def form(self, **wanted: Any) -> access.Answer:
+    def form(self, **wanted: Any) -> access.Response:
         """What the API answers to the wish to upload."""
         return access.call(self.session, "POST", "/files", self.token, json.dumps(wanted))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from taplocal.access import Answer
+from taplocal.access import Response
 from taplocal.errors import TapLocalError
 
 AT_ONCE = 64  # requests that may wait for their answers: seconds' worth of any rate here
@@ -17,7 +17,7 @@ AT_ONCE = 64  # requests that may wait for their answers: seconds' worth of any 
 
 @contextmanager
 def arriving(
-    request: Callable[[], Answer], per_second: float, seen: Callable[[Answer], str]
+    request: Callable[[], Response], per_second: float, seen: Callable[[Response], str]
 ) -> Iterator[Counter[str]]:
     """Sends requests until the end of the block; yields how often each outcome was `seen`.
 

@@ -16,7 +16,7 @@ from typing import Any
 from demo.load import arriving
 from demo.report import Report
 from taplocal import session
-from taplocal.access import Answer
+from taplocal.access import Response
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
 
@@ -90,7 +90,7 @@ def calm_down(cloudwatch: Any, *names: str) -> None:
 class Releases:
     """The step on one deployed environment; `request` is what arrives all the time."""
 
-    def __init__(self, opened: Session, env: str, report: Report, request: Callable[[], Answer]):
+    def __init__(self, opened: Session, env: str, report: Report, request: Callable[[], Response]):
         self.env, self.report, self.check, self.request = env, report, report.check, request
         self.alarms = opened.cloud.client("cloudwatch")
         self.names = [f"tap-stack-api-{each}-{env}" for each in ("errors", "5xx", "latency")]

@@ -21,7 +21,7 @@ CALL_SECONDS = 60
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """An HTTP answer; header names are lower-case."""
 
     status: int
@@ -44,7 +44,7 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedire
 
 def request(
     method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
-) -> Answer:
+) -> Response:
     """One HTTP request, redirects and error statuses returned as they are."""
     call = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))
     try:
@@ -55,12 +55,12 @@ def request(
         raise TapLocalError(f"{method} {url} failed: {error}") from None
     with response:
         text = response.read().decode(errors="replace")
-        return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, text)
+        return Response(response.status, {k.lower(): v for k, v in response.headers.items()}, text)
 
 
 def call(
     session: Session, method: str, path: str, token: str, body: str | None = None, **headers: str
-) -> Answer:
+) -> Response:
     """Calls the API under a token."""
     sent = {"authorization": f"Bearer {token}"} if token else {}
     if body is not None:
@@ -72,7 +72,7 @@ def call(
 
 def upload(
     session: Session, token: str, name: str, content: bytes, content_type: str, folder: str = ""
-) -> tuple[Answer, Answer]:
+) -> tuple[Response, Response]:
     """Uploads a file as a browser does: asks the API for the form, sends it to S3.
 
     Returns both answers; of S3, the API's own if that gave no form.
@@ -82,7 +82,7 @@ def upload(
     return form, send(form, content) if form.status == 201 else form
 
 
-def send(form: Answer, content: bytes) -> Answer:
+def send(form: Response, content: bytes) -> Response:
     """Sends a file to S3 with the form that the API gave."""
     from urllib3.filepost import encode_multipart_formdata
 

@@ -14,7 +14,7 @@ from typing import Any
 import rich.console
 from rich.markup import escape
 
-from taplocal.access import Answer
+from taplocal.access import Response
 from taplocal.errors import InterruptError
 from taplocal.steps import Step, Summary
 
@@ -77,7 +77,7 @@ class Console:
             shown = value if isinstance(value, str) else json.dumps(value)
             self._rich.print(f"[bold]{escape(f'{name:{width}}')}[/]  {escape(shown)}")
 
-    def answer(self, answer: Answer) -> None:
+    def answer(self, answer: Response) -> None:
         """An HTTP answer: status, headers, body."""
         colour = "green" if answer.status < 400 else "red"
         self._rich.print(f"[bold {colour}]{answer.status}[/]")

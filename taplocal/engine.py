@@ -191,9 +191,9 @@ class Deployment:
     def _clear(self, handler: Handler, old: Deployed) -> None:
         """Deletes what is there of a resource, also when its creation was not seen to end."""
         inputs = {**old.inputs, "forceDestroy": True} if self._force else old.inputs
-        identity = old.id or handler.find(self.cloud, inputs)
-        if identity:
-            handler.remove(self.cloud, identity, inputs, old.outputs)
+        resource_id = old.id or handler.find(self.cloud, inputs)
+        if resource_id:
+            handler.remove(self.cloud, resource_id, inputs, old.outputs)
 
     def _refuse_protected(self, old: Deployed) -> None:
         if old.protect:

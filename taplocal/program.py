@@ -101,14 +101,14 @@ class Monitor(mocks.MockMonitor):
             raise self.failure  # one resource has failed: begin no other
         try:
             registration = _registration(urn, request)
-            identity, outputs = self.backend.register(registration)
+            resource_id, outputs = self.backend.register(registration)
         except BaseException as error:
             self.failure = self.failure or error
             raise
         body = struct_pb2.Struct()
         body.CopyFrom(request.object)  # inputs come back as outputs, in the program's own encoding
         body.update(outputs)
-        return resource_pb2.RegisterResourceResponse(urn=urn, id=identity, object=body)
+        return resource_pb2.RegisterResourceResponse(urn=urn, id=resource_id, object=body)
 
     def RegisterResourceOutputs(self, request: Any) -> Any:
         if request.urn.split("::")[2] == STACK:

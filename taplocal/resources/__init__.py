@@ -1,4 +1,4 @@
-"""One handler for each resource type: the table that the engine looks them up in."""
+"""The handlers by resource type."""
 
 from __future__ import annotations
 
@@ -111,10 +111,10 @@ HANDLERS: dict[str, Handler] = {
 
 
 def handler_of(resource_type: str, name: str) -> Handler:
-    """The handler of a type; UnsupportedError names a type that there is none for."""
+    """The handler of a type; raises UnsupportedError if there is none."""
     if resource_type not in HANDLERS:
         raise UnsupportedError(
-            f"{name} is a {resource_type}, which the local cloud does not know; "
+            f"{name} is a {resource_type}, which the local cloud does not support; "
             "add a handler for it in taplocal/resources/"
         )
     return HANDLERS[resource_type]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, Recorded, lost_tags, tag_list
+from taplocal.resources.base import Handler, Inputs, Outputs, Recorded, removed_tags, tag_list
 
 
 class Certificate(Handler):
     uses = "domainName validationMethod tags"
     replace_on = "domainName validationMethod"
-    not_emulated = {"validationMethod": "a certificate is issued without proof"}
+    not_emulated = {"validationMethod": "a certificate is issued without validation"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         arn = cloud.client("acm").request_certificate(
@@ -17,25 +17,25 @@ class Certificate(Handler):
             ValidationMethod=inputs["validationMethod"],
             Tags=tag_list(inputs.get("tags")),
         )["CertificateArn"]
-        proof = {
-            "resourceRecordName": f"_proof.{inputs['domainName']}.",
+        record = {
+            "resourceRecordName": f"_validation.{inputs['domainName']}.",
             "resourceRecordType": "CNAME",
-            "resourceRecordValue": "_proof.acm-validations.aws.",
+            "resourceRecordValue": "_validation.acm-validations.aws.",
         }
-        return arn, {"arn": arn, "domainValidationOptions": [proof]}
+        return arn, {"arn": arn, "domainValidationOptions": [record]}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         acm = cloud.client("acm")
-        if lost := lost_tags(old, new):
-            tags = [{"Key": key} for key in lost]
-            acm.remove_tags_from_certificate(CertificateArn=identity, Tags=tags)
-        acm.add_tags_to_certificate(CertificateArn=identity, Tags=tag_list(new.get("tags")))
+        if removed := removed_tags(old, new):
+            tags = [{"Key": key} for key in removed]
+            acm.remove_tags_from_certificate(CertificateArn=resource_id, Tags=tags)
+        acm.add_tags_to_certificate(CertificateArn=resource_id, Tags=tag_list(new.get("tags")))
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("acm").delete_certificate(CertificateArn=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("acm").delete_certificate(CertificateArn=resource_id)
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         found = cloud.client("acm").list_certificates()["CertificateSummaryList"]
@@ -53,4 +53,4 @@ class CertificateValidation(Recorded):
 
 class Record(Recorded):
     uses = "zoneId name type records ttl"
-    not_emulated = {"records": "no name is looked up"}
+    not_emulated = {"records": "DNS names are not resolved"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, pascal
+from taplocal.resources.base import Handler, Inputs, Outputs, given, pascal, removed_tags
 
 
 class Api(Handler):
@@ -27,60 +27,59 @@ class Api(Handler):
         }
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         api = cloud.client("apigatewayv2")
-        api.update_api(ApiId=identity, **_api(new))
+        api.update_api(ApiId=resource_id, **_api(new))
         if old.get("corsConfiguration") and not new.get("corsConfiguration"):
-            api.delete_cors_configuration(ApiId=identity)
-        if lost := lost_tags(old, new):
-            api.untag_resource(ResourceArn=outputs["arn"], TagKeys=lost)
+            api.delete_cors_configuration(ApiId=resource_id)
+        if removed := removed_tags(old, new):
+            api.untag_resource(ResourceArn=outputs["arn"], TagKeys=removed)
         api.tag_resource(ResourceArn=outputs["arn"], Tags=new.get("tags") or {})
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("apigatewayv2").delete_api(ApiId=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("apigatewayv2").delete_api(ApiId=resource_id)
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         apis = cloud.client("apigatewayv2").get_apis()["Items"]
         return next((api["ApiId"] for api in apis if api["Name"] == inputs["name"]), None)
 
 
-class Part(Handler):
-    """What belongs to an API: made, changed and found in the same way."""
+class ApiPart(Handler):
+    """A resource that belongs to an API."""
 
-    noun = ""  # as in create_<noun> and <Noun>Id
-    listed = ""  # as in get_<listed>
+    noun = ""  # as in create_<noun>, get_<noun>s and <Noun>Id
     replace_on = "apiId"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         made = getattr(cloud.client("apigatewayv2"), f"create_{self.noun}")(
-            ApiId=inputs["apiId"], **self.call(inputs)
+            ApiId=inputs["apiId"], **self.arguments(inputs)
         )
         return made[self._key()], {}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         change = getattr(cloud.client("apigatewayv2"), f"update_{self.noun}")
-        change(ApiId=new["apiId"], **{self._key(): identity}, **self.call(new))
+        change(ApiId=new["apiId"], **{self._key(): resource_id}, **self.arguments(new))
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         remove = getattr(cloud.client("apigatewayv2"), f"delete_{self.noun}")
-        remove(ApiId=inputs["apiId"], **{self._key(): identity})
+        remove(ApiId=inputs["apiId"], **{self._key(): resource_id})
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        parts = getattr(cloud.client("apigatewayv2"), f"get_{self.listed}")(ApiId=inputs["apiId"])[
+        parts = getattr(cloud.client("apigatewayv2"), f"get_{self.noun}s")(ApiId=inputs["apiId"])[
             "Items"
         ]
-        wanted = self.call(inputs)
+        wanted = self.arguments(inputs)
         same = (
             part for part in parts if all(part.get(key) == value for key, value in wanted.items())
         )
         return next((part[self._key()] for part in same), None)
 
-    def call(self, inputs: Inputs) -> dict[str, Any]:
+    def arguments(self, inputs: Inputs) -> dict[str, Any]:
         """The arguments of the API call."""
         raise NotImplementedError
 
@@ -88,11 +87,11 @@ class Part(Handler):
         return f"{self.noun.capitalize()}Id"
 
 
-class Authorizer(Part):
-    noun, listed = "authorizer", "authorizers"
+class Authorizer(ApiPart):
+    noun = "authorizer"
     uses = "name apiId authorizerType identitySources jwtConfiguration"
 
-    def call(self, inputs: Inputs) -> dict[str, Any]:
+    def arguments(self, inputs: Inputs) -> dict[str, Any]:
         jwt = inputs["jwtConfiguration"]
         return {
             "Name": inputs["name"],
@@ -102,13 +101,13 @@ class Authorizer(Part):
         }
 
 
-class Integration(Part):
-    noun, listed = "integration", "integrations"
+class Integration(ApiPart):
+    noun = "integration"
     uses = """apiId integrationType integrationMethod integrationUri payloadFormatVersion
         timeoutMilliseconds"""
     not_emulated = {"timeoutMilliseconds": "a slow function is waited for"}
 
-    def call(self, inputs: Inputs) -> dict[str, Any]:
+    def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return {
             "IntegrationType": inputs["integrationType"],
             "IntegrationMethod": inputs["integrationMethod"],
@@ -118,11 +117,11 @@ class Integration(Part):
         }
 
 
-class Route(Part):
-    noun, listed = "route", "routes"
+class Route(ApiPart):
+    noun = "route"
     uses = "apiId routeKey target authorizationType authorizerId authorizationScopes"
 
-    def call(self, inputs: Inputs) -> dict[str, Any]:
+    def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return given(
             RouteKey=inputs["routeKey"],
             Target=inputs["target"],
@@ -145,13 +144,13 @@ class Stage(Handler):
         return inputs["name"], {}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         cloud.client("apigatewayv2").update_stage(**_stage(new))
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("apigatewayv2").delete_stage(ApiId=inputs["apiId"], StageName=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("apigatewayv2").delete_stage(ApiId=inputs["apiId"], StageName=resource_id)
 
 
 def _api(inputs: Inputs) -> dict[str, Any]:

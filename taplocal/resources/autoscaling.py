@@ -1,4 +1,4 @@
-"""Auto Scaling groups, and Application Auto Scaling, of which the emulator knows nothing."""
+"""Auto Scaling groups, and Application Auto Scaling; the emulator does not have the latter."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Group(Handler):
         enabledMetrics metricsGranularity serviceLinkedRoleArn tags"""
     replace_on = "name"
     not_emulated = {
-        "mixedInstancesPolicy": "its instances are records: none runs",
-        "instanceRefresh": "its instances are records: none is replaced",
+        "mixedInstancesPolicy": "no instance runs",
+        "instanceRefresh": "no instance is replaced",
         "healthCheckType": "nothing is checked",
         "enabledMetrics": "nothing is measured",
     }
@@ -38,16 +38,16 @@ class Group(Handler):
         return name, {"arn": arn}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         arguments = self._arguments(new)
         arguments.pop("Tags"), arguments.pop("TargetGroupARNs", None)
         cloud.client("autoscaling").update_auto_scaling_group(**arguments)
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("autoscaling").delete_auto_scaling_group(
-            AutoScalingGroupName=identity, ForceDelete=True
+            AutoScalingGroupName=resource_id, ForceDelete=True
         )
 
     @staticmethod
@@ -92,9 +92,9 @@ class GroupPolicy(Handler):
         )
         return inputs["name"], {"arn": made["PolicyARN"]}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("autoscaling").delete_policy(
-            AutoScalingGroupName=inputs["autoscalingGroupName"], PolicyName=identity
+            AutoScalingGroupName=inputs["autoscalingGroupName"], PolicyName=resource_id
         )
 
 
@@ -115,9 +115,9 @@ class Schedule(Handler):
         )
         return inputs["scheduledActionName"], {}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("autoscaling").delete_scheduled_action(
-            AutoScalingGroupName=inputs["autoscalingGroupName"], ScheduledActionName=identity
+            AutoScalingGroupName=inputs["autoscalingGroupName"], ScheduledActionName=resource_id
         )
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:

@@ -1,4 +1,4 @@
-"""Lambda: functions, aliases, permissions, retry settings, invocations; `lambda` is a keyword."""
+"""Lambda: functions, aliases, permissions, retry settings, invocations."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from taplocal.cloud import Cloud
 from taplocal.errors import TapLocalError
-from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, pascal
+from taplocal.resources.base import Handler, Inputs, Outputs, given, pascal, removed_tags
 
-CALL_SECONDS = 0.05  # what a look at the alarms may take of the time between two of them
-TIME_SCALE = 1_000  # a release that watches its alarms for five minutes takes 0.3 seconds
+CALL_SECONDS = 0.05  # of a sleep, at most, is taken off for the calls between two sleeps
+TIME_SCALE = 1_000  # a release with a bake time of five minutes takes 0.3 seconds
 
 
 class Function(Handler):
@@ -25,12 +25,12 @@ class Function(Handler):
         reservedConcurrentExecutions tags"""
     replace_on = "name"
     not_emulated = {
-        "runtime": "runs on the Python of this machine",
-        "architectures": "runs on the processor of this machine",
-        "memorySize": "not a limit here",
+        "runtime": "the function runs on the Python of this machine",
+        "architectures": "the function runs on the processor of this machine",
+        "memorySize": "memory is not limited",
         "kmsKeyArn": "the environment is stored unencrypted",
-        "tracingConfig": "no traces are kept",
-        "loggingConfig.logFormat": "lines of the runtime itself are plain text",
+        "tracingConfig": "no traces are recorded",
+        "loggingConfig.logFormat": "the log lines of the runtime itself are plain text",
     }
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -45,28 +45,32 @@ class Function(Handler):
         return inputs["name"], _outputs(made)
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         functions = cloud.client("lambda")
         if _configuration(old) != _configuration(new):
             functions.update_function_configuration(**_configuration(new))
         if (old["code"], old.get("architectures")) != (new["code"], new.get("architectures")):
             functions.update_function_code(
-                FunctionName=identity,
+                FunctionName=resource_id,
                 ZipFile=zipped(new["code"]),
                 **given(Architectures=new.get("architectures")),
             )
         self._reserve(cloud, new)
         arn = outputs["arn"]
-        if lost := lost_tags(old, new):
-            functions.untag_resource(Resource=arn, TagKeys=lost)
+        if removed := removed_tags(old, new):
+            functions.untag_resource(Resource=arn, TagKeys=removed)
         functions.tag_resource(Resource=arn, Tags=new.get("tags") or {})
         if not new.get("publish"):
             return outputs
-        return {**outputs, **_outputs(functions.publish_version(FunctionName=identity)), "arn": arn}
+        return {
+            **outputs,
+            **_outputs(functions.publish_version(FunctionName=resource_id)),
+            "arn": arn,
+        }
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("lambda").delete_function(FunctionName=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("lambda").delete_function(FunctionName=resource_id)
 
     @staticmethod
     def _reserve(cloud: Cloud, inputs: Inputs) -> None:
@@ -88,19 +92,19 @@ class Alias(Handler):
         return arn, {"arn": arn, "invokeArn": invoke_arn(cloud, arn)}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         cloud.client("lambda").update_alias(**_alias(new))
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("lambda").delete_alias(
             FunctionName=inputs["functionName"], Name=inputs["name"]
         )
 
 
 class Rollout(Handler):
-    """The program's own resource: its provider, which the engine would run, runs here."""
+    """The program's dynamic resource; its provider runs in this process."""
 
     uses = "function alias version smoke percent seconds alarms keep __provider"
     replace_on = "function"
@@ -121,8 +125,8 @@ class Rollout(Handler):
             raise TapLocalError(str(error)) from error
         return made.id, {}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        """The alias goes by itself."""
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        """Nothing to delete: the alias is a resource of its own."""
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         return None
@@ -131,30 +135,30 @@ class Rollout(Handler):
 class ProvisionedConcurrency(Handler):
     uses = "functionName qualifier provisionedConcurrentExecutions"
     replace_on = "functionName qualifier"
-    not_emulated = {"provisionedConcurrentExecutions": "nothing is kept warm"}
+    not_emulated = {"provisionedConcurrentExecutions": "no environment is initialized in advance"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cloud.client("lambda").put_provisioned_concurrency_config(
             ProvisionedConcurrentExecutions=inputs["provisionedConcurrentExecutions"],
-            **self._place(inputs),
+            **self._qualified(inputs),
         )
         return f"{inputs['functionName']},{inputs['qualifier']}", {}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("lambda").delete_provisioned_concurrency_config(**self._place(inputs))
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("lambda").delete_provisioned_concurrency_config(**self._qualified(inputs))
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         return f"{inputs['functionName']},{inputs['qualifier']}"
 
     @staticmethod
-    def _place(inputs: Inputs) -> dict[str, str]:
+    def _qualified(inputs: Inputs) -> dict[str, str]:
         return {"FunctionName": inputs["functionName"], "Qualifier": inputs["qualifier"]}
 
 
 class Permission(Handler):
     uses = "statementId action principal function qualifier sourceArn sourceAccount"
     replace_on = uses
-    not_emulated = {"principal": "functions are called without asking for permission"}
+    not_emulated = {"principal": "resource policies of functions are not evaluated"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cloud.client("lambda").add_permission(
@@ -170,10 +174,10 @@ class Permission(Handler):
         )
         return inputs["statementId"], {}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("lambda").remove_permission(
             FunctionName=inputs["function"],
-            StatementId=identity,
+            StatementId=resource_id,
             **given(Qualifier=inputs.get("qualifier")),
         )
 
@@ -185,10 +189,10 @@ class EventInvokeConfig(Handler):
     uses = """functionName qualifier maximumRetryAttempts maximumEventAgeInSeconds
         destinationConfig.onFailure.destination"""
     replace_on = "functionName qualifier"
-    not_emulated = {"qualifier": "adapted: what is set on an alias is set on the function too"}
+    not_emulated = {"qualifier": "adapted: the settings of an alias apply to the whole function"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        for qualifier in self._places(inputs):
+        for qualifier in self._qualifiers(inputs):
             cloud.client("lambda").put_function_event_invoke_config(
                 FunctionName=inputs["functionName"],
                 MaximumRetryAttempts=inputs["maximumRetryAttempts"],
@@ -198,15 +202,15 @@ class EventInvokeConfig(Handler):
             )
         return f"{inputs['functionName']}:{inputs['qualifier']}", {}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        for qualifier in self._places(inputs):
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        for qualifier in self._qualifiers(inputs):
             cloud.client("lambda").delete_function_event_invoke_config(
                 FunctionName=inputs["functionName"], **qualifier
             )
 
     @staticmethod
-    def _places(inputs: Inputs) -> list[dict[str, str]]:
-        """The alias, as on AWS, and the function itself, where the emulator looks."""
+    def _qualifiers(inputs: Inputs) -> list[dict[str, str]]:
+        """The alias, as on AWS, and the function itself, which the emulator uses."""
         return [{}, {"Qualifier": inputs["qualifier"]}]
 
 
@@ -215,22 +219,22 @@ class Invocation(Handler):
     replace_on = "functionName qualifier input"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        answer = cloud.client("lambda").invoke(
+        response = cloud.client("lambda").invoke(
             FunctionName=inputs["functionName"],
             Qualifier=inputs["qualifier"],
             Payload=inputs["input"].encode(),
         )
-        result = answer["Payload"].read().decode()
-        if "FunctionError" in answer:
+        result = response["Payload"].read().decode()
+        if "FunctionError" in response:
             raise TapLocalError(f"the invocation of {inputs['functionName']} failed: {result}")
         return f"{inputs['functionName']}_{inputs['qualifier']}", {"result": result}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        """What is done is done."""
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        """Nothing to delete: an invocation has happened."""
 
 
 def quick_sleep() -> Callable[[float], None]:
-    """A sleep that is TIME_SCALE times as short, less what a call since the last one has taken."""
+    """A sleep that is TIME_SCALE times shorter, less the time of the calls since the last one."""
     due = 0.0
 
     def sleep(seconds: float) -> None:
@@ -242,12 +246,12 @@ def quick_sleep() -> Callable[[float], None]:
 
 
 def invoke_arn(cloud: Cloud, arn: str) -> str:
-    """What API Gateway calls a function by."""
+    """The ARN by which API Gateway invokes a function."""
     return f"arn:aws:apigateway:{cloud.region}:lambda:path/2015-03-31/functions/{arn}/invocations"
 
 
 def zipped(files: Mapping[str, str]) -> bytes:
-    """A deployment package, the same bytes for the same files."""
+    """A deployment package; the same files give the same bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in sorted(files.items()):

@@ -1,4 +1,4 @@
-"""What every handler is: the inputs it uses, how the resource is made, changed, removed."""
+"""The base of the handlers: the inputs of a resource type, and its create, update and delete."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from taplocal.errors import UnsupportedError
 Inputs = Mapping[str, Any]
 Outputs = dict[str, Any]
 
-#: Error codes that mean that a thing is not there (any more).
-GONE = {
+#: Error codes of a resource that does not exist.
+NOT_FOUND_CODES = {
     "404",
     "NoSuchBucket",
     "NoSuchEntity",
@@ -31,10 +31,10 @@ GONE = {
 class Handler:
     """One resource type.
 
-    `uses` names the inputs that take effect here, as dotted paths; a path covers all below it. What
-    stands in `not_emulated` is taken as well, and reported with its reason: the emulator does
-    nothing with it. Any other input is refused. A change of an input in `replace_on` makes a new
-    resource, as on AWS; one in `ignored` is no change.
+    `uses` lists the inputs that the emulator supports, as dotted paths; a path includes everything
+    below it. `not_emulated` maps inputs without effect to the reason, which `up` reports. Any other
+    input is an UnsupportedError. A change of an input in `replace_on` replaces the resource, as on
+    AWS; a change of one in `ignored` is no change.
     """
 
     uses = ""
@@ -43,39 +43,39 @@ class Handler:
     not_emulated: Mapping[str, str] = {}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        """Makes the resource; returns its id and what AWS computes."""
+        """Creates the resource; returns its id and the outputs that AWS computes."""
         raise NotImplementedError
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
-        """Changes it in place. As it stands: for types whose creation overwrites."""
+        """Updates it in place; by default by `create`, for types whose creation overwrites."""
         return self.create(cloud, new)[1]
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        """Removes it."""
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        """Deletes it."""
         raise NotImplementedError
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        """The id of one that an interrupted run may have made; as it stands: its name."""
+        """The id of a resource that an interrupted run may have created; by default its name."""
         name = inputs.get("name")
         return name if isinstance(name, str) else None
 
     def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
-        """What of these inputs has no effect here, and why."""
+        """The inputs that have no effect on the emulator, each with the reason."""
         paths = set(flatten(inputs))
         return [
             (path, why)
             for path, why in self.not_emulated.items()
-            if any(_covers(path, each) for each in paths)
+            if any(_includes(path, each) for each in paths)
         ]
 
-    def remove(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        """Deletes it, or finds it gone."""
+    def remove(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        """Deletes it; no error if it does not exist."""
         try:
-            self.delete(cloud, identity, inputs, outputs)
+            self.delete(cloud, resource_id, inputs, outputs)
         except ClientError as error:
-            if error.response["Error"]["Code"] not in GONE:
+            if error.response["Error"]["Code"] not in NOT_FOUND_CODES:
                 raise
 
     def replaces(self) -> set[str]:
@@ -83,25 +83,25 @@ class Handler:
         return set(self.replace_on.split())
 
     def check(self, name: str, inputs: Inputs) -> None:
-        """Raises UnsupportedError for an input that is neither used nor known to have no effect."""
+        """Raises UnsupportedError for an input that is in neither `uses` nor `not_emulated`."""
         known = [*self.uses.split(), *self.not_emulated]
         if unknown := sorted(
-            path for path in flatten(inputs) if not any(_covers(each, path) for each in known)
+            path for path in flatten(inputs) if not any(_includes(each, path) for each in known)
         ):
             raise UnsupportedError(
-                f"{name}: the local cloud does not know the input {unknown[0]} of "
+                f"{name}: the local cloud does not support the input {unknown[0]} of "
                 f"{type(self).__name__}; add it to {type(self).__module__.replace('.', '/')}.py"
             )
 
 
 class Recorded(Handler):
-    """A resource that the emulator lacks: it is kept in the state, and `up` says so."""
+    """A resource that the emulator does not have: only the state has it, and `up` reports that."""
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         return str(inputs.get("name") or inputs.get("resourceId")), {}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        """There is nothing."""
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        """Nothing to delete."""
 
 
 def flatten(value: Any, path: str = "") -> Iterator[str]:
@@ -117,12 +117,12 @@ def flatten(value: Any, path: str = "") -> Iterator[str]:
         yield from flatten(each, below)
 
 
-def _covers(known: str, path: str) -> bool:
+def _includes(known: str, path: str) -> bool:
     return path == known or path.startswith(f"{known}.")
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """Arguments of an API call without those that are absent."""
+    """The arguments that are not None."""
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -136,10 +136,10 @@ def pascal(value: Any) -> Any:
 def tag_list(
     tags: Mapping[str, str] | None, key: str = "Key", value: str = "Value"
 ) -> list[dict[str, str]]:
-    """Tags in the list form of many APIs."""
+    """Tags as a list, as many APIs take them."""
     return [{key: name, value: text} for name, text in sorted((tags or {}).items())]
 
 
-def lost_tags(old: Inputs, new: Inputs) -> list[str]:
-    """The keys of tags that are to be removed."""
+def removed_tags(old: Inputs, new: Inputs) -> list[str]:
+    """The keys of the tags to remove."""
     return sorted((old.get("tags") or {}).keys() - (new.get("tags") or {}).keys())

@@ -1,4 +1,4 @@
-"""Budgets."""
+"""AWS Budgets: budgets and their notifications."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from taplocal.resources.base import Handler, Inputs, Outputs
 class Budget(Handler):
     uses = """name budgetType limitAmount limitUnit timeUnit costFilters notifications tags"""
     replace_on = "name"
-    not_emulated = {"notifications": "spend is always 0, so nothing is ever published"}
+    not_emulated = {"notifications": "the cost is always 0, so no notification is published"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cloud.client("budgets").create_budget(
@@ -24,13 +24,13 @@ class Budget(Handler):
         return inputs["name"], {"arn": f"arn:aws:budgets::{cloud.account}:budget/{inputs['name']}"}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
-        self.delete(cloud, identity, old, outputs)
+        self.delete(cloud, resource_id, old, outputs)
         return self.create(cloud, new)[1]
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("budgets").delete_budget(AccountId=cloud.account, BudgetName=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("budgets").delete_budget(AccountId=cloud.account, BudgetName=resource_id)
 
 
 def _budget(inputs: Inputs) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, tag_list
+from taplocal.resources.base import Handler, Inputs, Outputs, given, removed_tags, tag_list
 
 
 class LogGroup(Handler):
@@ -20,34 +20,31 @@ class LogGroup(Handler):
         return name, {"arn": cloud.arn("logs", f"log-group:{name}")}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         logs = cloud.client("logs")
         if days := new.get("retentionInDays"):
-            logs.put_retention_policy(logGroupName=identity, retentionInDays=days)
+            logs.put_retention_policy(logGroupName=resource_id, retentionInDays=days)
         else:
-            logs.delete_retention_policy(logGroupName=identity)
+            logs.delete_retention_policy(logGroupName=resource_id)
         if new.get("kmsKeyId") and new.get("kmsKeyId") != old.get("kmsKeyId"):
-            logs.associate_kms_key(logGroupName=identity, kmsKeyId=new["kmsKeyId"])
-        if lost := lost_tags(old, new):
-            logs.untag_resource(resourceArn=outputs["arn"], tagKeys=lost)
+            logs.associate_kms_key(logGroupName=resource_id, kmsKeyId=new["kmsKeyId"])
+        if removed := removed_tags(old, new):
+            logs.untag_resource(resourceArn=outputs["arn"], tagKeys=removed)
         if new.get("tags"):
             logs.tag_resource(resourceArn=outputs["arn"], tags=new["tags"])
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("logs").delete_log_group(logGroupName=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("logs").delete_log_group(logGroupName=resource_id)
 
 
 class MetricAlarm(Handler):
     uses = """name alarmDescription namespace metricName dimensions statistic extendedStatistic
-        comparisonOperator threshold period evaluationPeriods alarmActions okActions tags"""
+        comparisonOperator threshold period evaluationPeriods datapointsToAlarm alarmActions okActions
+        tags"""
     replace_on = "name"
-    not_emulated = {
-        "dimensions": "the evaluator joins all dimensions of a metric",
-        "datapointsToAlarm": "the evaluator looks at all periods at once",
-        "treatMissingData": "without data an alarm keeps its state",
-    }
+    not_emulated = {"treatMissingData": "missing data is always treated as notBreaching"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         name = inputs["name"]
@@ -73,8 +70,8 @@ class MetricAlarm(Handler):
         )
         return name, {"arn": cloud.arn("cloudwatch", f"alarm:{name}")}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("cloudwatch").delete_alarms(AlarmNames=[identity])
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("cloudwatch").delete_alarms(AlarmNames=[resource_id])
 
 
 class Dashboard(Handler):
@@ -88,8 +85,8 @@ class Dashboard(Handler):
         )
         return name, {"dashboardArn": f"arn:aws:cloudwatch::{cloud.account}:dashboard/{name}"}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("cloudwatch").delete_dashboards(DashboardNames=[identity])
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("cloudwatch").delete_dashboards(DashboardNames=[resource_id])
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         return str(inputs["dashboardName"])
@@ -99,14 +96,14 @@ class LogMetricFilter(Handler):
     uses = """name logGroupName pattern metricTransformation.namespace metricTransformation.name
         metricTransformation.value"""
     replace_on = "name logGroupName"
-    not_emulated = {"metricTransformation": "nothing is counted"}
+    not_emulated = {"metricTransformation": "the log is not counted"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        counted = inputs["metricTransformation"]
+        source = inputs["metricTransformation"]
         transformation = {
-            "metricNamespace": counted["namespace"],
-            "metricName": counted["name"],
-            "metricValue": counted["value"],
+            "metricNamespace": source["namespace"],
+            "metricName": source["name"],
+            "metricValue": source["value"],
         }
         cloud.client("logs").put_metric_filter(
             logGroupName=inputs["logGroupName"],
@@ -116,7 +113,7 @@ class LogMetricFilter(Handler):
         )
         return inputs["name"], {}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("logs").delete_metric_filter(
-            logGroupName=inputs["logGroupName"], filterName=identity
+            logGroupName=inputs["logGroupName"], filterName=resource_id
         )

@@ -14,7 +14,7 @@ class UserPool(Handler):
         accountRecoverySetting deletionProtection userPoolTier tags"""
     replace_on = "name usernameAttributes usernameConfiguration"
     not_emulated = {
-        "accountRecoverySetting": "nobody is sent a code",
+        "accountRecoverySetting": "no code is sent",
         "deletionProtection": "the pool can be deleted",
         "userPoolAddOns": "there is no threat protection",
     }
@@ -34,10 +34,10 @@ class UserPool(Handler):
         return pool["Id"], {"arn": pool["Arn"], "endpoint": endpoint}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
-        cloud.client("cognito-idp").update_user_pool(UserPoolId=identity, **_pool(new))
-        self._mfa(cloud, identity, new)
+        cloud.client("cognito-idp").update_user_pool(UserPoolId=resource_id, **_pool(new))
+        self._mfa(cloud, resource_id, new)
         return outputs
 
     @staticmethod
@@ -49,8 +49,8 @@ class UserPool(Handler):
             **given(SoftwareTokenMfaConfiguration=pascal(token)),
         )
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("cognito-idp").delete_user_pool(UserPoolId=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("cognito-idp").delete_user_pool(UserPoolId=resource_id)
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         pools = cloud.client("cognito-idp").list_user_pools(MaxResults=60)["UserPools"]
@@ -66,7 +66,7 @@ class ResourceServer(Handler):
         return inputs["identifier"], self._outputs(inputs)
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         cloud.client("cognito-idp").update_resource_server(**_server(new))
         return self._outputs(new)
@@ -79,9 +79,9 @@ class ResourceServer(Handler):
             ]
         }
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("cognito-idp").delete_resource_server(
-            UserPoolId=inputs["userPoolId"], Identifier=identity
+            UserPoolId=inputs["userPoolId"], Identifier=resource_id
         )
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
@@ -102,14 +102,14 @@ class UserPoolClient(Handler):
         return made["ClientId"], {}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
-        cloud.client("cognito-idp").update_user_pool_client(ClientId=identity, **_client(new))
+        cloud.client("cognito-idp").update_user_pool_client(ClientId=resource_id, **_client(new))
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("cognito-idp").delete_user_pool_client(
-            UserPoolId=inputs["userPoolId"], ClientId=identity
+            UserPoolId=inputs["userPoolId"], ClientId=resource_id
         )
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
@@ -124,7 +124,7 @@ class UserPoolDomain(Handler):
     uses = "domain userPoolId"
     replace_on = "domain userPoolId"
     not_emulated = {
-        "domain": "sign-in and tokens are at the emulator's own address: `python -m taplocal token`"
+        "domain": "sign-in and tokens are on the emulator's own URL: `python -m taplocal token`"
     }
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -133,9 +133,9 @@ class UserPoolDomain(Handler):
         )
         return inputs["domain"], {}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("cognito-idp").delete_user_pool_domain(
-            Domain=identity, UserPoolId=inputs["userPoolId"]
+            Domain=resource_id, UserPoolId=inputs["userPoolId"]
         )
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:

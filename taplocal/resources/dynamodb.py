@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, pascal, tag_list
+from taplocal.resources.base import Handler, Inputs, Outputs, given, pascal, removed_tags, tag_list
 
 
 class Table(Handler):
@@ -36,44 +36,48 @@ class Table(Handler):
         dynamodb.get_waiter("table_exists").wait(
             TableName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 30}
         )
-        self._follow(cloud, inputs)
+        self._update_extras(cloud, inputs)
         return name, {"arn": table["TableArn"]}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         dynamodb = cloud.client("dynamodb")
         if _settings(old) != _settings(new):
-            dynamodb.update_table(TableName=identity, **_settings(new))
+            dynamodb.update_table(TableName=resource_id, **_settings(new))
         before, after = (
             {each["name"]: each for each in side.get("globalSecondaryIndexes", [])}
             for side in (old, new)
         )
         for name, index in after.items():
-            if name in before and before[name] != index and _same_but_capacity(before[name], index):
+            if (
+                name in before
+                and before[name] != index
+                and _differs_in_capacity_only(before[name], index)
+            ):
                 change = [{"Update": {"IndexName": name, **_capacity(index)}}]
-                dynamodb.update_table(TableName=identity, GlobalSecondaryIndexUpdates=change)
+                dynamodb.update_table(TableName=resource_id, GlobalSecondaryIndexUpdates=change)
                 before[name] = index
         for name in [name for name, index in before.items() if after.get(name) != index]:
             dynamodb.update_table(
-                TableName=identity, GlobalSecondaryIndexUpdates=[{"Delete": {"IndexName": name}}]
+                TableName=resource_id, GlobalSecondaryIndexUpdates=[{"Delete": {"IndexName": name}}]
             )
         for index in [index for name, index in after.items() if before.get(name) != index]:
             change = [{"Create": _index(index)}]
             dynamodb.update_table(
-                TableName=identity,
+                TableName=resource_id,
                 AttributeDefinitions=_attributes(new),
                 GlobalSecondaryIndexUpdates=change,
             )
-        self._follow(cloud, new, old)
-        if lost := lost_tags(old, new):
-            dynamodb.untag_resource(ResourceArn=outputs["arn"], TagKeys=lost)
+        self._update_extras(cloud, new, old)
+        if removed := removed_tags(old, new):
+            dynamodb.untag_resource(ResourceArn=outputs["arn"], TagKeys=removed)
         dynamodb.tag_resource(ResourceArn=outputs["arn"], Tags=tag_list(new.get("tags")))
         return outputs
 
     @staticmethod
-    def _follow(cloud: Cloud, inputs: Inputs, old: Mapping[str, Any] | None = None) -> None:
-        """What has an API call of its own: time to live and point-in-time recovery."""
+    def _update_extras(cloud: Cloud, inputs: Inputs, old: Mapping[str, Any] | None = None) -> None:
+        """Sets what has an API operation of its own: time to live and point-in-time recovery."""
         dynamodb, before = cloud.client("dynamodb"), old or {}
         ttl, recovery = inputs.get("ttl"), inputs.get("pointInTimeRecovery")
         if ttl and ttl != before.get("ttl"):
@@ -86,11 +90,11 @@ class Table(Handler):
                 TableName=inputs["name"], PointInTimeRecoverySpecification=specification
             )
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         dynamodb = cloud.client("dynamodb")
         if inputs.get("deletionProtectionEnabled"):
-            dynamodb.update_table(TableName=identity, DeletionProtectionEnabled=False)
-        dynamodb.delete_table(TableName=identity)
+            dynamodb.update_table(TableName=resource_id, DeletionProtectionEnabled=False)
+        dynamodb.delete_table(TableName=resource_id)
 
 
 def _attributes(inputs: Inputs) -> list[dict[str, str]]:
@@ -100,7 +104,7 @@ def _attributes(inputs: Inputs) -> list[dict[str, str]]:
     ]
 
 
-def _same_but_capacity(old: Inputs, new: Inputs) -> bool:
+def _differs_in_capacity_only(old: Inputs, new: Inputs) -> bool:
     return all(
         old.get(key) == new.get(key)
         for key in old.keys() | new.keys()
@@ -118,7 +122,7 @@ def _index(index: Inputs) -> dict[str, Any]:
 
 
 def _capacity(inputs: Inputs) -> dict[str, Any]:
-    """What is provisioned; nothing is, on demand."""
+    """The provisioned throughput; nothing if the table is on demand."""
     read, write = inputs.get("readCapacity"), inputs.get("writeCapacity")
     units = {"ReadCapacityUnits": read, "WriteCapacityUnits": write}
     return {"ProvisionedThroughput": units} if read else {}

@@ -11,105 +11,108 @@ from taplocal.resources.base import (
     Outputs,
     Recorded,
     given,
-    lost_tags,
     pascal,
+    removed_tags,
     tag_list,
 )
 
 
-class Made(Handler):
-    """A thing of EC2, made by one call and known by its id; only its tags change in place."""
+class Ec2Resource(Handler):
+    """A resource of EC2 that one call creates; only its tags are updated in place."""
 
-    make = end = ""  # the operations
-    kind = ""  # of tags, and what an ARN says
-    answer = ""  # where the answer has it
-    identity = ""  # what its id is called
+    noun = ""  # as in create_<noun>
+    create_verb, delete_verb = "create", "delete"
+    resource_type = ""  # in tag specifications and ARNs; by default the noun with hyphens
+    id_key = ""  # in requests and responses; by default <Noun>Id
+
+    def __init__(self) -> None:
+        self.response_key = "".join(map(str.capitalize, self.noun.split("_")))
+        self.resource_type = self.resource_type or self.noun.replace("_", "-")
+        self.id_key = self.id_key or f"{self.response_key}Id"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
-        """What the first operation takes."""
+        """The arguments of the create operation."""
         raise NotImplementedError
 
     def computed(self, cloud: Cloud, made: dict[str, Any]) -> Outputs:
-        """What AWS computes, beside the ARN."""
+        """The outputs that AWS computes, except the ARN."""
         return {}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        tags = [{"ResourceType": self.kind, "Tags": tag_list(inputs.get("tags"))}]
+        tags = [{"ResourceType": self.resource_type, "Tags": tag_list(inputs.get("tags"))}]
         given_tags = {"TagSpecifications": tags} if "tags" in inputs else {}
-        operation = getattr(cloud.client("ec2"), self.make)
-        made = operation(**self.arguments(inputs), **given_tags)
-        made = made[self.answer] if self.answer else made
-        identity = str(made[self.identity])
-        arn = cloud.arn("ec2", f"{self.kind}/{identity}")
-        return identity, {"arn": arn, **self.computed(cloud, made)}
+        operation = getattr(cloud.client("ec2"), f"{self.create_verb}_{self.noun}")
+        response = operation(**self.arguments(inputs), **given_tags)
+        made = response.get(self.response_key, response)
+        resource_id = str(made[self.id_key])
+        arn = cloud.arn("ec2", f"{self.resource_type}/{resource_id}")
+        return resource_id, {"arn": arn, **self.computed(cloud, made)}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         ec2 = cloud.client("ec2")
-        if lost := lost_tags(old, new):
-            ec2.delete_tags(Resources=[identity], Tags=[{"Key": key} for key in lost])
-        ec2.create_tags(Resources=[identity], Tags=tag_list(new.get("tags")))
+        if removed := removed_tags(old, new):
+            ec2.delete_tags(Resources=[resource_id], Tags=[{"Key": key} for key in removed])
+        ec2.create_tags(Resources=[resource_id], Tags=tag_list(new.get("tags")))
         return outputs
 
     def replaces(self) -> set[str]:
         return {each.partition(".")[0] for each in self.uses.split()} - {"tags"}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        getattr(cloud.client("ec2"), self.end)(**{self.identity: identity})
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        operation = getattr(cloud.client("ec2"), f"{self.delete_verb}_{self.noun}")
+        operation(**{self.id_key: resource_id})
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         name = inputs.get("tags", {}).get("Name")
-        filters = {"key": "Name", "value": name, "resource-type": self.kind}
+        filters = {"key": "Name", "value": name, "resource-type": self.resource_type}
         found = cloud.client("ec2").describe_tags(
             Filters=[{"Name": key, "Values": [value]} for key, value in filters.items()]
         )["Tags"]
         return found[0]["ResourceId"] if found else None
 
 
-class Vpc(Made):
+class Vpc(Ec2Resource):
     uses = "cidrBlock enableDnsSupport enableDnsHostnames tags"
-    make, end, kind, answer, identity = "create_vpc", "delete_vpc", "vpc", "Vpc", "VpcId"
+    noun = "vpc"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return {"CidrBlock": inputs["cidrBlock"]}
 
 
-class Subnet(Made):
+class Subnet(Ec2Resource):
     uses = "vpcId cidrBlock availabilityZone mapPublicIpOnLaunch tags"
-    make, end, kind = "create_subnet", "delete_subnet", "subnet"
-    answer, identity = "Subnet", "SubnetId"
+    noun = "subnet"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return pascal({key: inputs[key] for key in ("vpcId", "cidrBlock", "availabilityZone")})  # type: ignore[no-any-return]
 
 
-class InternetGateway(Made):
+class InternetGateway(Ec2Resource):
     uses = "vpcId tags"
-    make, end, kind = "create_internet_gateway", "delete_internet_gateway", "internet-gateway"
-    answer, identity = "InternetGateway", "InternetGatewayId"
+    noun = "internet_gateway"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return {}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        identity, outputs = super().create(cloud, inputs)
+        resource_id, outputs = super().create(cloud, inputs)
         cloud.client("ec2").attach_internet_gateway(
-            InternetGatewayId=identity, VpcId=inputs["vpcId"]
+            InternetGatewayId=resource_id, VpcId=inputs["vpcId"]
         )
-        return identity, outputs
+        return resource_id, outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("ec2").detach_internet_gateway(
-            InternetGatewayId=identity, VpcId=inputs["vpcId"]
+            InternetGatewayId=resource_id, VpcId=inputs["vpcId"]
         )
-        super().delete(cloud, identity, inputs, outputs)
+        super().delete(cloud, resource_id, inputs, outputs)
 
 
-class RouteTable(Made):
+class RouteTable(Ec2Resource):
     uses = "vpcId tags"
-    make, end, kind = "create_route_table", "delete_route_table", "route-table"
-    answer, identity = "RouteTable", "RouteTableId"
+    noun = "route_table"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return {"VpcId": inputs["vpcId"]}
@@ -123,8 +126,8 @@ class RouteTableAssociation(Handler):
         made = cloud.client("ec2").associate_route_table(**pascal(inputs))
         return made["AssociationId"], {}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("ec2").disassociate_route_table(AssociationId=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("ec2").disassociate_route_table(AssociationId=resource_id)
 
 
 class Route(Handler):
@@ -135,18 +138,19 @@ class Route(Handler):
         cloud.client("ec2").create_route(**pascal(inputs))
         return f"{inputs['routeTableId']}_{inputs['destinationCidrBlock']}", {}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        place = {key: inputs[key] for key in ("routeTableId", "destinationCidrBlock")}
-        cloud.client("ec2").delete_route(**pascal(place))
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        route = {key: inputs[key] for key in ("routeTableId", "destinationCidrBlock")}
+        cloud.client("ec2").delete_route(**pascal(route))
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         return f"{inputs['routeTableId']}_{inputs['destinationCidrBlock']}"
 
 
-class Eip(Made):
+class Eip(Ec2Resource):
     uses = "domain networkInterface tags"
-    make, end, kind = "allocate_address", "release_address", "elastic-ip"
-    identity = "AllocationId"
+    noun = "address"
+    create_verb, delete_verb = "allocate", "release"
+    resource_type, id_key = "elastic-ip", "AllocationId"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return {"Domain": inputs["domain"]}
@@ -155,20 +159,19 @@ class Eip(Made):
         return {"allocationId": made["AllocationId"], "publicIp": made.get("PublicIp", "")}
 
 
-class NatGateway(Made):
+class NatGateway(Ec2Resource):
     uses = "allocationId subnetId tags"
-    make, end, kind = "create_nat_gateway", "delete_nat_gateway", "natgateway"
-    answer, identity = "NatGateway", "NatGatewayId"
+    noun = "nat_gateway"
+    resource_type = "natgateway"
     not_emulated = {"subnetId": "no packet is forwarded"}
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return {"AllocationId": inputs["allocationId"], "SubnetId": inputs["subnetId"]}
 
 
-class NetworkInterface(Made):
+class NetworkInterface(Ec2Resource):
     uses = "description subnetId securityGroups sourceDestCheck tags"
-    make, end = "create_network_interface", "delete_network_interface"
-    kind, answer, identity = "network-interface", "NetworkInterface", "NetworkInterfaceId"
+    noun = "network_interface"
     not_emulated = {"sourceDestCheck": "no packet is forwarded"}
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
@@ -179,14 +182,10 @@ class NetworkInterface(Made):
         }
 
 
-class SecurityGroup(Made):
+class SecurityGroup(Ec2Resource):
     uses = "name description vpcId tags"
-    make, end, kind, identity = (
-        "create_security_group",
-        "delete_security_group",
-        "security-group",
-        "GroupId",
-    )
+    noun = "security_group"
+    id_key = "GroupId"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return {
@@ -203,21 +202,21 @@ class DefaultSecurityGroup(Handler):
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         ec2 = cloud.client("ec2")
         filters = {"vpc-id": inputs["vpcId"], "group-name": "default"}
-        (group,) = ec2.describe_security_groups(
+        (security_group,) = ec2.describe_security_groups(
             Filters=[{"Name": key, "Values": [value]} for key, value in filters.items()]
         )["SecurityGroups"]
-        identity = group["GroupId"]
-        if group["IpPermissions"]:
+        resource_id = security_group["GroupId"]
+        if security_group["IpPermissions"]:
             ec2.revoke_security_group_ingress(
-                GroupId=identity, IpPermissions=group["IpPermissions"]
+                GroupId=resource_id, IpPermissions=security_group["IpPermissions"]
             )
-        if egress := group.get("IpPermissionsEgress"):
-            ec2.revoke_security_group_egress(GroupId=identity, IpPermissions=egress)
-        ec2.create_tags(Resources=[identity], Tags=tag_list(inputs.get("tags")))
-        return identity, {"arn": cloud.arn("ec2", f"security-group/{identity}")}
+        if egress := security_group.get("IpPermissionsEgress"):
+            ec2.revoke_security_group_egress(GroupId=resource_id, IpPermissions=egress)
+        ec2.create_tags(Resources=[resource_id], Tags=tag_list(inputs.get("tags")))
+        return resource_id, {"arn": cloud.arn("ec2", f"security-group/{resource_id}")}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        """It goes with its VPC."""
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        """AWS deletes it with its VPC."""
 
 
 class Rule(Handler):
@@ -227,22 +226,22 @@ class Rule(Handler):
         referencedSecurityGroupId tags"""
     replace_on = "securityGroupId ipProtocol fromPort toPort cidrIpv4 referencedSecurityGroupId"
     not_emulated = {"ipProtocol": "no packet is filtered"}
-    way = ""
+    direction = ""
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         ec2 = cloud.client("ec2")
-        add = getattr(ec2, f"authorize_security_group_{self.way}")
+        add = getattr(ec2, f"authorize_security_group_{self.direction}")
         add(GroupId=inputs["securityGroupId"], IpPermissions=[self._permission(inputs)])
         peer = inputs.get("cidrIpv4") or inputs["referencedSecurityGroupId"]
-        return f"{inputs['securityGroupId']}-{self.way}-{peer}-{inputs['fromPort']}", {}
+        return f"{inputs['securityGroupId']}-{self.direction}-{peer}-{inputs['fromPort']}", {}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
-        return outputs  # description and tags are nowhere looked at
+        return outputs  # the emulator uses neither description nor tags
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        revoke = getattr(cloud.client("ec2"), f"revoke_security_group_{self.way}")
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        revoke = getattr(cloud.client("ec2"), f"revoke_security_group_{self.direction}")
         revoke(GroupId=inputs["securityGroupId"], IpPermissions=[self._permission(inputs)])
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
@@ -257,29 +256,24 @@ class Rule(Handler):
 
 
 class IngressRule(Rule):
-    way = "ingress"
+    direction = "ingress"
 
 
 class EgressRule(Rule):
-    way = "egress"
+    direction = "egress"
 
 
-class VpcEndpoint(Made):
+class VpcEndpoint(Ec2Resource):
     uses = """vpcId serviceName vpcEndpointType routeTableIds subnetIds securityGroupIds
         privateDnsEnabled tags"""
-    make, kind, answer, identity = (
-        "create_vpc_endpoint",
-        "vpc-endpoint",
-        "VpcEndpoint",
-        "VpcEndpointId",
-    )
+    noun = "vpc_endpoint"
     not_emulated = {"serviceName": "no packet is forwarded"}
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return pascal({key: value for key, value in inputs.items() if key != "tags"})  # type: ignore[no-any-return]
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("ec2").delete_vpc_endpoints(VpcEndpointIds=[identity])
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("ec2").delete_vpc_endpoints(VpcEndpointIds=[resource_id])
 
 
 class FlowLog(Recorded):
@@ -300,15 +294,15 @@ class LaunchTemplate(Handler):
         return made["LaunchTemplateId"], self._outputs(cloud, made["LaunchTemplateId"], 1)
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         made = cloud.client("ec2").create_launch_template_version(
-            LaunchTemplateId=identity, LaunchTemplateData=self._data(new)
+            LaunchTemplateId=resource_id, LaunchTemplateData=self._data(new)
         )["LaunchTemplateVersion"]
-        return self._outputs(cloud, identity, made["VersionNumber"])
+        return self._outputs(cloud, resource_id, made["VersionNumber"])
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("ec2").delete_launch_template(LaunchTemplateId=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("ec2").delete_launch_template(LaunchTemplateId=resource_id)
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         templates = cloud.client("ec2").describe_launch_templates()["LaunchTemplates"]
@@ -316,8 +310,8 @@ class LaunchTemplate(Handler):
         return str(named[0]["LaunchTemplateId"]) if named else None
 
     @staticmethod
-    def _outputs(cloud: Cloud, identity: str, version: int) -> Outputs:
-        arn = cloud.arn("ec2", f"launch-template/{identity}")
+    def _outputs(cloud: Cloud, resource_id: str, version: int) -> Outputs:
+        arn = cloud.arn("ec2", f"launch-template/{resource_id}")
         return {"arn": arn, "latestVersion": version}
 
     @staticmethod

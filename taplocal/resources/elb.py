@@ -1,22 +1,22 @@
-"""Elastic Load Balancing: load balancers, target groups, listeners; no instance answers there."""
+"""Elastic Load Balancing: load balancers, target groups, listeners; no target serves requests."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, tag_list
+from taplocal.resources.base import Handler, Inputs, Outputs, given, removed_tags, tag_list
 
 
 class Tagged(Handler):
-    """Something with an ARN for an id, and tags."""
+    """A resource whose id is its ARN, with tags."""
 
-    def retag(self, cloud: Cloud, identity: str, old: Inputs, new: Inputs) -> None:
-        """Brings the tags up to date."""
+    def retag(self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs) -> None:
+        """Updates the tags."""
         elb = cloud.client("elbv2")
-        if lost := lost_tags(old, new):
-            elb.remove_tags(ResourceArns=[identity], TagKeys=lost)
-        elb.add_tags(ResourceArns=[identity], Tags=tag_list(new.get("tags")))
+        if removed := removed_tags(old, new):
+            elb.remove_tags(ResourceArns=[resource_id], TagKeys=removed)
+        elb.add_tags(ResourceArns=[resource_id], Tags=tag_list(new.get("tags")))
 
 
 class LoadBalancer(Tagged):
@@ -38,19 +38,19 @@ class LoadBalancer(Tagged):
             Tags=tag_list(inputs.get("tags")),
         )["LoadBalancers"]
         arn = made["LoadBalancerArn"]
-        self._set(cloud, arn, inputs)
+        self._modify_attributes(cloud, arn, inputs)
         suffix = arn.partition("loadbalancer/")[2]
         return arn, {"arn": arn, "dnsName": made["DNSName"], "arnSuffix": suffix}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
-        self._set(cloud, identity, new)
-        self.retag(cloud, identity, old, new)
+        self._modify_attributes(cloud, resource_id, new)
+        self.retag(cloud, resource_id, old, new)
         return outputs
 
     @staticmethod
-    def _set(cloud: Cloud, arn: str, inputs: Inputs) -> None:
+    def _modify_attributes(cloud: Cloud, arn: str, inputs: Inputs) -> None:
         logs = inputs.get("accessLogs", {})
         attributes = {
             "idle_timeout.timeout_seconds": inputs["idleTimeout"],
@@ -65,8 +65,8 @@ class LoadBalancer(Tagged):
             Attributes=[{"Key": k, "Value": str(v).lower()} for k, v in attributes.items()],
         )
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("elbv2").delete_load_balancer(LoadBalancerArn=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("elbv2").delete_load_balancer(LoadBalancerArn=resource_id)
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         found = cloud.client("elbv2").describe_load_balancers()["LoadBalancers"]
@@ -95,13 +95,13 @@ class TargetGroup(Tagged):
         return arn, {"arn": arn, "arnSuffix": arn.rpartition(":")[2]}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
-        self.retag(cloud, identity, old, new)
+        self.retag(cloud, resource_id, old, new)
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("elbv2").delete_target_group(TargetGroupArn=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("elbv2").delete_target_group(TargetGroupArn=resource_id)
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         found = cloud.client("elbv2").describe_target_groups()["TargetGroups"]
@@ -119,22 +119,24 @@ class Listener(Tagged):
             Port=inputs["port"],
             Protocol=inputs["protocol"],
             Tags=tag_list(inputs.get("tags")),
-            **self._changeable(inputs),
+            **self._mutable_arguments(inputs),
         )["Listeners"]
         return made["ListenerArn"], {"arn": made["ListenerArn"]}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
-        cloud.client("elbv2").modify_listener(ListenerArn=identity, **self._changeable(new))
-        self.retag(cloud, identity, old, new)
+        cloud.client("elbv2").modify_listener(
+            ListenerArn=resource_id, **self._mutable_arguments(new)
+        )
+        self.retag(cloud, resource_id, old, new)
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("elbv2").delete_listener(ListenerArn=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("elbv2").delete_listener(ListenerArn=resource_id)
 
     @staticmethod
-    def _changeable(inputs: Inputs) -> dict[str, Any]:
+    def _mutable_arguments(inputs: Inputs) -> dict[str, Any]:
         certificate = inputs.get("certificateArn")
         return given(
             SslPolicy=inputs.get("sslPolicy"),
@@ -146,6 +148,10 @@ class Listener(Tagged):
 def _action(action: Inputs) -> dict[str, Any]:
     if action["type"] == "forward":
         return {"Type": "forward", "TargetGroupArn": action["targetGroupArn"]}
-    to = action["redirect"]
-    redirect = {"Port": to["port"], "Protocol": to["protocol"], "StatusCode": to["statusCode"]}
+    target = action["redirect"]
+    redirect = {
+        "Port": target["port"],
+        "Protocol": target["protocol"],
+        "StatusCode": target["statusCode"],
+    }
     return {"Type": "redirect", "RedirectConfig": redirect}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, Recorded, lost_tags, tag_list
+from taplocal.resources.base import Handler, Inputs, Outputs, Recorded, removed_tags, tag_list
 from taplocal.resources.policies import adapted, policy_notes
 
 
 class Role(Handler):
     uses = "name description assumeRolePolicy tags"
     replace_on = "name"
-    not_emulated = {"assumeRolePolicy": "trust is not checked when a service takes the role"}
+    not_emulated = {
+        "assumeRolePolicy": "the trust policy is not evaluated when a service assumes the role"
+    }
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         role = cloud.client("iam").create_role(
@@ -22,21 +24,21 @@ class Role(Handler):
         return inputs["name"], {"arn": role["Arn"]}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         iam = cloud.client("iam")
-        iam.update_role(RoleName=identity, Description=new.get("description", ""))
-        iam.update_assume_role_policy(RoleName=identity, PolicyDocument=new["assumeRolePolicy"])
-        if lost := lost_tags(old, new):
-            iam.untag_role(RoleName=identity, TagKeys=lost)
-        iam.tag_role(RoleName=identity, Tags=tag_list(new.get("tags")))
+        iam.update_role(RoleName=resource_id, Description=new.get("description", ""))
+        iam.update_assume_role_policy(RoleName=resource_id, PolicyDocument=new["assumeRolePolicy"])
+        if removed := removed_tags(old, new):
+            iam.untag_role(RoleName=resource_id, TagKeys=removed)
+        iam.tag_role(RoleName=resource_id, Tags=tag_list(new.get("tags")))
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         iam = cloud.client("iam")
-        for name in iam.list_role_policies(RoleName=identity)["PolicyNames"]:
-            iam.delete_role_policy(RoleName=identity, PolicyName=name)
-        iam.delete_role(RoleName=identity)
+        for name in iam.list_role_policies(RoleName=resource_id)["PolicyNames"]:
+            iam.delete_role_policy(RoleName=resource_id, PolicyName=name)
+        iam.delete_role(RoleName=resource_id)
 
 
 class RolePolicy(Handler):
@@ -51,7 +53,7 @@ class RolePolicy(Handler):
         )
         return f"{inputs['role']}:{inputs['name']}", {}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("iam").delete_role_policy(RoleName=inputs["role"], PolicyName=inputs["name"])
 
     def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
@@ -71,14 +73,16 @@ class InstanceProfile(Handler):
         return name, {"arn": made["Arn"]}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
-        return outputs  # only tags, which nobody looks at here
+        return outputs  # only the tags changed, and the emulator does not use them
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         iam = cloud.client("iam")
-        iam.remove_role_from_instance_profile(InstanceProfileName=identity, RoleName=inputs["role"])
-        iam.delete_instance_profile(InstanceProfileName=identity)
+        iam.remove_role_from_instance_profile(
+            InstanceProfileName=resource_id, RoleName=inputs["role"]
+        )
+        iam.delete_instance_profile(InstanceProfileName=resource_id)
 
 
 class ServiceLinkedRole(Recorded):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, lost_tags, tag_list
+from taplocal.resources.base import Handler, Inputs, Outputs, removed_tags, tag_list
 
 
 class Key(Handler):
@@ -20,23 +20,23 @@ class Key(Handler):
         return key["KeyId"], {"arn": key["Arn"], "keyId": key["KeyId"]}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         kms = cloud.client("kms")
-        kms.put_key_policy(KeyId=identity, PolicyName="default", Policy=new["policy"])
-        kms.update_key_description(KeyId=identity, Description=new.get("description", ""))
+        kms.put_key_policy(KeyId=resource_id, PolicyName="default", Policy=new["policy"])
+        kms.update_key_description(KeyId=resource_id, Description=new.get("description", ""))
         rotate = (
             kms.enable_key_rotation if new.get("enableKeyRotation") else kms.disable_key_rotation
         )
-        rotate(KeyId=identity)
-        if lost := lost_tags(old, new):
-            kms.untag_resource(KeyId=identity, TagKeys=lost)
-        kms.tag_resource(KeyId=identity, Tags=tag_list(new.get("tags"), "TagKey", "TagValue"))
+        rotate(KeyId=resource_id)
+        if removed := removed_tags(old, new):
+            kms.untag_resource(KeyId=resource_id, TagKeys=removed)
+        kms.tag_resource(KeyId=resource_id, Tags=tag_list(new.get("tags"), "TagKey", "TagValue"))
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         window = inputs.get("deletionWindowInDays", 30)
-        cloud.client("kms").schedule_key_deletion(KeyId=identity, PendingWindowInDays=window)
+        cloud.client("kms").schedule_key_deletion(KeyId=resource_id, PendingWindowInDays=window)
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         kms = cloud.client("kms")
@@ -61,10 +61,10 @@ class Alias(Handler):
         return inputs["name"], {"arn": cloud.arn("kms", inputs["name"])}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
-        cloud.client("kms").update_alias(AliasName=identity, TargetKeyId=new["targetKeyId"])
+        cloud.client("kms").update_alias(AliasName=resource_id, TargetKeyId=new["targetKeyId"])
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("kms").delete_alias(AliasName=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("kms").delete_alias(AliasName=resource_id)

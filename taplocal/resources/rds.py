@@ -1,4 +1,4 @@
-"""RDS: its control plane. No database runs in the emulator, and it makes no secret for one."""
+"""RDS: the control plane. The emulator runs no database and creates no secret for its password."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import secrets
 from typing import Any
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, Recorded, given, lost_tags, tag_list
+from taplocal.resources.base import (
+    Handler,
+    Inputs,
+    Outputs,
+    Recorded,
+    given,
+    removed_tags,
+    tag_list,
+)
 
 
 class SubnetGroup(Handler):
@@ -24,17 +32,17 @@ class SubnetGroup(Handler):
         return inputs["name"], {"arn": cloud.arn("rds", f"subgrp:{inputs['name']}")}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         cloud.client("rds").modify_db_subnet_group(
-            DBSubnetGroupName=identity,
+            DBSubnetGroupName=resource_id,
             DBSubnetGroupDescription=new["description"],
             SubnetIds=new["subnetIds"],
         )
         return retagged(cloud, old, new, outputs)
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("rds").delete_db_subnet_group(DBSubnetGroupName=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("rds").delete_db_subnet_group(DBSubnetGroupName=resource_id)
 
 
 class ParameterGroup(Handler):
@@ -52,15 +60,15 @@ class ParameterGroup(Handler):
         return inputs["name"], {"arn": cloud.arn("rds", f"pg:{inputs['name']}")}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         return retagged(cloud, old, new, outputs)
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("rds").delete_db_parameter_group(DBParameterGroupName=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("rds").delete_db_parameter_group(DBParameterGroupName=resource_id)
 
 
-#: Input -> argument of CreateDBInstance; of ModifyDBInstance too, but for those in FIXED.
+#: Input -> argument of CreateDBInstance; also of ModifyDBInstance, except those in FIXED.
 ARGUMENTS = {
     "engine": "Engine",
     "engineVersion": "EngineVersion",
@@ -103,8 +111,8 @@ class Instance(Handler):
         finalSnapshotIdentifier applyImmediately tags"""
     replace_on = f"identifier {FIXED}"
     not_emulated = {
-        "engine": "no database runs; the application is tested with one of its own",
-        "manageMasterUserPassword": "adapted: the secret is ours, and nobody rotates it",
+        "engine": "no database runs; the tests of the application start a PostgreSQL",
+        "manageMasterUserPassword": "adapted: taplocal creates the secret; it is not rotated",
         "backupRetentionPeriod": "no automatic backups are made",
         "monitoringInterval": "nothing is measured",
     }
@@ -139,7 +147,7 @@ class Instance(Handler):
         return str(made["ARN"])
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         fixed = {*FIXED.split(), "port", "enabledCloudwatchLogsExports"}
         changed = {
@@ -148,19 +156,19 @@ class Instance(Handler):
             if key in new and key not in fixed and new[key] != old.get(key)
         }
         cloud.client("rds").modify_db_instance(
-            DBInstanceIdentifier=identity, ApplyImmediately=True, **changed
+            DBInstanceIdentifier=resource_id, ApplyImmediately=True, **changed
         )
         return retagged(cloud, old, new, outputs)
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         rds = cloud.client("rds")
         if inputs.get("deletionProtection"):
             rds.modify_db_instance(
-                DBInstanceIdentifier=identity, DeletionProtection=False, ApplyImmediately=True
+                DBInstanceIdentifier=resource_id, DeletionProtection=False, ApplyImmediately=True
             )
-        rds.delete_db_instance(DBInstanceIdentifier=identity, SkipFinalSnapshot=True)
+        rds.delete_db_instance(DBInstanceIdentifier=resource_id, SkipFinalSnapshot=True)
         cloud.client("secretsmanager").delete_secret(
-            SecretId=f"rds!db-{identity}", ForceDeleteWithoutRecovery=True
+            SecretId=f"rds!db-{resource_id}", ForceDeleteWithoutRecovery=True
         )
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
@@ -169,13 +177,13 @@ class Instance(Handler):
 
 class EventSubscription(Recorded):
     uses = "name snsTopic sourceType sourceIds eventCategories tags"
-    not_emulated = {"eventCategories": "RDS has no events"}
+    not_emulated = {"eventCategories": "the emulator publishes no events"}
 
 
 def retagged(cloud: Cloud, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:
-    """Brings the tags up to date."""
+    """Updates the tags."""
     rds: Any = cloud.client("rds")
-    if lost := lost_tags(old, new):
-        rds.remove_tags_from_resource(ResourceName=outputs["arn"], TagKeys=lost)
+    if removed := removed_tags(old, new):
+        rds.remove_tags_from_resource(ResourceName=outputs["arn"], TagKeys=removed)
     rds.add_tags_to_resource(ResourceName=outputs["arn"], Tags=tag_list(new.get("tags")))
     return outputs

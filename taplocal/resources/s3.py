@@ -1,4 +1,4 @@
-"""S3: buckets and, each a resource of its own, what is set on them."""
+"""S3: buckets, and their configurations, which are resources of their own."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ class Bucket(Handler):
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         s3, name = cloud.client("s3"), inputs["bucket"]
-        elsewhere = cloud.region != "us-east-1"  # which S3 wants unsaid
-        place = {"LocationConstraint": cloud.region} if elsewhere else None
-        s3.create_bucket(Bucket=name, **given(CreateBucketConfiguration=place))
+        # S3 rejects us-east-1 as a location constraint.
+        constrained = cloud.region != "us-east-1"
+        location = {"LocationConstraint": cloud.region} if constrained else None
+        s3.create_bucket(Bucket=name, **given(CreateBucketConfiguration=location))
         self._tag(cloud, inputs)
         return name, {"arn": f"arn:aws:s3:::{name}"}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         self._tag(cloud, new)
         return outputs
@@ -32,63 +33,69 @@ class Bucket(Handler):
         tags = {"TagSet": tag_list(inputs.get("tags"))}
         cloud.client("s3").put_bucket_tagging(Bucket=inputs["bucket"], Tagging=tags)
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         s3 = cloud.client("s3")
         if inputs.get("forceDestroy"):
-            for page in s3.get_paginator("list_object_versions").paginate(Bucket=identity):
+            for page in s3.get_paginator("list_object_versions").paginate(Bucket=resource_id):
                 found = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
                 objects = [{"Key": x["Key"], "VersionId": x["VersionId"]} for x in found]
                 if objects:
-                    s3.delete_objects(Bucket=identity, Delete={"Objects": objects, "Quiet": True})
-        s3.delete_bucket(Bucket=identity)
+                    s3.delete_objects(
+                        Bucket=resource_id, Delete={"Objects": objects, "Quiet": True}
+                    )
+        s3.delete_bucket(Bucket=resource_id)
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         return str(inputs["bucket"])
 
 
-class Setting(Handler):
-    """Something that is set on a bucket, overwritten by a change; its id is the bucket's name."""
+class BucketSetting(Handler):
+    """One configuration of a bucket: an update overwrites it, its id is the bucket's name."""
 
     replace_on = "bucket"
-    put = ""  # the operation that sets it
-    unset = ""  # the operation that takes it away
+    put_operation = delete_operation = ""  # of boto3's client
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
-        """What the operation takes beside the bucket."""
+        """The arguments of the put operation, except the bucket."""
         raise NotImplementedError
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        getattr(cloud.client("s3"), self.put)(Bucket=inputs["bucket"], **self.arguments(inputs))
+        getattr(cloud.client("s3"), self.put_operation)(
+            Bucket=inputs["bucket"], **self.arguments(inputs)
+        )
         return inputs["bucket"], {}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        getattr(cloud.client("s3"), self.unset)(Bucket=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        getattr(cloud.client("s3"), self.delete_operation)(Bucket=resource_id)
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         return str(inputs["bucket"])
 
 
-class PublicAccessBlock(Setting):
+class PublicAccessBlock(BucketSetting):
     uses = "bucket blockPublicAcls blockPublicPolicy ignorePublicAcls restrictPublicBuckets"
-    put, unset = "put_public_access_block", "delete_public_access_block"
+    put_operation, delete_operation = "put_public_access_block", "delete_public_access_block"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         rules = {key: value for key, value in inputs.items() if key != "bucket"}
         return {"PublicAccessBlockConfiguration": pascal(rules)}
 
 
-class OwnershipControls(Setting):
+class OwnershipControls(BucketSetting):
     uses = "bucket rule.objectOwnership"
-    put, unset = "put_bucket_ownership_controls", "delete_bucket_ownership_controls"
+    put_operation, delete_operation = (
+        "put_bucket_ownership_controls",
+        "delete_bucket_ownership_controls",
+    )
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return {"OwnershipControls": {"Rules": [pascal(inputs["rule"])]}}
 
 
-class Encryption(Setting):
+class Encryption(BucketSetting):
     uses = """bucket rules.applyServerSideEncryptionByDefault.sseAlgorithm rules.bucketKeyEnabled
         rules.applyServerSideEncryptionByDefault.kmsMasterKeyId"""
-    put, unset = "put_bucket_encryption", "delete_bucket_encryption"
+    put_operation, delete_operation = "put_bucket_encryption", "delete_bucket_encryption"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         rules = [
@@ -104,27 +111,29 @@ class Encryption(Setting):
         return {"ServerSideEncryptionConfiguration": {"Rules": rules}}
 
 
-class Versioning(Setting):
+class Versioning(BucketSetting):
     uses = "bucket versioningConfiguration.status"
-    put = "put_bucket_versioning"
+    put_operation = "put_bucket_versioning"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return {"VersioningConfiguration": pascal(inputs["versioningConfiguration"])}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        suspended = {"Status": "Suspended"}  # the nearest that S3 has to none
-        cloud.client("s3").put_bucket_versioning(Bucket=identity, VersioningConfiguration=suspended)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        suspended = {"Status": "Suspended"}  # S3 cannot turn versioning off
+        cloud.client("s3").put_bucket_versioning(
+            Bucket=resource_id, VersioningConfiguration=suspended
+        )
 
 
-class Policy(Setting):
+class Policy(BucketSetting):
     uses = "bucket policy"
-    put, unset = "put_bucket_policy", "delete_bucket_policy"
+    put_operation, delete_operation = "put_bucket_policy", "delete_bucket_policy"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return {"Policy": adapted(inputs["policy"])[0]}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        if '"Statement": []' in adapted(inputs["policy"])[0]:  # S3 wants at least one
+        if '"Statement": []' in adapted(inputs["policy"])[0]:  # S3 requires at least one
             return inputs["bucket"], {}
         return super().create(cloud, inputs)
 
@@ -132,11 +141,14 @@ class Policy(Setting):
         return policy_notes(inputs["policy"])
 
 
-class Lifecycle(Setting):
+class Lifecycle(BucketSetting):
     uses = """bucket rules.id rules.status rules.filter.prefix rules.abortIncompleteMultipartUpload
         rules.noncurrentVersionExpiration rules.expiration.days rules.transitions"""
-    put, unset = "put_bucket_lifecycle_configuration", "delete_bucket_lifecycle"
-    not_emulated = {"rules": "nothing is moved or removed with time"}
+    put_operation, delete_operation = (
+        "put_bucket_lifecycle_configuration",
+        "delete_bucket_lifecycle",
+    )
+    not_emulated = {"rules": "objects neither change their storage class nor expire"}
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         rules = [
@@ -145,31 +157,31 @@ class Lifecycle(Setting):
         return {"LifecycleConfiguration": {"Rules": rules}}
 
 
-class Cors(Setting):
+class Cors(BucketSetting):
     uses = """bucket corsRules.allowedMethods corsRules.allowedOrigins corsRules.allowedHeaders
         corsRules.exposeHeaders corsRules.maxAgeSeconds"""
-    put, unset = "put_bucket_cors", "delete_bucket_cors"
+    put_operation, delete_operation = "put_bucket_cors", "delete_bucket_cors"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return {"CORSConfiguration": {"CORSRules": pascal(inputs["corsRules"])}}
 
 
-class Logging(Setting):
+class Logging(BucketSetting):
     uses = "bucket targetBucket targetPrefix targetObjectKeyFormat.partitionedPrefix"
-    put = "put_bucket_logging"
+    put_operation = "put_bucket_logging"
     not_emulated = {"targetBucket": "no access logs are delivered"}
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         target = {key: value for key, value in inputs.items() if key != "bucket"}
         return {"BucketLoggingStatus": {"LoggingEnabled": pascal(target)}}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("s3").put_bucket_logging(Bucket=identity, BucketLoggingStatus={})
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("s3").put_bucket_logging(Bucket=resource_id, BucketLoggingStatus={})
 
 
-class Notification(Setting):
+class Notification(BucketSetting):
     uses = "bucket lambdaFunctions.id lambdaFunctions.lambdaFunctionArn lambdaFunctions.events"
-    put = "put_bucket_notification_configuration"
+    put_operation = "put_bucket_notification_configuration"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         functions = [
@@ -182,7 +194,7 @@ class Notification(Setting):
         ]
         return {"NotificationConfiguration": {"LambdaFunctionConfigurations": functions}}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("s3").put_bucket_notification_configuration(
-            Bucket=identity, NotificationConfiguration={}
+            Bucket=resource_id, NotificationConfiguration={}
         )

@@ -17,13 +17,13 @@ class Schedule(Handler):
         return inputs["name"], {"arn": arn}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         cloud.client("scheduler").update_schedule(**_schedule(new))
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("scheduler").delete_schedule(Name=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("scheduler").delete_schedule(Name=resource_id)
 
 
 def _schedule(inputs: Inputs) -> dict[str, Any]:

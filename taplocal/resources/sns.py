@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, tag_list
+from taplocal.resources.base import Handler, Inputs, Outputs, given, removed_tags, tag_list
 from taplocal.resources.policies import adapted, policy_notes
 
 
@@ -20,20 +20,20 @@ class Topic(Handler):
         return arn, {"arn": arn}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         sns = cloud.client("sns")
         key = new.get("kmsMasterKeyId", "")
         sns.set_topic_attributes(
-            TopicArn=identity, AttributeName="KmsMasterKeyId", AttributeValue=key
+            TopicArn=resource_id, AttributeName="KmsMasterKeyId", AttributeValue=key
         )
-        if lost := lost_tags(old, new):
-            sns.untag_resource(ResourceArn=identity, TagKeys=lost)
-        sns.tag_resource(ResourceArn=identity, Tags=tag_list(new.get("tags")))
+        if removed := removed_tags(old, new):
+            sns.untag_resource(ResourceArn=resource_id, TagKeys=removed)
+        sns.tag_resource(ResourceArn=resource_id, Tags=tag_list(new.get("tags")))
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("sns").delete_topic(TopicArn=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("sns").delete_topic(TopicArn=resource_id)
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         return cloud.arn("sns", inputs["name"])
@@ -54,8 +54,8 @@ class TopicPolicy(Handler):
     def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
         return policy_notes(inputs["policy"])
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        """It goes with its topic."""
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        """AWS deletes it with its topic."""
 
 
 class TopicSubscription(Handler):
@@ -72,5 +72,5 @@ class TopicSubscription(Handler):
         )["SubscriptionArn"]
         return arn, {"arn": arn}
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("sns").unsubscribe(SubscriptionArn=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("sns").unsubscribe(SubscriptionArn=resource_id)

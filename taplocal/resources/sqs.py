@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, lost_tags
+from taplocal.resources.base import Handler, Inputs, Outputs, removed_tags
 from taplocal.resources.policies import adapted, policy_notes
 
 
@@ -18,17 +18,17 @@ class Queue(Handler):
         return url, {"url": url, "arn": cloud.arn("sqs", inputs["name"])}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         sqs = cloud.client("sqs")
-        sqs.set_queue_attributes(QueueUrl=identity, Attributes=_attributes(new))
-        if lost := lost_tags(old, new):
-            sqs.untag_queue(QueueUrl=identity, TagKeys=lost)
-        sqs.tag_queue(QueueUrl=identity, Tags=new.get("tags") or {})
+        sqs.set_queue_attributes(QueueUrl=resource_id, Attributes=_attributes(new))
+        if removed := removed_tags(old, new):
+            sqs.untag_queue(QueueUrl=resource_id, TagKeys=removed)
+        sqs.tag_queue(QueueUrl=resource_id, Tags=new.get("tags") or {})
         return outputs
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("sqs").delete_queue(QueueUrl=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("sqs").delete_queue(QueueUrl=resource_id)
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         sqs = cloud.client("sqs")
@@ -49,8 +49,8 @@ class QueuePolicy(Handler):
     def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
         return policy_notes(inputs["policy"])
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("sqs").set_queue_attributes(QueueUrl=identity, Attributes={"Policy": ""})
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("sqs").set_queue_attributes(QueueUrl=resource_id, Attributes={"Policy": ""})
 
 
 def _attributes(inputs: Inputs) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, given, lost_tags, tag_list
+from taplocal.resources.base import Handler, Inputs, Outputs, given, removed_tags, tag_list
 
 
 class Parameter(Handler):
@@ -19,7 +19,7 @@ class Parameter(Handler):
         return inputs["name"], {"arn": cloud.arn("ssm", f"parameter/{inputs['name'].lstrip('/')}")}
 
     def update(
-        self, cloud: Cloud, identity: str, old: Inputs, new: Inputs, outputs: Outputs
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         ssm = cloud.client("ssm")
         settings = [{key: side.get(key) for key in _WRITTEN} for side in (old, new)]
@@ -27,13 +27,13 @@ class Parameter(Handler):
             settings[0] != settings[1]
         ):  # a write-only value is written again only under a new version
             self._put(cloud, new)
-        if lost := lost_tags(old, new):
+        if removed := removed_tags(old, new):
             ssm.remove_tags_from_resource(
-                ResourceType="Parameter", ResourceId=identity, TagKeys=lost
+                ResourceType="Parameter", ResourceId=resource_id, TagKeys=removed
             )
         if new.get("tags"):
             ssm.add_tags_to_resource(
-                ResourceType="Parameter", ResourceId=identity, Tags=tag_list(new["tags"])
+                ResourceType="Parameter", ResourceId=resource_id, Tags=tag_list(new["tags"])
             )
         return outputs
 
@@ -47,8 +47,8 @@ class Parameter(Handler):
             **given(Description=inputs.get("description"), KeyId=inputs.get("keyId")),
         )
 
-    def delete(self, cloud: Cloud, identity: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("ssm").delete_parameter(Name=identity)
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("ssm").delete_parameter(Name=resource_id)
 
 
 _WRITTEN = ("type", "keyId", "description", "value", "valueWoVersion")

@@ -18,7 +18,7 @@ from typing import Any  # noqa: E402
 import pytest  # noqa: E402
 
 from taplocal import access, session  # noqa: E402
-from taplocal.access import Answer  # noqa: E402
+from taplocal.access import Response  # noqa: E402
 from taplocal.session import Session  # noqa: E402
 from tests.contract import check_answer, operations  # noqa: E402
 
@@ -43,7 +43,7 @@ def deployed(data: Path) -> Iterator[Session]:
         session.down(ROOT, None, folder=data, report=lambda step: None)
 
 
-Call = Callable[..., Answer]
+Call = Callable[..., Response]
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ def robot(deployed: Session) -> Call:
 
 
 def caller(deployed: Session, token: str) -> Call:
-    def call(method: str, path: str, body: str | None = None, **headers: str) -> Answer:
+    def call(method: str, path: str, body: str | None = None, **headers: str) -> Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         answer = access.call(deployed, method, path, token, body, **named)
         route = f"{method} {re.sub('^/items/[^/?]+$', '/items/{id}', path.partition('?')[0])}"

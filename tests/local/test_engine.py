@@ -193,8 +193,8 @@ def test_a_program_that_fails_says_where_and_keeps_what_was_done(mini: Mini) -> 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('aws.s3.BucketAcl("x", bucket="b")', "x is a aws:s3/bucketAcl:BucketAcl, which the local cloud does not know"),
-        ('aws.sqs.Queue("x", name="x", delay_seconds=5)', "x: the local cloud does not know the input delaySeconds"),
+        ('aws.s3.BucketAcl("x", bucket="b")', "x is a aws:s3/bucketAcl:BucketAcl, which the local cloud does not support"),
+        ('aws.sqs.Queue("x", name="x", delay_seconds=5)', "x: the local cloud does not support the input delaySeconds"),
         ('aws.get_regions()', "data source aws:index/getRegions:getRegions is not known"),
         ('aws.kms.Alias("alias", name="alias/b", target_key_id=key.key_id)', "two resources have the type aws:kms/alias:Alias"),
         ('aws.iam.RolePolicy("x", name="x", role="none", policy=trust)', "aws:iam/rolePolicy:RolePolicy x: .*NoSuchEntity"),
@@ -317,6 +317,6 @@ def test_a_program_without_resources_removes_those_of_the_last_run(mini: Mini) -
 
 def test_an_unknown_resource_type_starts_no_emulator(tmp_path: Path, mini: Mini) -> None:
     mini.write('import pulumi_aws as aws\naws.s3.BucketAcl("x", bucket="b")\n')
-    with pytest.raises(TapLocalError, match="does not know"):
+    with pytest.raises(TapLocalError, match="does not support"):
         mini.up()
     assert not session.folder_of(tmp_path).exists()

@@ -204,7 +204,7 @@ def test_s3_refuses_what_the_form_does_not_allow(deployed: Session, ann: Call) -
     for field, value in (("key", "bob/a.txt"), ("Content-Type", "text/html")):
         answer = form.json()
         answer["fields"][field] = value
-        forged = access.Answer(201, {}, json.dumps(answer))
+        forged = access.Response(201, {}, json.dumps(answer))
         assert access.send(forged, b"abc").status == 403, field
     assert access.send(form, b"abc").status == 204
 

@@ -11,7 +11,7 @@ from decimal import Decimal
 import pytest
 
 import tap_stack
-from taplocal.access import Answer
+from taplocal.access import Response
 from taplocal.session import Session
 from tests.local.conftest import Call
 
@@ -19,7 +19,7 @@ DOCUMENT = """{"name": "tea", "a.b": {"#x": [1, 2.50, null, true, {"": "-"}]}, "
  "owner": "me", "big": 12345678901234567890123456789012345678, "small": 1E-130, "negative": -0.000000000000000000001}"""
 
 
-def assert_problem(answer: Answer, status: int) -> None:
+def assert_problem(answer: Response, status: int) -> None:
     assert answer.status == status, answer.body
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()

@@ -18,7 +18,7 @@ from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
 
 from demo.load import arriving
 from taplocal import access, session
-from taplocal.access import Answer
+from taplocal.access import Response
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
 from tests.local.conftest import HANG_SECONDS, ROOT
@@ -89,7 +89,7 @@ def requests(api: Api, path: str) -> Iterator[Counter[str]]:
     """Requests that arrive during the test, by status and release."""
     token = access.person_token(api.session, "ann@example.com")
 
-    def seen(answer: Answer) -> str:
+    def seen(answer: Response) -> str:
         return f"{answer.status} {answer.headers.get('x-release', '')}".strip()
 
     with arriving(lambda: access.call(api.session, "GET", path, token), RATE, seen) as outcomes:

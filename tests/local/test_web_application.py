@@ -22,7 +22,7 @@ import pytest
 
 import tap_stack
 from taplocal import access
-from taplocal.access import Answer
+from taplocal.access import Response
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
 from tests.local.postgres import Postgres, binaries, certificate, free_port
@@ -79,7 +79,7 @@ class Application:
         """The master's user and password, as RDS has them in the secret."""
         return json.dumps({"username": "master", "password": self.postgres.password})
 
-    def get(self, path: str, method: str = "GET") -> Answer:
+    def get(self, path: str, method: str = "GET") -> Response:
         """One request."""
         return access.request(method, f"http://127.0.0.1:{self.port}{path}")
 
