@@ -1,4 +1,4 @@
-"""Runs the demonstration: `python -m demo [--env dev|staging|prod]`; exits 1 on a mismatch."""
+"""Runs the demonstration: `python -m demo [--env dev|staging|prod]`; exits 1 if a check fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from taplocal.cloud import isolate
 isolate()  # before anything can make an SDK client
 
 from demo.files import Files  # noqa: E402
-from demo.releases import Releases, calm_down  # noqa: E402
+from demo.releases import Releases, wait_until_ok  # noqa: E402
 from demo.report import Report  # noqa: E402
 from demo.web import Web  # noqa: E402
 from taplocal import access, session  # noqa: E402
@@ -42,9 +42,7 @@ class Demonstration:
 
     def __init__(self, env: str, report: Report):
         self.env, self.report, self.check = env, report, report.check
-        self.mark = (
-            f"demo-{uuid.uuid4().hex[:8]}"  # in every id, so that a second run finds its own
-        )
+        self.run_id = f"demo-{uuid.uuid4().hex[:8]}"  # part of each id
 
     def run(self) -> None:
         """All steps in order."""
@@ -52,13 +50,13 @@ class Demonstration:
         self.sign_in()
         self.good_requests()
         self.lists()
-        self.refused_requests()
+        self.rejected_requests()
         self.logs_and_metrics()
         self.alarm()
         self.deploy_again()
         self.releases()
-        Files(self.session, self.report, self.taplocal, self.mark).run()
-        Web(self.session, self.report, self.mark).run()
+        Files(self.session, self.report, self.taplocal, self.run_id).run()
+        Web(self.session, self.report, self.run_id).run()
 
     # Steps
 
@@ -74,14 +72,12 @@ class Demonstration:
             f"{counts.total()} resources ({dict(counts)}) in {done['seconds']} s at {done['emulator']}"
         )
         gaps = sorted({each["what"] for each in done["not_emulated"]})
-        self.report.say(
-            f"AWS has and the emulator lacks ({len(gaps)}, `up` gives the reasons): {', '.join(gaps)}"
-        )
+        self.report.say(f"not emulated ({len(gaps)}, `up` gives the reasons): {', '.join(gaps)}")
         self.session: Session = session.opened(ROOT, self.env)
 
     def sign_in(self) -> None:
         self.report.step(
-            "A person signs in (authorization code with PKCE), a machine gets its token"
+            "A person signs in (authorization code with PKCE), a machine gets an access token"
         )
         self.ann = self.caller(access.person_token(self.session, "ann@example.com"))
         self.check(
@@ -95,21 +91,23 @@ class Demonstration:
         self.check("a machine lists its items", 200, self.robot("GET", "/items?limit=1").status)
 
     def good_requests(self) -> None:
-        self.report.step("Every endpoint as it is meant")
-        ann, path = self.ann, f"/items/{self.mark}"
-        body = f'{{"id": "{self.mark}", "name": "tea ☕", "SELECT": {{"a.b": [1.50, null]}}, "big": {10**37 + 1}}}'
+        self.report.step("Valid requests to each endpoint")
+        ann, path = self.ann, f"/items/{self.run_id}"
+        body = f'{{"id": "{self.run_id}", "name": "tea ☕", "SELECT": {{"a.b": [1.50, null]}}, "big": {10**37 + 1}}}'
         created = ann("POST", "/items", body)
         self.check(
-            "POST /items with an id of her own",
+            "POST /items with an id of the client",
             (201, path),
             (created.status, created.headers["location"]),
         )
         fields = json.loads(ann("GET", path).body)
-        self.check("GET it: unicode, reserved word, dots", {"a.b": [1.5, None]}, fields["SELECT"])
+        self.check(
+            "GET: Unicode, a reserved word, a dot in a name", {"a.b": [1.5, None]}, fields["SELECT"]
+        )
         self.check("... and 38 digits, exactly", 10**37 + 1, fields["big"])
-        tag = created.headers["etag"]
-        self.check("GET with If-None-Match", 304, ann("GET", path, if_none_match=tag).status)
-        replaced = ann("PUT", path, '{"name": "coffee"}', if_match=tag)
+        etag = created.headers["etag"]
+        self.check("GET with If-None-Match", 304, ann("GET", path, if_none_match=etag).status)
+        replaced = ann("PUT", path, '{"name": "coffee"}', if_match=etag)
         self.check("PUT with If-Match", (200, 2), (replaced.status, replaced.json()["version"]))
         patched = ann(
             "PATCH",
@@ -122,96 +120,101 @@ class Demonstration:
             (True, False),
             (patched.json()["hot"], "name" in patched.json()),
         )
-        key = {"idempotency_key": self.mark}
+        key = {"idempotency_key": self.run_id}
         twice = [ann("POST", "/items", '{"n": 1}', **key) for _ in range(2)]
         self.check(
-            "POST twice under one Idempotency-Key",
+            "POST twice with one Idempotency-Key",
             (201, True),
             (twice[1].status, twice[0].body == twice[1].body),
         )
         self.check("DELETE", 204, ann("DELETE", path).status)
         preflight = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
         url = f"{self.session.outputs['api_url']}/items"
-        if self.env == "dev":  # the other environments have no origin configured
+        if self.env == "dev":  # the other environments have no CORS origin
             allowed = access.request("OPTIONS", url, headers=preflight).headers.get(
                 "access-control-allow-origin"
             )
-            self.check("OPTIONS, a browser's preflight", "http://localhost:3000", allowed)
+            self.check("OPTIONS, a CORS preflight", "http://localhost:3000", allowed)
 
     def lists(self) -> None:
         self.report.step("Lists: newest first, a page at a time, by index")
         ids = [
-            self.ann("POST", "/items", f'{{"category": "{self.mark}"}}').json()["id"]
+            self.ann("POST", "/items", f'{{"category": "{self.run_id}"}}').json()["id"]
             for _ in range(5)
         ]
-        path, pages = f"/items?category={self.mark}&limit=2", []
-        answer = self.ann("GET", path).json()
-        pages.append(answer)
-        while "next" in answer:
-            answer = self.ann("GET", f"{path}&next={answer['next']}").json()
-            pages.append(answer)
+        path, pages = f"/items?category={self.run_id}&limit=2", []
+        page = self.ann("GET", path).json()
+        pages.append(page)
+        while "next" in page:
+            page = self.ann("GET", f"{path}&next={page['next']}").json()
+            pages.append(page)
         found = [item["id"] for page in pages for item in page["items"]]
         self.check(
-            "GET /items?category=&limit=2, to the end", (3, True), (len(pages), found == ids[::-1])
+            "GET /items?category=&limit=2, all pages", (3, True), (len(pages), found == ids[::-1])
         )
-        theirs = self.bob("GET", f"/items?category={self.mark}").json()
+        theirs = self.bob("GET", f"/items?category={self.run_id}").json()
         self.check("bob lists the same category", {"items": []}, theirs)
-        stolen = self.bob("GET", f"{path}&next={pages[0]['next']}").status
-        self.check("bob uses ann's next token", 400, stolen)
+        foreign = self.bob("GET", f"{path}&next={pages[0]['next']}").status
+        self.check("bob uses ann's next token", 400, foreign)
 
-    def refused_requests(self) -> None:
-        self.report.step("Every way to be refused")
-        ann, item = self.ann, f"{self.mark}-2"
+    def rejected_requests(self) -> None:
+        self.report.step("Requests that are rejected")
+        ann, item = self.ann, f"{self.run_id}-2"
         ann("POST", "/items", f'{{"id": "{item}"}}')
         reader = self.caller(access.machine_token(self.session, "items/read"))
-        nobody, forger = self.caller(""), self.caller("eyJhbGciOiJub25lIn0.e30.")
-        for done, status, answer in (
+        anonymous = self.caller("")
+        unsigned = self.caller("eyJhbGciOiJub25lIn0.e30.")
+        for what, status, response in (
             ("malformed JSON", 400, ann("POST", "/items", "{")),
             ("NaN", 400, ann("POST", "/items", '{"a": NaN}')),
-            ("a name twice", 400, ann("POST", "/items", '{"a": 1, "a": 2}')),
+            ("a duplicate member name", 400, ann("POST", "/items", '{"a": 1, "a": 2}')),
             ("100,000 levels deep", 400, ann("POST", "/items", "[" * 100_000)),
             ("a forged next token", 400, ann("GET", "/items?next=AAAA")),
-            ("no token", 401, nobody("GET", "/items")),
-            ("a token signed by nobody", 401, forger("GET", "/items")),
-            ("writing with a token for reading", 403, reader("POST", "/items", "{}")),
+            ("no token", 401, anonymous("GET", "/items")),
+            ("an unsigned token", 401, unsigned("GET", "/items")),
+            ("writing without the scope items/write", 403, reader("POST", "/items", "{}")),
             ("a missing item", 404, ann("GET", f"/items/{item}-not")),
             ("bob reads ann's item", 404, self.bob("GET", f"/items/{item}")),
             ("bob deletes ann's item", 404, self.bob("DELETE", f"/items/{item}")),
-            ("a path that is not there", 404, ann("GET", "/nothing")),
-            ("a method that is not there", 405, ann("PUT", "/items", "{}")),
+            ("an unknown path", 404, ann("GET", "/nothing")),
+            ("a method that is not allowed", 405, ann("PUT", "/items", "{}")),
             (
                 "bob takes the id of ann's item",
                 409,
                 self.bob("POST", "/items", f'{{"id": "{item}"}}'),
             ),
             (
-                "changing a version that is gone",
+                "If-Match with an old version",
                 412,
                 ann("PUT", f"/items/{item}", "{}", if_match='"old"'),
             ),
             ("an item above 400 KB", 413, ann("POST", "/items", json.dumps({"a": "x" * 410_000}))),
-            ("another content type", 415, ann("POST", "/items", "a=1", content_type="text/plain")),
-            ("a number of 39 digits", 422, ann("POST", "/items", f'{{"a": {10**38 + 1}}}')),
-            ("half a surrogate pair", 422, ann("POST", "/items", '{"a": "\\ud800"}')),
             (
-                "another body under the same key",
+                "an unsupported content type",
+                415,
+                ann("POST", "/items", "a=1", content_type="text/plain"),
+            ),
+            ("a number of 39 digits", 422, ann("POST", "/items", f'{{"a": {10**38 + 1}}}')),
+            ("an unpaired surrogate", 422, ann("POST", "/items", '{"a": "\\ud800"}')),
+            (
+                "another body with the same Idempotency-Key",
                 422,
-                ann("POST", "/items", "{}", idempotency_key=self.mark),
+                ann("POST", "/items", "{}", idempotency_key=self.run_id),
             ),
         ):
             self.check(
-                done,
-                f"{status} {self.kind(status)}",
-                f"{answer.status} {answer.headers['content-type']}",
+                what,
+                f"{status} {self.content_type(status)}",
+                f"{response.status} {response.headers['content-type']}",
             )
 
     @staticmethod
-    def kind(status: int) -> str:
-        """The gateway answers 401 and 403 itself; HTTP APIs let nobody change that body."""
+    def content_type(status: int) -> str:
+        """API Gateway itself responds with 401 and 403; HTTP APIs cannot change that body."""
         return "application/json" if status in (401, 403) else "application/problem+json"
 
     def logs_and_metrics(self) -> None:
-        self.report.step("What the requests left: one log line each, a metric in each line")
+        self.report.step("Logs and metrics: a log line for each request, with embedded metrics")
         lines = self.log_lines()
         self.check(
             "a line for each outcome",
@@ -223,10 +226,10 @@ class Demonstration:
         self.check("requests that failed", 0, lines["RequestsFailed"])
 
     def alarm(self) -> None:
-        self.report.step("An alarm reaches a subscriber")
+        self.report.step("An alarm notifies a subscriber")
         name = f"tap-stack-rotation-errors-{self.env}"
-        function = f"tap-stack-rotation-{self.env}"  # whose alarm no release watches
-        calm_down(self.session.cloud.client("cloudwatch"), name)
+        function = f"tap-stack-rotation-{self.env}"  # no release watches its alarm
+        wait_until_ok(self.session.cloud.client("cloudwatch"), name)
         with subscriber(self.session) as messages:
             self.session.cloud.client("cloudwatch").put_metric_data(
                 Namespace="AWS/Lambda",
@@ -245,9 +248,9 @@ class Demonstration:
             while name not in messages and time.monotonic() < deadline:
                 time.sleep(0.1)
         self.check(
-            "one error of the rotation is measured",
+            "the alarm of one error of the rotation",
             name,
-            name if name in messages else "nothing",
+            name if name in messages else "none",
         )
 
     def deploy_again(self) -> None:
@@ -257,25 +260,36 @@ class Demonstration:
         self.report.say(f"in {done['seconds']} s")
 
     def releases(self) -> None:
-        path = f"/items/{self.mark}-2"
+        path = f"/items/{self.run_id}-2"
         Releases(self.session, self.env, self.report, lambda: self.ann("GET", path)).run()
 
     # Tools
 
     def up(self, *options: str) -> Any:
-        """Deploys in a process of its own, as a person would."""
+        """Deploys by the command line."""
         return self.taplocal("up", *options)
 
     def taplocal(self, command: str, *options: str) -> Any:
-        """What a command of the local cloud prints for programs."""
-        whole = [sys.executable, "-m", "taplocal", command, "--env", self.env, "--json", *options]
-        done = subprocess.run(whole, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        """The JSON value that a taplocal command prints."""
+        command_line = [
+            sys.executable,
+            "-m",
+            "taplocal",
+            command,
+            "--env",
+            self.env,
+            "--json",
+            *options,
+        ]
+        done = subprocess.run(
+            command_line, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+        )
         if done.returncode:
             raise TapLocalError(f"`taplocal {command}` failed")
         return json.loads(done.stdout)
 
     def caller(self, token: str) -> Call:
-        """Calls the API under a token; header names are written with _ for -."""
+        """A function that calls the API with a token; _ in header names stands for -."""
 
         def call(method: str, path: str, body: str | None = None, **headers: str) -> Response:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -284,7 +298,7 @@ class Demonstration:
         return call
 
     def log_lines(self) -> Counter[str]:
-        """Business metrics in the function's log, as CloudWatch would extract and add them up."""
+        """The sums of the metrics in the function's log (embedded metric format)."""
         group = f"/aws/lambda/{self.session.outputs['function_name']}"
         totals: Counter[str] = Counter()
         pages = self.session.cloud.client("logs").get_paginator("filter_log_events")
@@ -301,7 +315,7 @@ class Demonstration:
 
 @contextmanager
 def subscriber(opened: Session) -> Iterator[Messages]:
-    """Subscribes a small web server to the alerts topic; yields what it receives."""
+    """Subscribes a local HTTP server to the alerts topic; yields the messages that it receives."""
     messages = Messages()
 
     class Receiver(BaseHTTPRequestHandler):
@@ -311,7 +325,7 @@ def subscriber(opened: Session) -> Iterator[Messages]:
             self.end_headers()
 
         def log_message(self, *_: Any) -> None:
-            """Quiet."""
+            """Logs nothing."""
 
     server = HTTPServer(("127.0.0.1", 0), Receiver)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -331,14 +345,14 @@ def subscriber(opened: Session) -> Iterator[Messages]:
 
 
 class Messages(list[str]):
-    """What a subscriber has received; `in` looks into every message."""
+    """The messages of a subscriber; `in` searches all of them."""
 
     def __contains__(self, text: object) -> bool:
         return any(str(text) in each for each in self)
 
 
 def confirm(opened: Session, messages: Messages) -> None:
-    """Answers the topic's question whether the subscriber wants its messages."""
+    """Confirms the subscription."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not messages and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -350,7 +364,7 @@ def confirm(opened: Session, messages: Messages) -> None:
 
 
 def main(env: Annotated[str, typer.Option(help="dev, staging or prod")] = "dev") -> None:
-    """Deploys the stack on this machine and exercises all of it for real."""
+    """Deploys the stack on this machine and checks all of it."""
     report = Report()
     demonstration = Demonstration(env, report)
     try:
@@ -358,8 +372,8 @@ def main(env: Annotated[str, typer.Option(help="dev, staging or prod")] = "dev")
     except TapLocalError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    status = report.verdict()
-    print("\nThe stack keeps running.")
+    status = report.summary()
+    print("\nThe stack is still running.")
     print(hints(demonstration.session.outputs["api_url"], env))
     raise typer.Exit(status)
 

@@ -1,4 +1,4 @@
-"""The file pipeline's part of the demonstration: real files, lies, a burst, poison, repetition."""
+"""The file pipeline's part of the demonstration: real files, wrong types, a burst, duplicates."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ROOT = Path(__file__).resolve().parents[1]
 BURST = 1_000
 UPLOADERS = 16
 WAIT_SECONDS = 120
-PART_BYTES = 5 * 1024 * 1024  # the least that S3 takes for a part but the last
+PART_BYTES = 5 * 1024 * 1024  # S3's minimum for all parts but the last
 OFFICE = "application/vnd.openxmlformats-officedocument"
 
 
-def made_files() -> Iterator[tuple[str, bytes, str, str]]:
-    """Files made here: a lying name, the content, a lying content type, and what it really is."""
+def generated_files() -> Iterator[tuple[str, bytes, str, str]]:
+    """Generated files: a wrong name, the content, a wrong content type, and the right one."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 320, 200, 8, 2, 0, 0, 0)
     picture = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header
     picture += struct.pack(">I", zlib.crc32(header))
@@ -88,27 +88,27 @@ def sound() -> bytes:
 class Files:
     """The steps on one deployed environment."""
 
-    def __init__(self, session: Session, report: Report, taplocal: Callable[..., Any], mark: str):
+    def __init__(self, session: Session, report: Report, taplocal: Callable[..., Any], run_id: str):
         self.session, self.report, self.check = session, report, report.check
-        self.taplocal, self.mark = taplocal, mark
+        self.taplocal, self.run_id = taplocal, run_id
         self.token = access.person_token(session, "ann@example.com")
         self.client, self.outputs = session.cloud.client, session.outputs
         self.bucket = self.outputs["files_bucket_name"]
         form = self.form(name="x", content_type="text/plain").json()
-        self.me = str(form["fields"]["key"]).partition("/")[0]  # the prefix of ann's files
+        self.prefix = str(form["fields"]["key"]).partition("/")[0]  # the prefix of ann's files
 
     def run(self) -> None:
         """All steps in order."""
         self.real_files()
-        self.lying_files()
-        self.refused_uploads()
+        self.wrong_types()
+        self.rejected_uploads()
         self.burst()
         self.repeated_events()
         self.poison()
 
     def real_files(self) -> None:
-        """The repository's own files, by the form of the API, by a copy, in parts."""
-        self.report.step("Real files: this repository's, by the API's form, by copy, in parts")
+        """The repository's own files, by presigned form, by copy, by multipart upload."""
+        self.report.step("Real files: by presigned form, by copy, by multipart upload")
         for path, content_type in (
             ("README.md", "text/plain"),
             ("docs/architecture.svg", "image/svg+xml"),
@@ -117,62 +117,64 @@ class Files:
         ):
             name, content = Path(path).name, (ROOT / path).read_bytes()
             _, stored = access.upload(
-                self.session, self.token, name, content, content_type, self.mark
+                self.session, self.token, name, content, content_type, self.run_id
             )
-            seen = self.seen(f"{self.me}/{self.mark}/{name}")
+            record = self.record_of(f"{self.prefix}/{self.run_id}/{name}")
             expected = (204, len(content), content_type)
-            came = (stored.status, seen["size"], seen["content_type"])
-            self.check(f"POST /files, {path}", expected, came)
-        copy, parts = f"{self.mark}/copy of README.md", f"{self.mark}/large film.mp4"
-        source = f"{self.bucket}/{self.me}/{self.mark}/README.md"
+            actual = (stored.status, record["size"], record["content_type"])
+            self.check(f"POST /files, {path}", expected, actual)
+        copy, parts = f"{self.run_id}/copy of README.md", f"{self.run_id}/large film.mp4"
+        source = f"{self.bucket}/{self.prefix}/{self.run_id}/README.md"
         self.client("s3").copy_object(Bucket=self.bucket, Key=copy, CopySource=source)
-        self.check("a copy inside S3", "text/plain", self.seen(copy)["content_type"])
+        self.check("a copy inside S3", "text/plain", self.record_of(copy)["content_type"])
         self.multipart(parts, b"\0\0\0\x18ftypisom".ljust(PART_BYTES, b"\0"), b"end")
-        found = self.seen(parts)
+        record = self.record_of(parts)
         whole = (PART_BYTES + 3, "video/mp4", "-2")
         self.check(
-            "in two parts", whole, (found["size"], found["content_type"], found["etag"][-2:])
+            "a multipart upload of two parts",
+            whole,
+            (record["size"], record["content_type"], record["etag"][-2:]),
         )
 
-    def lying_files(self) -> None:
-        """A dozen formats under wrong names and wrong content types."""
-        self.report.step("A dozen formats, each with a lying name and a lying content type")
-        made = list(made_files())
+    def wrong_types(self) -> None:
+        """A dozen formats with wrong names and wrong content types."""
+        self.report.step("A dozen formats, each with a wrong name and a wrong content type")
+        made = list(generated_files())
         for name, content, declared, _ in made:
-            self.put(f"{self.mark}/lies/{name}", content, ContentType=declared)
-        for name, _, declared, really in made:
+            self.put(f"{self.run_id}/wrong/{name}", content, ContentType=declared)
+        for name, _, declared, actual_type in made:
             self.check(
                 f"{name}, sent as {declared}"[:45],
-                really,
-                self.seen(f"{self.mark}/lies/{name}")["content_type"],
+                actual_type,
+                self.record_of(f"{self.run_id}/wrong/{name}")["content_type"],
             )
-        png = self.seen(f"{self.mark}/lies/holiday.txt")
+        png = self.record_of(f"{self.run_id}/wrong/holiday.txt")
         self.check("width and height of the picture", (320, 200), (png["width"], png["height"]))
 
-    def refused_uploads(self) -> None:
-        """What the form and S3 refuse."""
-        self.report.step("Uploads that are refused")
-        refused: tuple[tuple[str, dict[str, Any]], ...] = (
+    def rejected_uploads(self) -> None:
+        """What the API and S3 reject."""
+        self.report.step("Uploads that are rejected")
+        rejected: tuple[tuple[str, dict[str, Any]], ...] = (
             (
-                "a name that leaves one's folder",
+                "a name outside the folder",
                 {"name": "../../bob/x", "content_type": "text/plain"},
             ),
             ("a type that is not allowed", {"name": "x", "content_type": "model/gltf+json"}),
             ("a file above the limit", {"name": "x", "content_type": "text/plain", "size": 10**9}),
         )
-        for done, wanted in refused:
-            self.check(done, 422, self.form(**wanted).status)
+        for what, upload_request in rejected:
+            self.check(what, 422, self.form(**upload_request).status)
         form = self.form(name="x", content_type="text/plain", size=3)
-        self.check("four bytes by a form for three", 400, access.send(form, b"four").status)
+        self.check("four bytes with a form for three", 400, access.send(form, b"four").status)
         forged = form.json()
         forged["fields"]["key"] = "bob/x"
         sent = access.send(access.Response(201, {}, json.dumps(forged)), b"abc")
-        self.check("another key by the same form", 403, sent.status)
+        self.check("another key with the same form", 403, sent.status)
 
     def burst(self) -> None:
-        """Many uploads at once, each recorded exactly once."""
+        """Many concurrent uploads, each recorded exactly once."""
         self.report.step(f"A burst of {BURST:,} uploads by {UPLOADERS} clients")
-        owner = f"{self.mark}-burst"
+        owner = f"{self.run_id}-burst"
         sent: dict[str, float] = {}
 
         def upload(number: int) -> None:
@@ -197,24 +199,24 @@ class Files:
         )
 
     def repeated_events(self) -> None:
-        """Events twice and in the wrong order."""
-        self.report.step("S3 delivers an event twice, and an older one after a newer one")
-        key = f"{self.mark}-twice/a.txt"
+        """Duplicate events and events in the wrong order."""
+        self.report.step("S3 delivers an event twice, and an older event after a newer one")
+        key = f"{self.run_id}-twice/a.txt"
         versions = [self.put(key, body) for body in (b"one", b"newer")]
         owner = key.partition("/")[0]
         self.until(lambda: range(self.totals(owner)[0]), 2)
         records = [each for each in self.records(key) if each["record"]["S"] != "newest"]
         events = [self.event(key, each) for each in records]
         self.invoke({"Records": [*events, *events[::-1]]})
-        self.check("the newest version", versions[-1], self.seen(key)["version_id"])
+        self.check("the newest version", versions[-1], self.record_of(key)["version_id"])
         self.check("totals: count and bytes", (2, 8), self.totals(owner))
 
     def poison(self) -> None:
-        """An event that cannot be kept becomes a dead letter, and goes back."""
-        self.report.step("A poison event: three attempts, the queue, back to the function")
-        key = f"{self.mark}-poison/a.txt"
+        """An event that always fails goes to the dead-letter queue, and is redriven."""
+        self.report.step("A poison message: three attempts, the dead-letter queue, redrive")
+        key = f"{self.run_id}-poison/a.txt"
         self.put(key, b"x")
-        self.seen(key)
+        self.record_of(key)
         poison = {"eventName": "ObjectCreated:Put", "eventTime": "no time"}
         good = self.event(key, self.records(key)[-1])
         self.client("lambda").invoke(
@@ -225,39 +227,39 @@ class Files:
         )
         letters = self.until(self.letters, 1)
         self.check("dead letters", 1, len(letters))
-        self.report.say(f"it says: {' '.join(letters)[:110]}")
+        self.report.say(f"its error: {' '.join(letters)[:110]}")
         totals = self.totals(key.partition("/")[0])
         self.check("the good record of the same event, once", (1, 1), totals)
         self.check("python -m taplocal redrive", 1, len(self.taplocal("redrive")["letters"]))
         again = self.until(self.letters, 1)
-        self.check("it is poison still, and a letter again", 1, len(again))
+        self.check("it fails again, and is in the queue again", 1, len(again))
         self.client("sqs").purge_queue(QueueUrl=self.outputs["files_dead_letters_url"])
 
     # Tools
 
-    def form(self, **wanted: Any) -> access.Response:
-        """What the API answers to the wish to upload."""
-        return access.call(self.session, "POST", "/files", self.token, json.dumps(wanted))
+    def form(self, **upload_request: Any) -> access.Response:
+        """The response of POST /files: a presigned form."""
+        return access.call(self.session, "POST", "/files", self.token, json.dumps(upload_request))
 
     def put(self, key: str, body: bytes, **more: Any) -> str:
-        """Uploads by the SDK, as other systems do; returns the version."""
+        """Uploads with the SDK, as other systems do; returns the version id."""
         put = self.client("s3").put_object(Bucket=self.bucket, Key=key, Body=body, **more)
         return str(put["VersionId"])
 
     def multipart(self, key: str, *bodies: bytes) -> None:
-        """Uploads in parts."""
-        s3, place = self.client("s3"), {"Bucket": self.bucket, "Key": key}
-        upload = s3.create_multipart_upload(**place)["UploadId"]
+        """Uploads with a multipart upload."""
+        s3, target = self.client("s3"), {"Bucket": self.bucket, "Key": key}
+        upload = s3.create_multipart_upload(**target)["UploadId"]
         parts = [
             {
                 "PartNumber": number,
-                "ETag": s3.upload_part(**place, UploadId=upload, PartNumber=number, Body=body)[
+                "ETag": s3.upload_part(**target, UploadId=upload, PartNumber=number, Body=body)[
                     "ETag"
                 ],
             }
             for number, body in enumerate(bodies, 1)
         ]
-        s3.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts})
+        s3.complete_multipart_upload(**target, UploadId=upload, MultipartUpload={"Parts": parts})
 
     def records(self, key: str) -> list[dict[str, Any]]:
         """All records of a file."""
@@ -269,8 +271,8 @@ class Files:
         )
         return list(found["Items"])
 
-    def seen(self, key: str) -> dict[str, Any]:
-        """What is known of a file, once it is recorded."""
+    def record_of(self, key: str) -> dict[str, Any]:
+        """The newest record of a file; waits until there is one."""
         (found,) = self.until(
             lambda: [each for each in self.records(key) if each["record"]["S"] == "newest"], 1
         )
@@ -316,7 +318,7 @@ class Files:
         return [time.strftime("%Y-%m-%d", time.gmtime(time.time() - ago)) for ago in (0, 86_400)]
 
     def recorded_at(self, owner: str) -> dict[str, float]:
-        """Key -> when the function's log says that it was recorded."""
+        """Key -> the time in the function's log at which it was recorded."""
         found: dict[str, float] = {}
         pages = (
             self.client("logs")
@@ -343,7 +345,7 @@ class Files:
         }
 
     def invoke(self, event: dict[str, Any]) -> None:
-        """Calls the function as S3 does, and waits for its end."""
+        """Invokes the function with an event of S3, and waits for its end."""
         self.client("lambda").invoke(
             FunctionName=self.outputs["files_function_name"],
             Qualifier="live",
@@ -351,12 +353,12 @@ class Files:
         )
 
     def letters(self) -> list[str]:
-        """The dead letters."""
+        """The messages in the dead-letter queue."""
         return list(self.taplocal("redrive", "--dry-run")["letters"])
 
     @staticmethod
     def until(look: Callable[[], Found], count: int) -> Found:
-        """What `look` finds once it has found so many, or in the end."""
+        """The result of `look`, once it has `count` elements or the time is over."""
         deadline = time.monotonic() + WAIT_SECONDS
         while len(found := look()) < count and time.monotonic() < deadline:
             time.sleep(0.1)

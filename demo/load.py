@@ -1,4 +1,4 @@
-"""Requests at a stated rate, whether or not the earlier ones have been answered (an open loop)."""
+"""Requests at a fixed rate, whatever the response times (an open workload model)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from contextlib import contextmanager
 from taplocal.access import Response
 from taplocal.errors import TapLocalError
 
-AT_ONCE = 64  # requests that may wait for their answers: seconds' worth of any rate here
+MAX_CONCURRENT = 64  # requests in flight
 
 
 @contextmanager
 def arriving(
-    request: Callable[[], Response], per_second: float, seen: Callable[[Response], str]
+    request: Callable[[], Response], per_second: float, outcome_of: Callable[[Response], str]
 ) -> Iterator[Counter[str]]:
-    """Sends requests until the end of the block; yields how often each outcome was `seen`.
+    """Sends requests until the end of the block; yields how often each outcome occurred.
 
-    A request that got no answer at all counts as its error. The block's end waits for all answers.
+    The outcome of a request without a response is its error. The block's end waits for all responses.
     """
     outcomes: Counter[str] = Counter()
     stop, lock = threading.Event(), threading.Lock()
 
     def one() -> None:
         try:
-            outcome = seen(request())
+            outcome = outcome_of(request())
         except TapLocalError as error:
             outcome = str(error)
         with lock:
@@ -40,7 +40,7 @@ def arriving(
             pool.submit(one)
             due += 1 / per_second
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
         clock = threading.Thread(target=send)
         clock.start()
         try:

@@ -23,11 +23,11 @@ from taplocal.session import Session
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM_FILES = ("tap_stack.py", "Pulumi.yaml", "Pulumi.{env}.yaml")
 RATE = 20  # requests a second
-CALM_SECONDS = 320  # the longest that an alarm remembers, and a little
-PERCENT, MINUTES = 10, 20  # 1.2 seconds here
-AT_A_TENTH = ("-c", f"canary_percent={PERCENT}")
-GRADUALLY = (*AT_A_TENTH, "-c", f"canary_minutes={MINUTES}")
-AT_ONCE = ("-c", "canary_percent=100")
+OK_TIMEOUT_SECONDS = 320  # the longest evaluation range of an alarm, and a little more
+PERCENT, MINUTES = 10, 20  # the local cloud shortens them to 1.2 seconds
+CANARY = ("-c", f"canary_percent={PERCENT}")
+WITH_BAKE_TIME = (*CANARY, "-c", f"canary_minutes={MINUTES}")
+ALL_AT_ONCE = ("-c", "canary_percent=100")
 HEADER = '"cache-control": "private, no-cache"'
 REQUEST = "    request = Request(event)\n"
 CLIENTS = '    service("ssm")\n'
@@ -35,17 +35,17 @@ CLIENTS = '    service("ssm")\n'
 
 @dataclass(frozen=True)
 class Change:
-    """One release: a text of the program and what stands there then, how, and what is to come."""
+    """One release: a text of the program, its replacement, the options, the expected outcome."""
 
-    done: str
+    title: str
     old: str
     new: str
-    options: tuple[str, ...] = GRADUALLY
-    refused: str = ""  # what a bad one's error says
+    options: tuple[str, ...] = WITH_BAKE_TIME
+    error: str = ""  # a part of the error of a bad release
 
 
-def numbered(number: int, options: tuple[str, ...] = GRADUALLY) -> Change:
-    """A good release: one more header on every answer."""
+def numbered(number: int, options: tuple[str, ...] = WITH_BAKE_TIME) -> Change:
+    """A good release: one more header in each response."""
     return Change(
         f"release {number}: a header", HEADER, f'{HEADER}, "x-release": "{number}"', options
     )
@@ -59,36 +59,38 @@ CHANGES = (
         "release 4: an import that fails",
         CLIENTS,
         f'{CLIENTS}    __import__("nowhere")\n',
-        refused="failed its smoke test",
+        error="failed its smoke test",
     ),
     numbered(5),
     numbered(6),
     numbered(7),
     Change(
-        "release 8: items that raise",
+        "release 8: an exception in the handler",
         REQUEST,
         f'{REQUEST}    if request.path_id():\n        raise RuntimeError("a mistake")\n',
-        options=(*AT_A_TENTH, "-c", "canary_minutes=120"),  # it meets a request for sure
-        refused="was rolled back",
+        options=(*CANARY, "-c", "canary_minutes=120"),  # long enough to receive a request
+        error="was rolled back",
     ),
-    numbered(9, AT_ONCE),  # the hotfix: the alarms are red still
-    Change("release 10: the program as it is", "", "", ()),
+    numbered(9, ALL_AT_ONCE),  # the hotfix, while the alarms are still in ALARM
+    Change("release 10: the original program", "", "", ()),
 )
 
 
-def calm_down(cloudwatch: Any, *names: str) -> None:
-    """Waits until no alarm of these is red, as after another demonstration a minute ago."""
-    deadline = time.monotonic() + CALM_SECONDS
+def wait_until_ok(cloudwatch: Any, *names: str) -> None:
+    """Waits until none of these alarms is in ALARM, as after another demonstration a minute ago."""
+    deadline = time.monotonic() + OK_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         found = cloudwatch.describe_alarms(AlarmNames=list(names))["MetricAlarms"]
         if not [each for each in found if each["StateValue"] == "ALARM"]:
             return
         time.sleep(1)
-    raise TapLocalError(f"one of these alarms is red for {CALM_SECONDS} s: {', '.join(names)}")
+    raise TapLocalError(
+        f"one of these alarms is still in ALARM after {OK_TIMEOUT_SECONDS} s: {', '.join(names)}"
+    )
 
 
 class Releases:
-    """The step on one deployed environment; `request` is what arrives all the time."""
+    """The step on one deployed environment; `request` is sent at the rate all the time."""
 
     def __init__(self, opened: Session, env: str, report: Report, request: Callable[[], Response]):
         self.env, self.report, self.check, self.request = env, report, report.check, request
@@ -97,70 +99,70 @@ class Releases:
         self.source = (ROOT / "tap_stack.py").read_text()
 
     def run(self) -> None:
-        """The releases, one after the other, and what became of the requests meanwhile."""
+        """Makes the releases one by one, and counts the failed requests of each."""
         self.report.step(
             f"Ten releases, two of them bad, while {RATE} requests arrive a second; "
             f"{PERCENT} % first"
         )
-        calm_down(self.alarms, *self.names)
+        wait_until_ok(self.alarms, *self.names)
         gradual_by_default = self.env != "dev"
         with (
             TemporaryDirectory() as folder,
-            arriving(self.request, RATE, lambda answer: str(answer.status)) as outcomes,
+            arriving(self.request, RATE, lambda response: str(response.status)) as outcomes,
         ):
             for change in CHANGES:
                 if not change.options and gradual_by_default:
-                    self.report.say("the alarms of release 8 have to calm down first: a minute")
-                    calm_down(self.alarms, *self.names)
+                    self.report.say("waiting a minute for the alarms of release 8 to return to OK")
+                    wait_until_ok(self.alarms, *self.names)
                 self.release(change, Path(folder), outcomes)
         total = outcomes.total()
         self.report.say(f"{total} requests in all, by status: {dict(outcomes)}")
         self.check("the last release's header is gone", None, self.header())
 
     def release(self, change: Change, folder: Path, outcomes: Counter[str]) -> None:
-        """One release: whether it went through, and how many requests failed meanwhile."""
+        """Makes a release; checks its outcome and how many requests failed."""
         before, started = outcomes.copy(), time.monotonic()
         error = self.up(change, folder)
-        time.sleep(0.2)  # the answers of the last requests
-        came = outcomes - before
-        failed, seconds = came.total() - came["200"], time.monotonic() - started
-        most = came.total() * PERCENT // 100 if change.refused else 0
-        self.check(change.done, change.refused or "released", self.said(error, change))
+        time.sleep(0.2)  # for the responses to the last requests
+        arrived = outcomes - before
+        failed, seconds = arrived.total() - arrived["200"], time.monotonic() - started
+        limit = arrived.total() * PERCENT // 100 if change.error else 0
+        self.check(change.title, change.error or "released", self.outcome(error, change))
         self.check(
-            f"... requests that failed, of {came.total()} in {seconds:.1f} s",
-            f"{most} at most" if most else "0",
-            f"{most} at most" if most and failed <= most else str(failed),
+            f"... requests that failed, of {arrived.total()} in {seconds:.1f} s",
+            f"{limit} at most" if limit else "0",
+            f"{limit} at most" if limit and failed <= limit else str(failed),
         )
-        if change.refused:
+        if change.error:
             self.report.say(f"{failed} failed; {error}")
 
     def up(self, change: Change, folder: Path) -> str:
         """Deploys the changed program; returns the error, if any."""
         if change.old not in self.source:
-            raise TapLocalError(f"the change does not fit: {change.old!r} is not in tap_stack.py")
+            raise TapLocalError(f"tap_stack.py does not contain the text to change: {change.old}")
         for each in PROGRAM_FILES:
             name = each.format(env=self.env)
             (folder / name).write_text((ROOT / name).read_text())
         if change.old:
             (folder / "tap_stack.py").write_text(self.source.replace(change.old, change.new, 1))
-        here = ("--program", str(folder), "--data", str(session.folder_of(ROOT)), "--json")
-        command = [sys.executable, "-m", "taplocal", "up", "--env", self.env, *here]
+        options = ("--program", str(folder), "--data", str(session.folder_of(ROOT)), "--json")
+        command = [sys.executable, "-m", "taplocal", "up", "--env", self.env, *options]
         done = subprocess.run(
             [*command, *change.options], cwd=ROOT, capture_output=True, text=True, check=False
         )
         if done.returncode:
             return done.stderr.strip().splitlines()[-1]
         steps = [f"{each['action']} {each['name']}" for each in json.loads(done.stdout)["steps"]]
-        touched = {"updated api-items-function", "updated api-items-rollout"}
-        return "" if touched <= set(steps) else f"touched {steps}"
+        changed = {"updated api-items-function", "updated api-items-rollout"}
+        return "" if changed <= set(steps) else f"changed {steps}"
 
     @staticmethod
-    def said(error: str, change: Change) -> str:
+    def outcome(error: str, change: Change) -> str:
         """The outcome in the words of the check."""
         if not error:
             return "released"
-        return change.refused if change.refused and change.refused in error else error
+        return change.error if change.error and change.error in error else error
 
     def header(self) -> str | None:
-        """The release that answers."""
+        """The release that responds."""
         return self.request().headers.get("x-release")

@@ -1,11 +1,11 @@
-"""Puts the events in a dead-letter queue back to their function, once what failed is mended.
+"""Redrives the events in a dead-letter queue to their function, after the cause is fixed.
 
     python -m ops.redrive --queue-url URL --function NAME [--dry-run]
 
-Uses the AWS credentials and region of the environment, as the AWS CLI does. They need
+Uses the AWS credentials and region of the environment, as the AWS CLI does. They must allow
 sqs:ReceiveMessage, sqs:DeleteMessage, sqs:ChangeMessageVisibility and sqs:GetQueueAttributes on the
 queue, lambda:InvokeFunction on the alias, and kms:Decrypt on the key. Safe to repeat: the function
-counts no event twice.
+is idempotent.
 """
 
 from __future__ import annotations
@@ -18,35 +18,36 @@ from typing import Annotated, Any
 
 import typer
 
-SECONDS_HIDDEN = 60  # how long a letter that is being looked at is shown to nobody else
+VISIBILITY_TIMEOUT_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Letter:
-    """A message of the queue: the event that failed, and why."""
+    """A message of the dead-letter queue: the failed event and its error."""
 
     receipt: str
-    event: Any  # None if the message is no letter of Lambda's
+    event: Any  # None if Lambda did not write the message
     error: str
 
 
 def redrive(
     sqs: Any, functions: Any, queue_url: str, function: str, dry_run: bool = False
 ) -> Iterator[Letter]:
-    """Invokes the function's alias `live` with each event, removes its letter and yields it.
+    """Invokes the function's alias `live` with each event, deletes its message and yields it.
 
-    Ends when the queue is empty, or when it has seen as many letters as there were at the start: an
-    event that fails again comes back as a new one. Raises botocore's errors.
+    Stops when the queue is empty, or after as many messages as it had at the start: an event that
+    fails again arrives as a new message. Messages that Lambda did not write, and all messages of a
+    dry run, stay in the queue. Raises botocore's errors.
     """
-    counted = sqs.get_queue_attributes(
+    attributes = sqs.get_queue_attributes(
         QueueUrl=queue_url, AttributeNames=["ApproximateNumberOfMessages"]
     )
-    left = int(counted["Attributes"]["ApproximateNumberOfMessages"])
-    kept = []
-    while left > 0 and (letters := receive(sqs, queue_url, left)):
+    remaining = int(attributes["Attributes"]["ApproximateNumberOfMessages"])
+    retained = []
+    while remaining > 0 and (letters := receive(sqs, queue_url, remaining)):
         for letter in letters:
             if letter.event is None or dry_run:
-                kept.append(letter)
+                retained.append(letter)
             else:
                 functions.invoke(
                     FunctionName=function,
@@ -56,37 +57,37 @@ def redrive(
                 )
                 sqs.delete_message(QueueUrl=queue_url, ReceiptHandle=letter.receipt)
             yield letter
-        left -= len(letters)
-    for letter in kept:
+        remaining -= len(letters)
+    for letter in retained:
         sqs.change_message_visibility(
             QueueUrl=queue_url, ReceiptHandle=letter.receipt, VisibilityTimeout=0
         )
 
 
-def receive(sqs: Any, queue_url: str, most: int) -> list[Letter]:
-    """Some letters, hidden from everybody else for a minute; none if the queue is empty."""
+def receive(sqs: Any, queue_url: str, limit: int) -> list[Letter]:
+    """At most `limit` messages, hidden from other consumers for a minute."""
     received = sqs.receive_message(
         QueueUrl=queue_url,
-        MaxNumberOfMessages=min(most, 10),
-        VisibilityTimeout=SECONDS_HIDDEN,
+        MaxNumberOfMessages=min(limit, 10),
+        VisibilityTimeout=VISIBILITY_TIMEOUT_SECONDS,
         WaitTimeSeconds=1,
     )
     return [read_letter(message) for message in received.get("Messages", [])]
 
 
 def read_letter(message: dict[str, Any]) -> Letter:
-    """What Lambda wrote about an event that failed; anything else is left where it is."""
+    """Reads the record that Lambda writes about a failed event."""
     try:
         body = json.loads(message["Body"])
-        event, answer = body["requestPayload"], body.get("responsePayload") or {}
+        event, response = body["requestPayload"], body.get("responsePayload") or {}
     except (ValueError, KeyError, TypeError, AttributeError):
-        return Letter(message["ReceiptHandle"], None, "this is no letter of Lambda's")
-    error = answer.get("errorMessage") if isinstance(answer, dict) else answer
-    return Letter(message["ReceiptHandle"], event, str(error or "no error was given"))
+        return Letter(message["ReceiptHandle"], None, "the message was not written by Lambda")
+    error = response.get("errorMessage") if isinstance(response, dict) else response
+    return Letter(message["ReceiptHandle"], event, str(error or "unknown error"))
 
 
-def told(letter: Letter) -> str:
-    """A letter as a line for a person: the keys that its event names, and the error."""
+def describe(letter: Letter) -> str:
+    """A message in one line: the object keys in its event, and the error."""
     keys = re.findall(r'"key": ("(?:[^"\\]|\\.)*")', json.dumps(letter.event))
     return f"{', '.join(keys) or 'an event'}: {letter.error}"
 
@@ -94,9 +95,11 @@ def told(letter: Letter) -> str:
 def main(
     queue_url: Annotated[str, typer.Option(help="the stack's output files_dead_letters_url")],
     function: Annotated[str, typer.Option(help="the stack's output files_function_name")],
-    dry_run: Annotated[bool, typer.Option(help="show the letters, change nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="show the messages and leave them in the queue")
+    ] = False,
 ) -> None:
-    """Puts the events in a dead-letter queue back to their function."""
+    """Redrives the events in a dead-letter queue to their function."""
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -105,12 +108,12 @@ def main(
         clients = boto3.client("sqs"), boto3.client("lambda")
         for letter in redrive(*clients, queue_url, function, dry_run):
             counts[letter.event is not None] += 1
-            typer.echo(told(letter))
+            typer.echo(describe(letter))
     except (BotoCoreError, ClientError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    done = "would be put back" if dry_run else "put back"
-    typer.echo(f"{counts[True]} {done}, {counts[False]} left where they are")
+    done = "would be redriven" if dry_run else "redriven"
+    typer.echo(f"{counts[True]} {done}, {counts[False]} left in the queue")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""The local cloud: deploys the unchanged Pulumi program onto an embedded AWS, without Docker.
+"""The local cloud: deploys the unchanged Pulumi program to an embedded AWS, without Docker.
 
-    engine.py      runs the program in this process and turns each registered resource into API
-    calls resources/     one file per AWS service, one handler per resource type state.py       what
-    is deployed, kept beside the emulator's data in .taplocal/ emulator.py    starts, finds and
-    stops MiniStack access.py      signs people and machines in and calls the deployed API
-    __main__.py    the command line; demo.py the demonstration
+project.py     the Pulumi project and the configuration of a stack
+program.py     runs the program in this process, with a resource monitor of its own
+engine.py      turns each registered resource into API calls
+resources/     one file for each AWS service, one handler for each resource type
+state.py       what is deployed, recorded in .taplocal/
+emulator.py    starts, finds and stops MiniStack
+session.py     what the commands have in common: up, down, an opened environment
+access.py      signs people and machines in and calls the deployed API
+__main__.py    the command line
 
-The stack never imports this package; this package knows the stack only by running it.
+The program never imports this package; this package knows the program only by running it.
 """

@@ -19,8 +19,8 @@ isolate()  # before anything can make an SDK client
 
 from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 
-from ops.redrive import redrive as back_to_function  # noqa: E402
-from ops.redrive import told  # noqa: E402
+from ops.redrive import describe  # noqa: E402
+from ops.redrive import redrive as redrive_messages  # noqa: E402
 from taplocal import access, emulator, session  # noqa: E402
 from taplocal.console import Console  # noqa: E402
 from taplocal.errors import InterruptError, TapLocalError  # noqa: E402
@@ -36,10 +36,13 @@ app = typer.Typer(
 INTERRUPTED = 130
 
 Env = Annotated[
-    str, typer.Option(help="Environment: dev, staging, prod, or another Pulumi.<env>.yaml.")
+    str,
+    typer.Option(
+        help="Environment: dev, staging or prod, or one of them with a name behind it: dev-jane."
+    ),
 ]
 Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON value on standard output, nothing else.")
+    bool, typer.Option("--json", help="Print one JSON value and nothing else to standard output.")
 ]
 Program = Annotated[
     Path, typer.Option(help="Folder of the Pulumi program.", file_okay=False, exists=True)
@@ -47,14 +50,15 @@ Program = Annotated[
 Data = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of the local cloud's data.", show_default=".taplocal in the program's"
+        help="Data folder of the local cloud.", show_default=".taplocal in the program's folder"
     ),
 ]
 User = Annotated[
-    str | None, typer.Option(help="E-mail of a person to sign in; a machine's token without it.")
+    str | None,
+    typer.Option(help="E-mail address of the person to sign in. Default: the machine client."),
 ]
 Scope = Annotated[
-    str, typer.Option(help="Scopes to ask for, space-separated; all of the client's without it.")
+    str, typer.Option(help="Scopes to request, separated by spaces. Default: all of the client's.")
 ]
 
 
@@ -71,7 +75,7 @@ def up(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Deploy; again, to bring what is deployed up to date."""
+    """Deploy the program, or update what is deployed."""
     console = Console(quiet=as_json)
     with console.working("deploying"):
         opened, summary = session.up(
@@ -104,7 +108,7 @@ def up(
 def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise TapLocalError(f"--config takes KEY=VALUE, not {text!r}")
+        raise TapLocalError(f"--config takes KEY=VALUE, not {json.dumps(text)}")
     return key, value
 
 
@@ -112,15 +116,17 @@ def _pair(text: str) -> tuple[str, str]:
 def status(
     env: Env = "dev", program: Program = Path(), data: Data = None, as_json: Json = False
 ) -> None:
-    """Say what is deployed and whether it runs."""
+    """Show what is deployed and whether it is running."""
     folder = (data or session.folder_of(program)).resolve()
     found = emulator.recorded(folder)
     running = bool(found and found.running())
     state = State(session.state_path(folder, env))
-    lost = running and found is not None and bool(state.resources) and state.marker != found.marker
-    facts = {
+    restarted = (
+        running and found is not None and bool(state.resources) and state.marker != found.marker
+    )
+    fields = {
         "environment": env,
-        "deployed": bool(state.resources) and running and not lost,
+        "deployed": bool(state.resources) and running and not restarted,
         "resources": len(state.resources),
         "unfinished": sorted(each.name for each in state.resources.values() if each.pending),
         "emulator": found.url if found else None,
@@ -128,12 +134,12 @@ def status(
         "environments": session.deployed_environments(folder),
         "api_url": state.outputs.get("api_url"),
     }
-    _print(facts) if as_json else Console().facts(facts)
+    _print(fields) if as_json else Console().fields(fields)
 
 
 @app.command()
 def outputs(
-    name: Annotated[str | None, typer.Argument(help="One output; all without it.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of an output. Default: all.")] = None,
     env: Env = "dev",
     program: Program = Path(),
     data: Data = None,
@@ -142,13 +148,15 @@ def outputs(
     """Print the stack's outputs."""
     values = session.opened(program, env, data).outputs
     if name is not None and name not in values:
-        raise TapLocalError(f"there is no output {name!r}; there are {', '.join(values)}")
+        raise TapLocalError(
+            f"there is no output {json.dumps(name)}: use one of {', '.join(values)}"
+        )
     if as_json:
         _print(values if name is None else values[name])
     elif name is not None:
         print(values[name])
     else:
-        Console().facts(values)
+        Console().fields(values)
 
 
 @app.command()
@@ -173,7 +181,9 @@ def _token(opened: Session, user: str | None, scope: str = "") -> str:
 def call(
     method: Annotated[str, typer.Argument(help="GET, POST, PUT, PATCH, DELETE ...")],
     path: Annotated[str, typer.Argument(help="Path and query, such as '/items?limit=5'.")],
-    body: Annotated[str | None, typer.Argument(help="JSON body; - reads standard input.")] = None,
+    body: Annotated[
+        str | None, typer.Argument(help="JSON body; - reads it from standard input.")
+    ] = None,
     header: Annotated[
         list[str] | None, typer.Option("--header", "-H", help="A header, as 'name: value'.")
     ] = None,
@@ -184,20 +194,24 @@ def call(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Call the API under a fresh token and print the answer."""
+    """Send a request to the API with a new access token and print the response."""
     opened = session.opened(program, env, data)
     text = sys.stdin.read() if body == "-" else body
     headers = {
         name.strip(): value.strip()
         for name, _, value in (each.partition(":") for each in header or ())
     }
-    answer = access.call(opened, method, path, _token(opened, user, scope), text, **headers)
+    response = access.call(opened, method, path, _token(opened, user, scope), text, **headers)
     if as_json:
         _print(
-            {"status": answer.status, "headers": answer.headers, "body": _maybe_json(answer.body)}
+            {
+                "status": response.status,
+                "headers": response.headers,
+                "body": _maybe_json(response.body),
+            }
         )
     else:
-        Console().answer(answer)
+        Console().response(response)
 
 
 def _maybe_json(text: str) -> Any:
@@ -209,9 +223,11 @@ def _maybe_json(text: str) -> Any:
 
 @app.command()
 def upload(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What to upload.")],
-    folder: Annotated[str, typer.Option(help="Where to, below one's own prefix.")] = "",
-    content_type: Annotated[str | None, typer.Option(help="As it stands: by the name.")] = None,
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="File to upload.")],
+    folder: Annotated[str, typer.Option(help="Folder below the caller's own prefix.")] = "",
+    content_type: Annotated[
+        str | None, typer.Option(help="Content type. Default: by the file name.")
+    ] = None,
     user: User = None,
     env: Env = "dev",
     program: Program = Path(),
@@ -220,41 +236,47 @@ def upload(
 ) -> None:
     """Upload a file as a browser does, and print its id."""
     opened = session.opened(program, env, data)
-    kind = content_type or mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    content_type = content_type or mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     token = _token(opened, user)
-    form, stored = access.upload(opened, token, file.name, file.read_bytes(), kind, folder)
-    if stored.status >= 400:
-        raise TapLocalError(f"{file} was refused: {stored.status} {stored.body}")
+    form, response = access.upload(
+        opened, token, file.name, file.read_bytes(), content_type, folder
+    )
+    if response.status >= 400:
+        raise TapLocalError(f"{file} was rejected: {response.status} {response.body}")
     _print({"id": form.json()["id"]}) if as_json else print(form.json()["id"])
 
 
 @app.command()
 def redrive(
-    dry_run: Annotated[bool, typer.Option(help="Show the letters, change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Show the messages and leave them in the queue.")
+    ] = False,
     env: Env = "dev",
     program: Program = Path(),
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Put the file pipeline's dead letters back to their function."""
+    """Redrive the messages of the file pipeline's dead-letter queue to the function."""
     opened = session.opened(program, env, data)
     if "files_dead_letters_url" not in opened.outputs:
-        raise TapLocalError("this program has no output files_dead_letters_url: no file pipeline")
+        raise TapLocalError(
+            "the stack has no output files_dead_letters_url: it has no file pipeline"
+        )
     clients = opened.cloud.client("sqs"), opened.cloud.client("lambda")
-    place = opened.outputs["files_dead_letters_url"], opened.outputs["files_function_name"]
-    letters = [told(each) for each in back_to_function(*clients, *place, dry_run)]
-    _print({"letters": letters}) if as_json else print("\n".join(letters or ["no letters"]))
+    target = opened.outputs["files_dead_letters_url"], opened.outputs["files_function_name"]
+    letters = [describe(each) for each in redrive_messages(*clients, *target, dry_run)]
+    _print({"letters": letters}) if as_json else print("\n".join(letters or ["the queue is empty"]))
 
 
 @app.command()
 def logs(
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until Ctrl-C.")] = False,
     env: Env = "dev",
     program: Program = Path(),
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Print what the functions logged, oldest first; --json --follow prints a line each."""
+    """Print the functions' log events, oldest first; with --json --follow a JSON line for each."""
     opened = session.opened(program, env, data)
     if as_json and not follow:
         _print(list(_new_events(opened, set())))
@@ -270,41 +292,41 @@ def logs(
 
 
 def _new_events(opened: Session, seen: set[str]) -> Iterator[dict[str, Any]]:
-    """The events of all functions' groups that are not in `seen` yet, in the order of time."""
+    """The events of the functions' log groups that are not in `seen`, sorted by time; adds them."""
     client = opened.cloud.client("logs")
-    groups = [
+    log_groups = [
         each.id for each in opened.state.resources.values() if each.id.startswith("/aws/lambda/")
     ]
     events = []
-    for group in groups:
-        for page in client.get_paginator("filter_log_events").paginate(logGroupName=group):
-            events += [{"group": group, **event} for event in page["events"]]
+    for log_group in log_groups:
+        for page in client.get_paginator("filter_log_events").paginate(logGroupName=log_group):
+            events += [{"log_group": log_group, **event} for event in page["events"]]
     for event in sorted(events, key=lambda event: event["timestamp"]):
-        identity = f"{event['logStreamName']} {event['timestamp']} {event['message']}"
-        if identity not in seen:
-            seen.add(identity)
+        key = f"{event['logStreamName']} {event['timestamp']} {event['message']}"
+        if key not in seen:
+            seen.add(key)
             yield {
                 "time": event["timestamp"],
-                "group": event["group"],
+                "log_group": event["log_group"],
                 "message": _maybe_json(event["message"].rstrip()),
             }
 
 
 @app.command()
 def down(
-    env: Annotated[str | None, typer.Option(help="One environment; all without it.")] = None,
+    env: Annotated[str | None, typer.Option(help="Environment to delete. Default: all.")] = None,
     program: Program = Path(),
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Take everything down and delete its data."""
+    """Delete what is deployed, with its data, and stop the emulator."""
     console = Console(quiet=as_json)
-    with console.working("taking down"):
-        gone = session.down(program, env, folder=data, report=console.step)
+    with console.working("deleting"):
+        removed = session.down(program, env, folder=data, report=console.step)
     if as_json:
-        _print({"removed": gone})
+        _print({"removed": removed})
     else:
-        console.say(f"gone: {', '.join(gone)}" if gone else "nothing was deployed")
+        console.say(f"deleted: {', '.join(removed)}" if removed else "nothing was deployed")
 
 
 def _print(value: Any) -> None:
@@ -316,19 +338,19 @@ def _print_line(value: Any) -> None:
 
 
 def main() -> None:
-    """Runs a command; an error is one message on standard error and exit status 1."""
+    """Runs a command; an error is one message on standard error, with exit status 1."""
     try:
         app()
     except TapLocalError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(INTERRUPTED if isinstance(error, InterruptError) else 1) from None
     except (ClientError, BotoCoreError) as error:
-        print(f"error: the emulator refused: {error}", file=sys.stderr)
+        print(f"error: the emulator returned an error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except BrokenPipeError:
         raise SystemExit(0) from None
     finally:
-        gc.freeze()  # the process ends: to collect its garbage first would take a second
+        gc.freeze()  # the process ends: collecting its garbage would take a second
 
 
 if __name__ == "__main__":

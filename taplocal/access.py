@@ -17,12 +17,12 @@ from typing import Any
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
 
-CALL_SECONDS = 60
+TIMEOUT_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Response:
-    """An HTTP answer; header names are lower-case."""
+    """An HTTP response; header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -38,17 +38,17 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-# Without proxies: everything that is called is on this machine.
+# Without proxies: all URLs are on this machine.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
 
 
 def request(
     method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """One HTTP request, redirects and error statuses returned as they are."""
+    """Sends an HTTP request; redirects and error statuses are returned, no response is an error."""
     call = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))
     try:
-        response = _opener.open(call, timeout=CALL_SECONDS)
+        response = _opener.open(call, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         response = error
     except OSError as error:
@@ -61,7 +61,7 @@ def request(
 def call(
     session: Session, method: str, path: str, token: str, body: str | None = None, **headers: str
 ) -> Response:
-    """Calls the API under a token."""
+    """Sends a request to the API with an access token; an empty token sends none."""
     sent = {"authorization": f"Bearer {token}"} if token else {}
     if body is not None:
         sent["content-type"] = "application/json"
@@ -73,17 +73,17 @@ def call(
 def upload(
     session: Session, token: str, name: str, content: bytes, content_type: str, folder: str = ""
 ) -> tuple[Response, Response]:
-    """Uploads a file as a browser does: asks the API for the form, sends it to S3.
+    """Uploads a file as a browser does: requests a presigned form from the API and posts it to S3.
 
-    Returns both answers; of S3, the API's own if that gave no form.
+    Returns the responses of the API and of S3; without a form, that of the API twice.
     """
-    wanted = {"name": name, "folder": folder, "content_type": content_type}
-    form = call(session, "POST", "/files", token, json.dumps(wanted))
+    upload_request = {"name": name, "folder": folder, "content_type": content_type}
+    form = call(session, "POST", "/files", token, json.dumps(upload_request))
     return form, send(form, content) if form.status == 201 else form
 
 
 def send(form: Response, content: bytes) -> Response:
-    """Sends a file to S3 with the form that the API gave."""
+    """Posts a file to S3 with the presigned form in the API's response."""
     from urllib3.filepost import encode_multipart_formdata
 
     fields = {**form.json()["fields"], "file": ("file", content)}
@@ -92,7 +92,7 @@ def send(form: Response, content: bytes) -> Response:
 
 
 def machine_token(session: Session, scopes: str = "") -> str:
-    """An access token of the machine client (client credentials)."""
+    """An access token of the machine client (client credentials grant)."""
     client_id = session.outputs["machine_client_id"]
     described = session.cloud.client("cognito-idp").describe_user_pool_client(
         UserPoolId=session.outputs["user_pool_id"], ClientId=client_id
@@ -107,12 +107,12 @@ def machine_token(session: Session, scopes: str = "") -> str:
 
 
 def person_token(session: Session, user: str, scopes: str = "") -> str:
-    """An access token of a person, who is invited first if need be: authorization code with PKCE.
+    """An access token of a person (authorization code grant with PKCE), who is created if missing.
 
-    The password is new each time and kept nowhere.
+    The password is new each time and not stored.
     """
     password = f"Aa1!{secrets.token_urlsafe(24)}"
-    _invite(session, user, password)
+    _create_user(session, user, password)
     client = session.cloud.client("cognito-idp").describe_user_pool_client(
         UserPoolId=session.outputs["user_pool_id"], ClientId=session.outputs["people_client_id"]
     )["UserPoolClient"]
@@ -140,7 +140,7 @@ def person_token(session: Session, user: str, scopes: str = "") -> str:
     return _token(session, exchange)
 
 
-def _invite(session: Session, user: str, password: str) -> None:
+def _create_user(session: Session, user: str, password: str) -> None:
     cognito, pool = session.cloud.client("cognito-idp"), session.outputs["user_pool_id"]
     with contextlib.suppress(cognito.exceptions.UsernameExistsException):
         cognito.admin_create_user(
@@ -159,25 +159,25 @@ def _invite(session: Session, user: str, password: str) -> None:
 
 
 def _sign_in(session: Session, authorize: Mapping[str, str], user: str, password: str) -> str:
-    """Signs in as a browser does: the page, its form, the code in the redirect."""
+    """Signs in as a browser does and returns the authorization code in the redirect."""
     base = session.cloud.emulator.url
     page = request("GET", f"{base}/oauth2/authorize?{urllib.parse.urlencode(authorize)}")
     if page.status != 200:
-        raise TapLocalError(f"the sign-in page answered {page.status}: {page.body[:200]}")
+        raise TapLocalError(f"the sign-in page returned {page.status}: {page.body[:200]}")
     form = urllib.parse.urlencode({**authorize, "username": user, "password": password}).encode()
-    answer = request(
+    response = request(
         "POST", f"{base}/login", form, {"content-type": "application/x-www-form-urlencoded"}
     )
-    query = urllib.parse.parse_qs(urllib.parse.urlsplit(answer.headers.get("location", "")).query)
+    query = urllib.parse.parse_qs(urllib.parse.urlsplit(response.headers.get("location", "")).query)
     if "code" not in query or query.get("state") != [authorize["state"]]:
-        raise TapLocalError(f"{user} could not sign in: {answer.status} {answer.body[:200]}")
+        raise TapLocalError(f"{user} could not sign in: {response.status} {response.body[:200]}")
     return query["code"][0]
 
 
 def _token(session: Session, form: Mapping[str, str], **headers: str) -> str:
     body = urllib.parse.urlencode({key: value for key, value in form.items() if value}).encode()
     headers["content-type"] = "application/x-www-form-urlencoded"
-    answer = request("POST", f"{session.cloud.emulator.url}/oauth2/token", body, headers)
-    if answer.status != 200:
-        raise TapLocalError(f"no token was given: {answer.status} {answer.body[:200]}")
-    return str(answer.json()["access_token"])
+    response = request("POST", f"{session.cloud.emulator.url}/oauth2/token", body, headers)
+    if response.status != 200:
+        raise TapLocalError(f"no token was issued: {response.status} {response.body[:200]}")
+    return str(response.json()["access_token"])

@@ -9,13 +9,11 @@ from typing import Any
 from taplocal.emulator import ACCOUNT, Emulator
 from taplocal.errors import UnsupportedError
 
-MARKER = (
-    "/taplocal/marker"  # the parameter that tells whether the emulator is still the one we filled
-)
+MARKER = "/taplocal/marker"  # the SSM parameter that a restarted emulator has lost
 
 
 def isolate() -> None:
-    """Takes every AWS setting of the user out of this process, before any SDK client."""
+    """Removes the user's AWS settings from this process; call it before any SDK client exists."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
     os.environ.update(
@@ -26,7 +24,7 @@ def isolate() -> None:
 
 
 class Cloud:
-    """Clients of one emulator, made when first used; safe for many threads."""
+    """The boto3 clients of one emulator, created on first use; safe for threads."""
 
     def __init__(self, emulator: Emulator, region: str):
         self.emulator, self.region, self.account = emulator, region, ACCOUNT
@@ -48,7 +46,7 @@ class Cloud:
         if self._session is None:
             self._session = boto3.Session(
                 aws_access_key_id=self.account,
-                aws_secret_access_key="local",  # noqa: S106 - the emulator asks for none
+                aws_secret_access_key="local",  # noqa: S106 - not checked by the emulator
                 region_name=self.region,
             )
         config = Config(
@@ -61,11 +59,11 @@ class Cloud:
         return self._session.client(service, endpoint_url=self.emulator.url, config=config)
 
     def arn(self, service: str, resource: str) -> str:
-        """The ARN of something in this account and region."""
+        """The ARN of a resource in this account and region."""
         return f"arn:aws:{service}:{self.region}:{self.account}:{resource}"
 
     def marked(self) -> bool:
-        """Whether the emulator still holds the marker that was left in it."""
+        """Whether the emulator still has the marker, and so the resources."""
         from botocore.exceptions import ClientError
 
         try:
@@ -77,7 +75,7 @@ class Cloud:
         return bool(found["Parameter"]["Value"] == self.emulator.marker)
 
     def mark(self) -> None:
-        """Leaves the marker in the emulator."""
+        """Stores the marker in the emulator."""
         self.client("ssm").put_parameter(
             Name=self._marker_name(), Value=self.emulator.marker, Type="String", Overwrite=True
         )
@@ -87,8 +85,8 @@ class Cloud:
 
 
 def data_source(token: str, region: str) -> dict[str, Any]:
-    """The answer to one of the data sources that programs ask where they are."""
-    answers: dict[str, dict[str, Any]] = {
+    """The result of a data source; raises UnsupportedError for an unknown one."""
+    results: dict[str, dict[str, Any]] = {
         "aws:index/getCallerIdentity:getCallerIdentity": {
             "accountId": ACCOUNT,
             "arn": f"arn:aws:iam::{ACCOUNT}:root",
@@ -100,7 +98,7 @@ def data_source(token: str, region: str) -> dict[str, Any]:
             "name": region,
             "id": region,
         },
-        "aws:ec2/getAmi:getAmi": {"id": "ami-0123456789abcdef0"},  # no instance runs
+        "aws:ec2/getAmi:getAmi": {"id": "ami-0123456789abcdef0"},  # any image: no instance runs
         "aws:index/getAvailabilityZones:getAvailabilityZones": {
             "names": [f"{region}{letter}" for letter in "abc"],
             "id": region,
@@ -112,6 +110,6 @@ def data_source(token: str, region: str) -> dict[str, Any]:
             "id": "aws",
         },
     }
-    if token not in answers:
-        raise UnsupportedError(f"the data source {token} is not known to the local cloud")
-    return answers[token]
+    if token not in results:
+        raise UnsupportedError(f"the data source {token} is not supported by the local cloud")
+    return results[token]

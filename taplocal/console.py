@@ -1,4 +1,4 @@
-"""What a person sees: coloured lines and a spinner on a terminal, plain lines elsewhere."""
+"""The output for people: coloured lines and a spinner on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from taplocal.access import Response
 from taplocal.errors import InterruptError
 from taplocal.steps import Step, Summary
 
-NAMED = 6  # resources that a gap names; --json names them all
+SHOWN = 6  # resources in the line of a gap; --json has all of them
 SIGNS = {
     "created": "[green]+[/]",
     "updated": "[yellow]~[/]",
@@ -35,21 +35,21 @@ class Console:
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
-        """A spinner while something is done, where there is a terminal; Ctrl-C is an error."""
+        """Shows a spinner on a terminal; turns Ctrl-C into an InterruptError."""
         spinner = self._rich.status(what) if self._rich.is_terminal else nullcontext()
         try:
             with spinner:
                 yield
         except KeyboardInterrupt:
-            hint = "`up` goes on where this stopped, `down` cleans up"
+            hint = "`up` continues, `down` deletes"
             raise InterruptError(f"interrupted while {what}: {hint}") from None
 
     def say(self, text: str) -> None:
-        """One line of news."""
+        """Prints a line."""
         self._rich.print(escape(text))
 
     def step(self, step: Step) -> None:
-        """What was done to one resource; nothing was done to an unchanged one."""
+        """Prints the line of a step; none for an unchanged resource."""
         if step.action in SIGNS:
             why = f" ({', '.join(step.why)})" if step.why else ""
             kind = step.type.split(":")[-1]
@@ -58,47 +58,49 @@ class Console:
             self._rich.print(f"{SIGNS[step.action]} {line}")
 
     def summary(self, env: str, summary: Summary, outputs: Mapping[str, Any]) -> None:
-        """The end of `up`: what is not emulated, what was done, the outputs, what to try."""
+        """Prints the end of `up`: what is not emulated, the counts, the outputs, what to try."""
         if summary.not_emulated:
-            self._rich.print("\n[bold]Not emulated here; on AWS it works:[/]")
+            self._rich.print("\n[bold]Not emulated locally; it works on AWS:[/]")
             for what, why, resources in _grouped(summary.not_emulated):
                 self._rich.print(f"  {escape(what)}: {escape(why)} [dim]({escape(resources)})[/]")
         counts = ", ".join(
             f"{count} {action}" for action, count in sorted(summary.counts().items())
         )
         self._rich.print(f"\n[bold green]{env} is up[/]: {counts} in {summary.seconds:.1f} s\n")
-        self.facts(outputs)
+        self.fields(outputs)
         self.say("\n" + hints(outputs.get("api_url"), env))
 
-    def facts(self, facts: Mapping[str, Any]) -> None:
-        """Names and values in two columns, no value cut."""
-        width = max(map(len, facts), default=0)
-        for name, value in facts.items():
+    def fields(self, fields: Mapping[str, Any]) -> None:
+        """Prints names and values in two columns; values are not truncated."""
+        width = max(map(len, fields), default=0)
+        for name, value in fields.items():
             shown = value if isinstance(value, str) else json.dumps(value)
             self._rich.print(f"[bold]{escape(f'{name:{width}}')}[/]  {escape(shown)}")
 
-    def answer(self, answer: Response) -> None:
-        """An HTTP answer: status, headers, body."""
-        colour = "green" if answer.status < 400 else "red"
-        self._rich.print(f"[bold {colour}]{answer.status}[/]")
-        for name, value in sorted(answer.headers.items()):
+    def response(self, response: Response) -> None:
+        """Prints an HTTP response: status, headers, body."""
+        colour = "green" if response.status < 400 else "red"
+        self._rich.print(f"[bold {colour}]{response.status}[/]")
+        for name, value in sorted(response.headers.items()):
             self._rich.print(f"[dim]{escape(name)}: {escape(value)}[/]")
-        if answer.body:
-            self._rich.print("\n" + escape(_pretty(answer.body)))
+        if response.body:
+            self._rich.print("\n" + escape(_pretty(response.body)))
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """One log event."""
+        """Prints a log event."""
         at = datetime.fromtimestamp(event["time"] / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
         message = event["message"]
         text = message if isinstance(message, str) else json.dumps(message)
-        self._rich.print(f"[dim]{at} {escape(event['group'].rpartition('/')[2])}[/] {escape(text)}")
+        self._rich.print(
+            f"[dim]{at} {escape(event['log_group'].rpartition('/')[2])}[/] {escape(text)}"
+        )
 
 
 def hints(api_url: str | None, env: str) -> str:
-    """What to try, as commands that work as they stand."""
+    """The next commands to try, ready to copy."""
     option = "" if env == "dev" else f" --env {env}"
-    here = Path(sys.executable).is_relative_to(Path.cwd())
-    taplocal = f"{os.path.relpath(sys.executable) if here else sys.executable} -m taplocal"
+    inside = Path(sys.executable).is_relative_to(Path.cwd())
+    taplocal = f"{os.path.relpath(sys.executable) if inside else sys.executable} -m taplocal"
     if not api_url:
         return f"Watch it: {taplocal} logs -f{option}\nStop it:  {taplocal} down"
     return "\n".join(
@@ -115,13 +117,13 @@ def hints(api_url: str | None, env: str) -> str:
 
 
 def _grouped(notes: list[dict[str, str]]) -> Iterator[tuple[str, str, str]]:
-    """The same gap of several resources as one line."""
+    """The gaps, each with the resources that have it."""
     gaps: dict[tuple[str, str], list[str]] = {}
     for note in notes:
         gaps.setdefault((note["what"], note["why"]), []).append(note["resource"])
     for (what, why), resources in gaps.items():
-        more = f" and {len(resources) - NAMED} more" if len(resources) > NAMED else ""
-        yield what, why, ", ".join(resources[:NAMED]) + more
+        more = f" and {len(resources) - SHOWN} more" if len(resources) > SHOWN else ""
+        yield what, why, ", ".join(resources[:SHOWN]) + more
 
 
 def _pretty(body: str) -> str:

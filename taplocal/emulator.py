@@ -1,4 +1,4 @@
-"""MiniStack, the embedded AWS: a process of its own on loopback, or one that runs already."""
+"""MiniStack, the embedded AWS: a process of its own on loopback, or one that is already running."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from taplocal.errors import TapLocalError
 from taplocal.state import write_private
 
-ACCOUNT = "000000000000"  # the emulator takes a 12-digit access key for the account's root
+ACCOUNT = "000000000000"  # an access key of 12 digits is the root of that account
 PREFERRED_PORT = 4566
 START_SECONDS = 30
 PROGRAM = Path(__file__).with_name("ministack_server.py")
@@ -29,9 +29,9 @@ STOP_SECONDS = 10
 
 @dataclass(frozen=True)
 class Emulator:
-    """A running emulator; `pid` is 0 for one that somebody else started.
+    """A running emulator; `pid` is 0 if someone else started it.
 
-    `marker` is stored inside it, so that a restart, which empties it, is noticed.
+    `marker` is stored in it, so that a restart, which empties it, is detected.
     """
 
     url: str
@@ -40,11 +40,11 @@ class Emulator:
 
     @property
     def owned(self) -> bool:
-        """Whether this folder's process is the emulator, to be stopped by `down`."""
+        """Whether this folder started the emulator, and `down` stops it."""
         return self.pid > 0
 
     def healthy(self) -> bool:
-        """Whether it answers."""
+        """Whether it responds to the health check."""
         try:
             with urllib.request.urlopen(f"{self.url}/_ministack/health", timeout=2) as response:
                 return bool(response.status == 200)
@@ -52,25 +52,25 @@ class Emulator:
             return False
 
     def running(self) -> bool:
-        """Whether it answers and, if it is ours, still is the process that we started."""
+        """Whether it is healthy and, if owned, still the process that was started."""
         return self.healthy() and (not self.owned or is_emulator(self.pid))
 
 
 def is_emulator(pid: int) -> bool:
-    """Whether a process is an emulator of ours; after a reboot the number may be anybody's."""
+    """Whether a process is an emulator; after a reboot the pid may belong to another program."""
     try:
         return b"ministack" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except FileNotFoundError:
         if Path("/proc/self").exists():
             return False
-    shown = subprocess.run(
+    listed = subprocess.run(
         ["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
-    return "ministack" in shown.stdout
+    return "ministack" in listed.stdout
 
 
 def recorded(folder: Path) -> Emulator | None:
-    """The emulator that this folder used last, running or not."""
+    """The emulator that this folder used last, running or not; None if there was none."""
     path = folder / "emulator.json"
     try:
         return Emulator(**json.loads(path.read_text()))
@@ -78,12 +78,12 @@ def recorded(folder: Path) -> Emulator | None:
         return None
     except (ValueError, TypeError) as error:
         raise TapLocalError(
-            f"{path} cannot be read ({error}): delete {folder} and run `up` again"
+            f"{path} is not valid ({error}): delete {folder} and run `up` again"
         ) from None
 
 
 def loopback_url(url: str) -> str:
-    """The URL without a trailing slash, if it names this machine; anything else is refused."""
+    """The URL without a trailing slash, if its host is loopback; TapLocalError for any other."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     try:
@@ -93,14 +93,15 @@ def loopback_url(url: str) -> str:
         loopback, port = False, None
     if parts.scheme != "http" or not loopback or not port or parts.path.strip("/"):
         raise TapLocalError(
-            f"the emulator must be a loopback address such as http://127.0.0.1:4566, not {url!r}: "
-            "the local cloud never talks to another machine"
+            "the emulator must be a loopback address such as http://127.0.0.1:4566, "
+            f"not {json.dumps(url)}: "
+            "the local cloud never connects to another machine"
         )
     return url.rstrip("/")
 
 
 def attach(folder: Path, url: str) -> Emulator:
-    """An emulator that somebody else runs at this URL."""
+    """An emulator that someone else runs at this URL; an error if it does not respond."""
     url, last = loopback_url(url), recorded(folder)
     if last and last.running() and last.url != url:
         raise TapLocalError(
@@ -110,20 +111,20 @@ def attach(folder: Path, url: str) -> Emulator:
     emulator = last if last and last.url == url else Emulator(url, uuid.uuid4().hex)
     if not emulator.healthy():
         raise TapLocalError(
-            f"no MiniStack answers at {url}: start it, or leave --emulator out to have one started"
+            f"no MiniStack responds at {url}: start it, or omit --emulator and one is started"
         )
     record(folder, emulator)
     return emulator
 
 
 def ensure(folder: Path, region: str) -> Emulator:
-    """This folder's emulator, started if it does not run."""
+    """This folder's emulator, started if it is not running."""
     last = recorded(folder)
     if last and last.running():
         return last
     if last and not last.owned:
         raise TapLocalError(
-            f"the emulator at {last.url} is gone: start it again, "
+            f"the emulator at {last.url} does not respond: start it again, "
             "or run `python -m taplocal down` first"
         )
     if last:
@@ -135,7 +136,7 @@ def _start(folder: Path, region: str) -> Emulator:
     log = folder / "emulator.log"
     scratch = folder / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
-    for _ in range(3):  # somebody may take the port between the look and the start
+    for _ in range(3):  # another process may take the port after the check
         port = _free_port()
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -145,7 +146,7 @@ def _start(folder: Path, region: str) -> Emulator:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C stops the command, not the cloud
+                start_new_session=True,  # Ctrl-C stops the command, not the emulator
             )
         emulator = Emulator(f"http://127.0.0.1:{port}", uuid.uuid4().hex, process.pid)
         record(folder, emulator)
@@ -159,7 +160,7 @@ def _start(folder: Path, region: str) -> Emulator:
 
 
 def _environment(folder: Path, port: int, region: str) -> dict[str, str]:
-    """A short list of ours: functions inherit it, so nothing of the user's may be in it."""
+    """The emulator's environment variables; none of the user's, because functions inherit them."""
     return {
         "PATH": os.pathsep.join(
             [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
@@ -193,7 +194,7 @@ def _free_port() -> int:
 
 
 def stop(folder: Path) -> None:
-    """Stops the emulator if it is ours, and removes what it left in the folder."""
+    """Stops the emulator if this folder owns it, and removes its files."""
     last = recorded(folder)
     if last and last.owned:
         _kill(last.pid)
@@ -203,9 +204,9 @@ def stop(folder: Path) -> None:
 
 
 def _kill(pid: int) -> None:
-    """Ends an emulator and its function workers, which are in its process group, at once.
+    """Kills an emulator and the workers of its functions, which are in its process group.
 
-    Its state is its memory, so there is nothing that a slow farewell would save.
+    All of its state is in memory, so a graceful shutdown would save nothing.
     """
     if not is_emulator(pid):
         return
@@ -216,5 +217,5 @@ def _kill(pid: int) -> None:
 
 
 def record(folder: Path, emulator: Emulator) -> None:
-    """Remembers the emulator that this folder uses."""
+    """Records the emulator that this folder uses."""
     write_private(folder / "emulator.json", json.dumps(asdict(emulator)))

@@ -1,8 +1,8 @@
-"""Program -> resources: brings the emulator to what the program describes, one resource at a time.
+"""Deploys the program's resources to the emulator, as Pulumi's engine does to AWS.
 
 A resource that is new is created; one whose inputs changed is updated in place, or replaced where
-AWS would replace it; one that the program no longer registers is deleted at the end. Every step is
-recorded before and after, so that a run which was killed anywhere is finished by the next one.
+AWS would replace it; one that the program no longer registers is deleted at the end. Each step is
+recorded before and after it, so that the next run can finish one that was killed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Deployment:
 
     @property
     def connection(self) -> tuple[Cloud, State]:
-        """The emulator and the state; the threads that ask meanwhile wait for the first one."""
+        """The emulator and the state; other threads wait while the first one connects."""
         with self._connecting:
             if not self._connection.done():
                 try:
@@ -68,7 +68,7 @@ class Deployment:
         return self.connection[1]
 
     def up(self, project: Project) -> Summary:
-        """Makes the emulator what the program says; raises the first failure, the state intact."""
+        """Deploys the program; raises the first error, with all finished steps in the state."""
         started = time.monotonic()
         outputs = run(project, self)
         for urn in [urn for urn in reversed(self.state.resources) if urn not in self.seen]:
@@ -79,14 +79,14 @@ class Deployment:
         return self.summary
 
     def down(self) -> Summary:
-        """Deletes everything, newest first, protected or not, and the data in it."""
+        """Deletes all resources, newest first, protected or not, with their data."""
         self._force = True
         for urn in list(reversed(self.state.resources)):
             self._delete(urn, protected=False)
         return self.summary
 
     def register(self, resource: Registration) -> tuple[str, dict[str, Any]]:
-        """Brings one resource up to date; components are only names."""
+        """Deploys one resource and returns its id and outputs; a component is only a name."""
         if not resource.custom:
             return "", {}
         with self._lock:
@@ -98,7 +98,7 @@ class Deployment:
         handler = handler_of(resource.type, resource.name)
         handler.check(resource.name, resource.inputs)
         try:
-            deployed = self._bring_up(handler, resource)
+            deployed = self._apply(handler, resource)
         except (ClientError, BotoCoreError) as error:
             raise TapLocalError(f"{resource.type} {resource.name}: {error}") from error
         self._note(handler, resource)
@@ -108,11 +108,11 @@ class Deployment:
         """The result of a data source, for which no emulator is needed."""
         return data_source(token, self.region)
 
-    def _bring_up(self, handler: Handler, resource: Registration) -> Deployed:
+    def _apply(self, handler: Handler, resource: Registration) -> Deployed:
         old = self.state.resources.get(resource.urn)
         started = time.monotonic()
         if old and old.pending in ("create", "delete"):
-            self._clear(handler, old)
+            self._delete_remains(handler, old)
             self.state.remove(resource.urn)
             old = None
         if old is None:
@@ -120,13 +120,15 @@ class Deployment:
                 handler, resource, Step("created", resource.type, resource.name), started
             )
         for path in resource.ignore_changes:
-            inputs = _keep(path.replace("[*]", ".*").split("."), old.inputs, resource.inputs)
+            inputs = _with_old_value(
+                path.replace("[*]", ".*").split("."), old.inputs, resource.inputs
+            )
             resource = replace(resource, inputs=inputs)
         changed = tuple(_changes(old.inputs, resource.inputs, handler.ignored.split()))
         if replacing := tuple(key for key in changed if key in handler.replaces()):
-            self._refuse_protected(old)
-            self._begin(resource.urn, old, "delete")
-            self._clear(handler, old)
+            self._check_protected(old)
+            self._mark_pending(resource.urn, old, "delete")
+            self._delete_remains(handler, old)
             self.state.remove(resource.urn)
             step = Step("replaced", resource.type, resource.name, why=replacing)
             return self._create(handler, resource, step, started)
@@ -164,7 +166,7 @@ class Deployment:
         changed: tuple[str, ...],
         started: float,
     ) -> Deployed:
-        self._begin(resource.urn, old, "update")
+        self._mark_pending(resource.urn, old, "update")
         inputs, protect = resource.inputs, resource.protect
         outputs = handler.update(self.cloud, old.id, old.inputs, inputs, old.outputs)
         new = Deployed(resource.type, resource.name, old.id, inputs, outputs, protect)
@@ -175,31 +177,32 @@ class Deployment:
     def _delete(self, urn: str, protected: bool = True) -> None:
         old, started = self.state.resources[urn], time.monotonic()
         if protected:
-            self._refuse_protected(old)
-        self._begin(urn, old, "delete")
+            self._check_protected(old)
+        self._mark_pending(urn, old, "delete")
         try:
-            self._clear(handler_of(old.type, old.name), old)
+            self._delete_remains(handler_of(old.type, old.name), old)
         except (ClientError, BotoCoreError) as error:
             raise TapLocalError(f"{old.type} {old.name} cannot be deleted: {error}") from error
         self.state.remove(urn)
         self._report(Step("deleted", old.type, old.name), started)
 
-    def _begin(self, urn: str, resource: Deployed, step: str) -> None:
+    def _mark_pending(self, urn: str, resource: Deployed, step: str) -> None:
         resource.pending = resource.pending if resource.pending == "create" else step
         self.state.put(urn, resource)
 
-    def _clear(self, handler: Handler, old: Deployed) -> None:
-        """Deletes what is there of a resource, also when its creation was not seen to end."""
+    def _delete_remains(self, handler: Handler, old: Deployed) -> None:
+        """Deletes a resource, or what an interrupted run created of it."""
         inputs = {**old.inputs, "forceDestroy": True} if self._force else old.inputs
         resource_id = old.id or handler.find(self.cloud, inputs)
         if resource_id:
             handler.remove(self.cloud, resource_id, inputs, old.outputs)
 
-    def _refuse_protected(self, old: Deployed) -> None:
+    def _check_protected(self, old: Deployed) -> None:
         if old.protect:
             raise TapLocalError(
-                f"{old.type} {old.name} is protected and would be deleted: "
-                "set deletion_protection to false first, or run `python -m taplocal down`"
+                f"{old.type} {old.name} is protected, and this run would delete it: "
+                "set deletion_protection to false and run `up` first, "
+                "or run `python -m taplocal down`"
             )
 
     def _note(self, handler: Handler, resource: Registration) -> None:
@@ -217,14 +220,16 @@ class Deployment:
             self.report(step)
 
 
-def _keep(path: list[str], old: Any, new: Any) -> Any:
-    """The new inputs with the old value at a path, in which * is every element of a list."""
+def _with_old_value(path: list[str], old: Any, new: Any) -> Any:
+    """The new inputs with the old value at a path; * in it stands for all elements of a list."""
     name, *below = path
     if name == "*" and len(old) == len(new):
-        return [_keep(below, before, after) for before, after in zip(old, new, strict=True)]
+        return [
+            _with_old_value(below, before, after) for before, after in zip(old, new, strict=True)
+        ]
     if name not in old or name not in new:
         return new
-    return {**new, name: _keep(below, old[name], new[name]) if below else old[name]}
+    return {**new, name: _with_old_value(below, old[name], new[name]) if below else old[name]}
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], ignored: list[str]) -> list[str]:

@@ -1,15 +1,15 @@
-"""Errors that end a command with one clear message instead of a stack trace."""
+"""Errors that end a command with one clear message instead of a traceback."""
 
 from __future__ import annotations
 
 
 class TapLocalError(Exception):
-    """Something that the user can mend; the message says what and how."""
+    """An error that the user can fix; the message says what is wrong and how to fix it."""
 
 
 class InterruptError(TapLocalError):
-    """Ctrl-C during a change; nothing is lost."""
+    """Ctrl-C during a deployment; the next run continues it."""
 
 
 class UnsupportedError(TapLocalError):
-    """The program uses a resource type or an input that the local cloud does not know."""
+    """The program uses a resource type or an input that the local cloud does not support."""

@@ -1,20 +1,20 @@
-"""MiniStack as the local cloud runs it, by its path: with five things that only AWS does.
+"""MiniStack as the local cloud runs it, with five additions that make it behave as AWS does.
 
-Lambda queues asynchronous events, gives them to a bounded number of functions, and does not count
-being throttled as an attempt. MiniStack starts a process for every event at once, so that a burst
-of uploads would start hundreds, and drops an event that finds no free one.
+Lambda queues asynchronous events, invokes functions with limited concurrency, and does not count a
+throttled invocation as an attempt. MiniStack starts a process for each event at once, so that a
+burst of uploads would start hundreds, and drops an event that finds no free process.
 
-Lambda starts as many environments as there are calls at once. So does MiniStack, each a process: on
-a few cores a burst of calls starts more of them than can do any work. Here a few start at a time, a
-version has so many at most, and calls wait their turn.
+Lambda starts an execution environment for each concurrent invocation. So does MiniStack, each a
+process: on a few cores a burst starts more of them than can run. With this module a few start at a
+time, a version has a maximum, and invocations wait in a queue.
 
-A `*` in a policy stands for any characters. In MiniStack's it stands for none that end a line,
-which S3 takes in keys.
+A `*` in a policy matches any character. In MiniStack it matches no newline, which S3 allows in
+keys.
 
-An alias shares its traffic between versions by their weights. MiniStack keeps the weights.
+An alias routes its traffic to versions by weight. MiniStack only stores the weights.
 
-Functions have metrics by alias and version, an API has metrics of its requests, and an alarm looks
-at the metric with its dimensions, period by period. MiniStack's alarms look at the metric's name.
+Functions have metrics by alias and version, an API has metrics of its requests, and an alarm
+evaluates the metric with its dimensions, period by period. MiniStack's alarms ignore dimensions.
 """
 
 from __future__ import annotations
@@ -35,17 +35,19 @@ from ministack.app import main
 from ministack.core import iam_evaluator, lambda_runtime
 from ministack.services import apigateway, cloudwatch, lambda_svc
 
-WORKERS = 2 * (os.cpu_count() or 1)  # events at work at once; each is a process of 50 MiB
-RETRY_SECONDS = (1, 2)  # AWS waits one minute, then two
+WORKERS = 2 * (
+    os.cpu_count() or 1
+)  # concurrent asynchronous invocations; each is a process of 50 MiB
+RETRY_SECONDS = (1, 2)  # AWS: one minute, then two
 THROTTLED_SECONDS = 0.5
-STARTS = os.cpu_count() or 1  # environments that start at once
-ENVIRONMENTS = 8 * STARTS  # of one version of a function; more would only share the same cores
-LONGEST_WAIT = 20.0  # seconds; for a function that calls itself, and so waits for itself
+CONCURRENT_STARTS = os.cpu_count() or 1
+MAX_ENVIRONMENTS = 8 * CONCURRENT_STARTS  # of a version; more would share the same cores
+MAX_WAIT_SECONDS = 20.0  # for a function that invokes itself, and so waits for itself
 
 
 @dataclass(order=True)
 class Event:
-    """An event that waits, and when it may be tried."""
+    """A queued event, and when it is due."""
 
     due: float
     attempt: int
@@ -56,7 +58,7 @@ class Event:
 
 
 class EventQueue:
-    """Events in the order in which they are due, worked off by a few threads."""
+    """Asynchronous events by due time, processed by a few threads."""
 
     def __init__(self) -> None:
         self._events: queue.PriorityQueue[Event] = queue.PriorityQueue()
@@ -64,7 +66,7 @@ class EventQueue:
             threading.Thread(target=self._work, daemon=True).start()
 
     def put(self, function: Mapping[str, Any], payload: Any) -> None:
-        """Takes the place of MiniStack's invoke_async_with_retry."""
+        """Replaces MiniStack's invoke_async_with_retry."""
         now = time.monotonic()
         self._events.put(Event(now, 1, function, payload, contextvars.copy_context(), now))
 
@@ -76,9 +78,9 @@ class EventQueue:
                 self._events.put(event)
                 time.sleep(min(wait, 0.05))
             else:
-                event.context.run(self._try, event)
+                event.context.run(self._attempt, event)
 
-    def _try(self, event: Event) -> None:
+    def _attempt(self, event: Event) -> None:
         config = event.function["config"]
         account, region = lambda_svc._account_region_from_function_config(config)
         lambda_svc._request_account_id.set(account)
@@ -89,23 +91,25 @@ class EventQueue:
             return
         settings = lambda_svc._functions[name].get("event_invoke_config") or {}
         throttled = bool(result.get("throttle"))
-        young = time.monotonic() - event.since < settings.get("MaximumEventAgeInSeconds", 21_600)
-        if young and (throttled or event.attempt <= settings.get("MaximumRetryAttempts", 2)):
-            self._again(event, throttled)
+        not_expired = time.monotonic() - event.since < settings.get(
+            "MaximumEventAgeInSeconds", 21_600
+        )
+        if not_expired and (throttled or event.attempt <= settings.get("MaximumRetryAttempts", 2)):
+            self._retry(event, throttled)
             return
         destination = settings.get("DestinationConfig", {}).get("OnFailure", {}).get("Destination")
         if destination:
             lambda_svc._route_async_failure(destination, name, event.payload, result)
 
-    def _again(self, event: Event, throttled: bool) -> None:
+    def _retry(self, event: Event, throttled: bool) -> None:
         wait = THROTTLED_SECONDS if throttled else RETRY_SECONDS[event.attempt - 1]
         event.due = time.monotonic() + wait
         event.attempt += not throttled
         self._events.put(event)
 
 
-def match_newlines_too() -> None:
-    """Lets a * in a policy match every character."""
+def match_newlines() -> None:
+    """Makes a * in a policy match newlines too."""
     original = iam_evaluator._fnmatch_compile
 
     @functools.cache
@@ -117,27 +121,27 @@ def match_newlines_too() -> None:
 
 
 def weights_of(alias: Mapping[str, Any]) -> Mapping[str, float]:
-    """Version -> its share of the calls of an alias, for those that the alias does not name."""
+    """Version -> its weight, for the additional versions of an alias."""
     return (alias.get("RoutingConfig") or {}).get("AdditionalVersionWeights") or {}
 
 
-def by_weight(alias: Mapping[str, Any]) -> str:
-    """The version that takes the next call of an alias."""
-    point = random.random()  # noqa: S311 - no secret
-    for version, share in weights_of(alias).items():
-        point -= share
+def choose_version(alias: Mapping[str, Any]) -> str:
+    """The version for the next invocation of an alias, by weight."""
+    point = random.random()  # noqa: S311 - not security-relevant
+    for version, weight in weights_of(alias).items():
+        point -= weight
         if point < 0:
             return str(version)
     return str(alias["FunctionVersion"])
 
 
-def share_traffic() -> None:
-    """Lets an alias choose between its versions at every call, whoever calls."""
+def route_by_weight() -> None:
+    """Makes each invocation of an alias choose a version."""
     resolve, invoke = lambda_svc._effective_func_record_for_qualifier, lambda_svc._invoke
 
     def resolved(function: Any, qualifier: str | None) -> Any:
         alias = function and function.get("aliases", {}).get(qualifier)
-        return resolve(function, by_weight(alias) if alias else qualifier)
+        return resolve(function, choose_version(alias) if alias else qualifier)
 
     async def invoked(
         name: str, event: Any, headers: Any, path_qualifier: Any = None, query_params: Any = None
@@ -146,7 +150,7 @@ def share_traffic() -> None:
         alias = name in lambda_svc._functions and lambda_svc._functions[name]["aliases"].get(
             qualifier
         )
-        chosen = by_weight(alias) if alias else path_qualifier
+        chosen = choose_version(alias) if alias else path_qualifier
         return await invoke(name, event, headers, chosen, query_params)
 
     lambda_svc._effective_func_record_for_qualifier = resolved
@@ -154,69 +158,69 @@ def share_traffic() -> None:
 
 
 class Environments:
-    """How many environments a function has, and how many start at once; calls wait in order."""
+    """Limits the environments of a version and their concurrent starts; invocations wait."""
 
     def __init__(self) -> None:
         self._acquire, self._release = lambda_svc.acquire_worker, lambda_svc.release_worker
         self._spawn, self._starting = lambda_runtime.Worker._spawn, set[Any]()
         self._lock = threading.Lock()
-        self._turns: dict[Any, threading.Condition] = {}
+        self._conditions: dict[Any, threading.Condition] = {}
         self._local = threading.local()
 
     def install(self) -> None:
-        """Puts itself between MiniStack's parts."""
+        """Replaces MiniStack's functions."""
         environments = self
         lambda_svc.acquire_worker = self.acquire
         lambda_svc.release_worker = self.release
         lambda_runtime.Worker._spawn = lambda worker: environments.spawn(worker)
 
     def acquire(self, name: str, config: Any, code: bytes, qualifier: str = "$LATEST") -> Any:
-        """A free environment, or a new one where there may be another."""
+        """Waits for a free environment, or starts a new one within the limits."""
         key, began = lambda_runtime._worker_key(name, config, qualifier), time.monotonic()
         with self._lock:
-            turn = self._turns.setdefault(key, threading.Condition(self._lock))
-            turn.wait_for(lambda: self._may_go_on(key), timeout=LONGEST_WAIT)
+            condition = self._conditions.setdefault(key, threading.Condition(self._lock))
+            condition.wait_for(lambda: self._available(key), timeout=MAX_WAIT_SECONDS)
             worker, how = self._acquire(name, config, code, qualifier=qualifier)
             if how == "spawn":
                 self._starting.add(worker)
         self._local.seconds = time.monotonic() - began
         return worker, how
 
-    def _may_go_on(self, key: Any) -> bool:
+    def _available(self, key: Any) -> bool:
         workers = lambda_runtime._workers.get(key, ())
-        another = len(self._starting) < STARTS and len(workers) < ENVIRONMENTS
+        another = len(self._starting) < CONCURRENT_STARTS and len(workers) < MAX_ENVIRONMENTS
         return another or any(not each.in_use for each in list(workers))
 
     def release(self, worker: Any, *arguments: Any, **more: Any) -> None:
-        """Gives an environment to the next call that waits."""
+        """Frees an environment for the next waiting invocation."""
         self._release(worker, *arguments, **more)
-        self._starting.discard(worker)  # one that could not even begin to start
-        self._next()
+        self._starting.discard(worker)  # one whose start failed at once
+        self._notify()
 
     def spawn(self, worker: Any) -> None:
-        """Starts an environment."""
+        """Starts an environment and records the time that it took."""
         began = time.monotonic()
         try:
             self._spawn(worker)
         finally:
             self._local.seconds = getattr(self._local, "seconds", 0.0) + time.monotonic() - began
             self._starting.discard(worker)
-            self._next()
+            self._notify()
 
-    def _next(self) -> None:
+    def _notify(self) -> None:
         with self._lock:
-            for turn in self._turns.values():
-                turn.notify()
+            for condition in self._conditions.values():
+                condition.notify()
 
-    def spent(self) -> float:
-        """Seconds that the last call on this thread waited for turn and start; asked once."""
+    def take_wait_seconds(self) -> float:
+        """Seconds that the last invocation on this thread waited for an environment; resets."""
         seconds = getattr(self._local, "seconds", 0.0)
         self._local.seconds = 0.0
         return float(seconds)
 
 
 def count(namespace: str, dimensions: Mapping[str, str], **values: float) -> None:
-    """Adds to metrics; equal values of one second are one point, seen more often."""
+    """Adds values to metrics; equal values within a second are one data point with a count."""
     for metric, value in values.items():
         key = (namespace, metric, cloudwatch._dims_key(dict(dimensions)))
         points = cloudwatch._metric_bucket(key)
@@ -228,54 +232,56 @@ def count(namespace: str, dimensions: Mapping[str, str], **values: float) -> Non
 
 
 def measure_functions(environments: Environments) -> None:
-    """Counts calls by function, by alias, and by version of an alias; no start is in Duration."""
+    """Records the metrics of functions, by alias and version; Duration excludes the cold start."""
     execute = lambda_svc._execute_function
 
     def executed(function: Any, event: Any) -> Any:
         config = function.get("config") or function
         if lambda_svc._function_config_scope_mismatch(config):
-            return execute(function, event)  # which calls this again, in the right scope
+            return execute(function, event)  # calls this function again, in the right scope
         began = time.monotonic()
         result = execute(function, event)
-        passed = round((time.monotonic() - began - environments.spent()) * 1000)
-        for dimensions in _places(config["FunctionName"], config.get("Version", "$LATEST")):
+        duration = round((time.monotonic() - began - environments.take_wait_seconds()) * 1000)
+        for dimensions in _dimension_sets(config["FunctionName"], config.get("Version", "$LATEST")):
             if result.get("throttle"):
                 count("AWS/Lambda", dimensions, Throttles=1)
             else:
                 failed = bool(result.get("error"))
-                count("AWS/Lambda", dimensions, Invocations=1, Errors=failed, Duration=passed)
+                count("AWS/Lambda", dimensions, Invocations=1, Errors=failed, Duration=duration)
         return result
 
     lambda_svc._execute_function = executed
     lambda_svc._emit_lambda_metrics = lambda *_arguments, **_values: None
 
 
-def _places(name: str, version: str) -> list[dict[str, str]]:
-    places = [{"FunctionName": name}]
+def _dimension_sets(name: str, version: str) -> list[dict[str, str]]:
+    sets = [{"FunctionName": name}]
     for alias in lambda_svc._functions.get(name, {}).get("aliases", {}).values():
         if version in (alias["FunctionVersion"], *weights_of(alias)):
-            through = {**places[0], "Resource": f"{name}:{alias['Name']}"}
-            places += [through, {**through, "ExecutedVersion": version}]
-    return places
+            by_alias = {**sets[0], "Resource": f"{name}:{alias['Name']}"}
+            sets += [by_alias, {**by_alias, "ExecutedVersion": version}]
+    return sets
 
 
 def measure_apis() -> None:
-    """Counts the requests of HTTP APIs, with their latency."""
+    """Records the metrics of HTTP APIs."""
     handle: Callable[..., Any] = apigateway.handle_execute
 
     async def handled(api_id: str, stage: str, *request: Any, **more: Any) -> Any:
         started = time.monotonic()
-        answer = await handle(api_id, stage, *request, **more)
-        kinds = {f"{kind}xx": answer[0] // 100 == kind for kind in (4, 5)}
-        passed = round((time.monotonic() - started) * 1000)
-        count("AWS/ApiGateway", {"ApiId": api_id, "Stage": stage}, Count=1, Latency=passed, **kinds)
-        return answer
+        response = await handle(api_id, stage, *request, **more)
+        kinds = {f"{kind}xx": response[0] // 100 == kind for kind in (4, 5)}
+        duration = round((time.monotonic() - started) * 1000)
+        count(
+            "AWS/ApiGateway", {"ApiId": api_id, "Stage": stage}, Count=1, Latency=duration, **kinds
+        )
+        return response
 
     apigateway.handle_execute = handled
 
 
-#: Operator -> whether a value is beyond a threshold.
-BEYOND = {
+#: Comparison operator of an alarm -> whether a value breaches a threshold.
+COMPARISONS = {
     "GreaterThanThreshold": float.__gt__,
     "GreaterThanOrEqualToThreshold": float.__ge__,
     "LessThanThreshold": float.__lt__,
@@ -284,26 +290,26 @@ BEYOND = {
 
 
 def breaching(alarm: Mapping[str, Any], points: list[Any], now: float) -> list[bool]:
-    """Of each period with data, the newest first, whether it is beyond the threshold."""
+    """For each period with data, newest first, whether it breaches the threshold."""
     statistic = alarm.get("ExtendedStatistic") or alarm.get("Statistic", "Average")
-    beyond = BEYOND[alarm["ComparisonOperator"]]
+    breaches = COMPARISONS[alarm["ComparisonOperator"]]
     found = []
     for period in range(alarm["EvaluationPeriods"]):
         end = now - period * alarm["Period"]
         inside = [each for each in points if end - alarm["Period"] < each["Timestamp"] <= end]
         if inside:
             value = cloudwatch._stat_value(cloudwatch._calc_stats(inside), statistic, inside)
-            found.append(beyond(float(value), float(alarm["Threshold"])))
+            found.append(breaches(float(value), float(alarm["Threshold"])))
     return found
 
 
 def evaluate(alarm: dict[str, Any]) -> None:
-    """Takes the place of MiniStack's _evaluate_alarm.
+    """Replaces MiniStack's _evaluate_alarm.
 
-    Without data an alarm calms down and does not begin. Of those on expressions or on bands, which
-    need more than a threshold, none is evaluated.
+    Missing data is treated as notBreaching. Alarms on metric math or on anomaly detection bands are
+    not evaluated.
     """
-    if not alarm.get("MetricName") or alarm.get("ComparisonOperator") not in BEYOND:
+    if not alarm.get("MetricName") or alarm.get("ComparisonOperator") not in COMPARISONS:
         return
     dimensions = {each["Name"]: each["Value"] for each in alarm.get("Dimensions", ())}
     key = (alarm.get("Namespace"), alarm.get("MetricName"), cloudwatch._dims_key(dimensions))
@@ -314,15 +320,15 @@ def evaluate(alarm: dict[str, Any]) -> None:
     needed = alarm.get("DatapointsToAlarm") or alarm["EvaluationPeriods"]
     state = "ALARM" if sum(found) >= needed else "OK"
     if state != before:
-        reason = f"{sum(found)} of {len(found)} periods beyond {alarm['Threshold']:g}"
+        reason = f"{sum(found)} of {len(found)} periods breach {alarm['Threshold']:g}"
         alarm.update(StateValue=state, StateReason=reason, StateUpdatedTimestamp=int(time.time()))
         cloudwatch._record_history(alarm["AlarmName"], before, state, reason)
         cloudwatch._dispatch_alarm_actions(alarm, before, state, reason)
         cloudwatch._evaluate_parent_alarms(alarm)
 
 
-def watch_alarms() -> None:
-    """Lets alarms be evaluated as on AWS, whenever somebody looks at them or sends a metric."""
+def evaluate_alarms() -> None:
+    """Makes alarms evaluate as on AWS, at each DescribeAlarms and PutMetricData."""
     describe = cloudwatch._describe_alarms
 
     def described(*arguments: Any, **more: Any) -> Any:
@@ -334,12 +340,12 @@ def watch_alarms() -> None:
 
 
 if __name__ == "__main__":
-    match_newlines_too()
-    share_traffic()
+    match_newlines()
+    route_by_weight()
     environments = Environments()
     environments.install()
     measure_functions(environments)
     measure_apis()
-    watch_alarms()
+    evaluate_alarms()
     lambda_svc.invoke_async_with_retry = EventQueue().put
     main()

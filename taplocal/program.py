@@ -1,9 +1,9 @@
-"""Runs the Pulumi program in this process against a resource monitor of ours.
+"""Runs the Pulumi program in this process, with a resource monitor of our own.
 
 The program is the same file that `pulumi up` runs, as `__main__`, with the same configuration
 files. Every resource that it registers is handed to a `Backend` once its inputs are known; whatever
-the backend answers becomes the resource's outputs. The local cloud's backend deploys, the tests'
-backends record.
+the backend returns becomes the resource's outputs. The local cloud's backend deploys, that of the
+tests records.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pulumi.runtime.proto import resource_pb2, source_pb2
 from taplocal.errors import TapLocalError, UnsupportedError
 from taplocal.project import Project
 
-PARALLEL = 16  # resources at work at once; each waits for the emulator most of its time
+PARALLEL = 16  # resources deployed at once; each mostly waits for the emulator
 STACK = "pulumi:pulumi:Stack"
 FEATURES = (
     resource_pb2.RESOURCE_MONITOR_FEATURE_SECRETS,
@@ -57,7 +57,7 @@ class Registration:
 
 
 class Backend(Protocol):
-    """What makes of a registration an id and outputs, and answers the program's data sources."""
+    """Gives each registered resource an id and outputs, and each data source a result."""
 
     def register(self, resource: Registration, /) -> tuple[str, dict[str, Any]]: ...
 
@@ -65,7 +65,7 @@ class Backend(Protocol):
 
 
 def plain(value: Any) -> Any:
-    """A property value as plain data: whole numbers, opened secrets, archives as texts."""
+    """A property value as plain data: integers, secrets unwrapped, archives as their texts."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list):
@@ -79,16 +79,16 @@ def plain(value: Any) -> Any:
         return {name: each["text"] for name, each in value["assets"].items()}
     if kind is not None:
         raise UnsupportedError(
-            f"a property value of the kind {kind} is not known to the local cloud"
+            f"the local cloud does not support property values of the kind {kind}"
         )
     return {key: plain(value[key]) for key in sorted(value) if value[key] is not None}
 
 
 class Monitor(mocks.MockMonitor):
-    """The engine's side of the conversation with the program."""
+    """The resource monitor that the program talks to."""
 
     def __init__(self, backend: Backend):
-        super().__init__(mocks=None)  # type: ignore[arg-type]  # every method that would use it is ours
+        super().__init__(mocks=None)  # type: ignore[arg-type]  # all methods that would use it are overridden
         self.backend = backend
         self.outputs: dict[str, Any] = {}
         self.failure: BaseException | None = None
@@ -98,7 +98,7 @@ class Monitor(mocks.MockMonitor):
         if request.type == STACK:
             return resource_pb2.RegisterResourceResponse(urn=urn)
         if self.failure:
-            raise self.failure  # one resource has failed: begin no other
+            raise self.failure  # one resource has failed: start no other
         try:
             registration = _registration(urn, request)
             resource_id, outputs = self.backend.register(registration)
@@ -116,9 +116,9 @@ class Monitor(mocks.MockMonitor):
         return empty_pb2.Empty()
 
     def Invoke(self, request: Any) -> Any:
-        answer = self.backend.invoke(request.tok, plain(json_format.MessageToDict(request.args)))
+        result = self.backend.invoke(request.tok, plain(json_format.MessageToDict(request.args)))
         response: Any = resource_pb2.ResourceInvokeResponse()
-        getattr(response, "return").update(answer)  # the field has a keyword's name
+        getattr(response, "return").update(result)  # the field's name is a keyword
         return response
 
 
@@ -126,7 +126,7 @@ def _registration(urn: str, request: Any) -> Registration:
     if request.remote or request.transforms or request.importId:
         raise UnsupportedError(
             f"{request.type} {request.name}: "
-            "remote components, transforms and imports cannot run here"
+            "the local cloud does not support remote components, transforms and imports"
         )
     return Registration(
         urn=urn,
@@ -141,10 +141,10 @@ def _registration(urn: str, request: Any) -> Registration:
 
 
 def run(project: Project, backend: Backend, preview: bool = False) -> dict[str, Any]:
-    """Runs the program to its end and returns the stack's outputs; the first failure is raised."""
+    """Runs the program and returns the stack's outputs; the first failure is a TapLocalError."""
     monitor = Monitor(backend)
     mock_settings: Any = mocks.MockSettings  # Pulumi leaves it untyped
-    settings.SETTINGS.outputs.clear()  # what an earlier run in this process left unfinished
+    settings.SETTINGS.outputs.clear()  # of an earlier run in this process that failed
     pulumi_config.set_all_config(dict(project.config), [])
     settings.configure(
         mock_settings(
@@ -163,19 +163,19 @@ def run(project: Project, backend: Backend, preview: bool = False) -> dict[str, 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(PARALLEL))
-        # The first failure is raised below; what failed because of it needs no log of asyncio's.
+        # The first failure is raised below; asyncio need not log those that follow from it.
         loop.set_exception_handler(lambda *_: None)
         await stack.run_in_stack(lambda: _execute(project.main))
 
     try:
-        with _inside(project.folder), _quickly():
+        with _working_directory(project.folder), _optimized():
             asyncio.run(main())
     except Exception as error:  # noqa: BLE001 - whatever the program raises becomes one clear error
         failure = monitor.failure or error
         if isinstance(failure, TapLocalError | pulumi.RunError):
             raise TapLocalError(str(failure)) from None
         raise TapLocalError(
-            f"the program failed: {type(failure).__name__}: {failure}{_place(project, failure)}"
+            f"the program failed: {type(failure).__name__}: {failure}{_location(project, failure)}"
         ) from failure
     return monitor.outputs
 
@@ -184,8 +184,8 @@ def _execute(path: Path) -> None:
     runpy.run_path(str(path), run_name="__main__")
 
 
-def _place(project: Project, failure: BaseException) -> str:
-    """Where in the program's own files it failed, for the error."""
+def _location(project: Project, failure: BaseException) -> str:
+    """The line of the program's own files that failed."""
     frames = traceback.extract_tb(failure.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).parent == project.folder]
     return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
@@ -198,7 +198,7 @@ def _log(request: Any) -> Any:
 
 
 async def _wait_for_rpcs() -> None:
-    """Takes the place of Pulumi's, which after each thing done looks at all that is outstanding."""
+    """Replaces Pulumi's, which looks at all outstanding tasks whenever one has finished."""
     manager, outputs = settings.SETTINGS.rpc_manager, settings.SETTINGS.outputs
     while manager.rpcs or outputs:
         await asyncio.sleep(0)
@@ -212,12 +212,12 @@ async def _wait_for_rpcs() -> None:
 
 
 @contextlib.contextmanager
-def _quickly() -> Iterator[None]:
-    """Without what is half of the time of a run, and of no use here: benchmarks/README.md.
+def _optimized() -> Iterator[None]:
+    """Switches off what takes half of the time of a run without use: see benchmarks/README.md.
 
-    The place of each resource in the program is for the real engine's errors. Few of the objects
-    that a run makes can be collected before its end. Pulumi wraps a method of pickle's at each
-    dynamic resource and leaves it so.
+    The stack trace of each resource serves the errors of the real engine. Few objects of a run are
+    garbage before its end. Pulumi wraps a method of pickle at each dynamic resource and never
+    restores it.
     """
     patched: list[tuple[Any, str, Any]] = [
         (stack, "wait_for_rpcs", _wait_for_rpcs),
@@ -239,8 +239,8 @@ def _quickly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    """The program's folder as working directory and first import path, as the CLI does it."""
+def _working_directory(folder: Path) -> Iterator[None]:
+    """The program's folder as working directory and first import path, as in the Pulumi CLI."""
     before, path = Path.cwd(), list(sys.path)
     os.chdir(folder)
     sys.path.insert(0, str(folder))

@@ -1,4 +1,4 @@
-"""Runs the program without any cloud: keeps what it registers, makes up what AWS would compute."""
+"""Runs the program without a cloud: records what it registers, invents what AWS would compute."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCATION = {
 
 
 class Recorder:
-    """A backend that keeps every registration and makes up outputs; none in a preview."""
+    """A backend that records each registration and invents its outputs; none in a preview."""
 
     def __init__(self, preview: bool = False) -> None:
         self.preview = preview

@@ -1,4 +1,4 @@
-"""What every command works with: project, emulator, state of one environment."""
+"""What the commands have in common: project, emulator and state of one environment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOLDER = ".taplocal"
 
 @dataclass(frozen=True)
 class Session:
-    """One environment that is deployed and running."""
+    """An environment that is deployed and running."""
 
     cloud: Cloud
     state: State
@@ -34,7 +34,7 @@ class Session:
 
 
 def folder_of(program: Path) -> Path:
-    """Where a program's local cloud keeps its data."""
+    """The default data folder of a program's local cloud."""
     return program / FOLDER
 
 
@@ -44,7 +44,7 @@ def state_path(folder: Path, env: str) -> Path:
 
 
 def deployed_environments(folder: Path) -> list[str]:
-    """The environments that have a state, in the order of their names."""
+    """The environments that have a state, sorted by name."""
     return sorted(path.stem for path in (folder / "env").glob("*.json"))
 
 
@@ -58,7 +58,11 @@ def up(
     say: Callable[[str], None],
     report: Callable[[Step], None],
 ) -> tuple[Session, Summary]:
-    """Deploys an environment of the program, starting the emulator where it is needed."""
+    """Deploys an environment of the program, and starts the emulator if it is not running.
+
+    `say` prints a message, `report` a finished step. Raises TapLocalError; if the program fails
+    before its first resource, nothing is started or written.
+    """
     # Pulumi takes most of a second to import, and few commands need it.
     from taplocal.engine import Deployment
 
@@ -80,7 +84,7 @@ def up(
 def _connect(
     folder: Path, env: str, region: str, emulator_url: str | None, say: Callable[[str], None]
 ) -> tuple[Cloud, State]:
-    """The emulator, started if need be, and the state, emptied if the emulator has lost it."""
+    """The emulator, started if it is not running, and the state, emptied if that was restarted."""
     (folder / ".gitignore").write_text("*\n")
     before = emulators.recorded(folder)
     emulator = (
@@ -96,13 +100,13 @@ def _connect(
         )
     if state.marker != cloud.emulator.marker:
         if state.resources:
-            say(f"the emulator has lost its {len(state.resources)} resources: rebuilding them")
+            say(f"the emulator was restarted: creating its {len(state.resources)} resources again")
         state.reset(cloud.emulator.marker, region)
     return cloud, state
 
 
 def _marked(folder: Path, emulator: Emulator, region: str) -> Cloud:
-    """The cloud with its marker in it; one that has lost it is somebody new and gets a new one."""
+    """The cloud with its marker stored in it; a restarted emulator gets a new marker."""
     cloud = Cloud(emulator, region)
     if not cloud.marked():
         fresh = replace(emulator, marker=uuid.uuid4().hex)
@@ -113,18 +117,18 @@ def _marked(folder: Path, emulator: Emulator, region: str) -> Cloud:
 
 
 def opened(program: Path, env: str, folder: Path | None = None) -> Session:
-    """A deployed environment, or an error that says how to get one."""
+    """A deployed environment; raises TapLocalError if it is not deployed or not running."""
     folder = (folder or folder_of(program)).resolve()
     state, emulator = State(state_path(folder, env)), emulators.recorded(folder)
     if not state.resources or emulator is None:
         others = [each for each in deployed_environments(folder) if each != env]
         hint = f"; deployed: {', '.join(others)} (--env)" if others else ""
         raise TapLocalError(
-            f"{env} is not deployed here: run `python -m taplocal up --env {env}` first{hint}"
+            f"{env} is not deployed: run `python -m taplocal up --env {env}` first{hint}"
         )
     if not emulator.running():
         raise TapLocalError(
-            "the emulator does not run any more: `python -m taplocal up` starts and fills it again"
+            "the emulator is not running: `python -m taplocal up` starts it and deploys again"
         )
     return Session(Cloud(emulator, state.region), state)
 
@@ -136,30 +140,30 @@ def down(
     folder: Path | None = None,
     report: Callable[[Step], None],
 ) -> list[str]:
-    """Takes one environment down, or all without a name; with the last one our emulator ends too.
+    """Deletes one environment, or all if `env` is None; with the last one, stops an owned emulator.
 
-    Its memory is all there is of what was deployed, so ending it deletes everything at once.
-    Returns the environments that are gone.
+    The emulator has everything in memory, so stopping it deletes all resources at once. Returns
+    the deleted environments.
     """
     folder = (folder or folder_of(program)).resolve()
     if not folder.exists():
         return []
     with locked(folder):
         environments, emulator = deployed_environments(folder), emulators.recorded(folder)
-        gone = [each for each in environments if env in (None, each)]
-        last = gone == environments
+        deleted = [each for each in environments if env in (None, each)]
+        last = deleted == environments
         if emulator and emulator.running() and not (last and emulator.owned):
-            for each in gone:
+            for each in deleted:
                 _delete(folder, each, emulator, report)
-        for each in gone:
+        for each in deleted:
             forget(state_path(folder, each))
         if last:
             emulators.stop(folder)
-        return gone
+        return deleted
 
 
 def _delete(folder: Path, env: str, emulator: Emulator, report: Callable[[Step], None]) -> None:
-    """Deletes the resources of one environment, unless the emulator has lost them already."""
+    """Deletes the resources of one environment, unless the emulator was restarted."""
     from taplocal.engine import Deployment
 
     state = State(state_path(folder, env))

@@ -1,7 +1,7 @@
 """What is deployed: a JSON file for each environment, and a journal of the steps since.
 
-Every step appends a line to the journal; the end of a run writes the whole file and empties the
-journal. Writing the whole file at every step made a large deployment spend its time there.
+Each step appends a line to the journal; the end of a run writes the whole file and deletes the
+journal. Writing the whole file at each step would dominate the time of a large deployment.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from taplocal.errors import TapLocalError
 
 @dataclass
 class Deployed:
-    """One resource as it was made.
+    """One resource as it was deployed.
 
-    `pending` is the step that was begun and not seen to end (create, update or delete); a run that
-    was interrupted leaves it behind, and the next one repeats the step from a known start.
+    `pending` is the operation that was started but not finished (create, update or delete); an
+    interrupted run leaves it behind, and the next run repeats the operation.
     """
 
     type: str
@@ -69,13 +69,13 @@ class State:
             self._append(urn, asdict(resource))
 
     def remove(self, urn: str) -> None:
-        """Forgets a resource that is gone."""
+        """Removes a deleted resource."""
         with self._lock:
             self.resources.pop(urn, None)
             self._append(urn, None)
 
     def reset(self, marker: str, region: str) -> None:
-        """Starts from nothing on the emulator that carries this marker."""
+        """Empties the state, for the emulator with this marker."""
         self.marker, self.region, self.resources, self.outputs = marker, region, {}, {}
         self._write()
 
@@ -90,16 +90,16 @@ class State:
             file.write(json.dumps([urn, resource]) + "\n")
 
     def _replay(self) -> None:
-        """Repeats the steps of a run that did not end; half a line is a step that was not taken."""
+        """Replays the journal of an interrupted run; an incomplete last line is discarded."""
         if not self.journal.exists():
             return
-        *lines, half = self.journal.read_text().split("\n")
+        *lines, incomplete = self.journal.read_text().split("\n")
         for urn, resource in map(json.loads, lines):
             if resource is None:
                 self.resources.pop(urn, None)
             else:
                 self.resources[urn] = Deployed(**resource)
-        if half:
+        if incomplete:
             write_private(self.journal, "".join(f"{line}\n" for line in lines))
 
     def _write(self) -> None:
@@ -114,13 +114,13 @@ class State:
 
 
 def forget(path: Path) -> None:
-    """Removes a state, readable or not."""
+    """Deletes a state, valid or not."""
     path.unlink(missing_ok=True)
     path.with_suffix(".journal").unlink(missing_ok=True)
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replaces a file in one step, so that a crash leaves the old one or the new one."""
+    """Replaces a file atomically: a crash leaves the old one or the new one. Mode 0600."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -130,7 +130,7 @@ def write_private(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for one command that changes it; a second one is refused, not queued."""
+    """Locks the folder for one command; raises TapLocalError if another one has the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a+") as file:
         try:
@@ -139,7 +139,7 @@ def locked(folder: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise TapLocalError(
-                f"another taplocal (process {holder}) is at work here: wait for it to end"
+                f"another taplocal command (process {holder}) uses {folder}: wait for it to end"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

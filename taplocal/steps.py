@@ -1,4 +1,4 @@
-"""What a run reports: its steps, and what has no effect on this emulator."""
+"""The report of a run: its steps, and what has no effect on the emulator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that was done to a resource; `why` names the inputs that made it necessary."""
+    """One operation on a resource, its duration in seconds, and the inputs that caused it."""
 
     action: str  # created, updated, replaced, unchanged, deleted
     type: str
@@ -19,12 +19,12 @@ class Step:
 
 @dataclass
 class Summary:
-    """What a run did, and what of the program has no effect on this emulator."""
+    """The steps of a run, the inputs without effect on the emulator, the duration in seconds."""
 
     steps: list[Step] = field(default_factory=list)
     not_emulated: list[dict[str, str]] = field(default_factory=list)
     seconds: float = 0.0
 
     def counts(self) -> Counter[str]:
-        """How many resources were created, updated, replaced, deleted, left unchanged."""
+        """How many resources were created, updated, replaced, deleted or unchanged."""
         return Counter(step.action for step in self.steps)

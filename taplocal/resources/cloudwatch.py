@@ -41,8 +41,8 @@ class LogGroup(Handler):
 
 class MetricAlarm(Handler):
     uses = """name alarmDescription namespace metricName dimensions statistic extendedStatistic
-        comparisonOperator threshold period evaluationPeriods datapointsToAlarm alarmActions okActions
-        tags"""
+        comparisonOperator threshold period evaluationPeriods datapointsToAlarm alarmActions
+        okActions tags"""
     replace_on = "name"
     not_emulated = {"treatMissingData": "missing data is always treated as notBreaching"}
 

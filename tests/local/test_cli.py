@@ -74,7 +74,7 @@ def test_plain_output_has_no_colours_and_says_what_is_not_emulated(
 ) -> None:
     done = taplocal("up", "--data", str(data))
     assert "\x1b" not in done.stdout
-    assert "Not emulated here" in done.stdout
+    assert "Not emulated locally" in done.stdout
     assert "accessLogSettings" in done.stdout
     assert "unchanged" in done.stdout
 
@@ -91,11 +91,11 @@ def test_plain_output_has_no_colours_and_says_what_is_not_emulated(
         (["up", "--emulator", "http://10.0.0.1:4566"], "must be a loopback address"),
         (["up", "--emulator", "https://sqs.us-east-1.amazonaws.com"], "must be a loopback address"),
         (["up", "--emulator", "http://127.0.0.1.example.com:80"], "must be a loopback address"),
-        (["up", "--emulator", "http://127.0.0.1:9"], "no MiniStack answers"),
-        (["outputs"], "dev is not deployed here"),
-        (["token"], "dev is not deployed here"),
-        (["call", "GET", "/items"], "dev is not deployed here"),
-        (["logs"], "dev is not deployed here"),
+        (["up", "--emulator", "http://127.0.0.1:9"], "no MiniStack responds"),
+        (["outputs"], "dev is not deployed"),
+        (["token"], "dev is not deployed"),
+        (["call", "GET", "/items"], "dev is not deployed"),
+        (["logs"], "dev is not deployed"),
     ],
 )
 def test_a_mistake_gets_one_clear_line(own: list[str], arguments: list[str], message: str) -> None:
@@ -169,7 +169,7 @@ def test_a_lost_emulator_is_noticed_and_rebuilt(own: list[str], tmp_path: Path) 
     pid = json.loads((tmp_path / "cloud" / "emulator.json").read_text())["pid"]
     os.killpg(pid, signal.SIGKILL)
     lost = taplocal("outputs", *own)
-    assert (lost.returncode, "does not run any more" in lost.stderr) == (1, True)
+    assert (lost.returncode, "is not running" in lost.stderr) == (1, True)
     assert as_json("status", *own)["deployed"] is False
     rebuilt = as_json("up", *own)
     assert rebuilt["counts"].keys() == {"created"}
@@ -214,7 +214,7 @@ def test_two_at_once_are_refused_and_the_first_goes_on(own: list[str]) -> None:
         time.sleep(0.01)
     second = taplocal("up", *own)
     assert second.returncode == 1
-    assert f"another taplocal (process {first.pid}) is at work here" in second.stderr
+    assert f"another taplocal command (process {first.pid}) uses {own[1]}" in second.stderr
     output, _ = first.communicate(timeout=HANG_SECONDS)
     assert json.loads(output)["counts"]["created"] > 50
 

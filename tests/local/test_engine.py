@@ -195,7 +195,7 @@ def test_a_program_that_fails_says_where_and_keeps_what_was_done(mini: Mini) -> 
     [
         ('aws.s3.BucketAcl("x", bucket="b")', "x is a aws:s3/bucketAcl:BucketAcl, which the local cloud does not support"),
         ('aws.sqs.Queue("x", name="x", delay_seconds=5)', "x: the local cloud does not support the input delaySeconds"),
-        ('aws.get_regions()', "data source aws:index/getRegions:getRegions is not known"),
+        ('aws.get_regions()', "data source aws:index/getRegions:getRegions is not supported"),
         ('aws.kms.Alias("alias", name="alias/b", target_key_id=key.key_id)', "two resources have the type aws:kms/alias:Alias"),
         ('aws.iam.RolePolicy("x", name="x", role="none", policy=trust)', "aws:iam/rolePolicy:RolePolicy x: .*NoSuchEntity"),
     ],
