@@ -28,7 +28,7 @@ HANG_SECONDS = 120  # a guard against hanging, not a measure of speed
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tests' local cloud keeps its data."""
+    """The data folder of the tests' local cloud."""
     return tmp_path_factory.mktemp("taplocal")
 
 
@@ -48,7 +48,7 @@ Call = Callable[..., Response]
 
 @pytest.fixture(scope="session")
 def ann(deployed: Session) -> Call:
-    """Calls the API as a person: method, path, body, headers."""
+    """Calls the API as a person, with method, path, body and headers."""
     return caller(deployed, access.person_token(deployed, "ann@example.com"))
 
 
@@ -67,11 +67,11 @@ def robot(deployed: Session) -> Call:
 def caller(deployed: Session, token: str) -> Call:
     def call(method: str, path: str, body: str | None = None, **headers: str) -> Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        answer = access.call(deployed, method, path, token, body, **named)
+        response = access.call(deployed, method, path, token, body, **named)
         route = f"{method} {re.sub('^/items/[^/?]+$', '/items/{id}', path.partition('?')[0])}"
         if route in operations():
-            check_answer(route, answer.status, answer.headers, answer.body)
-        return answer
+            check_answer(route, response.status, response.headers, response.body)
+        return response
 
     return call
 

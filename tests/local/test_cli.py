@@ -1,4 +1,4 @@
-"""The command line as a person and as a program use it, also wrongly."""
+"""The command line as people and programs use it, with wrong input too."""
 
 from __future__ import annotations
 
@@ -37,22 +37,26 @@ def own(tmp_path: Path) -> Iterator[list[str]]:
 
 
 def test_every_command_prints_json_for_programs(deployed: Session, data: Path) -> None:
-    here = ["--data", str(data)]
-    outputs = as_json("outputs", *here)
+    options = ["--data", str(data)]
+    outputs = as_json("outputs", *options)
     assert outputs == deployed.outputs
-    assert as_json("outputs", "table_name", *here) == "tap-stack-items-dev"
-    status = as_json("status", *here)
+    assert as_json("outputs", "table_name", *options) == "tap-stack-items-dev"
+    status = as_json("status", *options)
     assert (status["deployed"], status["running"], status["unfinished"]) == (True, True, [])
     assert status["api_url"] == outputs["api_url"]
-    assert as_json("token", *here)["access_token"].count(".") == 2
-    made = as_json("call", "POST", "/items", '{"name": "tea"}', "--user", "dan@example.com", *here)
+    assert as_json("token", *options)["access_token"].count(".") == 2
+    made = as_json(
+        "call", "POST", "/items", '{"name": "tea"}', "--user", "dan@example.com", *options
+    )
     assert (made["status"], made["body"]["name"]) == (201, "tea")
     assert made["headers"]["location"] == f"/items/{made['body']['id']}"
-    same = as_json("call", "GET", made["headers"]["location"], "--user", "dan@example.com", *here)
+    same = as_json(
+        "call", "GET", made["headers"]["location"], "--user", "dan@example.com", *options
+    )
     assert same["body"] == made["body"]
-    messages = [event["message"] for event in as_json("logs", *here)]
+    messages = [event["message"] for event in as_json("logs", *options)]
     assert any(isinstance(each, dict) and each.get("ItemsCreated") for each in messages)
-    again = as_json("up", *here)
+    again = as_json("up", *options)
     assert (again["counts"].keys(), again["steps"]) == ({"unchanged"}, [])
     assert {"resource", "what", "why"} <= again["not_emulated"][0].keys()
 
@@ -98,7 +102,7 @@ def test_plain_output_has_no_colours_and_says_what_is_not_emulated(
         (["logs"], "dev is not deployed"),
     ],
 )
-def test_a_mistake_gets_one_clear_line(own: list[str], arguments: list[str], message: str) -> None:
+def test_an_error_is_one_clear_message(own: list[str], arguments: list[str], message: str) -> None:
     done = taplocal(*arguments, *own, "--json")
     assert done.returncode == 1
     assert done.stdout == ""
@@ -151,8 +155,8 @@ def test_credentials_of_the_user_reach_neither_us_nor_the_functions(
     }
     done = taplocal("up", "--json", *own, env=theirs)
     assert done.returncode == 0, done.stderr
-    answer = taplocal("call", "POST", "/items", "{}", "--json", *own, env=theirs)
-    assert json.loads(answer.stdout)["status"] == 201
+    response = taplocal("call", "POST", "/items", "{}", "--json", *own, env=theirs)
+    assert json.loads(response.stdout)["status"] == 201
     pid = json.loads((tmp_path / "cloud" / "emulator.json").read_text())["pid"]
     children = subprocess.run(
         ["pgrep", "-g", str(pid)], capture_output=True, text=True, check=True
@@ -168,8 +172,8 @@ def test_a_lost_emulator_is_noticed_and_rebuilt(own: list[str], tmp_path: Path) 
     as_json("up", *own)
     pid = json.loads((tmp_path / "cloud" / "emulator.json").read_text())["pid"]
     os.killpg(pid, signal.SIGKILL)
-    lost = taplocal("outputs", *own)
-    assert (lost.returncode, "is not running" in lost.stderr) == (1, True)
+    stopped = taplocal("outputs", *own)
+    assert (stopped.returncode, "is not running" in stopped.stderr) == (1, True)
     assert as_json("status", *own)["deployed"] is False
     rebuilt = as_json("up", *own)
     assert rebuilt["counts"].keys() == {"created"}
@@ -201,7 +205,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing_that_the_next_run_cannot_finish(
     assert as_json("call", "GET", "/items", *own)["status"] == 200
 
 
-def test_two_at_once_are_refused_and_the_first_goes_on(own: list[str]) -> None:
+def test_a_second_up_is_rejected_and_the_first_goes_on(own: list[str]) -> None:
     first = subprocess.Popen(
         [sys.executable, "-m", "taplocal", "up", "--json", *own],
         cwd=ROOT,
@@ -247,13 +251,13 @@ def test_two_environments_live_side_by_side(own: list[str]) -> None:
     assert as_json("status", *own)["environments"] == ["dev"]
 
 
-def test_prod_deploys_here_too(own: list[str]) -> None:
+def test_prod_is_deployed_too(own: list[str]) -> None:
     prod = as_json("up", "--env", "prod", *own)
     assert prod["outputs"]["function_name"] == "tap-stack-api-prod"
-    answer = as_json(
+    response = as_json(
         "call", "POST", "/items", "{}", "--env", "prod", "--user", "ann@example.com", *own
     )
-    assert answer["status"] == 201
+    assert response["status"] == 201
     assert as_json("up", "--env", "prod", *own)["counts"].keys() == {"unchanged"}
 
 
@@ -265,8 +269,8 @@ def test_one_component_works_alone(own: list[str]) -> None:
         "people_client_id",
         "machine_client_id",
     }
-    answer = as_json(
+    response = as_json(
         "call", "POST", "/items", '{"id": "a"}', "--program", "examples/api_only", *own
     )
-    assert answer["status"] == 201
+    assert response["status"] == 201
     assert as_json("up", "--program", "examples/api_only", *own)["counts"].keys() == {"unchanged"}

@@ -1,4 +1,4 @@
-"""What a run changes: nothing twice, in place or by replacement, and whole again after any crash."""
+"""What a run changes: in place or by replacement, nothing twice, and complete after any crash."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ class Mini:
         return session.down(self.folder, "dev", report=lambda step: None)
 
     def steps(self, **config: str) -> list[tuple[str, str, tuple[str, ...]]]:
-        """What a run did, without what it left alone."""
+        """What a run did, without the unchanged resources."""
         done = [step for step in self.up(**config).steps if step.action != "unchanged"]
         return [(step.action, step.name, step.why) for step in done]
 
     def exist(self) -> Counter[str]:
-        """What there is on the emulator of the program's resources, orphans included."""
+        """The program's resources on the emulator, orphans included."""
         client = self.deployed.cloud.client
         kms, cognito = client("kms"), client("cognito-idp")
         keys = [
