@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, Recorded, removed_tags, tag_list
+from taplocal.resources.base import (
+    Handler,
+    Inputs,
+    Outputs,
+    Recorded,
+    id_by_name,
+    removed_tags,
+    tag_list,
+)
 
 
 class Certificate(Handler):
@@ -39,8 +47,7 @@ class Certificate(Handler):
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         found = cloud.client("acm").list_certificates()["CertificateSummaryList"]
-        named = [x["CertificateArn"] for x in found if x["DomainName"] == inputs["domainName"]]
-        return named[0] if named else None
+        return id_by_name(found, "CertificateArn", "DomainName", inputs["domainName"])
 
 
 class CertificateValidation(Recorded):

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, given, pascal, removed_tags
+from taplocal.resources.base import (
+    Handler,
+    Inputs,
+    Outputs,
+    given,
+    id_by_name,
+    pascal,
+    removed_tags,
+)
 
 
 class Api(Handler):
@@ -43,7 +51,7 @@ class Api(Handler):
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         apis = cloud.client("apigatewayv2").get_apis()["Items"]
-        return next((api["ApiId"] for api in apis if api["Name"] == inputs["name"]), None)
+        return id_by_name(apis, "ApiId", "Name", inputs["name"])
 
 
 class ApiPart(Handler):

@@ -101,6 +101,7 @@ class GroupPolicy(Handler):
 class Schedule(Handler):
     uses = """scheduledActionName autoscalingGroupName recurrence minSize maxSize
         desiredCapacity"""
+    id_input = "scheduledActionName"
     replace_on = "scheduledActionName autoscalingGroupName"
     not_emulated = {"recurrence": "nothing is scaled"}
 
@@ -119,6 +120,3 @@ class Schedule(Handler):
         cloud.client("autoscaling").delete_scheduled_action(
             AutoScalingGroupName=inputs["autoscalingGroupName"], ScheduledActionName=resource_id
         )
-
-    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        return str(inputs["scheduledActionName"])

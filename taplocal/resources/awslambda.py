@@ -157,6 +157,7 @@ class ProvisionedConcurrency(Handler):
 
 class Permission(Handler):
     uses = "statementId action principal function qualifier sourceArn sourceAccount"
+    id_input = "statementId"
     replace_on = uses
     not_emulated = {"principal": "resource policies of functions are not evaluated"}
 
@@ -180,9 +181,6 @@ class Permission(Handler):
             StatementId=resource_id,
             **given(Qualifier=inputs.get("qualifier")),
         )
-
-    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        return str(inputs["statementId"])
 
 
 class EventInvokeConfig(Handler):

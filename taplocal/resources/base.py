@@ -38,6 +38,7 @@ class Handler:
     """
 
     uses = ""
+    id_input = "name"  # the input that is the id, where AWS does not generate one
     replace_on = ""
     ignored = ""
     not_emulated: Mapping[str, str] = {}
@@ -57,9 +58,9 @@ class Handler:
         raise NotImplementedError
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        """The id of a resource that an interrupted run may have created; by default its name."""
-        name = inputs.get("name")
-        return name if isinstance(name, str) else None
+        """The id of a resource that an interrupted run may have created; by default `id_input`."""
+        resource_id = inputs.get(self.id_input)
+        return resource_id if isinstance(resource_id, str) else None
 
     def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
         """The inputs that have no effect on the emulator, each with the reason."""
@@ -124,6 +125,11 @@ def _includes(known: str, path: str) -> bool:
 def given(**values: Any) -> dict[str, Any]:
     """The arguments that are not None."""
     return {key: value for key, value in values.items() if value is not None}
+
+
+def id_by_name(items: list[dict[str, Any]], id_key: str, name_key: str, name: str) -> str | None:
+    """The id of the first item with this name."""
+    return next((str(each[id_key]) for each in items if each[name_key] == name), None)
 
 
 def pascal(value: Any) -> Any:

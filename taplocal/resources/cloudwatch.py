@@ -76,6 +76,7 @@ class MetricAlarm(Handler):
 
 class Dashboard(Handler):
     uses = "dashboardName dashboardBody"
+    id_input = "dashboardName"
     replace_on = "dashboardName"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -87,9 +88,6 @@ class Dashboard(Handler):
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("cloudwatch").delete_dashboards(DashboardNames=[resource_id])
-
-    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        return str(inputs["dashboardName"])
 
 
 class LogMetricFilter(Handler):

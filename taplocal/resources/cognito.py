@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, given, pascal
+from taplocal.resources.base import Handler, Inputs, Outputs, given, id_by_name, pascal
 
 
 class UserPool(Handler):
@@ -54,11 +54,12 @@ class UserPool(Handler):
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         pools = cloud.client("cognito-idp").list_user_pools(MaxResults=60)["UserPools"]
-        return next((pool["Id"] for pool in pools if pool["Name"] == inputs["name"]), None)
+        return id_by_name(pools, "Id", "Name", inputs["name"])
 
 
 class ResourceServer(Handler):
     uses = "identifier name userPoolId scopes"
+    id_input = "identifier"
     replace_on = "identifier userPoolId"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -83,9 +84,6 @@ class ResourceServer(Handler):
         cloud.client("cognito-idp").delete_resource_server(
             UserPoolId=inputs["userPoolId"], Identifier=resource_id
         )
-
-    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        return str(inputs["identifier"])
 
 
 class UserPoolClient(Handler):
@@ -116,12 +114,12 @@ class UserPoolClient(Handler):
         clients = cloud.client("cognito-idp").list_user_pool_clients(
             UserPoolId=inputs["userPoolId"], MaxResults=60
         )
-        same = (each for each in clients["UserPoolClients"] if each["ClientName"] == inputs["name"])
-        return next((each["ClientId"] for each in same), None)
+        return id_by_name(clients["UserPoolClients"], "ClientId", "ClientName", inputs["name"])
 
 
 class UserPoolDomain(Handler):
     uses = "domain userPoolId"
+    id_input = "domain"
     replace_on = "domain userPoolId"
     not_emulated = {
         "domain": "sign-in and tokens are on the emulator's own URL: `python -m taplocal token`"
@@ -137,9 +135,6 @@ class UserPoolDomain(Handler):
         cloud.client("cognito-idp").delete_user_pool_domain(
             Domain=resource_id, UserPoolId=inputs["userPoolId"]
         )
-
-    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        return str(inputs["domain"])
 
 
 def _pool(inputs: Inputs) -> dict[str, Any]:

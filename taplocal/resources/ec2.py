@@ -11,6 +11,7 @@ from taplocal.resources.base import (
     Outputs,
     Recorded,
     given,
+    id_by_name,
     pascal,
     removed_tags,
     tag_list,
@@ -306,8 +307,7 @@ class LaunchTemplate(Handler):
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         templates = cloud.client("ec2").describe_launch_templates()["LaunchTemplates"]
-        named = [x for x in templates if x["LaunchTemplateName"] == inputs["name"]]
-        return str(named[0]["LaunchTemplateId"]) if named else None
+        return id_by_name(templates, "LaunchTemplateId", "LaunchTemplateName", inputs["name"])
 
     @staticmethod
     def _outputs(cloud: Cloud, resource_id: str, version: int) -> Outputs:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, given, removed_tags, tag_list
+from taplocal.resources.base import (
+    Handler,
+    Inputs,
+    Outputs,
+    given,
+    id_by_name,
+    removed_tags,
+    tag_list,
+)
 
 
 class Tagged(Handler):
@@ -70,8 +78,7 @@ class LoadBalancer(Tagged):
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         found = cloud.client("elbv2").describe_load_balancers()["LoadBalancers"]
-        named = [x["LoadBalancerArn"] for x in found if x["LoadBalancerName"] == inputs["name"]]
-        return named[0] if named else None
+        return id_by_name(found, "LoadBalancerArn", "LoadBalancerName", inputs["name"])
 
 
 class TargetGroup(Tagged):
@@ -105,8 +112,7 @@ class TargetGroup(Tagged):
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         found = cloud.client("elbv2").describe_target_groups()["TargetGroups"]
-        named = [x["TargetGroupArn"] for x in found if x["TargetGroupName"] == inputs["name"]]
-        return named[0] if named else None
+        return id_by_name(found, "TargetGroupArn", "TargetGroupName", inputs["name"])
 
 
 class Listener(Tagged):

@@ -109,6 +109,7 @@ FIXED = "engine storageEncrypted kmsKeyId dbName username dbSubnetGroupName"
 class Instance(Handler):
     uses = f"""identifier {" ".join(ARGUMENTS)} deleteAutomatedBackups skipFinalSnapshot
         finalSnapshotIdentifier applyImmediately tags"""
+    id_input = "identifier"
     replace_on = f"identifier {FIXED}"
     not_emulated = {
         "engine": "no database runs; the tests of the application start a PostgreSQL",
@@ -170,9 +171,6 @@ class Instance(Handler):
         cloud.client("secretsmanager").delete_secret(
             SecretId=f"rds!db-{resource_id}", ForceDeleteWithoutRecovery=True
         )
-
-    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        return str(inputs["identifier"])
 
 
 class EventSubscription(Recorded):

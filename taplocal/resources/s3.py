@@ -11,6 +11,7 @@ from taplocal.resources.policies import adapted, policy_notes
 
 class Bucket(Handler):
     uses = "bucket forceDestroy tags"
+    id_input = "bucket"
     replace_on = "bucket"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -45,13 +46,11 @@ class Bucket(Handler):
                     )
         s3.delete_bucket(Bucket=resource_id)
 
-    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        return str(inputs["bucket"])
-
 
 class BucketSetting(Handler):
     """One configuration of a bucket: an update overwrites it, its id is the bucket's name."""
 
+    id_input = "bucket"
     replace_on = "bucket"
     put_operation = delete_operation = ""  # of boto3's client
 
@@ -67,9 +66,6 @@ class BucketSetting(Handler):
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         getattr(cloud.client("s3"), self.delete_operation)(Bucket=resource_id)
-
-    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        return str(inputs["bucket"])
 
 
 class PublicAccessBlock(BucketSetting):
