@@ -44,7 +44,7 @@ RAMP = (25, 50, 75, 100, 125, 150, 175, 200, 250, 300, 400, 500)  # requests a s
 RAMP_SECONDS, REST_SECONDS = 10, 3
 UNANSWERED = 2_000  # requests at once; one that is due beyond them counts as an error, "not sent"
 TIMEOUT = 30
-SLOW_MS, MOST_ERRORS = 1_000, 0.01  # beyond them the machine is at its limit
+LATENCY_BOUND_MS, MOST_ERRORS = 1_000, 0.01  # beyond them the machine is at its limit
 PARTS = ("load generator", "emulator", "functions")
 
 
@@ -70,7 +70,7 @@ class Phase:
 
     def at_limit(self) -> bool:
         failed = self.errors.total() > MOST_ERRORS * self.sent
-        return failed or self.percentile(0.99) > SLOW_MS
+        return failed or self.percentile(0.99) > LATENCY_BOUND_MS
 
 
 class Load:

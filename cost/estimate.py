@@ -20,7 +20,7 @@ CHOICES = {
     "database_multi_az": ("true", "false"),
     "spot_percent": ("0", "50", "100"),
     "files_table_capacity": ("10", "100"),
-    "provisioned_min": ("1", "2", "10"),
+    "provisioned_concurrency_min": ("1", "2", "10"),
     "log_retention_days": ("14", "90", "365"),
 }
 

@@ -219,7 +219,7 @@ class Demonstration:
         self.check(
             "a line for each outcome",
             True,
-            {"ItemsCreated", "ItemsRead", "RequestsRefused"} <= lines.keys(),
+            {"ItemsCreated", "ItemsRead", "RequestsRejected"} <= lines.keys(),
         )
         for metric, count in sorted(lines.items()):
             self.report.say(f"{self.session.outputs['function_name']}: {metric} {count}")

@@ -40,7 +40,7 @@ def bare(event: dict[str, Any]) -> Any:
     try:
         return index["dispatch"](request)
     except index["Problem"] as problem:
-        return index["problem_answer"](problem, request.id)
+        return index["problem_response"](problem, request.id)
 
 
 def full(event: dict[str, Any]) -> Any:

@@ -12,13 +12,7 @@ args = TapStackArgs(environment_suffix="dev", project="drop-box", files_table_ca
 encryption = Encryption("encryption", args)
 alerts = Alerts("alerts", args, key_arn=encryption.key_arn)
 files = FilePipeline("files", args, key_arn=encryption.key_arn)
-Monitoring(
-    "monitoring",
-    args,
-    alarms=files.alarms(),
-    graphs=files.graphs(),
-    topic_arn=alerts.topic_arn,
-)
+Monitoring("monitoring", args, components=[files], topic_arn=alerts.topic_arn)
 
 pulumi.export("files_bucket_name", files.uploads.bucket.bucket)
 pulumi.export("files_table_name", files.table.name)

@@ -106,10 +106,10 @@ class Alias(Handler):
 class Rollout(Handler):
     """The program's dynamic resource; its provider runs in this process."""
 
-    uses = "function alias version smoke percent seconds alarms keep __provider"
+    uses = "function alias version smoke_event percent bake_seconds alarms versions_kept __provider"
     replace_on = "function"
     ignored = "__provider"
-    not_emulated = {"seconds": f"adapted: {TIME_SCALE} seconds of a release take one"}
+    not_emulated = {"bake_seconds": f"adapted: {TIME_SCALE} seconds of a release take one"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         import dill

@@ -58,7 +58,7 @@ def test_every_value_survives_exactly(ann: Call, fresh: str) -> None:
     stored = exact(ann("GET", f"/items/{fresh}").body)
     assert isinstance(stored, dict)
     assert {
-        name: value for name, value in stored.items() if name not in tap_stack.KEPT_FIELDS
+        name: value for name, value in stored.items() if name not in tap_stack.READ_ONLY_FIELDS
     } == exact(text)
 
 
@@ -204,7 +204,7 @@ def test_each_request_leaves_one_line_in_the_functions_log(
             json.loads(event["message"]) for event in events if event["message"].startswith("{")
         ]
     (line,) = [line for line in lines if line.get("request_id") == missing]
-    assert (line["status"], line["route"], line["RequestsRefused"]) == (404, "GET /items/{id}", 1)
+    assert (line["status"], line["route"], line["RequestsRejected"]) == (404, "GET /items/{id}", 1)
     assert created.status == 201
     assert any(line.get("ItemsCreated") == 1 and line["status"] == 201 for line in lines)
 

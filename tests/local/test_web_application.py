@@ -30,7 +30,7 @@ from tests.local.postgres import Postgres, binaries, certificate, free_port
 pytestmark = pytest.mark.skipif(
     binaries() is None, reason="there is no PostgreSQL: apt-get install postgresql"
 )
-LONGEST = tap_stack.DATABASE_SECONDS + tap_stack.CONNECT_SECONDS + 4
+LONGEST = tap_stack.DATABASE_SECONDS + tap_stack.CONNECT_TIMEOUT_SECONDS + 4
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 import tap_stack
 from docs import tables
 from taplocal.program import run
 from taplocal.project import Project
 from tests.contract import contract, operations
-from tests.stack.conftest import ENVIRONMENTS, ROOT, Recorder, graph_of
+from tests.stack.conftest import ROOT, Recorder, graph_of
 
 
 def test_generated_files_are_up_to_date() -> None:
@@ -21,20 +20,9 @@ def test_generated_files_are_up_to_date() -> None:
         assert path.read_text() == text, f"{path.name} is out of date: run `make docs`"
 
 
-@pytest.mark.parametrize("env", ENVIRONMENTS)
-def test_the_configuration_files_give_each_environment_its_defaults(env: str) -> None:
-    by_files = {each.urn: each.inputs for each in graph_of(env).resources}
-    by_code = {each.urn: each.inputs for each in graph_of(env, environment_suffix=env).resources}
-    assert by_files == by_code
-    declared = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
-    for key, each in declared.items():
-        if ":" not in key:
-            assert {"type", "description", "default"} <= each.keys(), key
-
-
 def test_the_contract_has_every_route_with_its_scope_and_no_other() -> None:
-    assert operations().keys() == tap_stack.ALL_ROUTES.keys()
-    for route, (operation, scope, _) in tap_stack.ALL_ROUTES.items():
+    assert operations().keys() == tap_stack.all_routes().keys()
+    for route, (operation, scope, _) in tap_stack.all_routes().items():
         documented = operations()[route]
         assert documented["operationId"] == operation.__name__
         assert documented["security"] == [{"tokens": [scope]}]

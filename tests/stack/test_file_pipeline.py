@@ -49,19 +49,19 @@ def rules(graph: Graph, name: str) -> dict[str, Any]:
 
 def test_nothing_is_kept_longer_or_dearer_than_said(graph: Graph, env: str) -> None:
     tier, uploads, logs = (
-        tap_stack.TIERS[env],
+        tap_stack.TapStackArgs(environment_suffix=env),
         rules(graph, "files-uploads"),
         rules(graph, "files-logs"),
     )
     for each in (uploads, logs):
         assert each["unfinished"]["abortIncompleteMultipartUpload"] == {"daysAfterInitiation": 7}
-        kept = {"noncurrentDays": tier["noncurrent_days"]}
+        kept = {"noncurrentDays": tier.noncurrent_days}
         assert each["noncurrent"]["noncurrentVersionExpiration"] == kept
     assert [each["days"] for each in uploads["cooler"]["transitions"]] == [30, 90]
     assert "expired" not in uploads
-    assert logs["expired"]["expiration"] == {"days": tier["log_retention_days"]}
+    assert logs["expired"]["expiration"] == {"days": tier.log_retention_days}
     cooler = logs.get("cooler", {}).get("transitions", [])
-    assert all(each["days"] < tier["log_retention_days"] for each in cooler)
+    assert all(each["days"] < tier.log_retention_days for each in cooler)
 
 
 def test_access_is_logged_into_the_other_bucket_which_takes_it_from_this_one_only(
@@ -81,7 +81,7 @@ def test_access_is_logged_into_the_other_bucket_which_takes_it_from_this_one_onl
 
 
 def test_browsers_upload_from_the_configured_origins_only(graph: Graph, env: str) -> None:
-    origins = tap_stack.TIERS[env]["cors_origins"]
+    origins = tap_stack.TapStackArgs(environment_suffix=env).cors_origins
     allowed = [
         rule["allowedOrigins"]
         for each in graph.of("BucketCorsConfiguration")

@@ -28,7 +28,7 @@ ALLOWED = {
 
 def pairs(graph: Graph) -> dict[str, set[tuple[str, str, int]]]:
     """What the rules of each way allow, with security groups by their name."""
-    names = {f"network-{group}-group-id": group for group in tap_stack.GROUPS}
+    names = {f"network-{group}-group-id": group for group in tap_stack.SECURITY_GROUPS}
     found: dict[str, set[tuple[str, str, int]]] = {}
     for way in ("Ingress", "Egress"):
         found[way] = set()
@@ -43,9 +43,9 @@ def pairs(graph: Graph) -> dict[str, set[tuple[str, str, int]]]:
 
 
 def test_whoever_reaches_anybody_is_in_the_table(graph: Graph, env: str) -> None:
-    cidr = tap_stack.TIERS[env]["vpc_cidr"]
+    cidr = tap_stack.TapStackArgs(environment_suffix=env).vpc_cidr
     unused = {"endpoints"} if env == "dev" else {"endpoints", "nat"}
-    groups = set(tap_stack.GROUPS) - unused
+    groups = set(tap_stack.SECURITY_GROUPS) - unused
     assert {each.name for each in graph.of("SecurityGroup")} == {
         f"network-{group}-group" for group in groups
     }
@@ -73,22 +73,22 @@ def test_the_whole_internet_is_refused_at_the_bastion(cidr: str) -> None:
 
 
 def test_each_tier_has_its_way_out_and_the_isolated_one_has_none(graph: Graph, env: str) -> None:
-    tier = tap_stack.TIERS[env]
+    tier = tap_stack.TapStackArgs(environment_suffix=env)
     routes = {
         each.inputs["routeTableId"]: each.inputs
         for each in graph.of("aws:ec2/route:Route")
         if each.inputs["destinationCidrBlock"] == "0.0.0.0/0"
     }
     assert routes["network-public-routes-0-id"]["gatewayId"] == "network-internet-id"
-    private = [routes[f"network-private-routes-{n}-id"] for n in range(tier["zones"])]
-    assert len(routes) == 1 + tier["zones"]
+    private = [routes[f"network-private-routes-{n}-id"] for n in range(tier.zones)]
+    assert len(routes) == 1 + tier.zones
     assert not any("isolated" in table for table in routes)
     exits = {each.get("natGatewayId") or each["networkInterfaceId"] for each in private}
-    assert len(exits) == (tier["zones"] if tier["nat"] == "per_az" else 1)
+    assert len(exits) == (tier.zones if tier.nat == "per_az" else 1)
     for name in ("s3", "dynamodb"):
         endpoint = graph.one("VpcEndpoint", f"network-{name}").inputs
         assert endpoint["vpcEndpointType"] == "Gateway"
-        assert len(endpoint["routeTableIds"]) == 2 + tier["zones"]
+        assert len(endpoint["routeTableIds"]) == 2 + tier.zones
     for subnet in graph.of("Subnet"):
         assert subnet.inputs["mapPublicIpOnLaunch"] is False
 
@@ -110,7 +110,7 @@ def test_nat_is_what_the_setting_says(nat: str, gateways: int, instances: int) -
 
 
 def test_interface_endpoints_are_private_and_behind_their_group() -> None:
-    graph = graph_of("dev", systems=WEB, endpoints='["ssm", "ecr.api"]')
+    graph = graph_of("dev", systems=WEB, interface_endpoints='["ssm", "ecr.api"]')
     for name, service in (("ssm", "ssm"), ("ecr-api", "ecr.api")):
         endpoint: dict[str, Any] = graph.one("VpcEndpoint", f"network-{name}-interface").inputs
         assert endpoint["serviceName"].endswith(service)

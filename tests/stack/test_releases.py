@@ -18,8 +18,8 @@ def test_every_function_is_released_by_its_rollout_alone(graph: Graph, env: str)
     assert len(rollouts) == len(functions) == 4
     for function in functions:
         plan = rollouts[f"arn:aws:test:eu-west-1:111122223333:Function/{function.name}"]
-        assert (plan["alias"], plan["version"], plan["keep"]) == ("live", "1", 5)
-        json.loads(plan["smoke"])
+        assert (plan["alias"], plan["version"], plan["versions_kept"]) == ("live", "1", 5)
+        json.loads(plan["smoke_event"])
     for alias in graph.of("aws:lambda/alias:Alias"):
         assert set(alias.ignore_changes) == {"functionVersion", "routingConfig"}
 
@@ -29,7 +29,7 @@ def test_what_has_traffic_goes_over_gradually_and_watched(graph: Graph, env: str
     gradual = {name for name, plan in plans.items() if plan["percent"] < 100}
     busy = {"api-items-rollout", "files-records-rollout"}
     assert gradual == (set() if env == "dev" else busy)
-    assert {plan["seconds"] for plan in plans.values()} == {300 if env == "prod" else 60}
+    assert {plan["bake_seconds"] for plan in plans.values()} == {300 if env == "prod" else 60}
     alarms = {each.inputs["name"]: each.inputs for each in graph.of("MetricAlarm")}
     for name in gradual:
         watched = plans[name]["alarms"]
@@ -80,9 +80,15 @@ def test_prod_keeps_environments_warm_and_the_scaler_changes_their_number() -> N
     ("settings", "message"),
     [
         ({"api_concurrency": "100"}, "api_concurrency must be 0 or throttle_burst at least"),
-        ({"provisioned_min": "30"}, "provisioned_min must be 1 to provisioned_max"),
-        ({"provisioned_min": "0"}, "both must be 0"),
-        ({"provisioned_max": "501"}, "provisioned_max must be api_concurrency or less"),
+        (
+            {"provisioned_concurrency_min": "30"},
+            "provisioned_concurrency_min must be 1 to provisioned_concurrency_max",
+        ),
+        ({"provisioned_concurrency_min": "0"}, "both must be 0"),
+        (
+            {"provisioned_concurrency_max": "501"},
+            "provisioned_concurrency_max must be api_concurrency or less",
+        ),
         ({"canary_percent": "0"}, "canary_percent must be 1 to 100"),
     ],
 )

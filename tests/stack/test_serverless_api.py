@@ -49,7 +49,7 @@ def test_functions_are_current_traced_versioned_and_log_into_their_group(graph: 
 
 
 def test_log_groups_keep_what_the_settings_say(graph: Graph, env: str) -> None:
-    days = tap_stack.TIERS[env]["log_retention_days"]
+    days = tap_stack.TapStackArgs(environment_suffix=env).log_retention_days
     assert {each.inputs["retentionInDays"] for each in graph.of("LogGroup")} == {days}
 
 
@@ -99,8 +99,8 @@ def test_every_route_wants_a_token_with_its_scope(graph: Graph) -> None:
     routes = {
         each.inputs["routeKey"]: each.inputs for each in graph.of("aws:apigatewayv2/route:Route")
     }
-    assert routes.keys() == {*tap_stack.ALL_ROUTES, "$default", "OPTIONS /{proxy+}"}
-    for key, (_, scope, _) in tap_stack.ALL_ROUTES.items():
+    assert routes.keys() == {*tap_stack.all_routes(), "$default", "OPTIONS /{proxy+}"}
+    for key, (_, scope, _) in tap_stack.all_routes().items():
         assert (routes[key]["authorizationType"], routes[key]["authorizationScopes"]) == (
             "JWT",
             [scope],
@@ -121,16 +121,18 @@ def test_tokens_come_from_the_pool_for_its_two_clients(graph: Graph) -> None:
 def test_the_stage_throttles_with_both_limits_and_logs_json(graph: Graph, env: str) -> None:
     stage = graph.one("Stage").inputs
     limits = stage["defaultRouteSettings"]
-    tier = tap_stack.TIERS[env]
-    assert limits["throttlingRateLimit"] == tier["throttle_rate"] > 0
-    assert limits["throttlingBurstLimit"] == tier["throttle_burst"] > 0
-    assert limits["detailedMetricsEnabled"] is tier["route_metrics"]
+    tier = tap_stack.TapStackArgs(environment_suffix=env)
+    assert limits["throttlingRateLimit"] == tier.throttle_rate > 0
+    assert limits["throttlingBurstLimit"] == tier.throttle_burst > 0
+    assert limits["detailedMetricsEnabled"] is tier.detailed_metrics
     assert json.loads(stage["accessLogSettings"]["format"])["requestId"] == "$context.requestId"
 
 
 def test_cors_lets_only_configured_origins_in(graph: Graph, env: str) -> None:
     cors = graph.one("Api").inputs.get("corsConfiguration")
-    assert (cors or {}).get("allowOrigins", []) == list(tap_stack.TIERS[env]["cors_origins"])
+    assert (cors or {}).get("allowOrigins", []) == list(
+        tap_stack.TapStackArgs(environment_suffix=env).cors_origins
+    )
     own = (
         graph_of("prod", cors_origins='["https://app.example.com"]')
         .one("Api")

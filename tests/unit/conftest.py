@@ -72,13 +72,13 @@ class Api:
         **more: Any,
     ) -> Answer:
         route, parameters = f"{method} {path}", None
-        if path.count("/") == 2 and route not in tap_stack.ALL_ROUTES:
+        if path.count("/") == 2 and route not in tap_stack.all_routes():
             _, kind, item_id = path.split("/")
             route, parameters = f"{method} /{kind}/{{id}}", {"id": item_id}
         scope = "openid items/read items/write files/read files/write"
         claims = {"sub": caller, "scope": scope}
         event = {
-            "routeKey": route if route in tap_stack.ALL_ROUTES else "$default",
+            "routeKey": route if route in tap_stack.all_routes() else "$default",
             "rawPath": path,
             "headers": headers or {},
             "queryStringParameters": dict(each.split("=", 1) for each in query.split("&"))
@@ -95,7 +95,7 @@ class Api:
             **more,
         }
         answer = tap_stack.api(event, None)
-        if event["routeKey"] in tap_stack.ALL_ROUTES:
+        if event["routeKey"] in tap_stack.all_routes():
             check_answer(event["routeKey"], answer["statusCode"], answer["headers"], answer["body"])
         return Answer(answer["statusCode"], answer["headers"], answer["body"])
 

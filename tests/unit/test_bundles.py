@@ -57,7 +57,7 @@ def test_a_bundle_runs_in_an_empty_namespace(name: str, lambda_runtime: None) ->
     exec(compile(bundle(*BUNDLES[name]), "index.py", "exec"), namespace)  # noqa: S102 - our own code
     assert callable(namespace[name])
     for each in namespace.values():  # every global name that any function uses is there
-        if isinstance(each, types.FunctionType):
+        if isinstance(each, types.FunctionType) and each.__globals__ is namespace:
             used = {
                 step.argval for step in dis.get_instructions(each) if step.opname == "LOAD_GLOBAL"
             }

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tap_stack import FLOWS, GROUPS, PlanError, SettingsError, TapStackArgs, plan_subnets
+from tap_stack import FLOWS, SECURITY_GROUPS, PlanError, SettingsError, TapStackArgs, plan_subnets
 
 networks = st.builds(
     lambda bits, number: ipaddress.IPv4Network((number << 32 - bits & 0xFFFFFFFF, bits)),
@@ -76,7 +76,7 @@ def test_a_range_that_cannot_be_divided_is_refused(cidr: str, why: str) -> None:
 
 
 def test_the_flows_name_groups_and_ranges_only() -> None:
-    known = {*GROUPS, "internet", "network", "operators"}
+    known = {*SECURITY_GROUPS, "internet", "network", "operators"}
     for source, target, port in FLOWS:
         assert {source, target} <= known
         assert 0 < port < 65_536

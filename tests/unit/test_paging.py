@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tap_stack
-from tap_stack import open_token, paging_keys, seal_token
+from tap_stack import paging_keys, sign_page_token, verify_page_token
 from tests.fakes import service_error
 from tests.unit.conftest import KEY, NEVER, Api
 
@@ -96,10 +96,10 @@ def test_a_page_is_cut_before_it_grows_too_large(api: Api, monkeypatch: pytest.M
     scope=st.text(st.characters(exclude_categories=["Cs"])),
 )
 def test_a_token_opens_only_in_its_scope(api: Api, created: str, item: str, scope: str) -> None:
-    token = seal_token(created, item, scope)
-    assert open_token(token, scope) == (created, item)
+    token = sign_page_token(created, item, scope)
+    assert verify_page_token(token, scope) == (created, item)
     with pytest.raises(tap_stack.Problem):
-        open_token(token, scope + "x")
+        verify_page_token(token, scope + "x")
 
 
 def test_a_token_is_bound_to_caller_category_and_order(api: Api) -> None:
@@ -123,12 +123,12 @@ def test_a_token_is_bound_to_caller_category_and_order(api: Api) -> None:
 @given(st.binary(max_size=100), st.integers(0, 60), st.integers(1, 255))
 def test_no_forged_or_changed_token_opens(api: Api, noise: bytes, place: int, flip: int) -> None:
     raw = bytearray(
-        base64.urlsafe_b64decode(seal_token("2026-01-01T00:00:00.000000Z", "a", "s") + "==")
+        base64.urlsafe_b64decode(sign_page_token("2026-01-01T00:00:00.000000Z", "a", "s") + "==")
     )
     raw[place % len(raw)] ^= flip
     for forged in (bytes(raw), noise):
         with pytest.raises(tap_stack.Problem) as caught:
-            open_token(base64.urlsafe_b64encode(forged).decode().rstrip("="), "s")
+            verify_page_token(base64.urlsafe_b64encode(forged).decode().rstrip("="), "s")
         assert caught.value.status == 400
 
 
@@ -189,13 +189,13 @@ def test_rotation_keeps_the_tokens_of_the_last_key_and_drops_older_ones(api: Api
         tap_stack.rotate_paging_key({}, None)
         tap_stack._paging.update(read=NEVER, tried=NEVER)
 
-    token = seal_token("t", "a", "s")
+    token = sign_page_token("t", "a", "s")
     rotate()
-    assert open_token(token, "s") == ("t", "a")
-    assert seal_token("t", "a", "s") != token
+    assert verify_page_token(token, "s") == ("t", "a")
+    assert sign_page_token("t", "a", "s") != token
     rotate()
     with pytest.raises(tap_stack.Problem):
-        open_token(token, "s")
+        verify_page_token(token, "s")
 
 
 def test_a_token_of_a_key_that_another_container_has_first_makes_this_one_look(
@@ -203,15 +203,15 @@ def test_a_token_of_a_key_that_another_container_has_first_makes_this_one_look(
 ) -> None:
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    mine = seal_token("t", "a", "s")
+    mine = sign_page_token("t", "a", "s")
     tap_stack.rotate_paging_key({}, None)
     newest = bytes.fromhex(api.ssm.parameters["paging"].split(",")[0])
     monkeypatch.setitem(tap_stack._paging, "keys", [newest])
-    theirs = seal_token("t", "a", "s")
+    theirs = sign_page_token("t", "a", "s")
     monkeypatch.setitem(tap_stack._paging, "keys", [bytes.fromhex(KEY)])
     clock[0] += tap_stack.PAGING_KEY_MIN_SECONDS
-    assert open_token(theirs, "s") == ("t", "a")
-    assert open_token(mine, "s") == ("t", "a")
+    assert verify_page_token(theirs, "s") == ("t", "a")
+    assert verify_page_token(mine, "s") == ("t", "a")
 
 
 def test_the_first_rotation_replaces_the_placeholder(api: Api) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pulumi.dynamic.dynamic import serialize_provider
 
 import tap_stack
-from tap_stack import Release, ReleaseError, RolloutProvider
+from tap_stack import PortableProvider, RolloutError, RolloutRun
 from tests.fakes import client_error
 
 ARN = "arn:aws:lambda:eu-west-1:111122223333:function:tap-stack-api-prod"
@@ -55,7 +55,7 @@ class FakeAws:
     def __init__(self) -> None:
         self.versions = {"1": "good"}
         self.live, self.weights, self.revision = "1", dict[str, float](), 1
-        self.red: dict[str, str] = {}
+        self.firing: dict[str, str] = {}
         self.served: defaultdict[str, float] = defaultdict(
             float
         )  # seconds of the whole traffic, by version
@@ -70,14 +70,14 @@ class FakeAws:
         self.versions[number] = kind
         return number
 
-    def plan(self, version: str, **changes: Any) -> dict[str, Any]:
+    def inputs(self, version: str, **changes: Any) -> dict[str, Any]:
         return {
-            "function": ARN, "alias": "live", "version": version, "smoke": "{}", "alarms": ALARMS,
-            "percent": float(PERCENT), "seconds": float(SECONDS), "keep": float(KEEP), **changes,
+            "function": ARN, "alias": "live", "version": version, "smoke_event": "{}", "alarms": ALARMS,
+            "percent": float(PERCENT), "bake_seconds": float(SECONDS), "versions_kept": float(KEEP), **changes,
         }  # fmt: skip
 
     def release(self, version: str, **changes: Any) -> None:
-        Release(self, self, self.plan(version, **changes), self.pass_time).run()
+        RolloutRun(self, self, self.inputs(version, **changes), self.pass_time).run()
 
     def pass_time(self, seconds: float) -> None:
         """The traffic of so many seconds goes where the weights send it, and has its effect."""
@@ -85,9 +85,9 @@ class FakeAws:
         for version, share in shares.items():
             self.served[version] += seconds * share
             if alarm := TROUBLE[self.versions[version]]:
-                self.red[alarm] = "it is bad"
+                self.firing[alarm] = "it is bad"
         if not any(TROUBLE[self.versions[version]] for version in shares):
-            self.red.clear()
+            self.firing.clear()
         if self.interfere and self.weights:
             self.live, self.weights, self.revision = "1", {}, self.revision + 1
 
@@ -153,8 +153,8 @@ class FakeAws:
     def describe_alarms(self, AlarmNames: list[str]) -> dict[str, Any]:
         return {
             "MetricAlarms": [
-                {"AlarmName": each, "StateValue": "ALARM" if each in self.red else "OK",
-                 "StateReason": self.red.get(each, "")}
+                {"AlarmName": each, "StateValue": "ALARM" if each in self.firing else "OK",
+                 "StateReason": self.firing.get(each, "")}
                 for each in AlarmNames if each in ALARMS
             ]
         }  # fmt: skip
@@ -188,7 +188,9 @@ def test_all_at_once_asks_no_alarm_and_is_the_way_past_red_ones(cloud: FakeAws) 
     cloud.versions["1"] = "raising"
     cloud.pass_time(60)
     fix = cloud.publish("good")
-    with pytest.raises(ReleaseError, match=r"not begun, and 1 goes on.*errors.*canary_percent=100"):
+    with pytest.raises(
+        RolloutError, match=r"not begun, and 1 has the traffic.*errors.*canary_percent=100"
+    ):
         cloud.release(fix)
     assert (cloud.live, cloud.weights) == ("1", {})
     cloud.release(fix, percent=100)
@@ -196,14 +198,14 @@ def test_all_at_once_asks_no_alarm_and_is_the_way_past_red_ones(cloud: FakeAws) 
 
 
 def test_alarms_that_calm_down_by_themselves_are_waited_for(cloud: FakeAws) -> None:
-    cloud.red["errors"] = "of the version that was rolled back a minute ago"
+    cloud.firing["errors"] = "of the version that was rolled back a minute ago"
     cloud.release(cloud.publish("good"))
     assert cloud.live == "2"
 
 
 def test_a_version_that_cannot_be_called_gets_no_traffic(cloud: FakeAws) -> None:
     with pytest.raises(
-        ReleaseError, match=r"version 2 failed its smoke test; 1 has the traffic: .*nowhere"
+        RolloutError, match=r"version 2 failed its smoke test; 1 has the traffic: .*nowhere"
     ):
         cloud.release(cloud.publish("broken"))
     assert (cloud.live, cloud.weights, cloud.served["2"]) == ("1", {}, 0)
@@ -218,7 +220,7 @@ def test_an_answer_with_an_error_status_fails_the_smoke_test_too(cloud: FakeAws)
 
 @pytest.mark.parametrize("kind", ["raising", "slow"])
 def test_a_version_that_raises_an_alarm_is_taken_back(cloud: FakeAws, kind: str) -> None:
-    with pytest.raises(ReleaseError, match=f"version 2 was rolled back to 1: {TROUBLE[kind]} .it"):
+    with pytest.raises(RolloutError, match=f"version 2 was rolled back to 1: {TROUBLE[kind]} .it"):
         cloud.release(cloud.publish(kind))
     assert (cloud.live, cloud.weights) == ("1", {})
     assert cloud.served["2"] <= tap_stack.WATCH_SECONDS * PERCENT / 100
@@ -233,20 +235,20 @@ def test_without_a_look_at_the_alarms_nothing_goes_on(cloud: FakeAws) -> None:
         raise client_error("InternalServiceFault", "DescribeAlarms")
 
     cloud.describe_alarms = describe  # type: ignore[assignment,method-assign]
-    with pytest.raises(ReleaseError, match=r"rolled back to 1: .*InternalServiceFault"):
+    with pytest.raises(RolloutError, match=r"rolled back to 1: .*InternalServiceFault"):
         cloud.release(cloud.publish("good"))
     assert (cloud.live, cloud.weights) == ("1", {})
 
 
 def test_an_alarm_that_is_not_there_is_an_error_before_any_traffic(cloud: FakeAws) -> None:
-    with pytest.raises(ReleaseError, match="there is no alarm typo"):
+    with pytest.raises(RolloutError, match="there is no alarm typo"):
         cloud.release(cloud.publish("good"), alarms=[*ALARMS, "typo"])
     assert not cloud.served["2"]
 
 
 def test_somebody_who_moves_the_alias_meanwhile_has_the_last_word(cloud: FakeAws) -> None:
     cloud.interfere = True
-    with pytest.raises(ReleaseError, match="somebody else has moved the alias"):
+    with pytest.raises(RolloutError, match="somebody else has moved the alias"):
         cloud.release(cloud.publish("good"))
     assert cloud.live == "1"
 
@@ -308,7 +310,7 @@ def test_whatever_is_released_and_wherever_it_is_killed(
                 assert cloud.live in (good, version)
                 assert sum(cloud.weights.values()) <= PERCENT / 100
                 continue
-            except ReleaseError:
+            except RolloutError:
                 failed = True
             assert failed == (kind != "good")
             assert not cloud.weights
@@ -331,8 +333,9 @@ def pickled(seed: int) -> str:
         "import runpy; from pulumi.dynamic.dynamic import serialize_provider\n"
         "import sys; import types; main = types.ModuleType('__main__'); sys.modules['__main__'] = main\n"
         "source = open('tap_stack.py').read().rpartition('if __name__')[0]\n"
+        "main.__file__ = 'tap_stack.py'\n"
         "exec(compile(source, 'tap_stack.py', 'exec'), main.__dict__)\n"
-        "sys.stdout.write(serialize_provider(main.RolloutProvider()))\n"
+        "sys.stdout.write(serialize_provider(main.PortableProvider()))\n"
     )
     environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
     root = Path(tap_stack.__file__).parent
@@ -351,15 +354,15 @@ def test_the_same_program_ships_the_same_provider_every_time() -> None:
 @pytest.fixture
 def shipped() -> Iterator[Any]:
     """The provider after its journey, with a fake of AWS."""
-    provider = dill.loads(base64.b64decode(serialize_provider(RolloutProvider())))  # noqa: S301
+    provider = dill.loads(base64.b64decode(serialize_provider(PortableProvider())))  # noqa: S301
     provider.cloud = FakeAws()
-    provider.client = lambda service, plan: provider.cloud
+    provider.client = lambda service, inputs: provider.cloud
     provider.sleep = provider.cloud.pass_time
     yield provider
 
 
 def test_the_engine_sees_what_changes_and_what_does_not(shipped: Any) -> None:
-    plan = {**shipped.cloud.plan("1"), "__provider": "old code"}
+    plan = {**shipped.cloud.inputs("1"), "__provider": "old code"}
     assert not shipped.diff("id", plan, {**plan, "__provider": "new code"}).changes
     changed = shipped.diff("id", plan, {**plan, "version": "2"})
     assert changed.changes and not changed.replaces
@@ -368,15 +371,15 @@ def test_the_engine_sees_what_changes_and_what_does_not(shipped: Any) -> None:
 
 def test_the_engine_creates_updates_and_refreshes(shipped: Any) -> None:
     cloud = shipped.cloud
-    made = shipped.create(cloud.plan("1"))
+    made = shipped.create(cloud.inputs("1"))
     assert (made.id, made.outs["version"], cloud.smoked) == (f"{ARN}:live", "1", ["1"])
     new = cloud.publish("good")
-    assert shipped.update(made.id, made.outs, cloud.plan(new)).outs["version"] == new
+    assert shipped.update(made.id, made.outs, cloud.inputs(new)).outs["version"] == new
     cloud.live = "1"  # by hand
-    assert shipped.read(made.id, cloud.plan(new)).outs["version"] == "1"
+    assert shipped.read(made.id, cloud.inputs(new)).outs["version"] == "1"
 
     def gone(**_: Any) -> Any:
         raise cloud.exceptions.ResourceNotFoundException
 
     cloud.get_alias = gone
-    assert not shipped.read(made.id, cloud.plan(new)).id
+    assert not shipped.read(made.id, cloud.inputs(new)).id

@@ -276,7 +276,7 @@ def test_patch_merges_into_what_a_faster_writer_left(api: Api) -> None:
     api.table.before = interfere
     answer = api("PATCH", "/items/a", {"n": 2})
     assert {
-        key: value for key, value in answer.json.items() if key not in tap_stack.KEPT_FIELDS
+        key: value for key, value in answer.json.items() if key not in tap_stack.READ_ONLY_FIELDS
     } == {
         "n": 2,
         "other0": 1,
@@ -350,7 +350,7 @@ def test_what_no_route_takes(
 
 
 def test_every_route_wants_its_scope(api: Api) -> None:
-    for route, (_, scope, _) in tap_stack.ALL_ROUTES.items():
+    for route, (_, scope, _) in tap_stack.all_routes().items():
         method, path = route.split()
         claims = {
             "sub": "ann",
@@ -406,7 +406,9 @@ CALLS: list[tuple[str, str, Any]] = [
         service_error("ThrottlingException", "GetItem"),
         service_error("InternalServerError", "GetItem"),
         service_error("AccessDeniedException", "GetItem", "KMS key arn:aws:kms:secret is disabled"),
-        tap_stack.no_answer("GetItem", "TimeoutError: https://secret", tap_stack.TIMEOUT_COST),
+        tap_stack.connection_error(
+            "GetItem", "TimeoutError: https://secret", tap_stack.TIMEOUT_COST
+        ),
     ],
     ids=str,
 )
@@ -487,7 +489,7 @@ def test_each_request_logs_one_line_with_its_business_metric(
 @pytest.mark.parametrize(
     ("call", "metric"),
     [
-        (("GET", "/items/x"), "RequestsRefused"),
+        (("GET", "/items/x"), "RequestsRejected"),
         (("GET", "/items"), "ItemsListed"),
         (("OPTIONS", "/items"), "RequestsOther"),
     ],

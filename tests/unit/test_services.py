@@ -114,7 +114,7 @@ def function(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name.upper(), value)
     for name in ("AWS_ENDPOINT_URL", "_X_AMZN_TRACE_ID"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(tap_stack, "ANSWER_SECONDS", PATIENCE)
+    monkeypatch.setattr(tap_stack, "READ_TIMEOUT_SECONDS", PATIENCE)
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def ours(url: str, monkeypatch: pytest.MonkeyPatch, name: str = "dynamodb") -> A
 def theirs(url: str, name: str = "dynamodb") -> Any:
     config = Config(
         retries={"mode": "standard", "total_max_attempts": tap_stack.ATTEMPTS},
-        connect_timeout=tap_stack.CONNECT_SECONDS, read_timeout=PATIENCE, proxies={},
+        connect_timeout=tap_stack.CONNECT_TIMEOUT_SECONDS, read_timeout=PATIENCE, proxies={},
     )  # fmt: skip
     return boto3.Session(**KEYS, region_name=REGION).client(name, endpoint_url=url, config=config)
 
@@ -356,4 +356,4 @@ def test_the_signature_of_the_form_is_of_its_policy(monkeypatch: pytest.MonkeyPa
     )
     fields = s3.generate_presigned_post(Bucket="b", Key="k")["fields"]
     scope = fields["x-amz-credential"].partition("/")[2]
-    assert tap_stack.signed(fields["policy"], "secret", scope) == fields["x-amz-signature"]
+    assert tap_stack.sign(fields["policy"], "secret", scope) == fields["x-amz-signature"]

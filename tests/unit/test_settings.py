@@ -2,22 +2,117 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+import pulumi
 import pytest
+from pulumi.runtime import config as pulumi_config
 
-from tap_stack import TIERS, SettingsError, TapStackArgs
+from tap_stack import TIERS, PerTier, SettingsError, TapStackArgs
+
+DEFAULTS = {each.name: each.metadata["default"] for each in fields(TapStackArgs)}
 
 
 def test_environment_defaults_to_dev() -> None:
     assert TapStackArgs().environment_suffix == "dev"
-    assert TapStackArgs().throttle_rate == TIERS["dev"]["throttle_rate"]
+    assert TapStackArgs().throttle_rate == DEFAULTS["throttle_rate"].dev
+
+
+def defaults_of(tier: str) -> dict[str, Any]:
+    """What the settings have in a tier, but for its name."""
+    values = {
+        key: getattr(value, tier) if isinstance(value, PerTier) else value
+        for key, value in DEFAULTS.items()
+    }
+    return {**values, "environment_suffix": tier}
 
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_every_tier_is_valid_by_its_defaults(tier: str) -> None:
-    args = TapStackArgs(environment_suffix=tier)
-    assert {key: getattr(args, key) for key in TIERS[tier]} == TIERS[tier]
+    assert vars(TapStackArgs(environment_suffix=tier)) == defaults_of(tier)
+
+
+def loaded(monkeypatch: pytest.MonkeyPatch, stack: str, **config: str) -> TapStackArgs:
+    """The settings of a stack, configured as Pulumi's language host does it: by the environment."""
+    keys = {f"tap-stack:{key}": value for key, value in config.items()}
+    pulumi_config.CONFIG.set({})  # what another test has configured
+    monkeypatch.setenv("PULUMI_CONFIG", json.dumps({"aws:region": "eu-west-1", **keys}))
+    monkeypatch.setattr(pulumi, "get_stack", lambda: stack)
+    monkeypatch.setattr(pulumi.config, "get_project", lambda: "tap-stack")
+    return TapStackArgs.load()
+
+
+@pytest.mark.parametrize("name", ["", "-eu"])
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_stack_has_the_defaults_of_its_tier_under_the_engine(
+    tier: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {**defaults_of(tier), "environment_suffix": tier + name}
+    assert vars(loaded(monkeypatch, tier + name)) == expected
+    assert vars(loaded(monkeypatch, "any", environment_suffix=tier + name)) == expected
+
+
+def test_a_stack_whose_name_and_environment_disagree_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(pulumi.log, "warn", warnings.append)
+    loaded(monkeypatch, "prod", environment_suffix="prod")
+    loaded(monkeypatch, "prod-eu")
+    assert warnings == []
+    assert loaded(monkeypatch, "production").environment_suffix == "dev"
+    loaded(monkeypatch, "prod", environment_suffix="staging")
+    assert [each.split(": ")[0] for each in warnings] == [
+        "the stack production deploys the environment dev",
+        "the stack prod deploys the environment staging",
+    ]
+
+
+def test_a_setting_that_does_not_exist_is_an_error_with_the_nearest_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        loaded(monkeypatch, "dev", memory_mbb="512", zzz="1")
+    assert str(caught.value).splitlines()[1:] == [
+        "  - there is no setting memory_mbb: did you mean memory_mb?",
+        "  - there is no setting zzz: docs/settings.md lists all settings",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "systems"),
+    [
+        ("api", ("api",)),
+        ("api,files", ("api", "files")),
+        (" api , files ", ("api", "files")),
+        ('["api", "files"]', ("api", "files")),
+    ],
+)
+def test_a_list_is_json_or_separated_by_commas(
+    text: str, systems: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert loaded(monkeypatch, "dev", systems=text).systems == systems
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ({"systems": '["api"'}, 'systems must be a list of texts, not "[\\"api\\""'),
+        ({"systems": "api,web2"}, 'a list of some of api, files, web, not ["api", "web2"]'),
+        ({"memory_mb": "lots"}, 'memory_mb must be a whole number, not "lots"'),
+        ({"deletion_protection": "True"}, 'must be true or false, not "True"'),
+        ({"tags": "Team=blue"}, 'tags must be an object of texts, not "Team=blue"'),
+    ],
+)
+def test_an_error_shows_the_value_as_it_was_written(
+    config: Mapping[str, str], error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        loaded(monkeypatch, "dev", **config)
+    assert error in str(caught.value)
 
 
 def test_an_environment_with_a_name_behind_it_follows_its_tier() -> None:
@@ -86,8 +181,7 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(key: str, value
     line = next(
         line for line in str(caught.value).splitlines() if line.startswith(f"  - {key} must be ")
     )
-    shown = tuple(value) if isinstance(value, list) else value
-    assert line.endswith(f"not {shown!r}")
+    assert line.endswith(f"not {json.dumps(value)}")
 
 
 def test_all_errors_come_at_once() -> None:
@@ -95,8 +189,8 @@ def test_all_errors_come_at_once() -> None:
         TapStackArgs(throttle_rate=0, mfa="maybe", owner=7)  # type: ignore[arg-type]
     assert [line.split()[1] for line in str(caught.value).splitlines()[1:]] == [
         "owner",
-        "mfa",
         "throttle_rate",
+        "mfa",
     ]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tap_stack
-from tap_stack import expired, take_snapshot
+from tap_stack import past_retention, take_snapshot
 from tests.fakes import client_error
 
 NOW = datetime.datetime(2026, 11, 21, 2, 0, tzinfo=datetime.UTC)
@@ -49,7 +49,7 @@ some = st.lists(
 def test_only_whole_manual_snapshots_past_their_days_go_and_never_the_newest(
     snapshots: list[dict[str, Any]], days: int, keep: int
 ) -> None:
-    gone = set(expired(snapshots, NOW.timestamp(), days, keep))
+    gone = set(past_retention(snapshots, NOW.timestamp(), days, keep))
     whole = [
         each
         for each in snapshots
@@ -158,7 +158,7 @@ def test_one_that_cannot_be_deleted_does_not_hold_back_the_others(
 ) -> None:
     rds.fail = {"DeleteDBSnapshot old": "InvalidDBSnapshotState"}
     assert take_snapshot({}, None)["deleted"] == ["older"]
-    assert "SnapshotsStuck" in capsys.readouterr().out
+    assert "SnapshotDeleteFailures" in capsys.readouterr().out
 
 
 def test_a_repeated_attempt_finds_its_snapshot(rds: FakeRDS) -> None:
