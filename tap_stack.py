@@ -3130,7 +3130,11 @@ def rotate_paging_key(event: Event, _context: Any) -> None:
             if event.get("dry_run"):
                 return
             service("ssm").put_parameter(
-                Name=name, Value=",".join(keys), Type="SecureString", Overwrite=True
+                Name=name,
+                Value=",".join(keys),
+                Type="SecureString",
+                KeyId=os.environ["KEY_ARN"],  # without it SSM would encrypt with its own key
+                Overwrite=True,
             )
             line = {"level": "INFO", "message": "paging key rotated", "attempt": attempt}
             print(json.dumps(line))
@@ -3257,7 +3261,9 @@ def scalar(value: Any) -> tuple[str, Any, int]:
     if isinstance(value, str):
         return "S", value, byte_length(value)
     if isinstance(value, Decimal):
-        return "N", number_text(value), 1 + (len(value.as_tuple().digits) + 1) // 2
+        text = number_text(value)
+        digits = text.partition("E")[0].replace(".", "").strip("-0")
+        return "N", text, 1 + (len(digits) + 1) // 2
     return ("NULL", True, 1) if value is None else ("BOOL", value, 1)
 
 
@@ -3268,6 +3274,9 @@ def item_too_large() -> Problem:
 
 def number_text(number: Decimal) -> str:
     """A number as DynamoDB takes it: in plain digits, unless they are many."""
+    text = str(number)
+    if text.isdigit() and len(text) <= PLAIN_DIGITS:  # as most are
+        return text
     if not number:
         return "0"
     short = number.normalize(DYNAMODB_NUMBER)
@@ -3477,6 +3486,7 @@ class Identity(Component):
 ###############################################################################
 
 LATENCY_BOUND_MS = 2_000  # 95 % of the requests must be faster
+PAGING_KEY_DESCRIPTION = "Keys that sign paging tokens, the current one first"
 CORS_REQUEST_HEADERS = "authorization content-type idempotency-key if-match if-none-match".split()
 #: The first request to a new version of the api function: the items of somebody who has none.
 SMOKE_REQUEST = {
@@ -3555,16 +3565,20 @@ class ServerlessApi(Component):
 
     def _paging_key(self) -> aws.ssm.Parameter:
         # The value is the rotation function's, and nobody else's: a write-only value is neither
-        # stored in Pulumi's state nor compared with the parameter's.
+        # stored in Pulumi's state nor compared with the parameter's. The provider updates such a
+        # parameter with an empty value, which SSM rejects, so a change replaces it.
+        replaced = ["description", "keyId", "type", "valueWo", "valueWoVersion"]
         return aws.ssm.Parameter(
             f"{self.name}-paging-key",
             name=f"/{self.args.project}/{self.args.environment_suffix}/paging-key",
-            description="Keys that sign paging tokens, the current one first",
+            description=PAGING_KEY_DESCRIPTION,
             type="SecureString",
             key_id=self.key_arn,
             value_wo="unset",
             value_wo_version=1,
-            opts=self.parented,
+            opts=ResourceOptions(
+                parent=self, replace_on_changes=replaced, delete_before_replace=True
+            ),
         )
 
     def _rotation(self) -> Function:
@@ -3574,7 +3588,7 @@ class ServerlessApi(Component):
             component="rotation",
             code=Code(
                 handler=rotate_paging_key,
-                environment={"PAGING_KEY": self.paging_key.name},
+                environment={"PAGING_KEY": self.paging_key.name, "KEY_ARN": self.key_arn},
                 timeout_seconds=90,
             ),
             canary=Canary(smoke_event={"dry_run": True}),
@@ -3593,6 +3607,8 @@ class ServerlessApi(Component):
             function_name=self.rotation.function.name,
             qualifier=self.rotation.alias.name,
             input="{}",
+            # Again for a parameter that is replaced.
+            triggers={"parameter": Output.concat(self.key_arn, " ", PAGING_KEY_DESCRIPTION)},
             opts=self.parented,
         )
 
