@@ -112,3 +112,17 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     )
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     yield Api(fakes["dynamodb"], fakes["ssm"])  # type: ignore[arg-type]
+
+
+def assert_problem(answer: Answer, status: int, detail: str = "") -> None:
+    """Fails if an answer is not this problem."""
+    assert answer.status == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json == {
+        "type": "about:blank",
+        "title": tap_stack.TITLES[status],
+        "status": status,
+        "detail": answer.json["detail"],
+        "request_id": "request-1",
+    }
+    assert detail in answer.json["detail"]

@@ -5,18 +5,23 @@ from __future__ import annotations
 import base64
 import datetime
 import json
+import time
 from types import SimpleNamespace
 from typing import Any
 
+import boto3
+import botocore.auth
+import botocore.signers
 import pytest
+from botocore.config import Config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tap_stack
-from tap_stack import file_id
-from tests.unit.conftest import Answer, Api
+from tap_stack import file_id, upload_form
+from tests.unit.conftest import Answer, Api, assert_problem
 from tests.unit.test_file_pipeline import created
-from tests.unit.test_serverless_api import assert_problem
+from tests.unit.test_transport import KEYS, REGION
 
 NEW = {"name": "a.png", "content_type": "image/png"}
 
@@ -66,6 +71,36 @@ def test_the_form_is_good_for_one_key_type_and_size(api: Api) -> None:
     assert {"Content-Type": "image/png"} in conditions
     assert ["content-length-range", 17, 17] in conditions
     assert ["content-length-range", 0, 1_000_000] in policy(api("POST", "/files", NEW))
+
+
+def test_the_form_for_an_upload_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**KEYS, "aws_region": REGION, "bucket_name": "files-bucket"}.items():
+        monkeypatch.setenv(name.upper(), value)
+    now = 1_795_000_000
+    monkeypatch.setattr(tap_stack, "time", SimpleNamespace(
+        time=lambda: now, gmtime=time.gmtime, strftime=time.strftime,
+    ))  # fmt: skip
+    moment = datetime.datetime.fromtimestamp(now, datetime.UTC).replace(tzinfo=None)
+    for module in (botocore.auth, botocore.signers):
+        monkeypatch.setattr(module, "get_current_datetime", lambda **_: moment)
+    config = Config(signature_version="s3v4", s3={"addressing_style": "virtual"})
+    s3 = boto3.Session(**KEYS, region_name=REGION).client("s3", config=config)
+    expected = s3.generate_presigned_post(
+        Bucket="files-bucket", Key="ann/ä ☕.png", Fields={"Content-Type": "image/png"},
+        Conditions=[{"Content-Type": "image/png"}, ["content-length-range", 0, 10]],
+        ExpiresIn=tap_stack.UPLOAD_SECONDS,
+    )  # fmt: skip
+    found = upload_form("ann/ä ☕.png", "image/png", 0, 10)
+    assert found["url"] == expected["url"].replace("s3.amazonaws", f"s3.{REGION}.amazonaws")
+    policies = [
+        json.loads(base64.b64decode(form["fields"].pop("policy"))) for form in (found, expected)
+    ]
+    for each in policies:
+        each["conditions"].sort(key=str)
+    assert policies[0] == policies[1]
+    signature = found["fields"].pop("x-amz-signature")
+    assert len(signature) == len(expected["fields"].pop("x-amz-signature"))
+    assert found["fields"] == expected["fields"]
 
 
 @pytest.mark.parametrize(

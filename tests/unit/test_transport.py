@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import datetime
 import json
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
-from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -27,7 +25,7 @@ from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 
 import tap_stack
-from tap_stack import Service, ServiceError, upload_form
+from tap_stack import Service, ServiceError
 
 KEYS = {"aws_access_key_id": "AKIA", "aws_secret_access_key": "secret", "aws_session_token": "tok"}
 REGION, PATIENCE = "eu-west-1", 0.3
@@ -318,35 +316,6 @@ def test_the_endpoint_is_the_sdks(name: str, region: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("AWS_REGION", region)
     expected = boto3.Session(**KEYS, region_name=region).client(name).meta.endpoint_url
     assert "://".join(tap_stack.endpoint(name)) == expected
-
-
-def test_the_form_for_an_upload_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BUCKET_NAME", "files-bucket")
-    now = 1_795_000_000
-    monkeypatch.setattr(tap_stack, "time", SimpleNamespace(
-        time=lambda: now, gmtime=time.gmtime, strftime=time.strftime,
-    ))  # fmt: skip
-    moment = datetime.datetime.fromtimestamp(now, datetime.UTC).replace(tzinfo=None)
-    for module in (botocore.auth, botocore.signers):
-        monkeypatch.setattr(module, "get_current_datetime", lambda **_: moment)
-    config = Config(signature_version="s3v4", s3={"addressing_style": "virtual"})
-    s3 = boto3.Session(**KEYS, region_name=REGION).client("s3", config=config)
-    expected = s3.generate_presigned_post(
-        Bucket="files-bucket", Key="ann/ä ☕.png", Fields={"Content-Type": "image/png"},
-        Conditions=[{"Content-Type": "image/png"}, ["content-length-range", 0, 10]],
-        ExpiresIn=tap_stack.UPLOAD_SECONDS,
-    )  # fmt: skip
-    found = upload_form("ann/ä ☕.png", "image/png", 0, 10)
-    assert found["url"] == expected["url"].replace("s3.amazonaws", f"s3.{REGION}.amazonaws")
-    policies = [
-        json.loads(base64.b64decode(form["fields"].pop("policy"))) for form in (found, expected)
-    ]
-    for each in policies:
-        each["conditions"].sort(key=str)
-    assert policies[0] == policies[1]
-    signature = found["fields"].pop("x-amz-signature")
-    assert len(signature) == len(expected["fields"].pop("x-amz-signature"))
-    assert found["fields"] == expected["fields"]
 
 
 def test_the_signature_of_the_form_is_of_its_policy(monkeypatch: pytest.MonkeyPatch) -> None:
