@@ -17,6 +17,7 @@ from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 
+import tap_stack  # noqa: E402
 from taplocal import access, session  # noqa: E402
 from taplocal.access import Response  # noqa: E402
 from taplocal.session import Session  # noqa: E402
@@ -74,6 +75,15 @@ def caller(deployed: Session, token: str) -> Call:
         return response
 
     return call
+
+
+def assert_problem(answer: Response, status: int) -> None:
+    """Fails if an answer is not a problem with this status."""
+    assert answer.status == status, answer.body
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert (problem["status"], problem["title"]) == (status, tap_stack.TITLES[status])
+    assert problem["request_id"]
 
 
 @pytest.fixture

@@ -11,20 +11,11 @@ from decimal import Decimal
 import pytest
 
 import tap_stack
-from taplocal.access import Response
 from taplocal.session import Session
-from tests.local.conftest import Call
+from tests.local.conftest import Call, assert_problem
 
 DOCUMENT = """{"name": "tea", "a.b": {"#x": [1, 2.50, null, true, {"": "-"}]}, "SELECT": "☕ é \\u0001", "size": 1e20,
  "owner": "me", "big": 12345678901234567890123456789012345678, "small": 1E-130, "negative": -0.000000000000000000001}"""
-
-
-def assert_problem(answer: Response, status: int) -> None:
-    assert answer.status == status, answer.body
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = answer.json()
-    assert (problem["status"], problem["title"]) == (status, tap_stack.TITLES[status])
-    assert problem["request_id"]
 
 
 def test_an_item_lives_from_post_to_delete(ann: Call, fresh: str) -> None:
@@ -103,22 +94,6 @@ def test_what_is_somebody_elses_is_not_there(ann: Call, bob: Call, robot: Call, 
         assert_problem(other("POST", "/items", json.dumps({"id": fresh})), 409)
         assert other("GET", f"/items?category={fresh}").json() == {"items": []}
     assert ann("GET", f"/items/{fresh}").json()["version"] == 1
-
-
-def test_lists_page_through_a_category_newest_first(ann: Call, bob: Call, fresh: str) -> None:
-    ids = [ann("POST", "/items", json.dumps({"category": fresh})).json()["id"] for _ in range(5)]
-    found, path = [], f"/items?category={fresh}&limit=2"
-    while path:
-        answer = ann("GET", path).json()
-        found.append([item["id"] for item in answer["items"]])
-        path = f"/items?category={fresh}&limit=2&next={answer['next']}" if "next" in answer else ""
-    assert found == [[ids[4], ids[3]], [ids[2], ids[1]], [ids[0]]]
-    oldest = ann("GET", f"/items?category={fresh}&order=asc&limit=5").json()
-    assert ([item["id"] for item in oldest["items"]], "next" in oldest) == (ids, False)
-    token = ann("GET", f"/items?category={fresh}&limit=2").json()["next"]
-    assert_problem(bob("GET", f"/items?category={fresh}&next={token}"), 400)
-    assert_problem(ann("GET", f"/items?category={fresh}&next={token[:-2]}AA"), 400)
-    assert_problem(ann("GET", "/items?limit=1000"), 400)
 
 
 def test_a_retry_under_an_idempotency_key_creates_nothing(ann: Call, fresh: str) -> None:

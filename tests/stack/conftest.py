@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from taplocal.program import Registration, run
 from taplocal.project import Project
@@ -23,8 +25,10 @@ __all__ = [
     "ROOT",
     "Graph",
     "Recorder",
+    "cloud_config",
     "graph_of",
     "statements",
+    "user_data",
 ]
 
 
@@ -72,3 +76,17 @@ def graph(env: str) -> Graph:
 def statements(policy: str) -> list[dict[str, Any]]:
     """The statements of a policy document."""
     return list(json.loads(policy)["Statement"])
+
+
+def cloud_config(graph: Graph, name: str) -> str:
+    """What cloud-init gets on the instances of a fleet."""
+    template = graph.one("LaunchTemplate", f"{name}-template").inputs
+    return base64.b64decode(template["userData"]).decode()
+
+
+def user_data(graph: Graph, name: str) -> str:
+    """The script that an instance runs at its start."""
+    config = yaml.safe_load(cloud_config(graph, name))
+    (file,) = config["write_files"]
+    assert config["runcmd"] == [["bash", file["path"]]]
+    return str(file["content"])
