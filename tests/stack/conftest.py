@@ -27,6 +27,7 @@ __all__ = [
     "Recorder",
     "cloud_config",
     "graph_of",
+    "graph_of_program",
     "statements",
     "user_data",
 ]
@@ -58,6 +59,16 @@ def graph_of(env: str, preview: bool = False, **config: str) -> Graph:
     """The graph of an environment under some settings."""
     recorder = Recorder(preview)
     outputs = run(Project.load(ROOT, env, {"aws:region": REGION, **config}), recorder, preview)
+    return Graph(recorder.resources, outputs)
+
+
+def graph_of_program(folder: Path, program: str) -> Graph:
+    """The graph of a program of its own, written into a folder."""
+    (folder / "Pulumi.yaml").write_text("name: tap-stack\nmain: program.py\n")
+    (folder / "Pulumi.dev.yaml").write_text("config: {}\n")
+    (folder / "program.py").write_text(program)
+    recorder = Recorder()
+    outputs = run(Project.load(folder, "dev", {"aws:region": REGION}), recorder)
     return Graph(recorder.resources, outputs)
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tests.stack.conftest import ENVIRONMENTS, REGION, ROOT, Graph, graph_of
+from tests.stack.conftest import ENVIRONMENTS, REGION, ROOT, Graph, graph_of, graph_of_program
 
 #: Namespace -> resource type whose names or ids its dimensions carry, and the dimension.
 MEASURED = {
@@ -151,3 +151,41 @@ def test_the_runbook_has_no_section_for_an_alarm_that_is_gone() -> None:
         for each in graph_of(env).of("MetricAlarm")
     }
     assert set(sections) == anchors
+
+
+PROGRAM = """
+from tap_stack import Alarm, Component, Graph, Monitoring, TapStackArgs
+
+class Plain(Component):
+    pass
+
+class Watched(Component):
+    def alarms(self):
+        return [
+            Alarm("queue", "AWS/SQS/ApproximateAgeOfOldestMessage", {"QueueName": "q"}, above=60)
+        ]
+
+    def graphs(self):
+        return [Graph("Queue", [("AWS/SQS", "Age", {"QueueName": "q"}, "Maximum")])]
+
+args = TapStackArgs()
+plain, watched = (each(each.__name__.lower(), args, None, "own") for each in (Plain, Watched))
+assert (plain.alarms(), plain.graphs()) == ([], [])
+Monitoring("nothing", args, components=[plain], topic_arn="arn:topic")
+Monitoring("something", args, components=(each for each in (plain, watched)), topic_arn="arn:topic")
+"""
+
+
+def test_any_component_can_be_monitored_and_has_nothing_to_show_by_default(tmp_path: Path) -> None:
+    graph = graph_of_program(tmp_path, PROGRAM)
+    (alarm,) = graph.of("MetricAlarm")
+    assert alarm.name == "something-queue"
+    assert alarm.inputs["alarmActions"] == ["arn:topic"]
+    titles = {
+        each.name: [
+            widget["properties"]["title"]
+            for widget in json.loads(each.inputs["dashboardBody"])["widgets"]
+        ]
+        for each in graph.of("Dashboard")
+    }
+    assert titles == {"nothing-dashboard": [], "something-dashboard": ["Queue"]}
