@@ -13,9 +13,11 @@ def test_lists_page_through_a_category_newest_first(ann: Call, bob: Call, fresh:
     ids = [ann("POST", "/items", json.dumps({"category": fresh})).json()["id"] for _ in range(5)]
     found, path = [], f"/items?category={fresh}&limit=2"
     while path:
-        answer = ann("GET", path).json()
-        found.append([item["id"] for item in answer["items"]])
-        path = f"/items?category={fresh}&limit=2&next={answer['next']}" if "next" in answer else ""
+        response = ann("GET", path).json()
+        found.append([item["id"] for item in response["items"]])
+        path = (
+            f"/items?category={fresh}&limit=2&next={response['next']}" if "next" in response else ""
+        )
     assert found == [[ids[4], ids[3]], [ids[2], ids[1]], [ids[0]]]
     oldest = ann("GET", f"/items?category={fresh}&order=asc&limit=5").json()
     assert ([item["id"] for item in oldest["items"]], "next" in oldest) == (ids, False)

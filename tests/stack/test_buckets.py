@@ -57,8 +57,8 @@ def test_nothing_is_kept_longer_or_dearer_than_said(graph: Graph, env: str) -> N
     )
     for each in (uploads, logs):
         assert each["unfinished"]["abortIncompleteMultipartUpload"] == {"daysAfterInitiation": 7}
-        kept = {"noncurrentDays": tier.noncurrent_days}
-        assert each["noncurrent"]["noncurrentVersionExpiration"] == kept
+        retention = {"noncurrentDays": tier.noncurrent_days}
+        assert each["noncurrent"]["noncurrentVersionExpiration"] == retention
     assert [each["days"] for each in uploads["cooler"]["transitions"]] == [30, 90]
     assert "expired" not in uploads
     assert logs["expired"]["expiration"] == {"days": tier.log_retention_days}

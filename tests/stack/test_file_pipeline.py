@@ -28,7 +28,7 @@ def test_names_can_be_chosen() -> None:
 
 
 @pytest.mark.parametrize("name", ["Upper", "a", "a--b", "-a-", "a.b", "xn--abc", "a" * 64])
-def test_a_name_that_s3_refuses_is_refused(name: str) -> None:
+def test_a_name_that_s3_rejects_is_rejected(name: str) -> None:
     with pytest.raises(TapLocalError, match="files_bucket_name must be"):
         graph_of("dev", files_bucket_name=name)
 

@@ -64,8 +64,8 @@ def test_every_alarm_has_actions_real_dimensions_and_a_runbook(graph: Graph) -> 
     for each in graph.of("MetricAlarm"):
         alarm = each.inputs
         # A release's own alarms are looked at by the release, which says what they found.
-        told = [] if "-release-" in each.name else [graph.outputs["alerts_topic_arn"]]
-        assert alarm["alarmActions"] == alarm["okActions"] == told
+        actions = [] if "-release-" in each.name else [graph.outputs["alerts_topic_arn"]]
+        assert alarm["alarmActions"] == alarm["okActions"] == actions
         known = METRICS[alarm["namespace"]] | MORE.get(alarm["namespace"], set())
         assert alarm["metricName"] in known, alarm
         assert ("statistic" in alarm) != ("extendedStatistic" in alarm)

@@ -47,7 +47,7 @@ def test_trust_and_resource_policies_name_services_and_confine_them(graph: Graph
                     assert confined or principal["Service"] in services, each.name
 
 
-def test_topics_queues_and_buckets_refuse_whoever_comes_without_tls(graph: Graph) -> None:
+def test_topics_queues_and_buckets_deny_whoever_comes_without_tls(graph: Graph) -> None:
     for each in [x for kind in ("Topic", "Queue", "Bucket") for x in graph.of(f"{kind}Policy")]:
         denied = [
             statement

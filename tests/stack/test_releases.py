@@ -62,7 +62,7 @@ def test_a_hotfix_may_go_all_at_once() -> None:
         ({"canary_percent": "0"}, "canary_percent must be 1 to 100"),
     ],
 )
-def test_settings_that_contradict_each_other_are_told(
+def test_settings_that_contradict_each_other_are_reported(
     settings: dict[str, str], message: str
 ) -> None:
     with pytest.raises(TapLocalError, match=message):

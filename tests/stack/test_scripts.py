@@ -87,7 +87,7 @@ def run(script: str, folder: Path, **stubs: str) -> subprocess.CompletedProcess[
 def test_the_web_script_installs_the_application_and_starts_it(tmp_path: Path) -> None:
     made = "mkdir -p $3/bin; printf '#!/bin/bash\\nexit 1\\n' > $3/bin/python; printf '#!/bin/bash\\ntouch $0.ran\\n' > $3/bin/pip; chmod +x $3/bin/*"
     fetched = 'while [ "$1" != -o ]; do shift; done; echo certificates > "$2"'
-    done = run(
+    completed = run(
         user_data(graph_of("dev"), "web-fleet"),
         tmp_path,
         dnf="",
@@ -97,7 +97,7 @@ def test_the_web_script_installs_the_application_and_starts_it(tmp_path: Path) -
         python3_11=made,
         curl=fetched,
     )
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
     web = tmp_path / "opt/web"
     source = tap_stack.bundle(tap_stack.web, modules=tap_stack.INSTANCE_MODULES).rstrip()
     assert (web / "index.py").read_text().rstrip() == source
@@ -136,8 +136,8 @@ def nat(tmp_path: Path, **changes: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_nat_script_takes_its_interface_and_translates_the_network_only(tmp_path: Path) -> None:
-    done = nat(tmp_path)
-    assert done.returncode == 0, done.stderr
+    completed = nat(tmp_path)
+    assert completed.returncode == 0, completed.stderr
     rules = (tmp_path / "etc/sysconfig/nftables.conf").read_text()
     assert 'oifname "ens6" ip saddr 10.0.0.0/16 masquerade' in rules
     calls = (tmp_path / "calls").read_text()

@@ -55,14 +55,14 @@ def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> No
         ),
     ],
 )
-def test_what_breaks_a_promise_is_refused(
+def test_what_breaks_a_promise_is_rejected(
     tier: str, settings: dict[str, str], expected: str
 ) -> None:
     with pytest.raises(TapLocalError, match=expected):
         graph_of(tier, **settings)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(TapLocalError) as caught:
         graph_of("prod", nat="single", backup_days="1", plain_http="true", instances_max="2")
     for name in ("nat must", "backup_days must", "plain_http must", "3 is more than instances_max"):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tap_stack
-from tests.contract import check_answer
+from tests.contract import check_response
 from tests.fakes import FakeDynamoDB, FakeS3, FakeSSM
 
 KEY = "11" * 32
@@ -33,8 +33,8 @@ ENVIRONMENT = {
 
 
 @dataclass
-class Answer:
-    """What the handler answered."""
+class Response:
+    """What the handler responded."""
 
     status: int
     headers: dict[str, str]
@@ -53,7 +53,7 @@ class Api:
 
     def __call__(
         self, method: str, path: str, body: Any = None, caller: str = "ann", **headers: str
-    ) -> Answer:
+    ) -> Response:
         path, _, query = path.partition("?")
         text = body if isinstance(body, str | None) else json.dumps(body)
         names = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -70,7 +70,7 @@ class Api:
         headers: dict[str, str] | None = None,
         caller: str = "ann",
         **more: Any,
-    ) -> Answer:
+    ) -> Response:
         route, parameters = f"{method} {path}", None
         if path.count("/") == 2 and route not in tap_stack.all_routes():
             _, kind, item_id = path.split("/")
@@ -94,10 +94,12 @@ class Api:
             },
             **more,
         }
-        answer = tap_stack.api(event, None)
+        response = tap_stack.api(event, None)
         if event["routeKey"] in tap_stack.all_routes():
-            check_answer(event["routeKey"], answer["statusCode"], answer["headers"], answer["body"])
-        return Answer(answer["statusCode"], answer["headers"], answer["body"])
+            check_response(
+                event["routeKey"], response["statusCode"], response["headers"], response["body"]
+            )
+        return Response(response["statusCode"], response["headers"], response["body"])
 
 
 @pytest.fixture
@@ -114,15 +116,15 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     yield Api(fakes["dynamodb"], fakes["ssm"])  # type: ignore[arg-type]
 
 
-def assert_problem(answer: Answer, status: int, detail: str = "") -> None:
-    """Fails if an answer is not this problem."""
-    assert answer.status == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json == {
+def assert_problem(response: Response, status: int, detail: str = "") -> None:
+    """Fails if a response is not this problem."""
+    assert response.status == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json == {
         "type": "about:blank",
         "title": tap_stack.TITLES[status],
         "status": status,
-        "detail": answer.json["detail"],
+        "detail": response.json["detail"],
         "request_id": "request-1",
     }
-    assert detail in answer.json["detail"]
+    assert detail in response.json["detail"]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import tap_stack
 from tap_stack import file_id, upload_form
-from tests.unit.conftest import Answer, Api, assert_problem
+from tests.unit.conftest import Api, Response, assert_problem
 from tests.unit.test_file_pipeline import created
 from tests.unit.test_transport import KEYS, REGION
 
@@ -40,32 +40,32 @@ def listed(api: Api, path: str, name: str = "files", caller: str = "ann") -> lis
     """The pages of a list, to its end."""
     pages, token = [], ""
     while True:
-        answer = api("GET", path + token, caller=caller)
-        assert answer.status == 200, answer.text
-        pages.append(answer.json[name])
-        if "next" not in answer.json:
+        response = api("GET", path + token, caller=caller)
+        assert response.status == 200, response.text
+        pages.append(response.json[name])
+        if "next" not in response.json:
             return pages
-        token = f"{'&' if '?' in path else '?'}next={answer.json['next']}"
+        token = f"{'&' if '?' in path else '?'}next={response.json['next']}"
 
 
 # POST /files
 
 
-def policy(answer: Answer) -> list[Any]:
-    return list(json.loads(base64.b64decode(answer.json["fields"]["policy"]))["conditions"])
+def policy(response: Response) -> list[Any]:
+    return list(json.loads(base64.b64decode(response.json["fields"]["policy"]))["conditions"])
 
 
 def test_the_form_is_good_for_one_key_type_and_size(api: Api) -> None:
-    answer = api("POST", "/files", {**NEW, "folder": "2026/ü b", "size": 17})
-    assert answer.status == 201
+    response = api("POST", "/files", {**NEW, "folder": "2026/ü b", "size": 17})
+    assert response.status == 201
     key = "ann/2026/ü b/a.png"
-    assert answer.headers["location"] == f"/files/{file_id(key)}"
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.json["id"] == file_id(key)
-    assert answer.json["url"] == "https://files-bucket.s3.eu-west-1.amazonaws.com/"
-    assert answer.json["fields"]["key"] == key
-    assert answer.json["fields"]["x-amz-algorithm"] == "AWS4-HMAC-SHA256"
-    conditions = policy(answer)
+    assert response.headers["location"] == f"/files/{file_id(key)}"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.json["id"] == file_id(key)
+    assert response.json["url"] == "https://files-bucket.s3.eu-west-1.amazonaws.com/"
+    assert response.json["fields"]["key"] == key
+    assert response.json["fields"]["x-amz-algorithm"] == "AWS4-HMAC-SHA256"
+    conditions = policy(response)
     assert {"bucket": "files-bucket"} in conditions
     assert {"key": key} in conditions
     assert {"Content-Type": "image/png"} in conditions
@@ -133,11 +133,11 @@ def test_the_form_for_an_upload_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> 
         ({"key": "bob/a"}, "no field"),
     ],
 )
-def test_a_form_that_may_not_be_is_refused(api: Api, change: dict[str, Any], detail: str) -> None:
+def test_a_form_that_may_not_be_is_rejected(api: Api, change: dict[str, Any], detail: str) -> None:
     assert_problem(api("POST", "/files", {**NEW, **change}), 422, detail)
 
 
-def test_what_is_no_json_object_is_refused(api: Api) -> None:
+def test_what_is_no_json_object_is_rejected(api: Api) -> None:
     assert_problem(api("POST", "/files", "{"), 400)
     assert_problem(api("POST", "/files", []), 422)
     assert_problem(api("POST", "/files", NEW, content_type="text/plain"), 415)
@@ -164,8 +164,8 @@ def test_a_file_comes_with_its_versions_newest_first(api: Api) -> None:
 
 def test_a_failed_version_says_so(api: Api) -> None:
     identity = upload(api, "ann/a")
-    gone = created("ann/a", "FFFFFFFF", "none")
-    tap_stack.record_files({"Records": [gone]}, SimpleNamespace(aws_request_id="r"))
+    deleted = created("ann/a", "FFFFFFFF", "none")
+    tap_stack.record_files({"Records": [deleted]}, SimpleNamespace(aws_request_id="r"))
     file = api("GET", f"/files/{identity}").json
     assert file["version_id"] == "v0"
     assert [each.get("failure") for each in file["versions"]] == [
@@ -268,9 +268,9 @@ def test_totals_add_up_whatever_the_page(
         at = f"2026-11-{day}T23:59:59.999Z"
         upload(api, f"{'ann' if mine else 'ann2'}/{n}", body, at)
         if mine:
-            place = at[:10], tap_stack.content_type_of(body, True)
-            count, size = expected.get(place, [0, 0])
-            expected[place] = [count + 1, size + len(body)]
+            group = at[:10], tap_stack.content_type_of(body, True)
+            count, size = expected.get(group, [0, 0])
+            expected[group] = [count + 1, size + len(body)]
     query = f"from=2026-11-10&to=2026-11-14&limit={limit}&order={order}"
     pages = listed(api, f"/files/totals?{query}", "totals")
     found = [each for page in pages for each in page]

@@ -18,15 +18,15 @@ UUID7 = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 # POST /items
 
 
-def test_create_answers_with_item_location_and_etag(api: Api) -> None:
-    answer = api("POST", "/items", {"name": "tea", "version": 9, "created_at": "x"})
-    assert answer.status == 201
-    assert re.fullmatch(UUID7, answer.json["id"])
-    assert answer.headers["location"] == f"/items/{answer.json['id']}"
-    assert re.fullmatch(f'"{UUID7}"', answer.headers["etag"])
-    assert answer.json["version"] == 1
-    assert answer.json["created_at"] == answer.json["updated_at"]
-    assert list(answer.json) == ["id", "version", "created_at", "updated_at", "name"]
+def test_create_responds_with_item_location_and_etag(api: Api) -> None:
+    response = api("POST", "/items", {"name": "tea", "version": 9, "created_at": "x"})
+    assert response.status == 201
+    assert re.fullmatch(UUID7, response.json["id"])
+    assert response.headers["location"] == f"/items/{response.json['id']}"
+    assert re.fullmatch(f'"{UUID7}"', response.headers["etag"])
+    assert response.json["version"] == 1
+    assert response.json["created_at"] == response.json["updated_at"]
+    assert list(response.json) == ["id", "version", "created_at", "updated_at", "name"]
 
 
 def test_generated_ids_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_a_category_too_long_for_its_index_is_422(api: Api) -> None:
 # Idempotency-Key
 
 
-def test_a_retry_with_the_same_key_returns_the_first_answer(api: Api) -> None:
+def test_a_retry_with_the_same_key_returns_the_first_response(api: Api) -> None:
     first = api("POST", "/items", {"name": "tea", "price": 1.5}, idempotency_key="k 1")
     api("PATCH", f"/items/{first.json['id']}", {"name": "coffee"})
     again = api("POST", "/items", '{"price":1.50,"name":"tea"}', idempotency_key="k 1")
@@ -105,7 +105,7 @@ def test_a_retry_with_the_same_key_returns_the_first_answer(api: Api) -> None:
     assert len(api.table.items) == 2  # the item and the record of the key
 
 
-def test_another_body_under_the_same_key_is_refused(api: Api) -> None:
+def test_another_body_under_the_same_key_is_rejected(api: Api) -> None:
     api("POST", "/items", {"id": "a", "n": 1}, idempotency_key="k")
     for body in ({"id": "a", "n": 2}, {"id": "b", "n": 1}, {"n": 1}):
         assert_problem(api("POST", "/items", body, idempotency_key="k"), 422, "another body")
@@ -137,11 +137,11 @@ def test_an_unusable_key_is_400(api: Api, key: str) -> None:
 # GET /items/{id}
 
 
-def test_get_answers_304_for_the_version_that_the_caller_has(api: Api) -> None:
+def test_get_responds_with_304_for_the_version_that_the_caller_has(api: Api) -> None:
     tag = api("POST", "/items", {"id": "a"}).headers["etag"]
     for header in (tag, f'"x", {tag}', f"W/{tag}", "*"):
-        answer = api("GET", "/items/a", if_none_match=header)
-        assert (answer.status, answer.headers["etag"], answer.text) == (304, tag, "")
+        response = api("GET", "/items/a", if_none_match=header)
+        assert (response.status, response.headers["etag"], response.text) == (304, tag, "")
     assert api("GET", "/items/a", if_none_match='"x"').json["id"] == "a"
 
 
@@ -157,10 +157,10 @@ def test_somebody_elses_item_is_as_missing_as_a_missing_one(api: Api, method: st
     api("POST", "/items", {"id": "b"}, idempotency_key="k")
     record = next(each for each in api.table.items if each.startswith("idempotency#"))
     body: Any = {} if method in ("PUT", "PATCH") else None
-    answers = [api(method, f"/items/{each}", body) for each in ("a", "nothing", "%20", record)]
-    for answer in answers:
-        assert_problem(answer, 404)
-    assert len({answer.text for answer in answers}) == 1
+    responses = [api(method, f"/items/{each}", body) for each in ("a", "nothing", "%20", record)]
+    for response in responses:
+        assert_problem(response, 404)
+    assert len({response.text for response in responses}) == 1
     assert api("GET", "/items/a", caller="bob").json["version"] == 1
 
 
@@ -169,14 +169,14 @@ def test_somebody_elses_item_is_as_missing_as_a_missing_one(api: Api, method: st
 
 def test_put_replaces_all_fields_and_keeps_the_services_own(api: Api) -> None:
     first = api("POST", "/items", {"id": "a", "x": 1, "category": "c"}).json
-    answer = api("PUT", "/items/a", {**first, "x": None, "y": 2})
-    del answer.json["y"]
-    assert answer.json == {
+    response = api("PUT", "/items/a", {**first, "x": None, "y": 2})
+    del response.json["y"]
+    assert response.json == {
         **first,
         "x": None,
         "y": 2,
         "version": 2,
-        "updated_at": answer.json["updated_at"],
+        "updated_at": response.json["updated_at"],
     }
     assert "category" not in api("PUT", "/items/a", {}).json
     assert "owner_category" not in api.table.items["a"]
@@ -208,14 +208,14 @@ def test_if_match_star_wants_any_item(api: Api, method: str) -> None:
 
 def test_patch_merges_with_either_media_type(api: Api) -> None:
     api("POST", "/items", {"id": "a", "x": {"y": 1, "z": 2}, "w": [1]})
-    answer = api(
+    response = api(
         "PATCH",
         "/items/a",
         {"x": {"y": None, "v": 3}, "w": [2]},
         content_type="application/merge-patch+json",
     )
-    assert {key: answer.json[key] for key in "xw"} == {"x": {"z": 2, "v": 3}, "w": [2]}
-    assert answer.json["version"] == 2
+    assert {key: response.json[key] for key in "xw"} == {"x": {"z": 2, "v": 3}, "w": [2]}
+    assert response.json["version"] == 2
     assert api("PATCH", "/items/a", {"category": "c"}).json["category"] == "c"
     assert api.table.items["a"]["owner_category"] == {"S": "ann#c"}
 
@@ -230,9 +230,9 @@ def test_patch_merges_into_what_a_faster_writer_left(api: Api) -> None:
             api.table.items["a"]["content"]["M"][f"other{turn}"] = {"N": "1"}
 
     api.table.before = interfere
-    answer = api("PATCH", "/items/a", {"n": 2})
+    response = api("PATCH", "/items/a", {"n": 2})
     assert {
-        key: value for key, value in answer.json.items() if key not in tap_stack.READ_ONLY_FIELDS
+        key: value for key, value in response.json.items() if key not in tap_stack.READ_ONLY_FIELDS
     } == {
         "n": 2,
         "other0": 1,
@@ -250,9 +250,9 @@ def test_patch_gives_up_with_409_when_it_never_gets_through(api: Api) -> None:
             api.table.items["a"]["revision"] = {"S": f"other-{next(counter)}"}
 
     api.table.before = interfere
-    answer = api("PATCH", "/items/a", {"n": 2})
-    assert_problem(answer, 409)
-    assert answer.headers["retry-after"] == "1"
+    response = api("PATCH", "/items/a", {"n": 2})
+    assert_problem(response, 409)
+    assert response.headers["retry-after"] == "1"
     assert api.table.calls.count("UpdateItem") == tap_stack.PATCH_ATTEMPTS
 
 
@@ -266,13 +266,13 @@ def test_patch_of_an_item_deleted_meanwhile_is_404(api: Api) -> None:
 
 def test_delete_is_204_then_404(api: Api) -> None:
     api("POST", "/items", {"id": "a"})
-    gone = api("DELETE", "/items/a")
-    assert (gone.status, gone.text) == (204, "")
+    deleted = api("DELETE", "/items/a")
+    assert (deleted.status, deleted.text) == (204, "")
     assert_problem(api("DELETE", "/items/a"), 404)
 
 
-def test_a_write_whose_answer_was_lost_is_not_taken_for_a_conflict(api: Api) -> None:
-    api.table.lose_answers = True
+def test_a_write_whose_response_was_lost_is_not_taken_for_a_conflict(api: Api) -> None:
+    api.table.lose_responses = True
     created = api("POST", "/items", {"id": "a", "n": 1})
     assert created.status == 201
     replaced = api("PUT", "/items/a", {"n": 2}, if_match=created.headers["etag"])

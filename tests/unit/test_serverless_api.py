@@ -32,8 +32,8 @@ from tests.unit.conftest import Api, assert_problem
 def test_what_no_route_takes(
     api: Api, method: str, path: str, status: int, allow: str | None
 ) -> None:
-    answer = api.raw(method, path)
-    assert (answer.status, answer.headers.get("allow")) == (status, allow)
+    response = api.raw(method, path)
+    assert (response.status, response.headers.get("allow")) == (status, allow)
 
 
 def test_every_route_wants_its_scope(api: Api) -> None:
@@ -50,9 +50,9 @@ def test_every_route_wants_its_scope(api: Api) -> None:
             "http": {"method": method},
             "authorizer": {"jwt": {"claims": claims}},
         }
-        answer = api.raw(method, path.format(id="a"), requestContext=context)
-        assert_problem(answer, 403, scope)
-        assert f'scope="{scope}"' in answer.headers["www-authenticate"]
+        response = api.raw(method, path.format(id="a"), requestContext=context)
+        assert_problem(response, 403, scope)
+        assert f'scope="{scope}"' in response.headers["www-authenticate"]
         context["authorizer"] = {}
         assert_problem(api.raw(method, path.format(id="a"), requestContext=context), 401)
 
@@ -79,11 +79,11 @@ def test_a_machine_owns_what_its_client_makes(api: Api) -> None:
     "content_type", ["", "text/plain", "application/xml", "application/merge-patch+json"]
 )
 def test_another_content_type_is_415_and_named(api: Api, content_type: str) -> None:
-    answer = api.raw(
+    response = api.raw(
         "POST", "/items", text="{}", headers={"content-type": content_type} if content_type else {}
     )
-    assert_problem(answer, 415, "application/json")
-    assert answer.headers["accept"] == "application/json"
+    assert_problem(response, 415, "application/json")
+    assert response.headers["accept"] == "application/json"
 
 
 def test_parameters_of_the_content_type_are_ignored(api: Api) -> None:
@@ -138,10 +138,10 @@ def test_when_dynamodb_fails_the_caller_may_try_again_and_learns_nothing(
 
     api.table.before = fail
     for method, path, body in CALLS:
-        answer = api(method, path, body)
-        assert_problem(answer, 503)
-        assert answer.headers["retry-after"] == "1"
-        assert "secret" not in answer.text
+        response = api(method, path, body)
+        assert_problem(response, 503)
+        assert response.headers["retry-after"] == "1"
+        assert "secret" not in response.text
         line = json.loads(capsys.readouterr().out)
         assert (line["level"], line["status"]) == ("ERROR", 503)
         assert type(error).__name__ in line["error"]
