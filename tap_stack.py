@@ -669,6 +669,7 @@ Event = Mapping[str, Any]  # what Lambda hands to it
 Response = dict[str, Any]  # what it returns to API Gateway: payload format 2.0
 AttributeValue = dict[str, Any]  # DynamoDB's: {"S": "text"}, {"N": "1"}, ...
 Item = dict[str, AttributeValue]  # of a table, by attribute name
+Scope = tuple[str | None, ...]  # of a paging token: the list, its caller, its filters, its order
 Json = dict[str, Any]  # a JSON object, as AWS's operations take and return them
 Write = dict[str, Any]  # of a DynamoDB transaction
 Statement = dict[str, Any]  # of a policy document
@@ -2814,7 +2815,7 @@ def list_items(request: Request) -> Response:
         if len(category.encode()) > CATEGORY_LIMIT:
             raise Problem(400, f"A category has at most {CATEGORY_LIMIT} bytes.")
         index, key, value = "by_category", "owner_category", category_key(request.caller, category)
-    scope = f"{request.caller}\n{category is None}\n{category}\n{order}"
+    scope = ("items", request.caller, category, order)
     page = Page(request, "created_at", order, limit, scope)
     page.query({key: value}, IndexName=index)
     return respond(200, json_object(page.members("items", item_json)))
@@ -3015,7 +3016,7 @@ class Page:
     Items are in the order of their attribute `sort`; `scope` binds tokens to caller and query.
     """
 
-    def __init__(self, request: Request, sort: str, order: str, limit: int, scope: str):
+    def __init__(self, request: Request, sort: str, order: str, limit: int, scope: Scope):
         self.request, self.sort, self.order = request, sort, order
         self.limit, self.scope = limit, scope
         self.items: list[Item] = []
@@ -3068,25 +3069,29 @@ class Page:
         return members
 
 
-def sign_page_token(position: str, item_id: str, scope: str) -> str:
+def page_mac(key: bytes, position: str, item_id: str, scope: Scope) -> bytes:
+    """The MAC of a position in one list, as JSON: no text can move the boundary to the next."""
+    return hmac.digest(key, json.dumps([position, item_id, *scope]).encode(), "sha256")
+
+
+def sign_page_token(position: str, item_id: str, scope: Scope) -> str:
     """An opaque token of the position behind this item: a MAC and what it signs."""
-    text = f"{position}\n{item_id}"
-    mac = hmac.digest(paging_keys(PAGING_KEY_SECONDS)[0], f"{text}\n{scope}".encode(), "sha256")
+    mac = page_mac(paging_keys(PAGING_KEY_SECONDS)[0], position, item_id, scope)
+    text = json.dumps([position, item_id])
     return base64.urlsafe_b64encode(mac + text.encode()).decode().rstrip("=")
 
 
-def verify_page_token(token: str, scope: str) -> tuple[str, str]:
+def verify_page_token(token: str, scope: Scope) -> tuple[str, str]:
     """Position and id in a token; Problem 400 if it is not of this caller and query."""
     try:
         raw = base64.b64decode(token.encode() + b"=" * (-len(token) % 4), b"-_", validate=True)
-        mac, text = raw[:32], raw[32:].decode()
-    except ValueError:
+        position, item_id = json.loads(raw[32:])
+    except (TypeError, ValueError, RecursionError):
         raise Problem(400, "next is no token of this service.") from None
     # Another container may know a newer key: read the keys again before the token is rejected.
     for max_age in (PAGING_KEY_SECONDS, PAGING_KEY_MIN_SECONDS):
         for key in paging_keys(max_age):
-            if hmac.compare_digest(mac, hmac.digest(key, f"{text}\n{scope}".encode(), "sha256")):
-                position, _, item_id = text.partition("\n")
+            if hmac.compare_digest(raw[:32], page_mac(key, position, item_id, scope)):
                 return position, item_id
     raise Problem(400, "next is not a token of this caller and query.")
 
@@ -4395,7 +4400,8 @@ def list_files(request: Request) -> Response:
     if name == "day":
         day, condition = str(parse_day("day", value)), " AND #sort BETWEEN :from AND :to"
         values = {":from": {"S": day}, ":to": {"S": f"{day}U"}}  # U comes after the T of the time
-    page = Page(request, "uploaded_at", order, limit, f"{request.caller}\n{name}\n{value}\n{order}")
+    scope = ("files", request.caller, name, value, order)
+    page = Page(request, "uploaded_at", order, limit, scope)
     page.query(
         {attribute: {"S": f"{request.caller}/{key}"}},
         condition,
@@ -4418,7 +4424,7 @@ def get_file(request: Request) -> Response:
     file = table(request, "get_item", Key=newest, ConsistentRead=True, **files).get("Item")
     if not file or file["owner"]["S"] != request.caller:
         raise Problem(404, "There is no such file.")
-    page = Page(request, "record", order, limit, f"{request.caller}\nversions\n{key['S']}\n{order}")
+    page = Page(request, "record", order, limit, ("versions", request.caller, key["S"], order))
     versions = {":versions": {"S": "version#"}}
     page.query({"id": key}, " AND begins_with(#sort, :versions)", versions, **files)
     members = {**file_members(file), **page.members("versions", file_json)}
@@ -4444,7 +4450,7 @@ def list_totals(request: Request) -> Response:
     if not 1 <= count <= TOTALS_DAYS:
         raise Problem(400, f"from and to are 1 to {TOTALS_DAYS} days, the first one first.")
     days = [str(first + timedelta(n)) for n in range(count)][:: 1 if order == "asc" else -1]
-    scope = f"{request.caller}\ntotals\n{first}\n{last}\n{order}"
+    scope = ("totals", request.caller, str(first), str(last), order)
     shown_day = shown_type = ""
     if "next" in request.query:
         shown_day, shown_type = verify_page_token(request.query["next"], scope)
