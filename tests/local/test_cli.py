@@ -216,7 +216,9 @@ def test_a_second_up_is_rejected_and_the_first_goes_on(own: list[str]) -> None:
     deadline = time.monotonic() + HANG_SECONDS
     while not (lock.exists() and lock.read_text()) and time.monotonic() < deadline:
         time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # so that it is at work while the second one runs
     second = taplocal("up", *own)
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 1
     assert f"another taplocal command (process {first.pid}) uses {own[1]}" in second.stderr
     output, _ = first.communicate(timeout=HANG_SECONDS)
