@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from cost.estimate import with_defaults
 from taplocal.program import Registration, run
-from taplocal.project import Project
 from taplocal.recorder import ACCOUNT, REGION, Recorder
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +25,7 @@ __all__ = [
     "Recorder",
     "graph_of",
     "statements",
+    "with_defaults",
 ]
 
 
@@ -51,9 +52,13 @@ class Graph:
 
 @functools.cache
 def graph_of(env: str, preview: bool = False, **config: str) -> Graph:
-    """The graph of an environment under some settings."""
+    """The graph of an environment under some settings.
+
+    The stack files in the checkout belong to the user: no test reads them.
+    """
     recorder = Recorder(preview)
-    outputs = run(Project.load(ROOT, env, {"aws:region": REGION, **config}), recorder, preview)
+    project = with_defaults(env, **{"aws:region": REGION, **config})
+    outputs = run(project, recorder, preview)
     return Graph(recorder.resources, outputs)
 
 
