@@ -1,7 +1,7 @@
 """tap-stack: a production AWS platform in one Pulumi program.
 
 This file is what `pulumi up` runs and what `python -m taplocal up` deploys on a laptop. It holds
-the settings, every AWS resource and the code of every Lambda function; importing it has no side
+the settings, all AWS resources and the code of all Lambda functions; importing it has no side
 effects.
 
     people, machines --> Identity (Cognito): access tokens with scopes
@@ -11,18 +11,19 @@ effects.
             |                                              |
             | forms for uploads                            +--> paging key (SSM) <-- rotation
             v                                              +--> files table
-    files bucket --> files function (what is it?) --> files table: versions, newest, totals
+    files bucket --> files function (content type) --> files table: versions, newest, totals
 
     internet --> load balancer --> web instances --> PostgreSQL <-- nightly snapshots
                  (public)          (private)         (isolated)     bastion: a way in for people
 
-    Releases: each alias goes to a new version by a smoke test and a watched share, or goes back
+    Releases: an alias moves to a new version after a smoke test and a watched share, or goes back
     Monitoring: alarms --> Alerts (encrypted topic, budget); dashboard
-    Encryption: one customer-managed key under all of it
+    Encryption: one customer-managed key for all of it
 
-Read it in this order: Settings say what can be chosen, Lambda functions and Web application what
-runs, and the components what is built; TapStack composes them. The banners below are the table of
-contents, and the same words name the headings of the README and the test files.
+Read it in this order: Settings; the parts that all systems share, from Components to Fleets; then
+one system after the other, each from its data and handler to its resources; TapStack composes
+them. The banners below are the table of contents, and their words name the groups of settings, the
+test files and the headings of the documents.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ Rule = tuple[Callable[[Any], bool], str]
 
 
 class SettingsError(pulumi.RunError, ValueError):
-    """Every error in the settings, a line each; Pulumi prints it without a stack trace."""
+    """All errors in the settings, a line each; Pulumi prints it without a stack trace."""
 
 
 class PerTier(NamedTuple):
@@ -662,23 +663,27 @@ def _web_errors(args: TapStackArgs) -> list[str]:
 # Types and policies
 ###############################################################################
 
+Options = ResourceOptions | None  # of a component, as its caller gives them
 Handler = Callable[..., Any]  # a function that Lambda calls with an event and a context
 Event = Mapping[str, Any]  # what Lambda hands to it
 Response = dict[str, Any]  # what it returns to API Gateway: payload format 2.0
 AttributeValue = dict[str, Any]  # DynamoDB's: {"S": "text"}, {"N": "1"}, ...
 Item = dict[str, AttributeValue]  # of a table, by attribute name
+Json = dict[str, Any]  # a JSON object, as AWS's operations take and return them
+Write = dict[str, Any]  # of a DynamoDB transaction
 Statement = dict[str, Any]  # of a policy document
+Condition = Mapping[str, Any]  # of a statement
 Variables = Mapping[str, Input[str]]  # of a function's environment
 Dimensions = Mapping[str, Input[str]]  # of a CloudWatch metric
 
 
-def allow(*actions: str, on: Any, when: Mapping[str, Any] | None = None) -> Statement:
+def allow(*actions: str, on: Any, when: Condition | None = None) -> Statement:
     """An IAM statement that allows the actions on one ARN or a list of them, under a condition."""
     return _statement("Allow", actions, on, when)
 
 
 def trust(
-    service: str, *actions: str, on: Any = None, when: Mapping[str, Any] | None = None
+    service: Input[str], *actions: str, on: Any = None, when: Condition | None = None
 ) -> Statement:
     """A statement of a resource or trust policy: the AWS service may do the actions."""
     return {**_statement("Allow", actions, on, when), "Principal": {"Service": service}}
@@ -695,9 +700,7 @@ def policy(*statements: Statement) -> Output[str]:
     return Output.json_dumps({"Version": "2012-10-17", "Statement": list(statements)})
 
 
-def _statement(
-    effect: str, actions: Sequence[str], on: Any, when: Mapping[str, Any] | None
-) -> Statement:
+def _statement(effect: str, actions: Sequence[str], on: Any, when: Condition | None) -> Statement:
     optional = {"Resource": on, "Condition": when}
     return {
         "Effect": effect,
@@ -763,10 +766,6 @@ class AwsContext:
             "arn:{0}:{1}:{2}:{3}:{4}", self.partition, service, self.region, self.account, resource
         )
 
-    def bucket_arn(self, bucket: Input[str]) -> Output[str]:
-        """The ARN of a bucket."""
-        return Output.format("arn:{0}:s3:::{1}", self.partition, bucket)
-
     def unique_name(self, name: str) -> Output[str]:
         """A name that no other account has: buckets of all accounts share one namespace."""
         return Output.concat(name, "-", self.account)
@@ -778,7 +777,7 @@ class Component(pulumi.ComponentResource):
     `component` is the value of the `Component` tag and part of physical names.
     """
 
-    def __init__(self, name: str, args: TapStackArgs, opts: ResourceOptions | None, component: str):
+    def __init__(self, name: str, args: TapStackArgs, opts: Options, component: str):
         tags = {**args.all_tags(), "Component": component}
         super().__init__(
             f"tap:stack:{type(self).__name__}",
@@ -827,7 +826,7 @@ class Component(pulumi.ComponentResource):
         description: str,
         service: str,
         *statements: Statement,
-        when: Mapping[str, Any] | None = None,
+        when: Condition | None = None,
     ) -> tuple[aws.iam.Role, aws.iam.RolePolicy]:
         """A role that an AWS service assumes, under a condition, and its one inline policy.
 
@@ -854,21 +853,21 @@ class Component(pulumi.ComponentResource):
 # Encryption
 ###############################################################################
 
-KEY_USE = tuple(
-    f"kms:{action}"
-    for action in (
-        "Decrypt DescribeKey Encrypt GenerateDataKey GenerateDataKeyWithoutPlaintext "
-        "ReEncryptFrom ReEncryptTo"
-    ).split()
+
+def kms(actions: str) -> tuple[str, ...]:
+    """Actions of KMS, as IAM names them."""
+    return tuple(f"kms:{action}" for action in actions.split())
+
+
+KEY_USE = kms(
+    "Decrypt DescribeKey Encrypt GenerateDataKey GenerateDataKeyWithoutPlaintext ReEncryptFrom "
+    "ReEncryptTo"
 )
-KEY_MANAGEMENT = tuple(
-    f"kms:{action}"
-    for action in (
-        "CancelKeyDeletion CreateAlias CreateGrant DeleteAlias DisableKey DisableKeyRotation "
-        "EnableKey EnableKeyRotation GetKeyPolicy GetKeyRotationStatus ListGrants ListKeyPolicies "
-        "ListKeyRotations ListResourceTags PutKeyPolicy RevokeGrant RotateKeyOnDemand "
-        "ScheduleKeyDeletion TagResource UntagResource UpdateAlias UpdateKeyDescription"
-    ).split()
+KEY_MANAGEMENT = kms(
+    "CancelKeyDeletion CreateAlias CreateGrant DeleteAlias DisableKey DisableKeyRotation EnableKey "
+    "EnableKeyRotation GetKeyPolicy GetKeyRotationStatus ListGrants ListKeyPolicies "
+    "ListKeyRotations ListResourceTags PutKeyPolicy RevokeGrant RotateKeyOnDemand "
+    "ScheduleKeyDeletion TagResource UntagResource UpdateAlias UpdateKeyDescription"
 )
 #: The services that publish to the encrypted topic, and so need its key.
 PUBLISHERS = ("cloudwatch.amazonaws.com", "budgets.amazonaws.com", "events.rds.amazonaws.com")
@@ -882,7 +881,7 @@ class Encryption(Component):
     its requests.
     """
 
-    def __init__(self, name: str, args: TapStackArgs, opts: ResourceOptions | None = None):
+    def __init__(self, name: str, args: TapStackArgs, opts: Options = None):
         super().__init__(name, args, opts, "encryption")
         self.scaling_role = self._scaling_role() if "web" in args.systems else None
         #: ARN of the role that starts instances with encrypted volumes; empty without the web tier.
@@ -921,27 +920,15 @@ class Encryption(Component):
     def _policy(self) -> Output[str]:
         context, this_key = self.aws_context, "*"  # in a key's own policy, * is that key
         root = Output.format("arn:{0}:iam::{1}:root", context.partition, context.account)
-        log_groups = context.arn("logs", "log-group:*")
         logs = Output.format("logs.{0}.amazonaws.com", context.region)
+        log_groups = {"kms:EncryptionContext:aws:logs:arn": context.arn("logs", "log-group:*")}
+        publish = kms("Decrypt GenerateDataKey")
         return policy(
             *(self._volume_statements() if self.scaling_role else []),
             {**allow(*KEY_USE, *KEY_MANAGEMENT, on=this_key), "Principal": {"AWS": root}},
-            {
-                **allow(
-                    *KEY_USE,
-                    on=this_key,
-                    when={"ArnLike": {"kms:EncryptionContext:aws:logs:arn": log_groups}},
-                ),
-                "Principal": {"Service": logs},
-            },
+            trust(logs, *KEY_USE, on=this_key, when={"ArnLike": log_groups}),
             *(
-                trust(
-                    service,
-                    "kms:Decrypt",
-                    "kms:GenerateDataKey",
-                    on=this_key,
-                    when=context.same_account,
-                )
+                trust(service, *publish, on=this_key, when=context.same_account)
                 for service in PUBLISHERS
             ),
         )
@@ -995,7 +982,7 @@ def metric_alarm(
     args: TapStackArgs,
     alarm: Alarm,
     actions: Sequence[Input[str]] = (),
-    opts: ResourceOptions | None = None,
+    opts: Options = None,
 ) -> aws.cloudwatch.MetricAlarm:
     """The resource of a row of the alarm table; costs by the month."""
     namespace, _, metric = alarm.metric.rpartition("/")
@@ -1029,14 +1016,7 @@ class Alerts(Component):
     Costs nothing worth counting: e-mail is nearly free, and so are an account's first two budgets.
     """
 
-    def __init__(
-        self,
-        name: str,
-        args: TapStackArgs,
-        *,
-        key_arn: Input[str],
-        opts: ResourceOptions | None = None,
-    ):
+    def __init__(self, name: str, args: TapStackArgs, *, key_arn: Input[str], opts: Options = None):
         super().__init__(name, args, opts, "alerts")
         self.topic = aws.sns.Topic(
             f"{name}-topic", name=args.name("alerts"), kms_master_key_id=key_arn, opts=self.parented
@@ -1155,7 +1135,7 @@ class Function(Component):
         key_arn: Input[str],
         max_event_age_hours: int = 0,
         concurrency: int = 0,
-        opts: ResourceOptions | None = None,
+        opts: Options = None,
     ):
         super().__init__(name, args, opts, component)
         self.physical_name, self.key_arn = args.name(component), key_arn
@@ -1203,9 +1183,7 @@ class Function(Component):
             f"What {self.physical_name} may do",
             "lambda.amazonaws.com",
             allow(
-                "logs:CreateLogStream",
-                "logs:PutLogEvents",
-                on=Output.concat(self.logs.arn, ":*"),
+                "logs:CreateLogStream", "logs:PutLogEvents", on=Output.concat(self.logs.arn, ":*")
             ),
             # X-Ray has no resources to name.
             allow("xray:PutTelemetryRecords", "xray:PutTraceSegments", on="*"),
@@ -1279,24 +1257,14 @@ class Function(Component):
 
     def _rollout_alarms(self) -> list[Alarm]:
         """Errors and latency of the newest version alone, while it has its share."""
-        key = self.component
         version = {**self.alias_dimensions, "ExecutedVersion": self.function.version}
+        errors, duration = "AWS/Lambda/Errors", "AWS/Lambda/Duration"
+        slow: dict[str, Any] = {"above": self.latency_bound_ms, "statistic": "p95"}
+        keys = ("release-errors", "release-duration")
+        first, second = (f"{self.component}-{key}" for key in keys)
         return [
-            Alarm(
-                f"{key}-release-errors",
-                "AWS/Lambda/Errors",
-                version,
-                above=0,
-                runbook="release-errors",
-            ),
-            Alarm(
-                f"{key}-release-duration",
-                "AWS/Lambda/Duration",
-                version,
-                above=self.latency_bound_ms,
-                statistic="p95",
-                runbook="release-duration",
-            ),
+            Alarm(first, errors, version, above=0, runbook=keys[0]),
+            Alarm(second, duration, version, runbook=keys[1], **slow),
         ]
 
     def _async_config(self, max_event_age_hours: int) -> aws.lambda_.FunctionEventInvokeConfig:
@@ -1505,7 +1473,7 @@ def format_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def metric_line(message: str, metric: str, log_fields: Mapping[str, Any], failed: bool) -> str:
+def metric_line(message: str, metric: str, log_fields: Json, failed: bool) -> str:
     """A JSON log line that counts one of a metric (CloudWatch's embedded metric format)."""
     line = {
         "level": "ERROR" if failed else "INFO",
@@ -1547,9 +1515,7 @@ class BundleError(pulumi.RunError, ValueError):
 
 
 def bundle(
-    handler: Handler,
-    init: Callable[[], None] | None = None,
-    modules: Set[str] = LAMBDA_MODULES,
+    handler: Handler, init: Callable[[], None] | None = None, modules: Set[str] = LAMBDA_MODULES
 ) -> str:
     """The source of `index.py` for one Lambda function: the definitions that its handler reaches.
 
@@ -1679,7 +1645,7 @@ def _text(path: Path, node: ast.stmt, reached: Iterable[str]) -> str:
 # Releases
 ###############################################################################
 # A rollout runs where `pulumi up` does: the engine starts the provider below in a process of its
-# own, from what the state holds, also to continue what an earlier run left half done.
+# own, from what the state holds.
 
 WATCH_SECONDS = 10  # between two looks at the alarms; CloudWatch evaluates them each minute
 BLOCKER_SECONDS = 120  # how long a rollout waits for alarms that fire before it begins
@@ -1691,7 +1657,7 @@ class RolloutError(Exception):
     """Why a version does not take the traffic, and which one has it."""
 
 
-def weights_of(alias: Mapping[str, Any]) -> Mapping[str, float]:
+def weights_of(alias: Json) -> Mapping[str, float]:
     """Version -> its share of the alias's traffic, beside the alias's own version."""
     return (alias.get("RoutingConfig") or {}).get("AdditionalVersionWeights") or {}
 
@@ -1710,13 +1676,7 @@ class RolloutRun:
     queue, and be published ("Create an alias for a Lambda function", weighted alias).
     """
 
-    def __init__(
-        self,
-        functions: Any,
-        alarms: Any,
-        inputs: Mapping[str, Any],
-        sleep: Callable[[float], None],
-    ):
+    def __init__(self, functions: Any, alarms: Any, inputs: Json, sleep: Callable[[float], None]):
         self.functions, self.alarms, self.inputs, self.sleep = functions, alarms, inputs, sleep
         self.version, self.revision = inputs["version"], ""
         self.label = f"{inputs['function'].split(':')[-1]}: version {self.version}"
@@ -1753,7 +1713,7 @@ class RolloutRun:
             )
         except self.functions.exceptions.PreconditionFailedException as error:
             raise RolloutError(
-                f"{self.label} was given up: somebody else has moved the alias meanwhile"
+                f"{self.label} was given up: the alias was moved by another meanwhile"
             ) from error
         self.revision = alias["RevisionId"]
 
@@ -1838,7 +1798,7 @@ class RolloutRun:
                     FunctionName=self.inputs["function"], Qualifier=str(number)
                 )
 
-    def _pages(self, operation: str, key: str) -> list[Mapping[str, Any]]:
+    def _pages(self, operation: str, key: str) -> list[Json]:
         paginator = self.functions.get_paginator(operation)
         pages = paginator.paginate(FunctionName=self.inputs["function"])
         return [each for page in pages for each in page[key]]
@@ -1868,9 +1828,7 @@ class RolloutProvider(pulumi.dynamic.ResourceProvider):
         self.profile = req.config.get("aws:profile")
         sys.tracebacklimit = 0  # the engine shows a failure as its traceback: the message is enough
 
-    def diff(
-        self, _id: str, olds: dict[str, Any], news: dict[str, Any]
-    ) -> pulumi.dynamic.DiffResult:
+    def diff(self, _id: str, olds: Json, news: Json) -> pulumi.dynamic.DiffResult:
         """Other inputs are a change; other code of this provider is not."""
         keys = [key for key in news if not key.startswith("__")]
         return pulumi.dynamic.DiffResult(
@@ -1878,20 +1836,18 @@ class RolloutProvider(pulumi.dynamic.ResourceProvider):
             replaces=["function"] if olds["function"] != news["function"] else [],
         )
 
-    def create(self, props: dict[str, Any]) -> pulumi.dynamic.CreateResult:
+    def create(self, props: Json) -> pulumi.dynamic.CreateResult:
         """Brings the alias, whatever it names, to the version."""
         self.roll_out(props)
         return pulumi.dynamic.CreateResult(f"{props['function']}:{props['alias']}", props)
 
-    def update(
-        self, _id: str, _olds: dict[str, Any], news: dict[str, Any]
-    ) -> pulumi.dynamic.UpdateResult:
+    def update(self, _id: str, _olds: Json, news: Json) -> pulumi.dynamic.UpdateResult:
         """The same."""
         self.roll_out(news)
         return pulumi.dynamic.UpdateResult(news)
 
-    def read(self, id_: str, props: dict[str, Any]) -> pulumi.dynamic.ReadResult:
-        """The version that the alias names now, for `pulumi refresh`; nothing if it is gone."""
+    def read(self, id_: str, props: Json) -> pulumi.dynamic.ReadResult:
+        """The version that the alias names, for `pulumi refresh`; nothing if it does not exist."""
         functions = self.client("lambda", props)
         try:
             version, _ = RolloutRun(functions, None, props, self.sleep).alias()
@@ -1899,12 +1855,12 @@ class RolloutProvider(pulumi.dynamic.ResourceProvider):
             return pulumi.dynamic.ReadResult("", {})
         return pulumi.dynamic.ReadResult(id_, {**props, "version": version})
 
-    def roll_out(self, inputs: Mapping[str, Any]) -> None:
+    def roll_out(self, inputs: Json) -> None:
         """Runs a rollout against AWS."""
         functions, alarms = self.client("lambda", inputs), self.client("cloudwatch", inputs)
         RolloutRun(functions, alarms, inputs, self.sleep).run()
 
-    def client(self, service: str, inputs: Mapping[str, Any]) -> Any:
+    def client(self, service: str, inputs: Json) -> Any:
         """The SDK's client of a service in the function's region."""
         import boto3
         from botocore.config import Config
@@ -1951,7 +1907,7 @@ class Rollout(pulumi.dynamic.Resource, module="tap", name="Rollout"):
         bake_seconds: int,
         alarms: Sequence[Input[str]],
         versions_kept: int,
-        opts: ResourceOptions | None = None,
+        opts: Options = None,
     ):
         inputs = {
             "function": function,
@@ -1971,7 +1927,7 @@ class Rollout(pulumi.dynamic.Resource, module="tap", name="Rollout"):
 ###############################################################################
 
 #: What a function needs of a table's key, beyond what decrypts its own environment.
-TABLE_KEY_USE = ("kms:DescribeKey", "kms:Encrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo")
+TABLE_KEY_USE = kms("DescribeKey Encrypt ReEncryptFrom ReEncryptTo")
 
 
 def index(
@@ -2049,7 +2005,7 @@ class Bucket(Component):
         access_logs_of: Sequence[Input[str]] = (),
         access_logs_to: Bucket | None = None,
         load_balancer_logs: bool = False,
-        opts: ResourceOptions | None = None,
+        opts: Options = None,
     ):
         super().__init__(name, args, opts, component)
         self.bucket = self._bucket(physical_name)
@@ -2130,8 +2086,9 @@ class Bucket(Component):
                 trust(LOAD_BALANCER_LOGS_SERVICE, "s3:PutObject", on=own_logs, when=when)
             )
         if access_logs_of:
-            sources = {"aws:SourceArn": [context.bucket_arn(each) for each in access_logs_of]}
-            when = {**context.same_account, "ArnEquals": sources}
+            arn = Output.concat("arn:", context.partition, ":s3:::")
+            sources = [Output.concat(arn, each) for each in access_logs_of]
+            when = {**context.same_account, "ArnEquals": {"aws:SourceArn": sources}}
             statements.append(trust(ACCESS_LOGS_SERVICE, "s3:PutObject", on=objects, when=when))
         return aws.s3.BucketPolicy(
             f"{self.name}-policy",
@@ -2247,7 +2204,7 @@ class Fleet(Component):
         launch: Launch,
         capacity: Capacity = Capacity(),
         health: Health = Health(),
-        opts: ResourceOptions | None = None,
+        opts: Options = None,
     ):
         super().__init__(name, args, opts, component)
         self.physical_name, self.key_arn = args.name(component), key_arn
@@ -2592,7 +2549,7 @@ class Request:
             raise not_found()
         return item_id
 
-    def object(self, *media_types: str) -> dict[str, Any]:
+    def object(self, *media_types: str) -> Json:
         """The JSON object in the body."""
         content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type not in media_types:
@@ -2664,15 +2621,11 @@ def service_unavailable() -> Problem:
 
 
 ###############################################################################
-# Serverless API: items
+# Serverless API: Items
 ###############################################################################
 
-READ_ONLY_FIELDS = (
-    "id",
-    "version",
-    "created_at",
-    "updated_at",
-)  # the service's; a body's are ignored
+# Set by the service; those of a body are ignored.
+READ_ONLY_FIELDS = ("id", "version", "created_at", "updated_at")
 CATEGORY_LIMIT = 1_024  # bytes: a partition key has 2,048, and the owner needs some
 PATCH_ATTEMPTS = 10
 OWNER = {"#owner": "owner"}  # the one attribute of ours whose name DynamoDB reserves
@@ -2689,9 +2642,7 @@ def create_item(request: Request) -> Response:
     return item_response(201, item, location=f"/items/{item['id']['S']}")
 
 
-def new_item(
-    request: Request, item_id: str, fields: Mapping[str, Any], created: str = ""
-) -> dict[str, Any]:
+def new_item(request: Request, item_id: str, fields: Item, created: str = "") -> Item:
     """The first version of an item as the table holds it."""
     category = fields.get("category", {}).get("S")
     created = created or now()
@@ -2707,9 +2658,7 @@ def new_item(
     }
 
 
-def put(
-    item: Mapping[str, Any], condition: str = "attribute_not_exists(id)", **values: Any
-) -> dict[str, Any]:
+def put(item: Item, condition: str = "attribute_not_exists(id)", **values: AttributeValue) -> Write:
     """A conditional put, as part of a transaction."""
     return {
         "TableName": os.environ["TABLE_NAME"],
@@ -2720,7 +2669,7 @@ def put(
     }
 
 
-def create(request: Request, puts: list[dict[str, Any]]) -> None:
+def create(request: Request, puts: list[Write]) -> None:
     """Puts an item that must be new, alone or together with what must be new as well."""
     try:
         if len(puts) == 1:
@@ -2783,9 +2732,8 @@ def put_item(request: Request) -> Response:
     item_id = request.item_id()
     fields = replacement(request, item_id, "application/json")
     try:
-        return item_response(
-            200, write_fields(request, item_id, fields, *if_match_condition(request))
-        )
+        written = write_fields(request, item_id, fields, *if_match_condition(request))
+        return item_response(200, written)
     except ConditionFailed as failure:
         raise condition_problem(failure, request) from None
 
@@ -2811,9 +2759,8 @@ def patch_item(request: Request) -> Response:
         check_category(fields)
         try:
             seen = {":seen": item["revision"]}
-            return item_response(
-                200, write_fields(request, item_id, fields, "revision = :seen", seen)
-            )
+            patched = write_fields(request, item_id, fields, "revision = :seen", seen)
+            return item_response(200, patched)
         except ConditionFailed:
             pass  # another request was faster: merge into its result
         jittered_pause(0.01 * 2 ** min(attempt, 5))
@@ -2854,12 +2801,8 @@ def list_items(request: Request) -> Response:
 
 
 def write_fields(
-    request: Request,
-    item_id: str,
-    fields: Mapping[str, Any],
-    condition: str,
-    values: Mapping[str, Any],
-) -> dict[str, Any]:
+    request: Request, item_id: str, fields: Item, condition: str, values: Item
+) -> Item:
     """Replaces the fields of an existing item in one atomic step and returns the item."""
     category = fields.get("category", {}).get("S")
     changes = (
@@ -2913,7 +2856,7 @@ def etag(item: Item) -> str:
     return f'"{item["revision"]["S"]}"'
 
 
-def if_match_condition(request: Request) -> tuple[str, dict[str, Any]]:
+def if_match_condition(request: Request) -> tuple[str, Item]:
     """Condition and values: the caller's own item, at one of the revisions in If-Match."""
     tags = request.etags("if-match")
     condition, values = "#owner = :owner", {":owner": {"S": request.caller}}
@@ -2990,13 +2933,13 @@ class ConditionFailed(Exception):  # noqa: N818 - DynamoDB's word
         self.item, self.repeated = item, repeated
 
 
-def table(request: Request, operation: str, **arguments: Any) -> dict[str, Any]:
+def table(request: Request, operation: str, **arguments: Any) -> Json:
     """One call of DynamoDB for a request; a failure becomes ConditionFailed or a Problem."""
     try:
         if operation != "transact_write_items":
             arguments.setdefault("TableName", os.environ["TABLE_NAME"])
         call = getattr(service("dynamodb"), operation)
-        response: dict[str, Any] = call(ReturnConsumedCapacity="TOTAL", **arguments)
+        response: Json = call(ReturnConsumedCapacity="TOTAL", **arguments)
     except Exception as error:
         raise as_problem(error) from error
     consumed = response.get("ConsumedCapacity", ())
@@ -3027,10 +2970,10 @@ def as_problem(error: Exception) -> Exception:
 
 
 ###############################################################################
-# Serverless API: paging
+# Serverless API: Paging
 ###############################################################################
 
-PAGE_LIMIT = 1_000_000  # characters of a page; an answer above 6 MB would be lost by Lambda
+PAGE_LIMIT = 1_000_000  # characters of a page; Lambda drops a response above 6 MB
 
 
 def list_query(query: Mapping[str, str], *filters: str) -> tuple[dict[str, str], str, int]:
@@ -3061,10 +3004,10 @@ class Page:
 
     def query(
         self,
-        key: Mapping[str, Any],
+        key: Item,
         sort_condition: str = "",
-        values: Mapping[str, Any] | None = None,
-        start_key: Mapping[str, Any] | None = None,
+        values: Item | None = None,
+        start_key: Item | None = None,
         **arguments: Any,
     ) -> None:
         """Reads the items under a partition key, and under a condition on #sort with its values.
@@ -3130,8 +3073,8 @@ def verify_page_token(token: str, scope: str) -> tuple[str, str]:
 
 
 PAGING_KEY_SECONDS = 300  # how long a container uses the keys that it has read
-PAGING_KEY_STALE_SECONDS = 3_600  # how long it goes on with them while SSM cannot be asked
-PAGING_KEY_MIN_SECONDS = 10  # how soon an unknown signature may make it ask again
+PAGING_KEY_STALE_SECONDS = 3_600  # how long while SSM is unavailable
+PAGING_KEY_MIN_SECONDS = 10  # how soon an unknown signature makes it read them again
 _paging: dict[str, Any] = {"keys": [], "read": float("-inf"), "tried": float("-inf")}
 
 
@@ -3200,7 +3143,7 @@ def rotate_paging_key(event: Event, _context: Any) -> None:
 
 
 ###############################################################################
-# Serverless API: values
+# Serverless API: Values
 ###############################################################################
 
 MAX_DEPTH = 31  # DynamoDB nests 32 levels, and the item's fields are one below its own
@@ -3241,7 +3184,7 @@ def refuse_constant(text: str) -> None:
     raise Problem(400, f"{text} is not JSON.")
 
 
-def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(pairs: list[tuple[str, Any]]) -> Json:
     """The object of these members; Problem 400 for a duplicate name, which would lose a value."""
     members = dict(pairs)
     if len(members) != len(pairs):
@@ -3284,12 +3227,12 @@ def storable_name(name: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The start of a caller's text, quoted and escaped, for an error."""
+    """The beginning of a caller's text, quoted and escaped, for an error."""
     return json.dumps(text if len(text) <= 50 else text[:50] + "...")
 
 
 def to_json(value: AttributeValue) -> str:
-    """A DynamoDB attribute value as JSON text; a number keeps every digit."""
+    """A DynamoDB attribute value as JSON text; numbers keep all digits."""
     ((kind, content),) = value.items()
     if kind == "S":
         return encode_basestring(content)
@@ -3321,14 +3264,14 @@ def merge_patch(target: AttributeValue, patch: AttributeValue) -> AttributeValue
 
 
 ###############################################################################
-# Serverless API: identity
+# Serverless API: Identity
 ###############################################################################
 
 #: Scopes of the API: resource server, scope, what it permits.
 SCOPES = (
     ("items", "read", "Read and list one's own items"),
     ("items", "write", "Create, change and delete one's own items"),
-    ("files", "read", "Read and list what is known of one's own files"),
+    ("files", "read", "Read and list the records of one's own files"),
     ("files", "write", "Upload files"),
 )
 
@@ -3341,7 +3284,7 @@ class Identity(Component):
     Costs monthly users above 10,000 (the Essentials tier), and each token of a machine.
     """
 
-    def __init__(self, name: str, args: TapStackArgs, opts: ResourceOptions | None = None):
+    def __init__(self, name: str, args: TapStackArgs, opts: Options = None):
         super().__init__(name, args, opts, "identity")
         self.pool = self._pool()
         self.servers = {
@@ -3360,9 +3303,7 @@ class Identity(Component):
         self.audience = [self.people.id, self.machines.id]
         #: Where people sign in and both clients fetch their tokens (OAuth 2.0).
         self.sign_in_url = Output.format(
-            "https://{0}.auth.{1}.amazoncognito.com",
-            self.domain.domain,
-            self.aws_context.region,
+            "https://{0}.auth.{1}.amazoncognito.com", self.domain.domain, self.aws_context.region
         )
         self.register_outputs({"user_pool_id": self.pool.id})
 
@@ -3466,7 +3407,7 @@ class Identity(Component):
 
 
 ###############################################################################
-# Serverless API: resources
+# Serverless API: Resources
 ###############################################################################
 
 LATENCY_BOUND_MS = 2_000  # 95 % of the requests must be faster
@@ -3505,7 +3446,7 @@ class ServerlessApi(Component):
         audience: Sequence[Input[str]],
         files: FilePipeline | None = None,
         handler: Handler = api,
-        opts: ResourceOptions | None = None,
+        opts: Options = None,
     ):
         super().__init__(name, args, opts, "api")
         self.key_arn, self.files = key_arn, files
@@ -3833,7 +3774,7 @@ def record_files(event: Event, context: Any) -> None:
     failures = []
     for record in records:
         started = time.perf_counter()
-        log_fields: dict[str, Any] = {"request_id": context.aws_request_id}
+        log_fields: Json = {"request_id": context.aws_request_id}
         try:
             outcome = record_file(record, log_fields)
         except Exception as error:  # noqa: BLE001 - one bad record must not hold back the others
@@ -3845,7 +3786,7 @@ def record_files(event: Event, context: Any) -> None:
         raise RecordsFailed(f"{len(failures)} of {len(records)} records: {'; '.join(failures)}")
 
 
-def record_file(record: Mapping[str, Any], log_fields: dict[str, Any]) -> str:
+def record_file(record: Event, log_fields: Json) -> str:
     """Records the object version of one S3 event record; returns the metric that it counts."""
     if not str(record.get("eventName", "")).removeprefix("s3:").startswith("ObjectCreated:"):
         log_fields["event"] = record.get("eventName")
@@ -3969,7 +3910,7 @@ def record_failure(file: Item, reason: str) -> str:
     return "FilesRepeated" if transact([version_put(failed)]) else "FilesMissing"
 
 
-def transact(writes: list[dict[str, Any]]) -> list[str]:
+def transact(writes: list[Write]) -> list[str]:
     """Writes all or nothing; returns the cancellation codes if a condition failed, else []."""
     attempt = 1
     while True:
@@ -3987,12 +3928,12 @@ def transact(writes: list[dict[str, Any]]) -> list[str]:
         attempt += 1
 
 
-def version_put(file: Item) -> dict[str, Any]:
+def version_put(file: Item) -> Write:
     """The write of a version, which must be new."""
     return {"Put": files_put(file, "attribute_not_exists(id)")}
 
 
-def newest_put(file: Item) -> dict[str, Any]:
+def newest_put(file: Item) -> Write:
     """The write of the file's newest version, the only one that the indexes have."""
     owner, sequencer = file["owner"]["S"], {":sequencer": file["sequencer"]}
     newest = {
@@ -4006,13 +3947,13 @@ def newest_put(file: Item) -> dict[str, Any]:
     return {"Put": files_put(newest, condition, ExpressionAttributeValues=sequencer)}
 
 
-def files_put(item: Item, condition: str, **values: Any) -> dict[str, Any]:
+def files_put(item: Item, condition: str, **values: Any) -> Json:
     """A conditional put into the files table, as part of a transaction."""
     table_name = os.environ["FILES_TABLE_NAME"]
     return {"TableName": table_name, "Item": item, "ConditionExpression": condition, **values}
 
 
-def totals_update(file: Item) -> dict[str, Any]:
+def totals_update(file: Item) -> Write:
     """The write that counts a version in the totals of its day, owner and content type.
 
     Totals have 16 shards, by the first digit of the id: transactions that meet on one item are
@@ -4032,18 +3973,16 @@ def totals_update(file: Item) -> dict[str, Any]:
 
 
 ###############################################################################
-# File pipeline: content types
+# File pipeline: Content types
 ###############################################################################
 
 #: Where a file of a type has which bytes (WHATWG MIME Sniffing, 6; libmagic for the others).
 SIGNATURES = (
     (0, b"\x89PNG\r\n\x1a\n", "image/png"),
     (0, b"\xff\xd8\xff", "image/jpeg"),
-    (0, b"GIF87a", "image/gif"),
-    (0, b"GIF89a", "image/gif"),
+    (0, (b"GIF87a", b"GIF89a"), "image/gif"),
     (8, b"WEBPVP8", "image/webp"),
-    (0, b"II*\0", "image/tiff"),
-    (0, b"MM\0*", "image/tiff"),
+    (0, (b"II*\0", b"MM\0*"), "image/tiff"),
     (0, b"8BPS\0\1", "image/vnd.adobe.photoshop"),
     (0, b"\0\0\1\0", "image/vnd.microsoft.icon"),
     (0, b"\0\0\0\x0cjP  \r\n\x87\n", "image/jp2"),
@@ -4063,29 +4002,22 @@ SIGNATURES = (
     (0, b"SQLite format 3\0", "application/vnd.sqlite3"),
     (0, b"\0asm", "application/wasm"),
     (0, b"\x7fELF", "application/x-elf"),
-    (0, b"MZ\x90\0", "application/vnd.microsoft.portable-executable"),
-    (0, b"MZP\0", "application/vnd.microsoft.portable-executable"),
+    (0, (b"MZ\x90\0", b"MZP\0"), "application/vnd.microsoft.portable-executable"),
     (0, b"wOFF", "font/woff"),
     (0, b"wOF2", "font/woff2"),
     (0, b"OTTO\0", "font/otf"),
     (0, b"\0\1\0\0\0", "font/ttf"),
     (0, b"OggS\0", "application/ogg"),
     (0, b"fLaC", "audio/flac"),
-    (0, b"ID3\2", "audio/mpeg"),
-    (0, b"ID3\3", "audio/mpeg"),
-    (0, b"ID3\4", "audio/mpeg"),
-    (0, b"\xff\xfb", "audio/mpeg"),
-    (0, b"\xff\xf3", "audio/mpeg"),
+    (0, (b"ID3\2", b"ID3\3", b"ID3\4", b"\xff\xfb", b"\xff\xf3"), "audio/mpeg"),
     (0, b"MThd\0\0\0\6", "audio/midi"),
     (8, b"WAVE", "audio/wav"),
     (8, b"AVI ", "video/x-msvideo"),
     (31, b"webm", "video/webm"),
     (24, b"webm", "video/webm"),
     (0, b"\x1a\x45\xdf\xa3", "video/matroska"),
-    (4, b"ftypavif", "image/avif"),
-    (4, b"ftypavis", "image/avif"),
-    (4, b"ftyphei", "image/heic"),
-    (4, b"ftyphevc", "image/heic"),
+    (4, (b"ftypavif", b"ftypavis"), "image/avif"),
+    (4, (b"ftyphei", b"ftyphevc"), "image/heic"),
     (4, b"ftypmif1", "image/heif"),
     (4, b"ftypM4A", "audio/mp4"),
     (4, b"ftypqt", "video/quicktime"),
@@ -4108,7 +4040,7 @@ ARCHIVES = {
 
 
 def content_type_of(start: bytes, whole: bool) -> str:
-    """What a file is by its first bytes; `whole` tells that there are no others."""
+    """The content type of a file by its first bytes; `whole` if there are no others."""
     if not start:
         return "application/x-empty"
     if start.startswith((b"PK\3\4", b"PK\5\6")):
@@ -4141,14 +4073,14 @@ def zip_type(start: bytes) -> str:
 
 def zip_paths(start: bytes) -> list[bytes]:
     """The paths of the files whose headers lie in the first bytes of a ZIP archive."""
-    paths, place = [], 0
-    while place >= 0 and start.startswith(b"PK\3\4", place):
-        body = place + 30 + unsigned(start, place + 26, 2, "little")
-        paths.append(start[place + 30 : body])
-        body += unsigned(start, place + 28, 2, "little")
-        size = unsigned(start, place + 18, 4, "little")
+    paths, position = [], 0
+    while position >= 0 and start.startswith(b"PK\3\4", position):
+        body = position + 30 + unsigned(start, position + 26, 2, "little")
+        paths.append(start[position + 30 : body])
+        body += unsigned(start, position + 28, 2, "little")
+        size = unsigned(start, position + 18, 4, "little")
         # A size of zero in a header may stand behind the content instead.
-        place = body + size if size else start.find(b"PK\3\4", body)
+        position = body + size if size else start.find(b"PK\3\4", body)
     return paths
 
 
@@ -4185,7 +4117,7 @@ def is_json(body: str, whole: bool) -> bool:
 
 
 def dimensions(content_type: str, start: bytes) -> tuple[int, int]:
-    """Width and height of an image in pixels, zeros if its header does not tell."""
+    """Width and height of an image in pixels; zeros if they are not in its header."""
     if content_type == "image/png":
         return unsigned(start, 16, 4), unsigned(start, 20, 4)
     if content_type == "image/gif":
@@ -4224,17 +4156,17 @@ def webp_dimensions(start: bytes) -> tuple[int, int]:
 
 def jpeg_dimensions(start: bytes) -> tuple[int, int]:
     """Of a JPEG: in its frame header, behind any number of other segments (ITU-T T.81, B.2)."""
-    place = 2
-    while start[place : place + 1] == b"\xff":
-        marker = unsigned(start, place + 1, 1)
+    position = 2
+    while start[position : position + 1] == b"\xff":
+        marker = unsigned(start, position + 1, 1)
         if marker == 0xFF:  # a fill byte
-            place += 1
+            position += 1
         elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers that stand alone
-            place += 2
+            position += 2
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return unsigned(start, place + 7, 2), unsigned(start, place + 5, 2)
+            return unsigned(start, position + 7, 2), unsigned(start, position + 5, 2)
         else:
-            place += 2 + unsigned(start, place + 2, 2)
+            position += 2 + unsigned(start, position + 2, 2)
     return 0, 0
 
 
@@ -4251,14 +4183,14 @@ def tiff_dimensions(start: bytes) -> tuple[int, int]:
     return found[256], found[257]
 
 
-def unsigned(data: bytes, place: int, size: int, order: Any = "big") -> int:
-    """An unsigned number in a header, 0 behind its end."""
-    part = data[place : place + size]
+def unsigned(data: bytes, position: int, size: int, order: Any = "big") -> int:
+    """An unsigned number in a header; 0 beyond its end."""
+    part = data[position : position + size]
     return int.from_bytes(part, order) if len(part) == size else 0
 
 
 ###############################################################################
-# File pipeline: files in the API
+# File pipeline: Files in the API
 ###############################################################################
 
 UPLOAD_SECONDS = 900  # how long a form for an upload is good
@@ -4288,7 +4220,7 @@ def create_upload(request: Request) -> Response:
     limit = int(os.environ["UPLOAD_BYTES"])
     if unknown := wanted.keys() - {"name", "folder", "content_type", "size"}:
         known = "name, folder, content_type, size"
-        raise Problem(422, f"There is no field {printable(min(unknown))}; {known} are.")
+        raise Problem(422, f"Unknown field {printable(min(unknown))}; expected one of {known}.")
     size = wanted.get("size")
     if size is not None and not (
         isinstance(size, Decimal) and size % 1 == 0 and 0 <= size <= limit
@@ -4302,7 +4234,7 @@ def create_upload(request: Request) -> Response:
     return respond(201, json.dumps(body), location=f"/files/{body['id']}", cache_control="no-store")
 
 
-def upload_form(key: str, content_type: str, least: int, most: int) -> dict[str, Any]:
+def upload_form(key: str, content_type: str, least: int, most: int) -> Json:
     """URL and fields of a form that S3 takes one object by: "Creating an HTML form", S3 API."""
     now, bucket = time.time(), os.environ["BUCKET_NAME"]
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
@@ -4336,9 +4268,9 @@ def upload_key(owner: str, folder: Any, name: Any) -> str:
         raise Problem(422, "folder is names with single slashes between them, or empty.")
     key = storable("/".join(part for part in (owner, folder, name) if part))
     if len(key.encode()) > KEY_LIMIT:
-        raise Problem(422, f"folder and name have {KEY_LIMIT - len(owner) - 2} bytes at most.")
+        raise Problem(422, f"folder and name have at most {KEY_LIMIT - len(owner) - 2} bytes.")
     if "${filename}" in key:
-        raise Problem(422, "S3 would put another name in place of ${filename}.")
+        raise Problem(422, "S3 would replace ${filename} by another name.")
     return key
 
 
@@ -4356,10 +4288,10 @@ def list_files(request: Request) -> Response:
     """GET /files: the caller's files by time: all, or those of one folder, type or day."""
     filters, order, limit = list_query(request.query, "folder", "content_type", "day")
     if len(filters) > 1:
-        raise Problem(400, f"Of {', '.join(filters)} only one can be asked for.")
+        raise Problem(400, f"Only one of {', '.join(filters)} can be given.")
     name, value = next(iter(filters.items()), ("", ""))
     if len(value.encode()) > KEY_LIMIT:
-        raise Problem(400, f"{name} has {KEY_LIMIT} bytes at most.")
+        raise Problem(400, f"{name} has at most {KEY_LIMIT} bytes.")
     index, key, attribute, condition, values = "by_owner", "", "files_of", "", {}
     if name == "folder":
         index, key, attribute = "by_folder", value, "folder_of"
@@ -4422,7 +4354,7 @@ def list_totals(request: Request) -> Response:
     if "next" in request.query:
         shown_day, shown_type = verify_page_token(request.query["next"], scope)
         days = days[days.index(shown_day) :]
-    totals: list[dict[str, Any]] = []
+    totals: list[Json] = []
     for day in days:
         found = totals_of(request, day)
         totals += [x for x in found if day != shown_day or x["content_type"] > shown_type]
@@ -4434,10 +4366,10 @@ def list_totals(request: Request) -> Response:
     return respond(200, json.dumps({"totals": totals}))
 
 
-def totals_of(request: Request, day: str) -> list[dict[str, Any]]:
+def totals_of(request: Request, day: str) -> list[Json]:
     """The caller's totals of one day, added up over their shards."""
-    found: dict[str, dict[str, Any]] = {}
-    more: dict[str, Any] = {}
+    found: dict[str, Json] = {}
+    more: Json = {}
     while True:
         response = table(
             request,
@@ -4463,7 +4395,7 @@ def totals_of(request: Request, day: str) -> list[dict[str, Any]]:
 
 
 def parse_day(name: str, text: str) -> date:
-    """A day that the calendar has, or Problem 400."""
+    """A day of the calendar, or Problem 400."""
     try:
         if re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII):
             return date.fromisoformat(text)
@@ -4473,7 +4405,7 @@ def parse_day(name: str, text: str) -> date:
 
 
 ###############################################################################
-# File pipeline: resources
+# File pipeline: Resources
 ###############################################################################
 
 
@@ -4484,14 +4416,7 @@ class FilePipeline(Component):
     each file two reads of S3 and 100 ms of the function.
     """
 
-    def __init__(
-        self,
-        name: str,
-        args: TapStackArgs,
-        *,
-        key_arn: Input[str],
-        opts: ResourceOptions | None = None,
-    ):
+    def __init__(self, name: str, args: TapStackArgs, *, key_arn: Input[str], opts: Options = None):
         super().__init__(name, args, opts, "files")
         self.key_arn = key_arn
         unique_name = self.aws_context.unique_name(args.name("files"))
@@ -4694,7 +4619,7 @@ class FilePipeline(Component):
 
 
 ###############################################################################
-# Web environment: application
+# Web environment: Application
 ###############################################################################
 
 DATABASE_SECONDS = 8  # how long a request goes on trying, below the load balancer's 60
@@ -4818,7 +4743,7 @@ def forget_connection() -> None:
 
 
 ###############################################################################
-# Web environment: network
+# Web environment: Network
 ###############################################################################
 
 SUBNET_TIERS = ("public", "private", "isolated")
@@ -4897,7 +4822,7 @@ class Network(Component):
         *,
         key_arn: Input[str],
         scaling_role_arn: Input[str],
-        opts: ResourceOptions | None = None,
+        opts: Options = None,
     ):
         super().__init__(name, args, opts, "network")
         self.key_arn, self.scaling_role_arn = key_arn, scaling_role_arn
@@ -5204,21 +5129,14 @@ def nat_script(interface: str, region: str, network: str) -> str:
 
 
 ###############################################################################
-# Web environment: storage
+# Web environment: Storage
 ###############################################################################
 
 
 class Storage(Component):
     """Buckets of the web environment: assets, and the logs of the load balancer and of access."""
 
-    def __init__(
-        self,
-        name: str,
-        args: TapStackArgs,
-        *,
-        key_arn: Input[str],
-        opts: ResourceOptions | None = None,
-    ):
+    def __init__(self, name: str, args: TapStackArgs, *, key_arn: Input[str], opts: Options = None):
         super().__init__(name, args, opts, "storage")
         unique_name = self.aws_context.unique_name
         assets, logs = unique_name(args.name("assets")), unique_name(args.name("web-logs"))
@@ -5245,7 +5163,7 @@ class Storage(Component):
 
 
 ###############################################################################
-# Web environment: database
+# Web environment: Database
 ###############################################################################
 
 #: Parameters of PostgreSQL that differ from RDS's own, and when they take effect.
@@ -5279,7 +5197,7 @@ class Database(Component):
         key_arn: Input[str],
         topic_arn: Input[str],
         network: Network,
-        opts: ResourceOptions | None = None,
+        opts: Options = None,
     ):
         super().__init__(name, args, opts, "database")
         self.key_arn, self.physical_name = key_arn, args.name("database")
@@ -5473,11 +5391,11 @@ class Database(Component):
 
 
 ###############################################################################
-# Web environment: snapshots
+# Web environment: Snapshots
 ###############################################################################
 
 
-def take_snapshot(event: Event, _context: Any) -> dict[str, Any]:
+def take_snapshot(event: Event, _context: Any) -> Json:
     """Lambda handler: takes a snapshot of the database, then deletes its own past retention.
 
     With `{"dry_run": true}` it only says what it would do. Raises RDS's error when the snapshot
@@ -5509,7 +5427,7 @@ def create_snapshot(name: str) -> None:
             raise
 
 
-def own_snapshots() -> list[Mapping[str, Any]]:
+def own_snapshots() -> list[Json]:
     """All manual snapshots of the database that carry this function's tag."""
     paginator = client("rds").get_paginator("describe_db_snapshots")
     pages = paginator.paginate(DBInstanceIdentifier=os.environ["DATABASE"], SnapshotType="manual")
@@ -5518,9 +5436,7 @@ def own_snapshots() -> list[Mapping[str, Any]]:
     return [each for each in found if tag in each.get("TagList", [])]
 
 
-def past_retention(
-    snapshots: Iterable[Mapping[str, Any]], now: float, days: int, keep: int
-) -> list[str]:
+def past_retention(snapshots: Iterable[Json], now: float, days: int, keep: int) -> list[str]:
     """The names of the snapshots to delete: older than `days`, and not among the `keep` newest.
 
     Those that are still being created or copied, and those that are not manual, neither count nor
@@ -5552,7 +5468,7 @@ def delete_snapshot(name: str) -> bool:
 
 
 ###############################################################################
-# Web environment: web tier
+# Web environment: Web tier
 ###############################################################################
 
 TLS_POLICY = "ELBSecurityPolicy-TLS13-1-2-2021-06"
@@ -5575,7 +5491,7 @@ class WebTier(Component):
         network: Network,
         storage: Storage,
         database: Database,
-        opts: ResourceOptions | None = None,
+        opts: Options = None,
     ):
         super().__init__(name, args, opts, "web")
         self.key_arn = key_arn
@@ -5730,7 +5646,7 @@ class WebTier(Component):
             opts=self.parented,
         )
 
-    def _scaling_targets(self) -> list[tuple[str, dict[str, Any], float]]:
+    def _scaling_targets(self) -> list[tuple[str, Json, float]]:
         """Metrics and their targets: average CPU, and requests a minute for each instance."""
         label = Output.concat(self.load_balancer.arn_suffix, "/", self.target_group.arn_suffix)
         requests = {"predefined_metric_type": "ALBRequestCountPerTarget", "resource_label": label}
@@ -5739,7 +5655,7 @@ class WebTier(Component):
             ("requests", requests, 3_000),
         ]
 
-    def _scaling(self, key: str, metric: dict[str, Any], target: float) -> aws.autoscaling.Policy:
+    def _scaling(self, key: str, metric: Json, target: float) -> aws.autoscaling.Policy:
         tracking: Any = {"predefined_metric_specification": metric, "target_value": target}
         return aws.autoscaling.Policy(
             f"{self.name}-by-{key}",
@@ -5759,28 +5675,23 @@ class WebTier(Component):
     def alarms(self) -> list[Alarm]:
         """Failures and latency as callers see them, hosts that fail, machines that are full."""
         balancer, targets, group = self._dimensions()
-        alb, two_of_three = "AWS/ApplicationELB", (2, 3)
-        failures = {"targets": f"{alb}/HTTPCode_Target_5XX_Count"}
-        failures["balancer"] = f"{alb}/HTTPCode_ELB_5XX_Count"
-        latency: dict[str, Any] = {"statistic": "p95", "datapoints": (3, 5)}
-        unhealthy: dict[str, Any] = {"statistic": "Maximum", "datapoints": (3, 3)}
-        healthy: dict[str, Any] = {"statistic": "Minimum", "datapoints": (5, 5)}
+
+        def elb(key: str, metric: str, dimensions: Dimensions, **row: Any) -> Alarm:
+            return Alarm(key, f"AWS/ApplicationELB/{metric}", dimensions, **row)
+
+        failures: dict[str, Any] = {"above": 10, "datapoints": (2, 3)}
+        slow: dict[str, Any] = {"above": 1, "statistic": "p95", "datapoints": (3, 5)}
+        unhealthy: dict[str, Any] = {"above": 0, "statistic": "Maximum", "datapoints": (3, 3)}
+        too_few: dict[str, Any] = {"below": self.args.instances_min, "statistic": "Minimum"}
+        too_few |= {"datapoints": (5, 5), "treat_missing_data": "breaching"}
         use: dict[str, Any] = {"statistic": "Average", "period": 300, "datapoints": (3, 3)}
-        least = self.args.instances_min
         return [
-            Alarm("web-5xx", failures["targets"], targets, above=10, datapoints=two_of_three),
-            Alarm("balancer-5xx", failures["balancer"], balancer, 10, datapoints=two_of_three),
-            Alarm("web-latency", f"{alb}/TargetResponseTime", targets, above=1, **latency),
-            Alarm("balancer-rejected", f"{alb}/RejectedConnectionCount", balancer, above=0),
-            Alarm("web-unhealthy", f"{alb}/UnHealthyHostCount", targets, above=0, **unhealthy),
-            Alarm(
-                "web-hosts",
-                f"{alb}/HealthyHostCount",
-                targets,
-                below=least,
-                treat_missing_data="breaching",
-                **healthy,
-            ),
+            elb("web-5xx", "HTTPCode_Target_5XX_Count", targets, **failures),
+            elb("balancer-5xx", "HTTPCode_ELB_5XX_Count", balancer, **failures),
+            elb("web-latency", "TargetResponseTime", targets, **slow),
+            elb("balancer-rejected", "RejectedConnectionCount", balancer, above=0),
+            elb("web-unhealthy", "UnHealthyHostCount", targets, **unhealthy),
+            elb("web-hosts", "HealthyHostCount", targets, **too_few),
             Alarm("web-cpu", "AWS/EC2/CPUUtilization", group, above=80, **use),
             Alarm("web-memory", "CWAgent/mem_used_percent", group, above=85, **use),
             Alarm("web-disk", "CWAgent/disk_used_percent", group, above=85, **use),
@@ -5852,7 +5763,7 @@ def agent_statements(logs: aws.cloudwatch.LogGroup) -> list[Statement]:
 
 
 ###############################################################################
-# Web environment: bastion
+# Web environment: Bastion
 ###############################################################################
 
 
@@ -5873,7 +5784,7 @@ class Bastion(Component):
         key_arn: Input[str],
         scaling_role_arn: Input[str],
         network: Network,
-        opts: ResourceOptions | None = None,
+        opts: Options = None,
     ):
         super().__init__(name, args, opts, "bastion")
         log_group_name = f"/{args.name('bastion')}"
@@ -5953,7 +5864,7 @@ class Monitoring(Component):
         *,
         components: Iterable[Component],
         topic_arn: Input[str],
-        opts: ResourceOptions | None = None,
+        opts: Options = None,
     ):
         super().__init__(name, args, opts, "monitoring")
         rows = [(part.alarms(), part.graphs()) for part in components]
@@ -5977,7 +5888,7 @@ class Monitoring(Component):
         )
 
 
-def _widget(region: Output[str], number: int, graph: Graph) -> dict[str, Any]:
+def _widget(region: Output[str], number: int, graph: Graph) -> Json:
     """The graph as a widget of a dashboard with two columns."""
     lines = [
         [namespace, name, *(x for pair in dimensions.items() for x in pair), {"stat": statistic}]
@@ -6055,7 +5966,7 @@ class TapStack(pulumi.ComponentResource):
         self,
         name: str,
         args: TapStackArgs | None = None,
-        opts: ResourceOptions | None = None,
+        opts: Options = None,
         *,
         api_handler: Handler = api,
     ):
@@ -6069,7 +5980,11 @@ class TapStack(pulumi.ComponentResource):
         self.files = self._files() if "files" in args.systems else None
         self.api = self._api(api_handler) if "api" in args.systems else None
         self.web = self._web() if "web" in args.systems else None
-        self.monitoring = self._monitoring()
+        self.alerts_topic_arn = topic_arn = self.alerts.topic_arn
+        self.monitoring = Monitoring(
+            "monitoring", args, components=self.parts, topic_arn=topic_arn, opts=self.parented
+        )
+        self.dashboard_name = self.monitoring.dashboard.dashboard_name
         self.register_outputs(self.outputs)
 
     def _files(self) -> FilePipeline:
@@ -6131,22 +6046,16 @@ class TapStack(pulumi.ComponentResource):
         self.bastion_group_name = bastion.fleet.scaling_group.name
         return web
 
-    def _monitoring(self) -> Monitoring:
-        topic_arn = self.alerts.topic_arn
-        monitoring = Monitoring(
-            "monitoring",
-            self.args,
-            components=self.parts,
-            topic_arn=topic_arn,
-            opts=self.parented,
-        )
-        self.alerts_topic_arn = topic_arn
-        self.dashboard_name = monitoring.dashboard.dashboard_name
-        return monitoring
-
 
 #: Name of each stack output -> what it is.
 OUTPUTS = {name: each.doc for name, each in vars(TapStack).items() if isinstance(each, StackOutput)}
+
+
+def main() -> None:
+    """Builds the stack that the Pulumi configuration describes and exports its outputs."""
+    stack = TapStack("tap", TapStackArgs.load())
+    for output, value in stack.outputs.items():
+        pulumi.export(output, value)
 
 
 ###############################################################################
@@ -6158,7 +6067,7 @@ OUTPUTS = {name: each.doc for name, each in vars(TapStack).items() if isinstance
 #: Service -> the prefix of its operations, the version of its JSON.
 SERVICES = {"dynamodb": ("DynamoDB_20120810", "1.0"), "ssm": ("AmazonSSM", "1.1")}
 TRANSIENT_STATUSES = (500, 502, 503, 504)
-#: Error codes that another attempt may mend, of botocore's standard mode.
+#: Error codes of transient failures, as in botocore's standard mode.
 TRANSIENT_CODES = frozenset(
     """RequestTimeout RequestTimeoutException PriorRequestNotComplete Throttling
     ThrottlingException ThrottledException RequestThrottledException TooManyRequestsException
@@ -6166,13 +6075,14 @@ TRANSIENT_CODES = frozenset(
     BandwidthLimitExceeded LimitExceededException RequestThrottled SlowDown
     EC2ThrottledException""".split()
 )
-RETRY_TOKENS, RETRY_COST, TIMEOUT_COST = 500, 5, 10  # a failing service is not retried for long
+# Botocore's retry quota: an unavailable service is not retried for long.
+RETRY_TOKENS, RETRY_COST, TIMEOUT_COST = 500, 5, 10
 
 
 class ServiceError(Exception):
-    """An error that AWS answered, or that it did not answer; `response` is as in the SDK's."""
+    """An error response of AWS, or none at all; `response` is as in the SDK's ClientError."""
 
-    def __init__(self, action: str, response: Mapping[str, Any], cost: int = 0):
+    def __init__(self, action: str, response: Json, cost: int = 0):
         code, message = response["Error"]["Code"], response["Error"]["Message"]
         super().__init__(
             f"An error occurred ({code}) when calling the {action} operation: {message}"
@@ -6182,7 +6092,7 @@ class ServiceError(Exception):
 
 
 class Service:
-    """A service whose methods are its operations, named, called and answering as the SDK's.
+    """A service whose methods are its operations, with the names and results of the SDK's.
 
     `service("dynamodb").get_item(TableName=..., Key=...)`. Raises ServiceError. For one thread.
     """
@@ -6190,28 +6100,25 @@ class Service:
     def __init__(self, name: str):
         self.name, (self.prefix, self.version) = name, SERVICES[name]
         self.scheme, self.host = endpoint(name)
-        self.connection = (
-            HTTPSConnection(self.host, timeout=CONNECT_TIMEOUT_SECONDS, context=tls_context())
-            if self.scheme == "https"
-            else HTTPConnection(
-                self.host, timeout=CONNECT_TIMEOUT_SECONDS
-            )  # an emulator, on this machine
-        )
+        timeout = CONNECT_TIMEOUT_SECONDS
+        self.connection = HTTPConnection(self.host, timeout=timeout)  # of an emulator
+        if self.scheme == "https":
+            self.connection = HTTPSConnection(self.host, timeout=timeout, context=tls_context())
         self.tokens = RETRY_TOKENS
 
-    def __getattr__(self, operation: str) -> Callable[..., dict[str, Any]]:
+    def __getattr__(self, operation: str) -> Callable[..., Json]:
         return functools.partial(self.call, operation.title().replace("_", ""))
 
-    def call(self, action: str, **arguments: Any) -> dict[str, Any]:
+    def call(self, action: str, **arguments: Any) -> Json:
         """Up to three attempts, with jittered, exponential pauses, as long as there are tokens."""
         if action == "TransactWriteItems":  # by which DynamoDB knows another attempt at the same
             arguments.setdefault("ClientRequestToken", os.urandom(16).hex())
         body, retries, spent = json.dumps(arguments).encode(), 0, 1
         while True:
             try:
-                answered = self._attempt(action, body)
+                response = self._attempt(action, body)
                 self.tokens = min(self.tokens + spent, RETRY_TOKENS)
-                return answered
+                return response
             except ServiceError as error:
                 last = retries + 1 == ATTEMPTS or self.tokens < error.cost
                 if last or not error.cost:
@@ -6222,7 +6129,7 @@ class Service:
             jittered_pause(2**retries)
             retries += 1
 
-    def _attempt(self, action: str, body: bytes) -> dict[str, Any]:
+    def _attempt(self, action: str, body: bytes) -> Json:
         try:
             status, headers, content = self._send(action, body)
         except (OSError, HTTPException) as error:
@@ -6233,19 +6140,19 @@ class Service:
         if checksum and int(checksum) != binascii.crc32(content):
             raise connection_error(action, "its checksum is wrong", RETRY_COST)
         try:
-            said = dict(json.loads(content or b"{}"))
+            payload = dict(json.loads(content or b"{}"))
         except ValueError:
             if status == 200:
                 raise connection_error(action, "it is no JSON", cost=0) from None
-            said = {}
+            payload = {}
         if status == 200:
-            return said
-        raise service_error(action, status, said)
+            return payload
+        raise service_error(action, status, payload)
 
     def _send(self, action: str, body: bytes) -> tuple[int, Any, bytes]:
         connection = self.connection
         if connection.sock and select.select([connection.sock], [], [], 0)[0]:
-            connection.close()  # AWS has, while nobody asked
+            connection.close()  # AWS has closed it while it was idle
         if not connection.sock:
             connection.connect()
             connection.sock.settimeout(READ_TIMEOUT_SECONDS)
@@ -6289,29 +6196,29 @@ class Service:
 
 @functools.cache
 def tls_context() -> ssl.SSLContext:
-    """Whom the connections trust: to read them takes longer than all else in the init phase."""
+    """The authorities that connections trust, read once: it takes most of the init phase."""
     return ssl.create_default_context()
 
 
 def connection_error(action: str, why: str, cost: int) -> ServiceError:
-    """The error of an attempt without a usable answer."""
-    return ServiceError(action, {"Error": {"Code": "NoAnswer", "Message": why}}, cost)
+    """The error of an attempt without a usable response; another would cost so many tokens."""
+    return ServiceError(action, {"Error": {"Code": "ConnectionError", "Message": why}}, cost)
 
 
-def service_error(action: str, status: int, said: dict[str, Any]) -> ServiceError:
-    """The error in an answer: its code, its message, and what else the service says with it."""
-    code = said.pop("__type", str(status)).rpartition("#")[2].partition(":")[0]
-    message = said.pop("message", "") or said.pop("Message", "")
+def service_error(action: str, status: int, payload: Json) -> ServiceError:
+    """The error in a response: its code, its message, and the payload's other members."""
+    code = payload.pop("__type", str(status)).rpartition("#")[2].partition(":")[0]
+    message = payload.pop("message", "") or payload.pop("Message", "")
     transient = code in TRANSIENT_CODES or status in TRANSIENT_STATUSES
     error = {"Code": code, "Message": message}
-    return ServiceError(action, {**said, "Error": error}, RETRY_COST if transient else 0)
+    return ServiceError(action, {**payload, "Error": error}, RETRY_COST if transient else 0)
 
 
 def endpoint(name: str) -> tuple[str, str]:
     """Scheme and host of a service in the function's region; an emulator's where one is named."""
-    own = os.environ.get(f"AWS_ENDPOINT_URL_{name.upper()}") or os.environ.get("AWS_ENDPOINT_URL")
-    if own:
-        scheme, _, host = own.rstrip("/").partition("://")
+    url = os.environ.get(f"AWS_ENDPOINT_URL_{name.upper()}") or os.environ.get("AWS_ENDPOINT_URL")
+    if url:
+        scheme, _, host = url.rstrip("/").partition("://")
         return scheme, host
     region = os.environ["AWS_REGION"]
     suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
@@ -6326,7 +6233,7 @@ def credentials() -> tuple[str, str, str]:
 
 
 def credential_scope(stamp: str, name: str) -> str:
-    """What a signature is good for: a day, the region, a service."""
+    """The scope of a signature: a day, the region, a service."""
     return f"{stamp[:8]}/{os.environ['AWS_REGION']}/{name}/aws4_request"
 
 
@@ -6345,7 +6252,7 @@ def signing_key(secret_key: str, scope: str) -> bytes:
 
 
 ###############################################################################
-# Scripts of instances
+# Scripts
 ###############################################################################
 
 #: What the application needs from PyPI, for Python 3.11 on arm64: exactly these files.
@@ -6465,17 +6372,6 @@ set -euo pipefail
 dnf install -y -q rsyslog postgresql17
 systemctl enable --now rsyslog
 """
-
-###############################################################################
-# Entry point
-###############################################################################
-
-
-def main() -> None:
-    """Builds the stack that the Pulumi configuration describes and exports its outputs."""
-    stack = TapStack("tap", TapStackArgs.load())
-    for output, value in stack.outputs.items():
-        pulumi.export(output, value)
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ def test_an_alarm_that_is_not_there_is_an_error_before_any_traffic(cloud: FakeAw
 
 def test_somebody_who_moves_the_alias_meanwhile_has_the_last_word(cloud: FakeAws) -> None:
     cloud.interfere = True
-    with pytest.raises(RolloutError, match="somebody else has moved the alias"):
+    with pytest.raises(RolloutError, match="the alias was moved by another"):
         cloud.release(cloud.publish("good"))
     assert cloud.live == "1"
 
