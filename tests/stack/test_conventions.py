@@ -13,8 +13,14 @@ import pytest
 import tap_stack
 from taplocal.errors import TapLocalError
 from taplocal.program import Registration, run
-from taplocal.project import Project
-from tests.stack.conftest import ACCOUNT, ROOT, Graph, Recorder, graph_of, statements
+from tests.stack.conftest import (
+    ACCOUNT,
+    Graph,
+    Recorder,
+    graph_of,
+    statements,
+    with_defaults,
+)
 
 TAGS = {"Project", "Environment", "Component", "ManagedBy", "Owner", "CostCenter"}
 DOCUMENTS = ("policy", "assumeRolePolicy")
@@ -210,6 +216,6 @@ def test_what_must_not_be_lost_is_protected_in_prod_only() -> None:
 def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> None:
     recorder = Recorder()
     with pytest.raises(TapLocalError, match="throttle_rate must be") as caught:
-        run(Project.load(ROOT, "dev", {"throttle_rate": value, "mfa": "maybe"}), recorder)
+        run(with_defaults("dev", throttle_rate=value, mfa="maybe"), recorder)
     assert "mfa must be" in str(caught.value)
     assert not recorder.resources
