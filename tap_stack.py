@@ -2963,7 +2963,7 @@ def as_problem(error: Exception) -> Exception:
     if failed and all(each["Code"] == "ConditionalCheckFailed" for each in failed):
         return ConditionFailed(reasons[-1].get("Item"))
     if "exceeded the maximum allowed size" in f"{message} {failed}":
-        return Problem(413, "An item has at most 400 KB.")
+        return item_too_large()
     if code == "ValidationException" or any(each["Code"] == "ValidationError" for each in failed):
         return Problem(422, "DynamoDB cannot store the item.")
     return service_unavailable()
@@ -3130,7 +3130,11 @@ def rotate_paging_key(event: Event, _context: Any) -> None:
             if event.get("dry_run"):
                 return
             service("ssm").put_parameter(
-                Name=name, Value=",".join(keys), Type="SecureString", Overwrite=True
+                Name=name,
+                Value=",".join(keys),
+                Type="SecureString",
+                KeyId=os.environ["KEY_ARN"],  # without it SSM would encrypt with its own key
+                Overwrite=True,
             )
             line = {"level": "INFO", "message": "paging key rotated", "attempt": attempt}
             print(json.dumps(line))
@@ -3147,6 +3151,9 @@ def rotate_paging_key(event: Event, _context: Any) -> None:
 ###############################################################################
 
 MAX_DEPTH = 31  # DynamoDB nests 32 levels, and the item's fields are one below its own
+ITEM_LIMIT = 409_600  # bytes, DynamoDB's
+VALUES_LIMIT = ITEM_LIMIT // 2  # a value in a list or an object takes 2 bytes at least
+PLAIN_DIGITS = 40  # a longer number is written with an exponent
 # 38 digits, 1E-130 to 9.99E+125: DynamoDB developer guide, "Supported data types", Number.
 DYNAMODB_NUMBER = Context(
     prec=38, Emin=-130, Emax=125, traps=[Inexact, InvalidOperation, Overflow, Subnormal, Underflow]
@@ -3154,7 +3161,11 @@ DYNAMODB_NUMBER = Context(
 
 
 def parse_json(text: str) -> Any:
-    """JSON with numbers as exact Decimals; ambiguous or non-standard text raises Problem 400."""
+    """JSON with numbers as exact Decimals; ambiguous or non-standard text raises Problem 400.
+
+    Takes time and memory linear in the text, and little of both for what no item can hold.
+    """
+    check_values(text)
     try:
         return json.loads(
             text,
@@ -3167,6 +3178,16 @@ def parse_json(text: str) -> Any:
         raise Problem(400, f"The body nests deeper than {MAX_DEPTH} levels.") from None
     except ValueError as error:
         raise Problem(400, f"The body is not JSON: {error}.") from None
+
+
+def check_values(text: str) -> None:
+    """Problem 413 for more values than an item can hold, before each becomes an object."""
+    if len(text) <= VALUES_LIMIT:
+        return
+    parts = text.replace("\\\\", "").replace('\\"', "").split('"')
+    outside = "".join(parts[::2])  # of strings
+    if sum(map(outside.count, ",[{")) > VALUES_LIMIT:
+        raise Problem(413, f"The body has more than {VALUES_LIMIT} values.")
 
 
 def parse_number(text: str) -> Decimal:
@@ -3188,42 +3209,96 @@ def unique_names(pairs: list[tuple[str, Any]]) -> Json:
     """The object of these members; Problem 400 for a duplicate name, which would lose a value."""
     members = dict(pairs)
     if len(members) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Problem(400, f"Duplicate member name {printable(twice)}.")  # RFC 8259, 4
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise Problem(400, f"Duplicate member name {printable(name)}.")  # RFC 8259, 4
+            seen.add(name)
     return members
 
 
-def marshal(value: Any, depth: int = 0) -> AttributeValue:
-    """A parsed JSON value as a DynamoDB attribute value."""
-    if depth > MAX_DEPTH:
-        raise Problem(400, f"The body nests deeper than {MAX_DEPTH} levels.")
+def marshal(value: Any) -> AttributeValue:
+    """A parsed JSON value as a DynamoDB attribute value; Problem 413 where no item can hold it."""
+    return Marshaller().convert(value, 0)
+
+
+class Marshaller:
+    """Converts values until they are larger than an item can be.
+
+    Sizes are those of the developer guide, "DynamoDB item sizes and formats".
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def convert(self, value: Any, depth: int) -> AttributeValue:
+        """A value that is nested so deep."""
+        if isinstance(value, list | dict):
+            return self._container(value, depth)
+        kind, content, size = scalar(value)
+        self._add(size)
+        return {kind: content}
+
+    def _container(self, value: Any, depth: int) -> AttributeValue:
+        if depth > MAX_DEPTH:
+            raise Problem(400, f"The body nests deeper than {MAX_DEPTH} levels.")
+        self._add(3 + len(value))
+        if isinstance(value, list):
+            return {"L": [self.convert(each, depth + 1) for each in value]}
+        if "" in value:
+            raise Problem(422, "A field name cannot be empty.")
+        self._add(sum(map(byte_length, value)))
+        return {"M": {name: self.convert(each, depth + 1) for name, each in value.items()}}
+
+    def _add(self, size: int) -> None:
+        self.size += size
+        if self.size > ITEM_LIMIT:
+            raise item_too_large()
+
+
+def scalar(value: Any) -> tuple[str, Any, int]:
+    """DynamoDB's type of a value that is no container, its content, its size in bytes."""
     if isinstance(value, str):
-        return {"S": storable(value)}
-    if value is None or isinstance(value, bool):
-        return {"NULL": True} if value is None else {"BOOL": value}
+        return "S", value, byte_length(value)
     if isinstance(value, Decimal):
-        return {"N": format(value.normalize(DYNAMODB_NUMBER), "f") if value else "0"}
-    if isinstance(value, list):
-        return {"L": [marshal(each, depth + 1) for each in value]}
-    return {"M": {storable_name(name): marshal(each, depth + 1) for name, each in value.items()}}
+        text = number_text(value)
+        digits = text.partition("E")[0].replace(".", "").strip("-0")
+        return "N", text, 1 + (len(digits) + 1) // 2
+    return ("NULL", True, 1) if value is None else ("BOOL", value, 1)
+
+
+def item_too_large() -> Problem:
+    """What DynamoDB would reject."""
+    return Problem(413, f"An item has at most {ITEM_LIMIT} bytes.")
+
+
+def number_text(number: Decimal) -> str:
+    """A number as DynamoDB takes it: in plain digits, unless they are many."""
+    text = str(number)
+    if text.isdigit() and len(text) <= PLAIN_DIGITS:  # as most are
+        return text
+    if not number:
+        return "0"
+    short = number.normalize(DYNAMODB_NUMBER)
+    _, digits, exponent = short.as_tuple()
+    plain = len(digits) + abs(int(exponent)) <= PLAIN_DIGITS
+    return format(short, "f") if plain else str(short)
+
+
+def byte_length(text: str) -> int:
+    """The length of a text in UTF-8, or Problem 422."""
+    if text.isascii():
+        return len(text)
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise Problem(422, f"{printable(text)} has half of a surrogate pair.") from None
 
 
 def storable(text: str) -> str:
-    """The text itself, if it is Unicode that UTF-8 can carry."""
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise Problem(422, f"{printable(text)} has half of a surrogate pair.") from None
+    """The text itself, if it is Unicode that UTF-8 can carry, or Problem 422."""
+    byte_length(text)
     return text
-
-
-def storable_name(name: str) -> str:
-    """A field name; DynamoDB takes any but the empty one."""
-    if not name:
-        raise Problem(422, "A field name cannot be empty.")
-    return storable(name)
 
 
 def printable(text: str) -> str:
@@ -3237,7 +3312,7 @@ def to_json(value: AttributeValue) -> str:
     if kind == "S":
         return encode_basestring(content)
     if kind == "N":
-        return str(content)
+        return content if len(content) <= PLAIN_DIGITS + 2 else number_text(Decimal(content))
     if kind == "M":
         return json_object({name: to_json(each) for name, each in content.items()})
     if kind == "L":
@@ -3411,6 +3486,7 @@ class Identity(Component):
 ###############################################################################
 
 LATENCY_BOUND_MS = 2_000  # 95 % of the requests must be faster
+PAGING_KEY_DESCRIPTION = "Keys that sign paging tokens, the current one first"
 CORS_REQUEST_HEADERS = "authorization content-type idempotency-key if-match if-none-match".split()
 #: The first request to a new version of the api function: the items of somebody who has none.
 SMOKE_REQUEST = {
@@ -3489,16 +3565,20 @@ class ServerlessApi(Component):
 
     def _paging_key(self) -> aws.ssm.Parameter:
         # The value is the rotation function's, and nobody else's: a write-only value is neither
-        # stored in Pulumi's state nor compared with the parameter's.
+        # stored in Pulumi's state nor compared with the parameter's. The provider updates such a
+        # parameter with an empty value, which SSM rejects, so a change replaces it.
+        replaced = ["description", "keyId", "type", "valueWo", "valueWoVersion"]
         return aws.ssm.Parameter(
             f"{self.name}-paging-key",
             name=f"/{self.args.project}/{self.args.environment_suffix}/paging-key",
-            description="Keys that sign paging tokens, the current one first",
+            description=PAGING_KEY_DESCRIPTION,
             type="SecureString",
             key_id=self.key_arn,
             value_wo="unset",
             value_wo_version=1,
-            opts=self.parented,
+            opts=ResourceOptions(
+                parent=self, replace_on_changes=replaced, delete_before_replace=True
+            ),
         )
 
     def _rotation(self) -> Function:
@@ -3508,7 +3588,7 @@ class ServerlessApi(Component):
             component="rotation",
             code=Code(
                 handler=rotate_paging_key,
-                environment={"PAGING_KEY": self.paging_key.name},
+                environment={"PAGING_KEY": self.paging_key.name, "KEY_ARN": self.key_arn},
                 timeout_seconds=90,
             ),
             canary=Canary(smoke_event={"dry_run": True}),
@@ -3527,6 +3607,8 @@ class ServerlessApi(Component):
             function_name=self.rotation.function.name,
             qualifier=self.rotation.alias.name,
             input="{}",
+            # Again for a parameter that is replaced.
+            triggers={"parameter": Output.concat(self.key_arn, " ", PAGING_KEY_DESCRIPTION)},
             opts=self.parented,
         )
 
@@ -4223,7 +4305,7 @@ def create_upload(request: Request) -> Response:
         raise Problem(422, f"Unknown field {printable(min(unknown))}; expected one of {known}.")
     size = wanted.get("size")
     if size is not None and not (
-        isinstance(size, Decimal) and size % 1 == 0 and 0 <= size <= limit
+        isinstance(size, Decimal) and 0 <= size <= limit and size % 1 == 0
     ):
         raise Problem(422, f"size is a whole number of bytes, {limit} at most.")
     key = upload_key(request.caller, wanted.get("folder", ""), wanted.get("name"))

@@ -125,7 +125,8 @@ class Deployment:
             )
             resource = replace(resource, inputs=inputs)
         changed = tuple(_changes(old.inputs, resource.inputs, handler.ignored.split()))
-        if replacing := tuple(key for key in changed if key in handler.replaces()):
+        replace_on = {*handler.replaces(), *resource.replace_on_changes}
+        if replacing := tuple(key for key in changed if key in replace_on):
             self._check_protected(old)
             self._mark_pending(resource.urn, old, "delete")
             self._delete_remains(handler, old)

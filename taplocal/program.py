@@ -54,6 +54,7 @@ class Registration:
     custom: bool = True
     protect: bool = False
     ignore_changes: tuple[str, ...] = ()
+    replace_on_changes: tuple[str, ...] = ()
 
 
 class Backend(Protocol):
@@ -137,6 +138,7 @@ def _registration(urn: str, request: Any) -> Registration:
         custom=request.custom,
         protect=request.protect,
         ignore_changes=tuple(request.ignoreChanges),
+        replace_on_changes=tuple(request.replaceOnChanges),
     )
 
 

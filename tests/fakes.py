@@ -240,6 +240,7 @@ class FakeSSM:
 
     def __init__(self, **parameters: str):
         self.parameters, self.fail, self.calls = parameters, False, 0
+        self.key_ids: list[str | None] = []
 
     def get_parameter(self, **arguments: Any) -> dict[str, Any]:
         self.calls += 1
@@ -249,6 +250,7 @@ class FakeSSM:
 
     def put_parameter(self, **arguments: Any) -> None:
         self.parameters[arguments["Name"]] = arguments["Value"]
+        self.key_ids.append(arguments.get("KeyId"))
 
 
 class FakeS3:

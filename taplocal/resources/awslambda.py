@@ -213,8 +213,8 @@ class EventInvokeConfig(Handler):
 
 
 class Invocation(Handler):
-    uses = "functionName qualifier input"
-    replace_on = "functionName qualifier input"
+    uses = "functionName qualifier input triggers"
+    replace_on = "functionName qualifier input triggers"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         response = cloud.client("lambda").invoke(

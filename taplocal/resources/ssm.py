@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from taplocal.cloud import Cloud
+from taplocal.errors import TapLocalError
 from taplocal.resources.base import Handler, Inputs, Outputs, given, removed_tags, tag_list
 
 
@@ -23,10 +24,8 @@ class Parameter(Handler):
     ) -> Outputs:
         ssm = cloud.client("ssm")
         settings = [{key: side.get(key) for key in _WRITTEN} for side in (old, new)]
-        if (
-            settings[0] != settings[1]
-        ):  # a write-only value is written again only under a new version
-            self._put(cloud, new)
+        if settings[0] != settings[1]:
+            self._put(cloud, new, old)
         if removed := removed_tags(old, new):
             ssm.remove_tags_from_resource(
                 ResourceType="Parameter", ResourceId=resource_id, TagKeys=removed
@@ -38,13 +37,27 @@ class Parameter(Handler):
         return outputs
 
     @staticmethod
-    def _put(cloud: Cloud, inputs: Inputs) -> None:
+    def _put(cloud: Cloud, inputs: Inputs, old: Inputs | None = None) -> None:
+        """As the provider does it: an update names a key only if it is another one, and a
+        write-only value only under another version."""
+        before = old or {}
+        value, key = inputs.get("value", ""), inputs.get("keyId")
+        if "valueWo" in inputs and inputs["valueWoVersion"] != before.get("valueWoVersion"):
+            value = inputs["valueWo"]
+        if not value:
+            raise TapLocalError(
+                f"SSM rejects the empty value of {inputs['name']}: the provider sends a write-only "
+                "value only when its version changes"
+            )
         cloud.client("ssm").put_parameter(
             Name=inputs["name"],
             Type=inputs["type"],
-            Value=inputs["value"] if "value" in inputs else inputs["valueWo"],
+            Value=value,
             Overwrite=True,
-            **given(Description=inputs.get("description"), KeyId=inputs.get("keyId")),
+            **given(
+                Description=inputs.get("description"),
+                KeyId=key if key != before.get("keyId") else None,
+            ),
         )
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:

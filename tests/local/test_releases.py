@@ -142,7 +142,9 @@ def test_red_alarms_hold_a_release_unless_it_goes_all_at_once(api: Api) -> None:
     }
     cloudwatch = api.session.cloud.client("cloudwatch")
     cloudwatch.put_metric_data(Namespace="AWS/Lambda", MetricData=[one])
-    with pytest.raises(TapLocalError, match=f"not begun, and {before} has the traffic.*canary_percent=100"):
+    with pytest.raises(
+        TapLocalError, match=f"not begun, and {before} has the traffic.*canary_percent=100"
+    ):
         api.up(*CHANGES["good"])
     api.up(*CHANGES["good"], canary_percent="100")
     assert int(api.live()[0]) > int(before)

@@ -19,6 +19,7 @@ NEVER = float("-inf")
 ENVIRONMENT = {
     "TABLE_NAME": "items",
     "PAGING_KEY": "paging",
+    "KEY_ARN": "arn:aws:kms:eu-west-1:111122223333:key/k",
     "IDEMPOTENCY_SECONDS": "86400",
     "ENVIRONMENT": "dev",
     "METRICS_NAMESPACE": "tap-stack",

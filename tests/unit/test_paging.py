@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import tap_stack
 from tap_stack import paging_keys, sign_page_token, verify_page_token
 from tests.fakes import service_error
-from tests.unit.conftest import KEY, NEVER, Api
+from tests.unit.conftest import ENVIRONMENT, KEY, NEVER, Api
 
 fixture_is_fine = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50
@@ -218,6 +218,7 @@ def test_the_first_rotation_replaces_the_placeholder(api: Api) -> None:
     api.ssm.parameters["paging"] = "unset"
     tap_stack.rotate_paging_key({}, None)
     assert len(bytes.fromhex(api.ssm.parameters["paging"])) == 32
+    assert api.ssm.key_ids == [ENVIRONMENT["KEY_ARN"]]
 
 
 def test_rotation_waits_for_its_policy_and_fails_aloud_in_the_end(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+import tracemalloc
+from collections.abc import Callable
 from decimal import Context, Decimal
 from typing import Any
 
@@ -10,7 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tap_stack import MAX_DEPTH, Problem, marshal, merge_patch, parse_json, to_json
+from tap_stack import (
+    BODY_LIMIT,
+    ITEM_LIMIT,
+    MAX_DEPTH,
+    Problem,
+    marshal,
+    merge_patch,
+    parse_json,
+    to_json,
+    unique_names,
+)
 
 WIDE = Context(prec=400)
 numbers = st.builds(
@@ -57,7 +71,8 @@ def test_marshalled_values_have_the_shape_that_dynamodb_takes(value: Any) -> Non
         assert kind in ("S", "N", "BOOL", "NULL", "L", "M")
         if kind == "N":
             assert isinstance(content, str)
-            assert len(content.lstrip("-0.").replace(".", "").strip("0")) <= 38
+            assert len(Decimal(content).normalize(WIDE).as_tuple().digits) <= 38
+            assert len(content) <= 46  # a sign, 38 digits, a point, an exponent
         for each in content.values() if kind == "M" else content if kind == "L" else ():
             check(each)
 
@@ -108,13 +123,15 @@ def test_what_cannot_be_stored_exactly_is_refused_with_a_reason(
         ("-0.0", "0"),
         ("1.10", "1.1"),
         ("1e3", "1000"),
-        ("1" + "0" * 60, "1" + "0" * 60),
-        ("1E-130", "0." + "0" * 129 + "1"),
+        ("1" + "0" * 38, "1" + "0" * 38),
+        ("1" + "0" * 60, "1E+60"),
+        ("1E-130", "1E-130"),
+        ("-1.25e125", "-1.25E+125"),
         ("0e-999", "0"),
         ("12345678901234567890123456789012345678", "12345678901234567890123456789012345678"),
     ],
 )
-def test_numbers_are_stored_in_plain_digits(text: str, stored: str) -> None:
+def test_numbers_are_stored_in_plain_digits_unless_they_are_many(text: str, stored: str) -> None:
     assert marshal(parse_json(text)) == {"N": stored}
 
 
@@ -147,3 +164,112 @@ def test_merge_patch_is_the_rfcs(target: Any, patch: Any) -> None:
         marshal(parse_json(json_text(target))), marshal(parse_json(json_text(patch)))
     )
     assert exact(to_json(merged)) == exact(json_text(reference_merge_patch(target, patch)))
+
+
+def test_a_number_that_dynamodb_returns_in_plain_digits_is_written_short() -> None:
+    assert to_json({"N": "1" + "0" * 125}) == "1E+125"
+    assert to_json({"N": "-0." + "0" * 37 + "1"}) == "-0." + "0" * 37 + "1"
+
+
+def body(unit: str, count: int) -> str:
+    """An object with a list of so many times the same value."""
+    return '{"a":[' + ",".join([unit] * count) + "]}"
+
+
+#: Kind of adversarial body -> one that grows with a number.
+WORST: dict[str, Callable[[int], str]] = {
+    "empty lists": lambda n: body("[]", n),
+    "nested lists": lambda n: body("[" * 25 + "]" * 25, n // 25),
+    "numbers": lambda n: body("1", n),
+    "large numbers": lambda n: body("1e125", n),
+    "long numbers": lambda n: body("1" * 38, n // 16),
+    "objects": lambda n: body('{"b":1}', n // 2),
+    "texts": lambda n: body('""', n),
+    "escapes": lambda n: '{"a":"' + "\\u0001" * n + '"}',
+    "unterminated": lambda n: '{"a":"' + '\\"' * n,
+    "names": lambda n: "{" + ",".join(f'"{x:06d}":1' for x in range(n)) + "}",
+    "a duplicate name at the end": lambda n: (
+        "{" + ",".join(f'"{x:06d}":1' for x in range(n)) + ',"000000":1}'
+    ),
+    "digits": lambda n: '{"a":' + "1" * n + "}",
+    "open brackets": lambda n: "[" * n,
+}
+
+
+def work(text: str) -> int:
+    """How many calls, of Python and of C, it takes to convert a body or to reject it."""
+    calls = 0
+
+    def count(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        with contextlib.suppress(Problem):
+            marshal(parse_json(text))
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("kind", WORST)
+def test_work_grows_no_faster_than_the_body(kind: str) -> None:
+    few, many = work(WORST[kind](5_000)), work(WORST[kind](10_000))
+    assert many <= 2.1 * few + 100
+
+
+@pytest.mark.parametrize("kind", WORST)
+def test_the_largest_bodies_take_little_memory(kind: str) -> None:
+    text = WORST[kind](BODY_LIMIT // len(WORST[kind](1_000)) * 1_000)
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(Problem):
+            marshal(parse_json(text))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 60_000_000
+    assert work(text) < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        (body("[]", 200_000), 413),
+        (body("1", 150_000), 413),
+        ('{"a":"' + "x" * ITEM_LIMIT + '"}', 413),
+        ('{"a":"' + "x" * (ITEM_LIMIT - 100) + '"}', 0),
+        ('{"a":"' + "\u00e9" * (ITEM_LIMIT // 2) + '"}', 413),
+        ('{"a":"' + "," * (ITEM_LIMIT - 100) + '"}', 0),
+        ('{"a":"' + '\\\\\\"[' * 100_000 + '"}', 0),
+        ('{"a":' + " " * 2_000_000 + "1}", 0),
+    ],
+    ids=range(8),
+)
+def test_what_is_larger_than_an_item_is_rejected_before_it_is_sent(text: str, status: int) -> None:
+    try:
+        marshal(parse_json(text))
+        found = 0
+    except Problem as problem:
+        found = problem.status
+    assert found == status
+
+
+class Counted(str):
+    """A text that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_a_duplicate_name_is_found_without_comparing_all_with_all() -> None:
+    Counted.compared = 0
+    pairs = [(Counted(f"{n:06d}"), 1) for n in range(2_000)]
+    with pytest.raises(Problem, match='Duplicate member name "000000"'):
+        unique_names([*pairs, (Counted("000000"), 2)])
+    assert Counted.compared < 20
