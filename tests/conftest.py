@@ -18,7 +18,7 @@ def listed_reasons() -> set[str]:
     return set(re.findall(r"^\| (.+?) \|", section, re.MULTILINE)[2:])  # after heading and rule
 
 
-def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+def fail_unlisted_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     """Turns a skip for a reason that is not listed into a failure."""
     if os.environ.get("CI") != "true" or not report.skipped or hasattr(report, "wasxfail"):
         return
@@ -36,7 +36,7 @@ def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """For skips of a test, by a mark or while it runs."""
     report = yield
-    refuse_skip(report)
+    fail_unlisted_skip(report)
     return report
 
 
@@ -44,5 +44,5 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """For skips of a whole file."""
     report = yield
-    refuse_skip(report)
+    fail_unlisted_skip(report)
     return report

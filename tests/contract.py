@@ -1,4 +1,4 @@
-"""The contract, openapi.yaml, as tests hold answers against it."""
+"""The contract, openapi.yaml, as tests hold responses against it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def follow(node: Any) -> Any:
     return node
 
 
-def check_answer(route: str, status: int, headers: dict[str, str], body: str) -> None:
-    """Fails if an answer of a route is not what the contract promises for its status."""
+def check_response(route: str, status: int, headers: dict[str, str], body: str) -> None:
+    """Fails if a response of a route is not what the contract promises for its status."""
     responses = operations()[route]["responses"]
     assert str(status) in responses, f"{route} does not document {status}"
     response = follow(responses[str(status)])

@@ -1,4 +1,4 @@
-"""Fakes of the AWS services that the functions call: in memory, with the answers and errors of the SDK."""
+"""Fakes of the AWS services that the functions call: in memory, with the responses and errors of the SDK."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SORTS = {
 def client_error(
     code: str, operation: str, message: str = "", retries: int = 0, **extra: Any
 ) -> ClientError:
-    """The exception that boto3 raises for an error answer."""
+    """The exception that boto3 raises for an error response."""
     metadata = {"RetryAttempts": retries}
     return ClientError(
         {"Error": {"Code": code, "Message": message}, "ResponseMetadata": metadata, **extra},
@@ -34,7 +34,7 @@ def client_error(
 def service_error(
     code: str, operation: str, message: str = "", retries: int = 0, **extra: Any
 ) -> ServiceError:
-    """The exception that a Service raises for an error answer."""
+    """The exception that a Service raises for an error response."""
     metadata = {"RetryAttempts": retries}
     error = {"Code": code, "Message": message}
     return ServiceError(operation, {"Error": error, "ResponseMetadata": metadata, **extra})
@@ -43,8 +43,8 @@ def service_error(
 class FakeDynamoDB:
     """Tables with conditional writes, transactions and queries, for the expressions that we use.
 
-    `before` and `after` may raise instead of a call or of its answer; with `lose_answers` every write
-    happens, its answer is lost, and the SDK sends it again, as after a timeout.
+    `before` and `after` may raise instead of a call or of its response; with `lose_responses` every write
+    happens, its response is lost, and the SDK sends it again, as after a timeout.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class FakeDynamoDB:
         self.calls: list[str] = []
         self.before: Callable[[str, dict[str, Any]], None] = lambda operation, arguments: None
         self.after: Callable[[str], None] = lambda operation: None
-        self.lose_answers = False
+        self.lose_responses = False
 
     @property
     def items(self) -> dict[str, Item]:
@@ -81,14 +81,14 @@ class FakeDynamoDB:
     def transact_write_items(self, **arguments: Any) -> dict[str, Any]:
         self._called("TransactWriteItems", arguments)
         writes = [next(iter(each.items())) for each in arguments["TransactItems"]]
-        stands = [self._item(write) for _, write in writes]
-        held = [_holds(write, item) for (_, write), item in zip(writes, stands, strict=True)]
-        if not all(held):
+        items = [self._item(write) for _, write in writes]
+        outcomes = [_holds(write, item) for (_, write), item in zip(writes, items, strict=True)]
+        if not all(outcomes):
             reasons = [
                 {"Code": "None"}
                 if ok
                 else {"Code": "ConditionalCheckFailed", **({"Item": item} if item else {})}
-                for ok, item in zip(held, stands, strict=True)
+                for ok, item in zip(outcomes, items, strict=True)
             ]
             raise service_error(
                 "TransactionCanceledException", "TransactWriteItems", CancellationReasons=reasons
@@ -111,16 +111,18 @@ class FakeDynamoDB:
         names = {"id", sort, arguments["ExpressionAttributeNames"].get(key, key)}
         names |= {"record"} if arguments["TableName"] == "files" else set()
 
-        def place(item: Item) -> tuple[str, str]:
+        def position(item: Item) -> tuple[str, str]:
             return item[sort]["S"], item["id"]["S"]
 
         found = [item for item in found if sort in item]
-        ahead, limit = arguments.get("ScanIndexForward", True), arguments.get("Limit", len(found))
-        order = sorted(found, key=place, reverse=not ahead)
+        forward, limit = arguments.get("ScanIndexForward", True), arguments.get("Limit", len(found))
+        order = sorted(found, key=position, reverse=not forward)
         if start := arguments.get("ExclusiveStartKey"):
-            assert start.keys() == names, f"{start} is no place there"
+            assert start.keys() == names, f"{start} is no position there"
             order = [
-                x for x in order if (place(x) > place(start)) == ahead and place(x) != place(start)
+                x
+                for x in order
+                if (position(x) > position(start)) == forward and position(x) != position(start)
             ]
         page = order[:limit]
         last = {name: page[-1][name] for name in names} if page else {}
@@ -136,7 +138,7 @@ class FakeDynamoDB:
     ) -> dict[str, Any]:
         self._called(operation, arguments)
         retries = 0
-        if self.lose_answers:
+        if self.lose_responses:
             self._conditional(operation, arguments, retries)
             apply(arguments)
             retries = 1
@@ -224,15 +226,17 @@ def _term(term: str, arguments: Item, item: Item | None) -> bool:
     match = re.fullmatch(r"(#?\w+) (=|<|IN|BETWEEN) (.+)", term)
     assert match, f"the fake does not know the condition {term!r}"
     name, operator, operand = match.groups()
-    held = (item or {}).get(names.get(name, name))
+    stored = (item or {}).get(names.get(name, name))
     if operator == "BETWEEN":
         low, high = (values[each]["S"] for each in operand.split(" TO "))
-        return held is not None and low <= held["S"] <= high
+        return stored is not None and low <= stored["S"] <= high
     if operator == "<":
         kind = next(iter(values[operand]))
         as_number: Callable[[str], Any] = int if kind == "N" else str
-        return held is not None and as_number(held[kind]) < as_number(values[operand][kind])
-    return held is not None and held in [values[each] for each in operand.strip("()").split(", ")]
+        return stored is not None and as_number(stored[kind]) < as_number(values[operand][kind])
+    return stored is not None and stored in [
+        values[each] for each in operand.strip("()").split(", ")
+    ]
 
 
 class FakeSSM:
@@ -281,7 +285,7 @@ class FakeS3:
 
     def _find(self, operation: str, missing: str, arguments: dict[str, Any]) -> dict[str, Any]:
         self.before(operation, arguments)
-        place = arguments["Key"], arguments.get("VersionId", "")
-        if place not in self.objects:
+        key = arguments["Key"], arguments.get("VersionId", "")
+        if key not in self.objects:
             raise client_error(missing, operation)
-        return self.objects[place]
+        return self.objects[key]

@@ -17,10 +17,11 @@ from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 
+import tap_stack  # noqa: E402
 from taplocal import access, session  # noqa: E402
 from taplocal.access import Response  # noqa: E402
 from taplocal.session import Session  # noqa: E402
-from tests.contract import check_answer, operations  # noqa: E402
+from tests.contract import check_response, operations  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 HANG_SECONDS = 120  # a guard against hanging, not a measure of speed
@@ -70,10 +71,19 @@ def caller(deployed: Session, token: str) -> Call:
         response = access.call(deployed, method, path, token, body, **named)
         route = f"{method} {re.sub('^/items/[^/?]+$', '/items/{id}', path.partition('?')[0])}"
         if route in operations():
-            check_answer(route, response.status, response.headers, response.body)
+            check_response(route, response.status, response.headers, response.body)
         return response
 
     return call
+
+
+def assert_problem(response: Response, status: int) -> None:
+    """Fails if a response is not a problem with this status."""
+    assert response.status == status, response.body
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert (problem["status"], problem["title"]) == (status, tap_stack.TITLES[status])
+    assert problem["request_id"]
 
 
 @pytest.fixture

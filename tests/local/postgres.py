@@ -87,11 +87,13 @@ class Postgres:
 
     def execute(self, statement: str) -> list[Any]:
         """Runs a statement as the master, whose password is `password`."""
-        with psycopg.connect(**self.place(), sslmode="verify-full", autocommit=True) as connection:
+        with psycopg.connect(
+            **self.connection_arguments(), sslmode="verify-full", autocommit=True
+        ) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
-    def place(self) -> dict[str, Any]:
+    def connection_arguments(self) -> dict[str, Any]:
         """What a client needs to know."""
         return {
             "host": "localhost",

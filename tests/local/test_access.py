@@ -100,9 +100,9 @@ def test_people_sign_in_with_pkce_and_own_their_items(deployed: Session) -> None
 def test_a_browser_on_a_configured_origin_may_ask_first(deployed: Session) -> None:
     url = f"{deployed.outputs['api_url']}/items"
     preflight = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
-    answer = access.request("OPTIONS", url, headers=preflight)
-    assert answer.status in (200, 204)
-    assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
+    response = access.request("OPTIONS", url, headers=preflight)
+    assert response.status in (200, 204)
+    assert response.headers["access-control-allow-origin"] == "http://localhost:3000"
     foreign = access.request(
         "OPTIONS", url, headers={**preflight, "origin": "https://evil.example"}
     )

@@ -23,9 +23,9 @@ from tests.local.conftest import HANG_SECONDS, ROOT, taplocal
 
 def as_json(*arguments: str) -> Any:
     """The value that a command printed; it printed nothing else."""
-    done = taplocal(*arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    completed = taplocal(*arguments, "--json")
+    assert completed.returncode == 0, completed.stderr
+    return json.loads(completed.stdout)
 
 
 @pytest.fixture
@@ -45,15 +45,15 @@ def test_every_command_prints_json_for_programs(deployed: Session, data: Path) -
     assert (status["deployed"], status["running"], status["unfinished"]) == (True, True, [])
     assert status["api_url"] == outputs["api_url"]
     assert as_json("token", *options)["access_token"].count(".") == 2
-    made = as_json(
+    created = as_json(
         "call", "POST", "/items", '{"name": "tea"}', "--user", "dan@example.com", *options
     )
-    assert (made["status"], made["body"]["name"]) == (201, "tea")
-    assert made["headers"]["location"] == f"/items/{made['body']['id']}"
+    assert (created["status"], created["body"]["name"]) == (201, "tea")
+    assert created["headers"]["location"] == f"/items/{created['body']['id']}"
     same = as_json(
-        "call", "GET", made["headers"]["location"], "--user", "dan@example.com", *options
+        "call", "GET", created["headers"]["location"], "--user", "dan@example.com", *options
     )
-    assert same["body"] == made["body"]
+    assert same["body"] == created["body"]
     messages = [event["message"] for event in as_json("logs", *options)]
     assert any(isinstance(each, dict) and each.get("ItemsCreated") for each in messages)
     again = as_json("up", *options)
@@ -67,20 +67,20 @@ def test_the_printed_url_works_with_plain_curl(deployed: Session, data: Path) ->
     script = (
         f'curl -s -o /dev/null -w "%{{http_code}}" -H "Authorization: Bearer {token}" "{url}/items"'
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, timeout=30, check=True
     )
-    assert done.stdout == "200"
+    assert completed.stdout == "200"
 
 
 def test_plain_output_has_no_colours_and_says_what_is_not_emulated(
     deployed: Session, data: Path
 ) -> None:
-    done = taplocal("up", "--data", str(data))
-    assert "\x1b" not in done.stdout
-    assert "Not emulated locally" in done.stdout
-    assert "accessLogSettings" in done.stdout
-    assert "unchanged" in done.stdout
+    completed = taplocal("up", "--data", str(data))
+    assert "\x1b" not in completed.stdout
+    assert "Not emulated locally" in completed.stdout
+    assert "accessLogSettings" in completed.stdout
+    assert "unchanged" in completed.stdout
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_plain_output_has_no_colours_and_says_what_is_not_emulated(
     ],
 )
 def test_an_error_is_one_clear_message(own: list[str], arguments: list[str], message: str) -> None:
-    done = taplocal(*arguments, *own, "--json")
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert re.search(message, done.stderr), done.stderr
+    completed = taplocal(*arguments, *own, "--json")
+    assert completed.returncode == 1
+    assert completed.stdout == ""
+    assert "Traceback" not in completed.stderr
+    assert completed.stderr.startswith("error: ")
+    assert re.search(message, completed.stderr), completed.stderr
 
 
 @pytest.mark.parametrize("option", [[], ["--emulator", "http://127.0.0.1:9"]])
@@ -122,10 +122,10 @@ def test_an_error_is_one_clear_message(own: list[str], arguments: list[str], mes
 def test_a_wrong_setting_starts_no_emulator_and_writes_nothing(
     own: list[str], tmp_path: Path, setting: str, message: str, option: list[str]
 ) -> None:
-    done = taplocal("up", "-c", setting, *own, *option)
-    assert done.returncode == 1
-    assert re.search(message, done.stderr), done.stderr
-    assert done.stdout == ""
+    completed = taplocal("up", "-c", setting, *own, *option)
+    assert completed.returncode == 1
+    assert re.search(message, completed.stderr), completed.stderr
+    assert completed.stdout == ""
     assert not (tmp_path / "cloud").exists()
 
 
@@ -143,7 +143,7 @@ def test_credentials_of_the_user_reach_neither_us_nor_the_functions(
     (tmp_path / ".aws" / "config").write_text(
         "[default]\nregion = moon-1\nendpoint_url = http://10.9.9.9\n"
     )
-    theirs = {
+    own_environment = {
         "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
         "AWS_SECRET_ACCESS_KEY": "theirs",
         "AWS_SESSION_TOKEN": "theirs",
@@ -153,9 +153,9 @@ def test_credentials_of_the_user_reach_neither_us_nor_the_functions(
         "HOME": str(tmp_path),
         "MY_SECRET": "theirs",
     }
-    done = taplocal("up", "--json", *own, env=theirs)
-    assert done.returncode == 0, done.stderr
-    response = taplocal("call", "POST", "/items", "{}", "--json", *own, env=theirs)
+    completed = taplocal("up", "--json", *own, env=own_environment)
+    assert completed.returncode == 0, completed.stderr
+    response = taplocal("call", "POST", "/items", "{}", "--json", *own, env=own_environment)
     assert json.loads(response.stdout)["status"] == 201
     pid = json.loads((tmp_path / "cloud" / "emulator.json").read_text())["pid"]
     children = subprocess.run(
@@ -235,9 +235,9 @@ def test_a_broken_state_file_says_what_to_do(own: list[str], tmp_path: Path) -> 
     folder = tmp_path / "cloud" / "env"
     folder.mkdir(parents=True)
     (folder / "dev.json").write_text('{"version": 0}')
-    done = taplocal("status", *own)
-    assert done.returncode == 1
-    assert "is not a state file of this version" in done.stderr
+    completed = taplocal("status", *own)
+    assert completed.returncode == 1
+    assert "is not a state file of this version" in completed.stderr
     (folder / "dev.json").unlink()
 
 

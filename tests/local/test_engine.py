@@ -77,8 +77,8 @@ class Mini:
 
     def steps(self, **config: str) -> list[tuple[str, str, tuple[str, ...]]]:
         """What a run did, without the unchanged resources."""
-        done = [step for step in self.up(**config).steps if step.action != "unchanged"]
-        return [(step.action, step.name, step.why) for step in done]
+        steps = [step for step in self.up(**config).steps if step.action != "unchanged"]
+        return [(step.action, step.name, step.why) for step in steps]
 
     def exist(self) -> Counter[str]:
         """The program's resources on the emulator, orphans included."""

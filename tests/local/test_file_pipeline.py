@@ -15,7 +15,7 @@ from ops.redrive import Letter, redrive
 from tap_stack import file_id
 from taplocal import access
 from taplocal.session import Session
-from tests.contract import check_answer
+from tests.contract import check_response
 from tests.local.conftest import Call, taplocal
 from tests.unit.test_content_types import FILES, png
 
@@ -72,13 +72,13 @@ class Pipeline:
 
     def invoke(self, event: Any, kind: str = "RequestResponse") -> dict[str, Any]:
         """Calls the function as S3 does."""
-        answer = self.client("lambda").invoke(
+        response = self.client("lambda").invoke(
             FunctionName=self.outputs["files_function_name"],
             Qualifier="live",
             InvocationType=kind,
             Payload=json.dumps(event).encode(),
         )
-        return dict(answer)
+        return dict(response)
 
     def event(self, name: str, version: str, sequencer: str) -> dict[str, Any]:
         """An event of S3 about an object."""
@@ -92,33 +92,38 @@ class Pipeline:
 
     def redrive(self, dry_run: bool = False) -> list[Letter]:
         """Puts the dead letters back."""
-        place = self.outputs["files_dead_letters_url"], self.outputs["files_function_name"]
-        return list(redrive(self.client("sqs"), self.client("lambda"), *place, dry_run))
+        queue_and_function = (
+            self.outputs["files_dead_letters_url"],
+            self.outputs["files_function_name"],
+        )
+        return list(
+            redrive(self.client("sqs"), self.client("lambda"), *queue_and_function, dry_run)
+        )
 
     def letters(self) -> int:
         """How many dead letters there are."""
-        answer = self.client("sqs").get_queue_attributes(
+        response = self.client("sqs").get_queue_attributes(
             QueueUrl=self.outputs["files_dead_letters_url"],
             AttributeNames=["ApproximateNumberOfMessages"],
         )
-        return int(answer["Attributes"]["ApproximateNumberOfMessages"])
+        return int(response["Attributes"]["ApproximateNumberOfMessages"])
 
 
 @pytest.fixture
 def pipeline(deployed: Session) -> Pipeline:
     """The deployed pipeline, with an empty queue of dead letters."""
-    made = Pipeline(deployed)
-    made.client("sqs").purge_queue(QueueUrl=made.outputs["files_dead_letters_url"])
-    return made
+    created = Pipeline(deployed)
+    created.client("sqs").purge_queue(QueueUrl=created.outputs["files_dead_letters_url"])
+    return created
 
 
 def eventually(look: Callable[[], Any]) -> Any:
     """What `look` sees once it sees something."""
     deadline = time.monotonic() + WAIT_SECONDS
-    while not (seen := look()):
+    while not (found := look()):
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.05)
-    return seen
+    return found
 
 
 @pytest.mark.parametrize(
@@ -148,13 +153,13 @@ def test_files_of_every_kind_are_what_their_bytes_say(pipeline: Pipeline) -> Non
 
 def test_a_multipart_upload_is_recorded_with_its_etag(pipeline: Pipeline) -> None:
     s3, bucket = pipeline.client("s3"), pipeline.outputs["files_bucket_name"]
-    place = {"Bucket": bucket, "Key": f"{pipeline.owner}/large"}
-    upload = s3.create_multipart_upload(**place, ContentType="video/mp4")["UploadId"]
+    target = {"Bucket": bucket, "Key": f"{pipeline.owner}/large"}
+    upload = s3.create_multipart_upload(**target, ContentType="video/mp4")["UploadId"]
     parts = []
     for number, body in enumerate((png(7, 8).ljust(5_242_880, b"\0"), b"end"), 1):
-        part = s3.upload_part(**place, UploadId=upload, PartNumber=number, Body=body)
+        part = s3.upload_part(**target, UploadId=upload, PartNumber=number, Body=body)
         parts.append({"ETag": part["ETag"], "PartNumber": number})
-    s3.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts})
+    s3.complete_multipart_upload(**target, UploadId=upload, MultipartUpload={"Parts": parts})
     file = pipeline.newest("large")
     assert file["etag"]["S"].endswith("-2")
     assert (file["size"]["N"], file["width"]["N"]) == ("5242883", "7")
@@ -175,7 +180,7 @@ def test_an_upload_by_the_form_is_listed_for_its_owner_only(
     token = access.person_token(deployed, "ann@example.com")
     form, stored = access.upload(deployed, token, "ü b.png", png(9, 9), "image/png", fresh)
     assert (form.status, stored.status) == (201, 204)
-    check_answer("POST /files", form.status, form.headers, form.body)
+    check_response("POST /files", form.status, form.headers, form.body)
     identity = form.json()["id"]
     eventually(lambda: ann("GET", f"/files/{identity}").status == 200)
     file = ann("GET", f"/files/{identity}").json()
@@ -196,15 +201,15 @@ def test_an_upload_by_the_form_is_listed_for_its_owner_only(
     assert any(each["content_type"] == "image/png" for each in totals)
 
 
-def test_s3_refuses_what_the_form_does_not_allow(deployed: Session, ann: Call) -> None:
+def test_s3_rejects_what_the_form_does_not_allow(deployed: Session, ann: Call) -> None:
     wanted = {"name": "a.txt", "content_type": "text/plain", "size": 3}
     form = ann("POST", "/files", json.dumps(wanted))
     assert form.status == 201
     assert access.send(form, b"four").status == 400
     for field, value in (("key", "bob/a.txt"), ("Content-Type", "text/html")):
-        answer = form.json()
-        answer["fields"][field] = value
-        forged = access.Response(201, {}, json.dumps(answer))
+        response = form.json()
+        response["fields"][field] = value
+        forged = access.Response(201, {}, json.dumps(response))
         assert access.send(forged, b"abc").status == 403, field
     assert access.send(form, b"abc").status == 204
 
@@ -244,8 +249,8 @@ def test_a_poison_event_ends_in_the_queue_and_can_be_put_back(pipeline: Pipeline
     pipeline.newest("late")
     pipeline.invoke(event, "Event")
     eventually(lambda: pipeline.letters() == 1)
-    (seen,) = pipeline.redrive(dry_run=True)
-    assert seen.event == event
+    (found,) = pipeline.redrive(dry_run=True)
+    assert found.event == event
     assert pipeline.letters() == 1
     (letter,) = pipeline.redrive()
     assert "1 of 2 records" in letter.error
@@ -269,12 +274,12 @@ def test_the_commands_upload_and_redrive(data: Any, deployed: Session, tmp_path:
     assert uploaded.returncode == 0, uploaded.stderr
     identity = json.loads(uploaded.stdout)["id"]
 
-    def seen() -> Any:
+    def is_listed() -> Any:
         called = taplocal("call", "GET", f"/files/{identity}", "--user", "ann@example.com", *own)
         return json.loads(called.stdout)["status"] == 200
 
-    eventually(seen)
-    refused = taplocal("upload", str(path), "--content-type", "model/gltf", *own)
-    assert refused.returncode == 1
-    assert "content_type is one of" in refused.stderr
+    eventually(is_listed)
+    rejected = taplocal("upload", str(path), "--content-type", "model/gltf", *own)
+    assert rejected.returncode == 1
+    assert "content_type is one of" in rejected.stderr
     assert "letters" in json.loads(taplocal("redrive", "--dry-run", *own).stdout)

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 
 from taplocal.session import Session
-from tests.local.test_permissions import as_role, code
+from tests.local.test_policies import as_role, code
 
 FUNCTION, DATABASE = "tap-stack-snapshots-dev", "tap-stack-database-dev"
 TAGS = [{"Key": "CreatedBy", "Value": "tap-stack-snapshots-dev"}]
 
 
 def invoke(deployed: Session, event: dict[str, Any]) -> Any:
-    answer = deployed.cloud.client("lambda").invoke(
+    response = deployed.cloud.client("lambda").invoke(
         FunctionName=FUNCTION, Qualifier="live", Payload=json.dumps(event).encode()
     )
-    payload = json.loads(answer["Payload"].read())
-    assert "FunctionError" not in answer, payload
+    payload = json.loads(response["Payload"].read())
+    assert "FunctionError" not in response, payload
     return payload
 
 
@@ -32,10 +32,10 @@ def snapshots(deployed: Session) -> dict[str, list[dict[str, str]]]:
 def test_it_takes_a_tagged_snapshot_and_leaves_those_of_others(deployed: Session) -> None:
     rds = deployed.cloud.client("rds")
     rds.create_db_snapshot(DBInstanceIdentifier=DATABASE, DBSnapshotIdentifier="somebody-s")
-    done = invoke(deployed, {})
-    assert done["snapshot"] in snapshots(deployed)
-    assert done["found"] >= 1
-    assert snapshots(deployed)[done["snapshot"]] == TAGS
+    result = invoke(deployed, {})
+    assert result["snapshot"] in snapshots(deployed)
+    assert result["found"] >= 1
+    assert snapshots(deployed)[result["snapshot"]] == TAGS
     assert "somebody-s" in snapshots(deployed)
 
 

@@ -37,9 +37,9 @@ LONGEST = tap_stack.DATABASE_SECONDS + tap_stack.CONNECT_TIMEOUT_SECONDS + 4
 def postgres() -> Iterator[Postgres]:
     """A server that runs for the tests of this file."""
     with tempfile.TemporaryDirectory() as folder:  # pytest's own only its user may enter
-        made = Postgres(Path(folder))
-        yield made
-        made.stop()
+        created = Postgres(Path(folder))
+        yield created
+        created.stop()
 
 
 class Application:
@@ -107,36 +107,36 @@ def web(
     deployed: Session, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Application]:
     """The application, running."""
-    made = Application(deployed, postgres, tmp_path_factory.mktemp("web"))
-    yield made
-    made.stop()
+    created = Application(deployed, postgres, tmp_path_factory.mktemp("web"))
+    yield created
+    created.stop()
 
 
 @contextmanager
 def load(web: Application) -> Iterator[dict[str, Any]]:
     """Visits by several clients, each tried again once after a moment if it fails."""
-    seen: dict[str, Any] = {"statuses": Counter(), "longest": 0.0, "visits": set(), "lost": []}
+    results: dict[str, Any] = {"statuses": Counter(), "longest": 0.0, "visits": set(), "lost": []}
     stop, lock = threading.Event(), threading.Lock()
 
     def client() -> None:
         while not stop.is_set():
             visit, started = str(uuid.uuid4()), time.monotonic()
             status = web.get(f"/visits/{visit}", "PUT").status
-            took = time.monotonic() - started
+            seconds = time.monotonic() - started
             if status != 200:
                 time.sleep(1)
                 again = web.get(f"/visits/{visit}", "PUT").status
-                seen["lost"] += [again] if again != 200 else []
+                results["lost"] += [again] if again != 200 else []
             with lock:
-                seen["statuses"][status] += 1
-                seen["longest"] = max(seen["longest"], took)
-                seen["visits"].add(visit)
+                results["statuses"][status] += 1
+                results["longest"] = max(results["longest"], seconds)
+                results["visits"].add(visit)
 
     clients = [threading.Thread(target=client) for _ in range(6)]
     for each in clients:
         each.start()
     try:
-        yield seen
+        yield results
     finally:
         stop.set()
         for each in clients:
@@ -164,7 +164,7 @@ def test_it_serves_its_pages(web: Application) -> None:
 
 def test_nobody_comes_without_tls(postgres: Postgres) -> None:
     with pytest.raises(psycopg.OperationalError, match="no encryption"):
-        psycopg.connect(**postgres.place(), sslmode="disable")
+        psycopg.connect(**postgres.connection_arguments(), sslmode="disable")
 
 
 @pytest.mark.parametrize("wrong", ["ca", "host"])
@@ -178,9 +178,9 @@ def test_it_believes_no_other_server(
     changes = {"ca": {"DATABASE_CA": str(other)}, "host": {"DATABASE_HOST": "127.0.0.1"}}[wrong]
     web = Application(deployed, postgres, tmp_path, **changes)
     try:
-        answer = web.get("/readyz")
-        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-        assert "certificate" not in answer.body  # the log has it, the caller does not
+        response = web.get("/readyz")
+        assert (response.status, response.headers["retry-after"]) == (503, "1")
+        assert "certificate" not in response.body  # the log has it, the caller does not
     finally:
         web.stop()
 
@@ -188,23 +188,23 @@ def test_it_believes_no_other_server(
 def test_a_crash_of_the_database_under_load_loses_nothing(
     web: Application, postgres: Postgres
 ) -> None:
-    with load(web) as seen:
+    with load(web) as results:
         time.sleep(1)
         postgres.stop("immediate")
         time.sleep(1.5)
         postgres.start()
         time.sleep(2)
-    assert seen["lost"] == []
-    assert seen["statuses"][200] > 50
-    assert set(seen["statuses"]) <= {200, 503}
-    assert seen["longest"] < LONGEST
-    assert recorded(postgres, seen["visits"]) == seen["visits"]
+    assert results["lost"] == []
+    assert results["statuses"][200] > 50
+    assert set(results["statuses"]) <= {200, 503}
+    assert results["longest"] < LONGEST
+    assert recorded(postgres, results["visits"]) == results["visits"]
 
 
 def test_a_rotated_password_under_load_is_noticed_by_nobody(
     web: Application, postgres: Postgres
 ) -> None:
-    with load(web) as seen:
+    with load(web) as results:
         time.sleep(0.5)
         old, new = postgres.password, uuid.uuid4().hex
         postgres.execute(f"ALTER ROLE master PASSWORD '{new}'")
@@ -216,9 +216,9 @@ def test_a_rotated_password_under_load_is_noticed_by_nobody(
         web.secrets.put_secret_value(SecretId=web.name, SecretString=web.secret())
         time.sleep(2)
     assert old != new
-    assert set(seen["statuses"]) == {200}
-    assert seen["longest"] < LONGEST
-    assert recorded(postgres, seen["visits"]) == seen["visits"]
+    assert set(results["statuses"]) == {200}
+    assert results["longest"] < LONGEST
+    assert recorded(postgres, results["visits"]) == results["visits"]
 
 
 def test_without_a_database_it_lives_and_says_so_in_time(
@@ -227,8 +227,8 @@ def test_without_a_database_it_lives_and_says_so_in_time(
     postgres.stop("fast")
     try:
         started = time.monotonic()
-        answer = web.get("/readyz")
-        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        response = web.get("/readyz")
+        assert (response.status, response.headers["retry-after"]) == (503, "1")
         assert time.monotonic() - started < LONGEST
         assert web.get("/healthz").status == 200  # or all instances would be replaced
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 from dataclasses import dataclass, field
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cost.estimate import with_defaults
 from taplocal.program import Registration, run
+from taplocal.project import Project
 from taplocal.recorder import ACCOUNT, REGION, Recorder
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +26,11 @@ __all__ = [
     "ROOT",
     "Graph",
     "Recorder",
+    "cloud_config",
     "graph_of",
+    "graph_of_program",
     "statements",
+    "user_data",
     "with_defaults",
 ]
 
@@ -62,6 +68,16 @@ def graph_of(env: str, preview: bool = False, **config: str) -> Graph:
     return Graph(recorder.resources, outputs)
 
 
+def graph_of_program(folder: Path, program: str) -> Graph:
+    """The graph of a program of its own, written into a folder."""
+    (folder / "Pulumi.yaml").write_text("name: tap-stack\nmain: program.py\n")
+    (folder / "Pulumi.dev.yaml").write_text("config: {}\n")
+    (folder / "program.py").write_text(program)
+    recorder = Recorder()
+    outputs = run(Project.load(folder, "dev", {"aws:region": REGION}), recorder)
+    return Graph(recorder.resources, outputs)
+
+
 @pytest.fixture(params=ENVIRONMENTS)
 def env(request: pytest.FixtureRequest) -> str:
     """Each environment in turn."""
@@ -77,3 +93,17 @@ def graph(env: str) -> Graph:
 def statements(policy: str) -> list[dict[str, Any]]:
     """The statements of a policy document."""
     return list(json.loads(policy)["Statement"])
+
+
+def cloud_config(graph: Graph, name: str) -> str:
+    """What cloud-init gets on the instances of a fleet."""
+    template = graph.one("LaunchTemplate", f"{name}-template").inputs
+    return base64.b64decode(template["userData"]).decode()
+
+
+def user_data(graph: Graph, name: str) -> str:
+    """The script that an instance runs at its start."""
+    config = yaml.safe_load(cloud_config(graph, name))
+    (file,) = config["write_files"]
+    assert config["runcmd"] == [["bash", file["path"]]]
+    return str(file["content"])

@@ -13,7 +13,7 @@ from docs import tables
 from taplocal.program import run
 from taplocal.project import Project
 from tests.contract import contract, operations
-from tests.stack.conftest import ROOT, Recorder, graph_of
+from tests.stack.conftest import ROOT, Recorder
 
 
 def test_generated_files_are_up_to_date() -> None:
@@ -38,10 +38,6 @@ def test_the_contract_states_the_codes_own_limits() -> None:
     schemas = contract()["components"]["schemas"]
     assert schemas["Id"]["pattern"] == f"^{tap_stack.ITEM_ID.pattern}$"
     assert f"up to {tap_stack.MAX_DEPTH} levels" in schemas["NewItem"]["description"]
-
-
-def test_outputs_are_exported_under_their_names() -> None:
-    assert graph_of("dev").outputs.keys() == tap_stack.OUTPUTS.keys()
 
 
 @pytest.mark.parametrize(

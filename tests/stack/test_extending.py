@@ -46,7 +46,7 @@ def test_the_example_changes_two_resources_and_no_other(monkeypatch: pytest.Monk
     assert custom["api-items-logs"].inputs["tags"]["ManagedBy"] == "pulumi"
 
 
-def test_the_example_refuses_a_name_that_no_resource_has(
+def test_the_example_rejects_a_name_that_no_resource_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT))

@@ -1,4 +1,4 @@
-"""Encryption, alerts and monitoring as they are registered: nothing fails silently."""
+"""Monitoring as it is registered: nothing fails silently, each alarm has its runbook."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import tap_stack
-from tests.stack.conftest import ACCOUNT, ENVIRONMENTS, REGION, ROOT, Graph, graph_of, statements
+from tests.stack.conftest import ENVIRONMENTS, REGION, ROOT, Graph, graph_of, graph_of_program
 
 #: Namespace -> resource type whose names or ids its dimensions carry, and the dimension.
 MEASURED = {
@@ -20,7 +19,11 @@ MEASURED = {
     "AWS/SQS": ("Queue", "QueueName", "name"),
     "AWS/DynamoDB": ("Table", "TableName", "name"),
 }
+
+
 HEARTBEATS = {"SnapshotsTaken", "HealthyHostCount"}  # whose silence is the alarm
+
+
 METRICS = {
     "AWS/ApiGateway": {"5xx", "Latency"},
     "AWS/Lambda": {"Errors", "Throttles", "Duration"},
@@ -47,6 +50,8 @@ METRICS = {
     "CWAgent": {"mem_used_percent", "disk_used_percent"},
     "tap-stack": {"SnapshotsTaken", *(f"BastionLogins-{env}" for env in ENVIRONMENTS)},
 }
+
+
 #: What only some functions and tables have: asynchronous events, provisioned capacity.
 MORE = {
     "AWS/Lambda": {"AsyncEventAge", "DestinationDeliveryFailures"},
@@ -59,8 +64,8 @@ def test_every_alarm_has_actions_real_dimensions_and_a_runbook(graph: Graph) -> 
     for each in graph.of("MetricAlarm"):
         alarm = each.inputs
         # A release's own alarms are looked at by the release, which says what they found.
-        told = [] if "-release-" in each.name else [graph.outputs["alerts_topic_arn"]]
-        assert alarm["alarmActions"] == alarm["okActions"] == told
+        actions = [] if "-release-" in each.name else [graph.outputs["alerts_topic_arn"]]
+        assert alarm["alarmActions"] == alarm["okActions"] == actions
         known = METRICS[alarm["namespace"]] | MORE.get(alarm["namespace"], set())
         assert alarm["metricName"] in known, alarm
         assert ("statistic" in alarm) != ("extendedStatistic" in alarm)
@@ -122,25 +127,6 @@ def test_every_function_and_queue_is_watched(graph: Graph, env: str) -> None:
         assert ("AWS/SQS", "ApproximateNumberOfMessagesVisible", name) in watched(graph)
 
 
-def test_every_table_and_index_is_watched(graph: Graph) -> None:
-    for table in (each.inputs for each in graph.of("Table")):
-        for metric in METRICS["AWS/DynamoDB"]:
-            assert ("AWS/DynamoDB", metric, table["name"]) in watched(graph)
-            for index in table["globalSecondaryIndexes"]:
-                assert ("AWS/DynamoDB", metric, index["name"], table["name"]) in watched(graph)
-
-
-def test_the_files_tables_use_alarms_at_80_percent_of_its_capacity(graph: Graph) -> None:
-    thresholds = {
-        each.inputs["metricName"]: each.inputs["threshold"]
-        for each in graph.of("MetricAlarm")
-        if each.inputs["metricName"].startswith("Consumed")
-    }
-    assert thresholds == {"ConsumedReadCapacityUnits": 4_800, "ConsumedWriteCapacityUnits": 4_800}
-    half = graph_of("dev", files_table_capacity="50")
-    assert half.one("MetricAlarm", "monitoring-files-write-capacity").inputs["threshold"] == 2_400
-
-
 def test_the_dashboard_shows_metrics_with_their_dimensions(graph: Graph, env: str) -> None:
     dashboard = graph.one("Dashboard").inputs
     assert dashboard["dashboardName"] == f"tap-stack-{env}"
@@ -155,64 +141,6 @@ def test_the_dashboard_shows_metrics_with_their_dimensions(graph: Graph, env: st
             assert len(metric) % 2 == 1  # namespace, name, pairs of dimensions, options
 
 
-def test_the_topic_is_encrypted_so_that_cloudwatch_can_publish(graph: Graph) -> None:
-    topic = statements(graph.one("TopicPolicy").inputs["policy"])
-    publishers = {each["Principal"]["Service"] for each in topic if each["Effect"] == "Allow"}
-    assert publishers == set(tap_stack.PUBLISHERS)
-    key = [
-        each
-        for each in statements(graph.one("Key").inputs["policy"])
-        if "Service" in each["Principal"]
-    ]
-    users = {each["Principal"]["Service"]: each for each in key}
-    for service in publishers:
-        assert set(users[service]["Action"]) == {"kms:Decrypt", "kms:GenerateDataKey"}
-        assert users[service]["Condition"] == {"StringEquals": {"aws:SourceAccount": ACCOUNT}}
-    assert f"logs.{REGION}.amazonaws.com" in users
-
-
-def test_topics_queues_and_buckets_refuse_whoever_comes_without_tls(graph: Graph) -> None:
-    for each in [x for kind in ("Topic", "Queue", "Bucket") for x in graph.of(f"{kind}Policy")]:
-        denied = [
-            statement
-            for statement in statements(each.inputs["policy"])
-            if statement["Effect"] == "Deny"
-        ]
-        assert [statement["Condition"] for statement in denied] == [
-            {"Bool": {"aws:SecureTransport": "false"}}
-        ]
-
-
-def test_the_key_rotates_and_can_still_be_managed(graph: Graph, env: str) -> None:
-    key = graph.one("Key").inputs
-    assert key["enableKeyRotation"] is True
-    assert key["deletionWindowInDays"] == (30 if env == "prod" else 7)
-    arn = f"arn:aws:iam::{ACCOUNT}:root"
-    root = next(x for x in statements(key["policy"]) if x["Principal"].get("AWS") == arn)
-    assert {"kms:PutKeyPolicy", "kms:ScheduleKeyDeletion", "kms:Decrypt", "kms:CreateGrant"} <= set(
-        root["Action"]
-    )
-
-
-def test_the_budget_warns_the_topic(graph: Graph) -> None:
-    budget = graph.one("Budget").inputs
-    kinds = {each["notificationType"]: each for each in budget["notifications"]}
-    assert {kind: each["threshold"] for kind, each in kinds.items()} == {
-        "ACTUAL": 80,
-        "FORECASTED": 100,
-    }
-    for each in kinds.values():
-        assert each["subscriberSnsTopicArns"] == [graph.outputs["alerts_topic_arn"]]
-
-
-def test_each_address_is_subscribed() -> None:
-    graph = graph_of("dev", alarm_emails='["ann@example.com", "bob@example.com"]')
-    assert sorted(each.inputs["endpoint"] for each in graph.of("TopicSubscription")) == [
-        "ann@example.com",
-        "bob@example.com",
-    ]
-
-
 def test_the_runbook_has_no_section_for_an_alarm_that_is_gone() -> None:
     sections = re.findall(
         r"^## ([a-z0-9-]+)$", Path(ROOT / "docs" / "operations.md").read_text(), re.MULTILINE
@@ -223,3 +151,41 @@ def test_the_runbook_has_no_section_for_an_alarm_that_is_gone() -> None:
         for each in graph_of(env).of("MetricAlarm")
     }
     assert set(sections) == anchors
+
+
+PROGRAM = """
+from tap_stack import Alarm, Component, Graph, Monitoring, TapStackArgs
+
+class Plain(Component):
+    pass
+
+class Watched(Component):
+    def alarms(self):
+        return [
+            Alarm("queue", "AWS/SQS/ApproximateAgeOfOldestMessage", {"QueueName": "q"}, above=60)
+        ]
+
+    def graphs(self):
+        return [Graph("Queue", [("AWS/SQS", "Age", {"QueueName": "q"}, "Maximum")])]
+
+args = TapStackArgs()
+plain, watched = (each(each.__name__.lower(), args, None, "own") for each in (Plain, Watched))
+assert (plain.alarms(), plain.graphs()) == ([], [])
+Monitoring("nothing", args, components=[plain], topic_arn="arn:topic")
+Monitoring("something", args, components=(each for each in (plain, watched)), topic_arn="arn:topic")
+"""
+
+
+def test_any_component_can_be_monitored_and_has_nothing_to_show_by_default(tmp_path: Path) -> None:
+    graph = graph_of_program(tmp_path, PROGRAM)
+    (alarm,) = graph.of("MetricAlarm")
+    assert alarm.name == "something-queue"
+    assert alarm.inputs["alarmActions"] == ["arn:topic"]
+    titles = {
+        each.name: [
+            widget["properties"]["title"]
+            for widget in json.loads(each.inputs["dashboardBody"])["widgets"]
+        ]
+        for each in graph.of("Dashboard")
+    }
+    assert titles == {"nothing-dashboard": [], "something-dashboard": ["Queue"]}

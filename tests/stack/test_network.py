@@ -67,7 +67,7 @@ def test_operators_reach_the_bastion_from_their_ranges_only() -> None:
 
 
 @pytest.mark.parametrize("cidr", ["0.0.0.0/0", "0.0.0.0/1", "10.0.0.1/8", "::/0", "x"])
-def test_the_whole_internet_is_refused_at_the_bastion(cidr: str) -> None:
+def test_the_whole_internet_is_rejected_at_the_bastion(cidr: str) -> None:
     with pytest.raises(TapLocalError, match="bastion_cidrs must be"):
         graph_of("dev", bastion_cidrs=f'["{cidr}"]')
 

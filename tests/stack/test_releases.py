@@ -1,4 +1,4 @@
-"""What a release watches and moves, and how much of the account each function may use."""
+"""What a release watches and moves."""
 
 from __future__ import annotations
 
@@ -46,36 +46,6 @@ def test_a_hotfix_may_go_all_at_once() -> None:
     assert not [each for each in hotfix.of("MetricAlarm") if "-release-" in each.name]
 
 
-def test_no_function_can_starve_another(graph: Graph, env: str) -> None:
-    reserved = {
-        each.inputs["name"].removesuffix(f"-{env}"): each.inputs["reservedConcurrentExecutions"]
-        for each in graph.of("aws:lambda/function:Function")
-        if "reservedConcurrentExecutions" in each.inputs
-    }
-    expected = {"dev": {}, "staging": (200, 10), "prod": (500, 20)}[env]
-    assert reserved == (
-        dict(zip(("tap-stack-api", "tap-stack-files"), expected, strict=True)) if expected else {}
-    )
-    stage = graph.one("Stage", "api-stage").inputs["defaultRouteSettings"]
-    if expected:  # what is too much gets 429 from the API, not 503 from Lambda
-        assert stage["throttlingBurstLimit"] <= reserved["tap-stack-api"]
-
-
-def test_prod_keeps_environments_warm_and_the_scaler_changes_their_number() -> None:
-    prod = graph_of("prod")
-    warm = prod.one("ProvisionedConcurrencyConfig", "api-items-warm")
-    assert warm.ignore_changes == ("provisionedConcurrentExecutions",)
-    assert (warm.inputs["qualifier"], warm.inputs["provisionedConcurrentExecutions"]) == ("live", 2)
-    target = prod.one("Target", "api-items-warm-range").inputs
-    assert (target["minCapacity"], target["maxCapacity"]) == (2, 20)
-    assert target["resourceId"] == "function:tap-stack-api-prod:live"
-    assert target["scalableDimension"] == "lambda:function:ProvisionedConcurrency"
-    tracking = prod.one("aws:appautoscaling/policy:Policy", "api-items-warm-scaling").inputs
-    assert tracking["targetTrackingScalingPolicyConfiguration"]["targetValue"] == 0.7
-    for env in ("dev", "staging"):
-        assert not graph_of(env).of("ProvisionedConcurrencyConfig")
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -92,7 +62,7 @@ def test_prod_keeps_environments_warm_and_the_scaler_changes_their_number() -> N
         ({"canary_percent": "0"}, "canary_percent must be 1 to 100"),
     ],
 )
-def test_settings_that_contradict_each_other_are_told(
+def test_settings_that_contradict_each_other_are_reported(
     settings: dict[str, str], message: str
 ) -> None:
     with pytest.raises(TapLocalError, match=message):

@@ -31,28 +31,6 @@ def test_the_table_can_be_named() -> None:
     assert graph_of("dev", table_name="orders").outputs["table_name"] == "orders"
 
 
-def test_functions_are_current_traced_versioned_and_log_into_their_group(graph: Graph) -> None:
-    groups = {each.inputs["name"] for each in graph.of("LogGroup")}
-    assert len(graph.of("Function")) == 4
-    for each in graph.of("Function"):
-        function = each.inputs
-        assert (function["runtime"], function["architectures"], function["publish"]) == (
-            "python3.13",
-            ["arm64"],
-            True,
-        )
-        assert function["tracingConfig"] == {"mode": "Active"}
-        assert function["loggingConfig"]["logFormat"] == "JSON"
-        assert function["loggingConfig"]["logGroup"] == f"/aws/lambda/{function['name']}"
-        assert function["loggingConfig"]["logGroup"] in groups
-        assert len(function["description"]) <= 256
-
-
-def test_log_groups_keep_what_the_settings_say(graph: Graph, env: str) -> None:
-    days = tap_stack.TapStackArgs(environment_suffix=env).log_retention_days
-    assert {each.inputs["retentionInDays"] for each in graph.of("LogGroup")} == {days}
-
-
 def test_the_api_function_may_do_exactly_this(graph: Graph) -> None:
     arn, key = f"arn:aws:test:{REGION}:{ACCOUNT}:Table/api-items", graph.outputs["key_arn"]
     files = f"arn:aws:test:{REGION}:{ACCOUNT}:Table/files-table"
@@ -76,11 +54,6 @@ def test_the_api_function_may_do_exactly_this(graph: Graph) -> None:
         (["dynamodb:Query"], [files, *(f"{files}/index/{each}" for each in indexes)]),
         (["s3:PutObject"], f"arn:aws:test:{REGION}:{ACCOUNT}:Bucket/files-uploads-bucket/*"),
     ]
-
-
-def test_each_function_has_its_own_role(graph: Graph) -> None:
-    roles = [each.inputs["role"] for each in graph.of("Function")]
-    assert len(set(roles)) == len(roles)
 
 
 def test_traffic_goes_to_the_live_alias_and_only_this_api_may_send_it(graph: Graph) -> None:

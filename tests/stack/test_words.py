@@ -42,6 +42,7 @@ FOREIGN = {
     "cognito-idp:DescribeUserPoolClient": "IAM",
     "get-items-id": "an example in tap_stack.py",
     'globals()["x"]': "Python",
+    ".venv": "made by make",
     "/proc": "Linux",
     "/var/log/cloud-init-output.log": "cloud-init",
     "CI=true": "GitHub Actions",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tap_stack
-from tests.contract import check_answer
+from tests.contract import check_response
 from tests.fakes import FakeDynamoDB, FakeS3, FakeSSM
 
 KEY = "11" * 32
@@ -34,8 +34,8 @@ ENVIRONMENT = {
 
 
 @dataclass
-class Answer:
-    """What the handler answered."""
+class Response:
+    """What the handler responded."""
 
     status: int
     headers: dict[str, str]
@@ -54,7 +54,7 @@ class Api:
 
     def __call__(
         self, method: str, path: str, body: Any = None, caller: str = "ann", **headers: str
-    ) -> Answer:
+    ) -> Response:
         path, _, query = path.partition("?")
         text = body if isinstance(body, str | None) else json.dumps(body)
         names = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -71,7 +71,7 @@ class Api:
         headers: dict[str, str] | None = None,
         caller: str = "ann",
         **more: Any,
-    ) -> Answer:
+    ) -> Response:
         route, parameters = f"{method} {path}", None
         if path.count("/") == 2 and route not in tap_stack.all_routes():
             _, kind, item_id = path.split("/")
@@ -95,10 +95,12 @@ class Api:
             },
             **more,
         }
-        answer = tap_stack.api(event, None)
+        response = tap_stack.api(event, None)
         if event["routeKey"] in tap_stack.all_routes():
-            check_answer(event["routeKey"], answer["statusCode"], answer["headers"], answer["body"])
-        return Answer(answer["statusCode"], answer["headers"], answer["body"])
+            check_response(
+                event["routeKey"], response["statusCode"], response["headers"], response["body"]
+            )
+        return Response(response["statusCode"], response["headers"], response["body"])
 
 
 @pytest.fixture
@@ -113,3 +115,17 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     )
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     yield Api(fakes["dynamodb"], fakes["ssm"])  # type: ignore[arg-type]
+
+
+def assert_problem(response: Response, status: int, detail: str = "") -> None:
+    """Fails if a response is not this problem."""
+    assert response.status == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json == {
+        "type": "about:blank",
+        "title": tap_stack.TITLES[status],
+        "status": status,
+        "detail": response.json["detail"],
+        "request_id": "request-1",
+    }
+    assert detail in response.json["detail"]

@@ -48,10 +48,10 @@ class Pipeline:
         for item in self.table.files.values():
             if item["id"]["S"].startswith("totals#"):
                 owner, _, rest = item["record"]["S"].partition("/")
-                place = item["id"]["S"][7:], owner, rest.rpartition("/")[0]
-                found.update({(*place, x): int(item[x]["N"]) for x in ("count", "bytes")})
-        places = {place[:3] for place in found}
-        return {place: (found[*place, "count"], found[*place, "bytes"]) for place in places}
+                group = item["id"]["S"][7:], owner, rest.rpartition("/")[0]
+                found.update({(*group, x): int(item[x]["N"]) for x in ("count", "bytes")})
+        groups = {group[:3] for group in found}
+        return {group: (found[*group, "count"], found[*group, "bytes"]) for group in groups}
 
 
 @pytest.fixture
@@ -59,10 +59,10 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline]:
     """The handler on empty fakes."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    made = Pipeline()
-    monkeypatch.setattr(tap_stack, "_clients", {"dynamodb": made.table, "s3": made.s3})
+    fakes = Pipeline()
+    monkeypatch.setattr(tap_stack, "_clients", {"dynamodb": fakes.table, "s3": fakes.s3})
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    yield made
+    yield fakes
 
 
 def created(key: str, sequencer: str = "A1", version: str = "v1", **changes: Any) -> dict[str, Any]:
@@ -350,8 +350,8 @@ def test_the_table_is_right_after_any_order_repetition_and_crash(
         sequencer, version = f"{number:06X}" + "F" * (number % 3), f"v{number}"
         pipeline.s3.put(key, version, body)
         records.append(created(key, sequencer, version, eventTime=f"2026-11-{day}T10:00:00.000Z"))
-        place = f"2026-11-{day}", key.partition("/")[0], tap_stack.content_type_of(body, True)
-        expected.update({(*place, "count"): 1, (*place, "bytes"): len(body)})
+        group = f"2026-11-{day}", key.partition("/")[0], tap_stack.content_type_of(body, True)
+        expected.update({(*group, "count"): 1, (*group, "bytes"): len(body)})
 
     def maybe(*_: Any) -> None:
         if chance.random() < 0.2:
@@ -367,8 +367,8 @@ def test_the_table_is_right_after_any_order_repetition_and_crash(
             waiting += batch  # what was not seen to succeed comes again
 
     assert pipeline.totals() == {
-        place[:3]: (expected[*place[:3], "count"], expected[*place[:3], "bytes"])
-        for place in expected
+        group[:3]: (expected[*group[:3], "count"], expected[*group[:3], "bytes"])
+        for group in expected
     }
     recorded = [x for x in pipeline.table.files if " version#" in x]
     assert len(recorded) == len(versions)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import base64
 import datetime
 import json
+import time
 from types import SimpleNamespace
 from typing import Any
 
+import boto3
+import botocore.auth
+import botocore.signers
 import pytest
+from botocore.config import Config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tap_stack
-from tap_stack import file_id
-from tests.unit.conftest import Answer, Api
+from tap_stack import file_id, upload_form
+from tests.unit.conftest import Api, Response, assert_problem
 from tests.unit.test_file_pipeline import created
-from tests.unit.test_serverless_api import assert_problem
+from tests.unit.test_transport import KEYS, REGION
 
 NEW = {"name": "a.png", "content_type": "image/png"}
 
@@ -35,37 +40,67 @@ def listed(api: Api, path: str, name: str = "files", caller: str = "ann") -> lis
     """The pages of a list, to its end."""
     pages, token = [], ""
     while True:
-        answer = api("GET", path + token, caller=caller)
-        assert answer.status == 200, answer.text
-        pages.append(answer.json[name])
-        if "next" not in answer.json:
+        response = api("GET", path + token, caller=caller)
+        assert response.status == 200, response.text
+        pages.append(response.json[name])
+        if "next" not in response.json:
             return pages
-        token = f"{'&' if '?' in path else '?'}next={answer.json['next']}"
+        token = f"{'&' if '?' in path else '?'}next={response.json['next']}"
 
 
 # POST /files
 
 
-def policy(answer: Answer) -> list[Any]:
-    return list(json.loads(base64.b64decode(answer.json["fields"]["policy"]))["conditions"])
+def policy(response: Response) -> list[Any]:
+    return list(json.loads(base64.b64decode(response.json["fields"]["policy"]))["conditions"])
 
 
 def test_the_form_is_good_for_one_key_type_and_size(api: Api) -> None:
-    answer = api("POST", "/files", {**NEW, "folder": "2026/ü b", "size": 17})
-    assert answer.status == 201
+    response = api("POST", "/files", {**NEW, "folder": "2026/ü b", "size": 17})
+    assert response.status == 201
     key = "ann/2026/ü b/a.png"
-    assert answer.headers["location"] == f"/files/{file_id(key)}"
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.json["id"] == file_id(key)
-    assert answer.json["url"] == "https://files-bucket.s3.eu-west-1.amazonaws.com/"
-    assert answer.json["fields"]["key"] == key
-    assert answer.json["fields"]["x-amz-algorithm"] == "AWS4-HMAC-SHA256"
-    conditions = policy(answer)
+    assert response.headers["location"] == f"/files/{file_id(key)}"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.json["id"] == file_id(key)
+    assert response.json["url"] == "https://files-bucket.s3.eu-west-1.amazonaws.com/"
+    assert response.json["fields"]["key"] == key
+    assert response.json["fields"]["x-amz-algorithm"] == "AWS4-HMAC-SHA256"
+    conditions = policy(response)
     assert {"bucket": "files-bucket"} in conditions
     assert {"key": key} in conditions
     assert {"Content-Type": "image/png"} in conditions
     assert ["content-length-range", 17, 17] in conditions
     assert ["content-length-range", 0, 1_000_000] in policy(api("POST", "/files", NEW))
+
+
+def test_the_form_for_an_upload_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**KEYS, "aws_region": REGION, "bucket_name": "files-bucket"}.items():
+        monkeypatch.setenv(name.upper(), value)
+    now = 1_795_000_000
+    monkeypatch.setattr(tap_stack, "time", SimpleNamespace(
+        time=lambda: now, gmtime=time.gmtime, strftime=time.strftime,
+    ))  # fmt: skip
+    moment = datetime.datetime.fromtimestamp(now, datetime.UTC).replace(tzinfo=None)
+    for module in (botocore.auth, botocore.signers):
+        monkeypatch.setattr(module, "get_current_datetime", lambda **_: moment)
+    config = Config(signature_version="s3v4", s3={"addressing_style": "virtual"})
+    s3 = boto3.Session(**KEYS, region_name=REGION).client("s3", config=config)
+    expected = s3.generate_presigned_post(
+        Bucket="files-bucket", Key="ann/ä ☕.png", Fields={"Content-Type": "image/png"},
+        Conditions=[{"Content-Type": "image/png"}, ["content-length-range", 0, 10]],
+        ExpiresIn=tap_stack.UPLOAD_SECONDS,
+    )  # fmt: skip
+    found = upload_form("ann/ä ☕.png", "image/png", 0, 10)
+    assert found["url"] == expected["url"].replace("s3.amazonaws", f"s3.{REGION}.amazonaws")
+    policies = [
+        json.loads(base64.b64decode(form["fields"].pop("policy"))) for form in (found, expected)
+    ]
+    for each in policies:
+        each["conditions"].sort(key=str)
+    assert policies[0] == policies[1]
+    signature = found["fields"].pop("x-amz-signature")
+    assert len(signature) == len(expected["fields"].pop("x-amz-signature"))
+    assert found["fields"] == expected["fields"]
 
 
 @pytest.mark.parametrize(
@@ -100,11 +135,11 @@ def test_the_form_is_good_for_one_key_type_and_size(api: Api) -> None:
         ({"key": "bob/a"}, "Unknown field"),
     ],
 )
-def test_a_form_that_may_not_be_is_refused(api: Api, change: dict[str, Any], detail: str) -> None:
+def test_a_form_that_may_not_be_is_rejected(api: Api, change: dict[str, Any], detail: str) -> None:
     assert_problem(api("POST", "/files", {**NEW, **change}), 422, detail)
 
 
-def test_what_is_no_json_object_is_refused(api: Api) -> None:
+def test_what_is_no_json_object_is_rejected(api: Api) -> None:
     assert_problem(api("POST", "/files", "{"), 400)
     assert_problem(api("POST", "/files", []), 422)
     assert_problem(api("POST", "/files", NEW, content_type="text/plain"), 415)
@@ -131,8 +166,8 @@ def test_a_file_comes_with_its_versions_newest_first(api: Api) -> None:
 
 def test_a_failed_version_says_so(api: Api) -> None:
     identity = upload(api, "ann/a")
-    gone = created("ann/a", "FFFFFFFF", "none")
-    tap_stack.record_files({"Records": [gone]}, SimpleNamespace(aws_request_id="r"))
+    deleted = created("ann/a", "FFFFFFFF", "none")
+    tap_stack.record_files({"Records": [deleted]}, SimpleNamespace(aws_request_id="r"))
     file = api("GET", f"/files/{identity}").json
     assert file["version_id"] == "v0"
     assert [each.get("failure") for each in file["versions"]] == [
@@ -235,9 +270,9 @@ def test_totals_add_up_whatever_the_page(
         at = f"2026-11-{day}T23:59:59.999Z"
         upload(api, f"{'ann' if mine else 'ann2'}/{n}", body, at)
         if mine:
-            place = at[:10], tap_stack.content_type_of(body, True)
-            count, size = expected.get(place, [0, 0])
-            expected[place] = [count + 1, size + len(body)]
+            group = at[:10], tap_stack.content_type_of(body, True)
+            count, size = expected.get(group, [0, 0])
+            expected[group] = [count + 1, size + len(body)]
     query = f"from=2026-11-10&to=2026-11-14&limit={limit}&order={order}"
     pages = listed(api, f"/files/totals?{query}", "totals")
     found = [each for page in pages for each in page]

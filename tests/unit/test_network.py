@@ -46,7 +46,7 @@ def test_another_zone_renumbers_nothing(network: ipaddress.IPv4Network) -> None:
 
 
 @given(networks, networks)
-def test_overlaps_are_refused_with_numbers(
+def test_overlaps_are_rejected_with_numbers(
     network: ipaddress.IPv4Network, other: ipaddress.IPv4Network
 ) -> None:
     if not network.overlaps(other):
@@ -68,7 +68,7 @@ def test_overlaps_are_refused_with_numbers(
         ("fd00::/56", "fd00"),
     ],
 )
-def test_a_range_that_cannot_be_divided_is_refused(cidr: str, why: str) -> None:
+def test_a_range_that_cannot_be_divided_is_rejected(cidr: str, why: str) -> None:
     with pytest.raises(PlanError, match=why):
         plan_subnets(cidr, 2)
     with pytest.raises(SettingsError, match="vpc_cidr"):

@@ -25,12 +25,12 @@ def pages(api: Api, query: str = "", caller: str = "ann") -> list[list[str]]:
     """The ids on each page of a list, to its end."""
     found, token = [], ""
     while True:
-        answer = api("GET", f"/items?{query}{token}", caller=caller)
-        assert answer.status == 200, answer.text
-        found.append([item["id"] for item in answer.json["items"]])
-        if "next" not in answer.json:
+        response = api("GET", f"/items?{query}{token}", caller=caller)
+        assert response.status == 200, response.text
+        found.append([item["id"] for item in response.json["items"]])
+        if "next" not in response.json:
             return found
-        token = f"&next={answer.json['next']}"
+        token = f"&next={response.json['next']}"
 
 
 @fixture_is_fine
@@ -121,11 +121,11 @@ def test_a_token_is_bound_to_caller_category_and_order(api: Api) -> None:
 
 @fixture_is_fine
 @given(st.binary(max_size=100), st.integers(0, 60), st.integers(1, 255))
-def test_no_forged_or_changed_token_opens(api: Api, noise: bytes, place: int, flip: int) -> None:
+def test_no_forged_or_changed_token_opens(api: Api, noise: bytes, byte: int, flip: int) -> None:
     raw = bytearray(
         base64.urlsafe_b64decode(sign_page_token("2026-01-01T00:00:00.000000Z", "a", "s") + "==")
     )
-    raw[place % len(raw)] ^= flip
+    raw[byte % len(raw)] ^= flip
     for forged in (bytes(raw), noise):
         with pytest.raises(tap_stack.Problem) as caught:
             verify_page_token(base64.urlsafe_b64encode(forged).decode().rstrip("="), "s")

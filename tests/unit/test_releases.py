@@ -184,7 +184,7 @@ def test_a_good_version_has_its_share_and_then_everything(cloud: FakeAws) -> Non
     assert cloud.served == pytest.approx({"1": SECONDS * 0.9, "2": SECONDS * 0.1})
 
 
-def test_all_at_once_asks_no_alarm_and_is_the_way_past_red_ones(cloud: FakeAws) -> None:
+def test_all_at_once_asks_no_alarm_and_is_the_way_past_firing_ones(cloud: FakeAws) -> None:
     cloud.versions["1"] = "raising"
     cloud.pass_time(60)
     fix = cloud.publish("good")
@@ -211,11 +211,11 @@ def test_a_version_that_cannot_be_called_gets_no_traffic(cloud: FakeAws) -> None
     assert (cloud.live, cloud.weights, cloud.served["2"]) == ("1", {}, 0)
 
 
-def test_an_answer_with_an_error_status_fails_the_smoke_test_too(cloud: FakeAws) -> None:
-    answers = [b'{"statusCode": 503}', b'{"statusCode": 200}']
-    cloud.invoke = lambda **_: {"Payload": io.BytesIO(answers.pop(0))}  # type: ignore[method-assign]
+def test_a_response_with_an_error_status_fails_the_smoke_test_too(cloud: FakeAws) -> None:
+    responses = [b'{"statusCode": 503}', b'{"statusCode": 200}']
+    cloud.invoke = lambda **_: {"Payload": io.BytesIO(responses.pop(0))}  # type: ignore[method-assign]
     cloud.release(cloud.publish("good"))
-    assert cloud.live == "2" and not answers  # the first one was tried again
+    assert cloud.live == "2" and not responses  # the first one was tried again
 
 
 @pytest.mark.parametrize("kind", ["raising", "slow"])
@@ -265,19 +265,19 @@ def test_a_busy_lambda_is_waited_for_and_not_forever(cloud: FakeAws) -> None:
 
 
 def test_provisioned_concurrency_follows_and_can_be_changed_afterwards(cloud: FakeAws) -> None:
-    seen = []
+    weights = []
     wait = cloud.pass_time
 
     def waiting(seconds: float) -> None:
         try:
             cloud.provision(cloud.live)
         except cloud.exceptions.ResourceConflictException:
-            seen.append(dict(cloud.weights))
+            weights.append(dict(cloud.weights))
         wait(seconds)
 
     cloud.pass_time = waiting  # type: ignore[method-assign]
     cloud.release(cloud.publish("good"))
-    assert seen and all(each == {"2": 0.1} for each in seen)  # refused during the share only
+    assert weights and all(each == {"2": 0.1} for each in weights)  # refused during the share only
     cloud.provision("2")
     assert cloud.allocated == "2"
 
@@ -371,15 +371,15 @@ def test_the_engine_sees_what_changes_and_what_does_not(shipped: Any) -> None:
 
 def test_the_engine_creates_updates_and_refreshes(shipped: Any) -> None:
     cloud = shipped.cloud
-    made = shipped.create(cloud.inputs("1"))
-    assert (made.id, made.outs["version"], cloud.smoked) == (f"{ARN}:live", "1", ["1"])
+    created = shipped.create(cloud.inputs("1"))
+    assert (created.id, created.outs["version"], cloud.smoked) == (f"{ARN}:live", "1", ["1"])
     new = cloud.publish("good")
-    assert shipped.update(made.id, made.outs, cloud.inputs(new)).outs["version"] == new
+    assert shipped.update(created.id, created.outs, cloud.inputs(new)).outs["version"] == new
     cloud.live = "1"  # by hand
-    assert shipped.read(made.id, cloud.inputs(new)).outs["version"] == "1"
+    assert shipped.read(created.id, cloud.inputs(new)).outs["version"] == "1"
 
-    def gone(**_: Any) -> Any:
+    def not_found(**_: Any) -> Any:
         raise cloud.exceptions.ResourceNotFoundException
 
-    cloud.get_alias = gone
-    assert not shipped.read(made.id, cloud.inputs(new)).id
+    cloud.get_alias = not_found
+    assert not shipped.read(created.id, cloud.inputs(new)).id

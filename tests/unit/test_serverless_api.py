@@ -1,10 +1,8 @@
-"""The API's handler: what it answers, stores and logs, also when DynamoDB fails."""
+"""The API's handler: routes, scopes, bodies, problems, the log, also when DynamoDB fails."""
 
 from __future__ import annotations
 
 import json
-import re
-import time
 from typing import Any
 
 import pytest
@@ -13,318 +11,7 @@ from hypothesis import strategies as st
 
 import tap_stack
 from tests.fakes import service_error
-from tests.unit.conftest import Answer, Api
-
-UUID7 = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
-
-
-def assert_problem(answer: Answer, status: int, detail: str = "") -> None:
-    assert answer.status == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json == {
-        "type": "about:blank",
-        "title": tap_stack.TITLES[status],
-        "status": status,
-        "detail": answer.json["detail"],
-        "request_id": "request-1",
-    }
-    assert detail in answer.json["detail"]
-
-
-# POST /items
-
-
-def test_create_answers_with_item_location_and_etag(api: Api) -> None:
-    answer = api("POST", "/items", {"name": "tea", "version": 9, "created_at": "x"})
-    assert answer.status == 201
-    assert re.fullmatch(UUID7, answer.json["id"])
-    assert answer.headers["location"] == f"/items/{answer.json['id']}"
-    assert re.fullmatch(f'"{UUID7}"', answer.headers["etag"])
-    assert answer.json["version"] == 1
-    assert answer.json["created_at"] == answer.json["updated_at"]
-    assert list(answer.json) == ["id", "version", "created_at", "updated_at", "name"]
-
-
-def test_generated_ids_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(1_700_000_000, 1_700_000_050))
-    monkeypatch.setattr(time, "time", lambda: next(clock))
-    ids = [tap_stack.new_id() for _ in range(50)]
-    assert ids == sorted(ids)
-    assert all(re.fullmatch(UUID7, each) for each in ids)
-
-
-def test_a_taken_id_is_409_and_does_not_say_whose(api: Api) -> None:
-    assert api("POST", "/items", {"id": "a"}).status == 201
-    mine, others = (
-        api("POST", "/items", {"id": "a"}),
-        api("POST", "/items", {"id": "a"}, caller="bob"),
-    )
-    assert_problem(mine, 409)
-    assert mine.text == others.text
-    assert api.table.items["a"]["owner"] == {"S": "ann"}
-
-
-@pytest.mark.parametrize(
-    "item_id",
-    ["", ".", "..", "a/b", "a b", "é", "x" * 129, "-a", "a\n", 5, True, [], "idempotency#1"],
-)
-def test_an_id_that_a_url_cannot_carry_is_422(api: Api, item_id: Any) -> None:
-    assert_problem(api("POST", "/items", {"id": item_id}), 422, "An id is text")
-    assert not api.table.items
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["owner", "revision", "content", "expires_at", "a.b", "#x", ":y", "SELECT", "ünï ☕", "size"],
-)
-def test_any_field_name_works(api: Api, name: str) -> None:
-    assert api("POST", "/items", {"id": "a", name: {name: [name]}}).json[name] == {name: [name]}
-    assert api("GET", "/items/a").json[name] == {name: [name]}
-    assert api("PATCH", "/items/a", {name: 1}).json[name] == 1
-
-
-@pytest.mark.parametrize("body", ["[]", "1", "null", '"a"'])
-def test_an_item_is_an_object(api: Api, body: str) -> None:
-    assert_problem(api("POST", "/items", body), 422, "JSON object")
-
-
-@pytest.mark.parametrize(
-    "content_type", ["", "text/plain", "application/xml", "application/merge-patch+json"]
-)
-def test_another_content_type_is_415_and_named(api: Api, content_type: str) -> None:
-    answer = api.raw(
-        "POST", "/items", text="{}", headers={"content-type": content_type} if content_type else {}
-    )
-    assert_problem(answer, 415, "application/json")
-    assert answer.headers["accept"] == "application/json"
-
-
-def test_parameters_of_the_content_type_are_ignored(api: Api) -> None:
-    assert api("POST", "/items", {}, content_type="Application/JSON; charset=utf-8").status == 201
-
-
-def test_a_base64_body_is_read(api: Api) -> None:
-    headers = {"content-type": "application/json"}
-    good = api.raw("POST", "/items", text="eyJhIjoxfQ==", headers=headers, isBase64Encoded=True)
-    assert good.json["a"] == 1
-    bad = api.raw("POST", "/items", text="/w==", headers=headers, isBase64Encoded=True)
-    assert_problem(bad, 400, "not UTF-8")
-
-
-def test_a_body_above_the_limit_is_413_before_it_is_parsed(api: Api) -> None:
-    assert_problem(api("POST", "/items", "x" * (tap_stack.BODY_LIMIT + 1)), 413)
-    assert not api.table.calls
-
-
-def test_an_item_above_dynamodbs_limit_is_413(api: Api) -> None:
-    def too_large(operation: str, arguments: Any) -> None:
-        message = "Item size has exceeded the maximum allowed size"
-        if operation == "TransactWriteItems":
-            reasons = [{"Code": "ValidationError", "Message": message}, {"Code": "None"}]
-            raise service_error(
-                "TransactionCanceledException", operation, CancellationReasons=reasons
-            )
-        raise service_error("ValidationException", operation, message)
-
-    api.table.before = too_large
-    assert_problem(api("POST", "/items", {}), 413, "400 KB")
-    assert_problem(api("POST", "/items", {}, idempotency_key="k"), 413, "400 KB")
-
-
-def test_a_category_too_long_for_its_index_is_422(api: Api) -> None:
-    assert api("POST", "/items", {"category": "é" * 512}).status == 201
-    assert_problem(api("POST", "/items", {"category": "é" * 513}), 422, "category")
-    api("POST", "/items", {"id": "a"})
-    assert_problem(api("PATCH", "/items/a", {"category": "x" * 1025}), 422, "category")
-
-
-# Idempotency-Key
-
-
-def test_a_retry_with_the_same_key_returns_the_first_answer(api: Api) -> None:
-    first = api("POST", "/items", {"name": "tea", "price": 1.5}, idempotency_key="k 1")
-    api("PATCH", f"/items/{first.json['id']}", {"name": "coffee"})
-    again = api("POST", "/items", '{"price":1.50,"name":"tea"}', idempotency_key="k 1")
-    assert (again.status, again.json, again.headers) == (201, first.json, first.headers)
-    assert len(api.table.items) == 2  # the item and the record of the key
-
-
-def test_another_body_under_the_same_key_is_refused(api: Api) -> None:
-    api("POST", "/items", {"id": "a", "n": 1}, idempotency_key="k")
-    for body in ({"id": "a", "n": 2}, {"id": "b", "n": 1}, {"n": 1}):
-        assert_problem(api("POST", "/items", body, idempotency_key="k"), 422, "another body")
-
-
-def test_a_key_belongs_to_its_caller(api: Api) -> None:
-    api("POST", "/items", {"n": 1}, idempotency_key="k")
-    assert api("POST", "/items", {"n": 2}, caller="bob", idempotency_key="k").status == 201
-
-
-def test_a_taken_id_is_409_with_a_key_too_and_the_key_stays_free(api: Api) -> None:
-    api("POST", "/items", {"id": "a"}, caller="bob")
-    assert_problem(api("POST", "/items", {"id": "a"}, idempotency_key="k"), 409)
-    assert api("POST", "/items", {"id": "b"}, idempotency_key="k").status == 201
-
-
-def test_a_key_is_forgotten_after_its_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    api("POST", "/items", {"n": 1}, idempotency_key="k")
-    later = time.time() + 86_401
-    monkeypatch.setattr(time, "time", lambda: later)
-    assert api("POST", "/items", {"n": 2}, idempotency_key="k").status == 201
-
-
-@pytest.mark.parametrize("key", ["", " ", "é", "x" * 256, "a\tb"])
-def test_an_unusable_key_is_400(api: Api, key: str) -> None:
-    assert_problem(api("POST", "/items", {}, idempotency_key=key), 400, "Idempotency-Key")
-
-
-# GET /items/{id}
-
-
-def test_get_answers_304_for_the_version_that_the_caller_has(api: Api) -> None:
-    tag = api("POST", "/items", {"id": "a"}).headers["etag"]
-    for header in (tag, f'"x", {tag}', f"W/{tag}", "*"):
-        answer = api("GET", "/items/a", if_none_match=header)
-        assert (answer.status, answer.headers["etag"], answer.text) == (304, tag, "")
-    assert api("GET", "/items/a", if_none_match='"x"').json["id"] == "a"
-
-
-def test_an_etag_is_not_reused_after_delete_and_create(api: Api) -> None:
-    first = api("POST", "/items", {"id": "a"}).headers["etag"]
-    api("DELETE", "/items/a")
-    assert api("POST", "/items", {"id": "a"}).headers["etag"] != first
-
-
-@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
-def test_somebody_elses_item_is_as_missing_as_a_missing_one(api: Api, method: str) -> None:
-    api("POST", "/items", {"id": "a"}, caller="bob")
-    api("POST", "/items", {"id": "b"}, idempotency_key="k")
-    record = next(each for each in api.table.items if each.startswith("idempotency#"))
-    body: Any = {} if method in ("PUT", "PATCH") else None
-    answers = [api(method, f"/items/{each}", body) for each in ("a", "nothing", "%20", record)]
-    for answer in answers:
-        assert_problem(answer, 404)
-    assert len({answer.text for answer in answers}) == 1
-    assert api("GET", "/items/a", caller="bob").json["version"] == 1
-
-
-# PUT, PATCH, DELETE
-
-
-def test_put_replaces_all_fields_and_keeps_the_services_own(api: Api) -> None:
-    first = api("POST", "/items", {"id": "a", "x": 1, "category": "c"}).json
-    answer = api("PUT", "/items/a", {**first, "x": None, "y": 2})
-    del answer.json["y"]
-    assert answer.json == {
-        **first,
-        "x": None,
-        "y": 2,
-        "version": 2,
-        "updated_at": answer.json["updated_at"],
-    }
-    assert "category" not in api("PUT", "/items/a", {}).json
-    assert "owner_category" not in api.table.items["a"]
-
-
-def test_put_of_another_id_is_422(api: Api) -> None:
-    api("POST", "/items", {"id": "a"})
-    assert_problem(api("PUT", "/items/a", {"id": "b"}), 422, "not the one in the path")
-
-
-@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
-def test_if_match_lets_only_the_version_through_that_the_caller_saw(api: Api, method: str) -> None:
-    old = api("POST", "/items", {"id": "a"}).headers["etag"]
-    new = api("PUT", "/items/a", {"n": 2}).headers["etag"]
-    body: Any = None if method == "DELETE" else {"n": 3}
-    for header in (old, f"W/{new}", '"x", "y"'):
-        assert_problem(api(method, "/items/a", body, if_match=header), 412)
-    assert api("GET", "/items/a").json["n"] == 2
-    assert api(method, "/items/a", body, if_match=f'"x", {new}').status in (200, 204)
-
-
-@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
-def test_if_match_star_wants_any_item(api: Api, method: str) -> None:
-    body: Any = None if method == "DELETE" else {}
-    assert_problem(api(method, "/items/a", body, if_match="*"), 404)
-    api("POST", "/items", {"id": "a"})
-    assert api(method, "/items/a", body, if_match="*").status in (200, 204)
-
-
-def test_patch_merges_with_either_media_type(api: Api) -> None:
-    api("POST", "/items", {"id": "a", "x": {"y": 1, "z": 2}, "w": [1]})
-    answer = api(
-        "PATCH",
-        "/items/a",
-        {"x": {"y": None, "v": 3}, "w": [2]},
-        content_type="application/merge-patch+json",
-    )
-    assert {key: answer.json[key] for key in "xw"} == {"x": {"z": 2, "v": 3}, "w": [2]}
-    assert answer.json["version"] == 2
-    assert api("PATCH", "/items/a", {"category": "c"}).json["category"] == "c"
-    assert api.table.items["a"]["owner_category"] == {"S": "ann#c"}
-
-
-def test_patch_merges_into_what_a_faster_writer_left(api: Api) -> None:
-    api("POST", "/items", {"id": "a", "n": 1})
-    others = iter(range(3))
-
-    def interfere(operation: str, arguments: Any) -> None:
-        if operation == "UpdateItem" and (turn := next(others, None)) is not None:
-            api.table.items["a"]["revision"] = {"S": f"other-{turn}"}
-            api.table.items["a"]["content"]["M"][f"other{turn}"] = {"N": "1"}
-
-    api.table.before = interfere
-    answer = api("PATCH", "/items/a", {"n": 2})
-    assert {
-        key: value for key, value in answer.json.items() if key not in tap_stack.READ_ONLY_FIELDS
-    } == {
-        "n": 2,
-        "other0": 1,
-        "other1": 1,
-        "other2": 1,
-    }
-
-
-def test_patch_gives_up_with_409_when_it_never_gets_through(api: Api) -> None:
-    api("POST", "/items", {"id": "a"})
-    counter = iter(range(100))
-
-    def interfere(operation: str, arguments: Any) -> None:
-        if operation == "UpdateItem":
-            api.table.items["a"]["revision"] = {"S": f"other-{next(counter)}"}
-
-    api.table.before = interfere
-    answer = api("PATCH", "/items/a", {"n": 2})
-    assert_problem(answer, 409)
-    assert answer.headers["retry-after"] == "1"
-    assert api.table.calls.count("UpdateItem") == tap_stack.PATCH_ATTEMPTS
-
-
-def test_patch_of_an_item_deleted_meanwhile_is_404(api: Api) -> None:
-    api("POST", "/items", {"id": "a"})
-    api.table.before = lambda operation, _: (
-        api.table.items.pop("a", None) if operation == "UpdateItem" else None
-    )  # type: ignore[assignment]
-    assert_problem(api("PATCH", "/items/a", {"n": 2}), 404)
-
-
-def test_delete_is_204_then_404(api: Api) -> None:
-    api("POST", "/items", {"id": "a"})
-    gone = api("DELETE", "/items/a")
-    assert (gone.status, gone.text) == (204, "")
-    assert_problem(api("DELETE", "/items/a"), 404)
-
-
-def test_a_write_whose_answer_was_lost_is_not_taken_for_a_conflict(api: Api) -> None:
-    api.table.lose_answers = True
-    created = api("POST", "/items", {"id": "a", "n": 1})
-    assert created.status == 201
-    replaced = api("PUT", "/items/a", {"n": 2}, if_match=created.headers["etag"])
-    assert (replaced.status, replaced.json["n"], replaced.json["version"]) == (200, 2, 2)
-    patched = api("PATCH", "/items/a", {"m": 3})
-    assert (patched.json["n"], patched.json["m"], patched.json["version"]) == (2, 3, 3)
-    assert api("DELETE", "/items/a").status == 204
-
+from tests.unit.conftest import Api, assert_problem
 
 # Routes, scopes
 
@@ -345,8 +32,8 @@ def test_a_write_whose_answer_was_lost_is_not_taken_for_a_conflict(api: Api) -> 
 def test_what_no_route_takes(
     api: Api, method: str, path: str, status: int, allow: str | None
 ) -> None:
-    answer = api.raw(method, path)
-    assert (answer.status, answer.headers.get("allow")) == (status, allow)
+    response = api.raw(method, path)
+    assert (response.status, response.headers.get("allow")) == (status, allow)
 
 
 def test_every_route_wants_its_scope(api: Api) -> None:
@@ -363,9 +50,9 @@ def test_every_route_wants_its_scope(api: Api) -> None:
             "http": {"method": method},
             "authorizer": {"jwt": {"claims": claims}},
         }
-        answer = api.raw(method, path.format(id="a"), requestContext=context)
-        assert_problem(answer, 403, scope)
-        assert f'scope="{scope}"' in answer.headers["www-authenticate"]
+        response = api.raw(method, path.format(id="a"), requestContext=context)
+        assert_problem(response, 403, scope)
+        assert f'scope="{scope}"' in response.headers["www-authenticate"]
         context["authorizer"] = {}
         assert_problem(api.raw(method, path.format(id="a"), requestContext=context), 401)
 
@@ -383,6 +70,37 @@ def test_a_machine_owns_what_its_client_makes(api: Api) -> None:
         == 201
     )
     assert api.table.items["a"]["owner"] == {"S": "robot"}
+
+
+# Bodies
+
+
+@pytest.mark.parametrize(
+    "content_type", ["", "text/plain", "application/xml", "application/merge-patch+json"]
+)
+def test_another_content_type_is_415_and_named(api: Api, content_type: str) -> None:
+    response = api.raw(
+        "POST", "/items", text="{}", headers={"content-type": content_type} if content_type else {}
+    )
+    assert_problem(response, 415, "application/json")
+    assert response.headers["accept"] == "application/json"
+
+
+def test_parameters_of_the_content_type_are_ignored(api: Api) -> None:
+    assert api("POST", "/items", {}, content_type="Application/JSON; charset=utf-8").status == 201
+
+
+def test_a_base64_body_is_read(api: Api) -> None:
+    headers = {"content-type": "application/json"}
+    good = api.raw("POST", "/items", text="eyJhIjoxfQ==", headers=headers, isBase64Encoded=True)
+    assert good.json["a"] == 1
+    bad = api.raw("POST", "/items", text="/w==", headers=headers, isBase64Encoded=True)
+    assert_problem(bad, 400, "not UTF-8")
+
+
+def test_a_body_above_the_limit_is_413_before_it_is_parsed(api: Api) -> None:
+    assert_problem(api("POST", "/items", "x" * (tap_stack.BODY_LIMIT + 1)), 413)
+    assert not api.table.calls
 
 
 # Failures
@@ -420,10 +138,10 @@ def test_when_dynamodb_fails_the_caller_may_try_again_and_learns_nothing(
 
     api.table.before = fail
     for method, path, body in CALLS:
-        answer = api(method, path, body)
-        assert_problem(answer, 503)
-        assert answer.headers["retry-after"] == "1"
-        assert "secret" not in answer.text
+        response = api(method, path, body)
+        assert_problem(response, 503)
+        assert response.headers["retry-after"] == "1"
+        assert "secret" not in response.text
         line = json.loads(capsys.readouterr().out)
         assert (line["level"], line["status"]) == ("ERROR", 503)
         assert type(error).__name__ in line["error"]

@@ -203,7 +203,7 @@ def test_all_errors_come_at_once() -> None:
         ("log_retention_days", 30),
     ],
 )
-def test_prod_refuses_what_breaks_its_promises_and_dev_does_not(key: str, value: Any) -> None:
+def test_prod_rejects_what_breaks_its_promises_and_dev_does_not(key: str, value: Any) -> None:
     TapStackArgs(**{key: value})
     with pytest.raises(SettingsError, match=f"{key} must be .* in prod"):
         TapStackArgs(environment_suffix="prod", **{key: value})

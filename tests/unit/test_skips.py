@@ -59,19 +59,23 @@ def run(folder: Path, reason: str, **environment: str) -> subprocess.CompletedPr
 
 
 def test_an_unlisted_skip_fails_in_ci_and_says_what_to_do(tmp_path: Path) -> None:
-    done = run(tmp_path, UNLISTED, CI="true")
-    assert done.returncode == 1
-    failed = re.findall(r"^(?:FAILED|ERROR) tests/test_(\w+)\.py", done.stdout, re.MULTILINE)
-    assert set(failed) == set(SKIPS), done.stdout
-    assert f"Skipped in CI: {UNLISTED}\n" in done.stdout
-    assert "list the reason in CONTRIBUTING.md" in done.stdout
+    completed = run(tmp_path, UNLISTED, CI="true")
+    assert completed.returncode == 1
+    failed = re.findall(r"^(?:FAILED|ERROR) tests/test_(\w+)\.py", completed.stdout, re.MULTILINE)
+    assert set(failed) == set(SKIPS), completed.stdout
+    assert f"Skipped in CI: {UNLISTED}\n" in completed.stdout
+    assert "list the reason in CONTRIBUTING.md" in completed.stdout
 
 
 def test_a_listed_skip_is_one_in_ci_too(tmp_path: Path) -> None:
-    done = run(tmp_path, LISTED, CI="true")
-    assert (done.returncode, "5 skipped, 1 xfailed" in done.stdout) == (0, True), done.stdout
+    completed = run(tmp_path, LISTED, CI="true")
+    assert (completed.returncode, "5 skipped, 1 xfailed" in completed.stdout) == (0, True), (
+        completed.stdout
+    )
 
 
 def test_without_ci_a_test_may_be_skipped(tmp_path: Path) -> None:
-    done = run(tmp_path, UNLISTED)
-    assert (done.returncode, "5 skipped, 1 xfailed" in done.stdout) == (0, True), done.stdout
+    completed = run(tmp_path, UNLISTED)
+    assert (completed.returncode, "5 skipped, 1 xfailed" in completed.stdout) == (0, True), (
+        completed.stdout
+    )

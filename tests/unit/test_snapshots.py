@@ -49,20 +49,20 @@ some = st.lists(
 def test_only_whole_manual_snapshots_past_their_days_go_and_never_the_newest(
     snapshots: list[dict[str, Any]], days: int, keep: int
 ) -> None:
-    gone = set(past_retention(snapshots, NOW.timestamp(), days, keep))
+    expired = set(past_retention(snapshots, NOW.timestamp(), days, keep))
     whole = [
         each
         for each in snapshots
         if each["Status"] == "available" and each["SnapshotType"] == "manual"
     ]
-    assert gone <= {each["DBSnapshotIdentifier"] for each in whole}
+    assert expired <= {each["DBSnapshotIdentifier"] for each in whole}
     ages = {
         each["DBSnapshotIdentifier"]: (NOW - each["SnapshotCreateTime"]).total_seconds()
         for each in whole
     }
-    stay = set(ages) - gone
+    stay = set(ages) - expired
     assert len(stay) >= min(keep, len(whole))
-    assert all(ages[each] > days * 86_400 for each in gone)
+    assert all(ages[each] > days * 86_400 for each in expired)
     # Whatever stays is young, or among the newest.
     newest = sorted(ages.values())[:keep]
     assert all(ages[each] <= days * 86_400 or ages[each] <= newest[-1] for each in stay)
@@ -117,25 +117,25 @@ def rds(monkeypatch: pytest.MonkeyPatch) -> FakeRDS:
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    made = FakeRDS(
+    fake = FakeRDS(
         snapshot("new", 1),
         snapshot("old", 5),
         snapshot("older", 6),
         snapshot("foreign", 9, TagList=[]),
         snapshot("somebody's", 9, TagList=[{**TAG, "Value": "other"}]),
     )
-    monkeypatch.setattr(tap_stack, "_clients", {"rds": made})
+    monkeypatch.setattr(tap_stack, "_clients", {"rds": fake})
     monkeypatch.setattr(time, "time", NOW.timestamp)
     monkeypatch.setattr(time, "gmtime", lambda *_: NOW.timetuple())
-    return made
+    return fake
 
 
 def test_one_is_taken_and_the_old_ones_of_its_own_go(
     rds: FakeRDS, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = take_snapshot({}, None)
+    result = take_snapshot({}, None)
     assert rds.created[1:] == ["db-2026-11-21-0200"]
-    assert sorted(rds.deleted[1:]) == ["old", "older"] == sorted(done["deleted"])
+    assert sorted(rds.deleted[1:]) == ["old", "older"] == sorted(result["deleted"])
     line = json.loads(capsys.readouterr().out)
     assert (line["SnapshotsTaken"], line["found"]) == (1, 3)
 

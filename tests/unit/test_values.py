@@ -106,7 +106,7 @@ def test_marshalled_values_have_the_shape_that_dynamodb_takes(value: Any) -> Non
         ('{"": 1}', 422, "cannot be empty"),
     ],
 )
-def test_what_cannot_be_stored_exactly_is_refused_with_a_reason(
+def test_what_cannot_be_stored_exactly_is_rejected_with_a_reason(
     text: str, status: int, reason: str
 ) -> None:
     with pytest.raises(Problem) as caught:

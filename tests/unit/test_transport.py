@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import datetime
 import json
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
-from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -27,7 +25,7 @@ from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 
 import tap_stack
-from tap_stack import Service, ServiceError, upload_form
+from tap_stack import Service, ServiceError
 
 KEYS = {"aws_access_key_id": "AKIA", "aws_secret_access_key": "secret", "aws_session_token": "tok"}
 REGION, PATIENCE = "eu-west-1", 0.3
@@ -43,14 +41,14 @@ class Script:
     connections: int = 0
 
 
-def answer(status: int, body: Any = None, **headers: str) -> tuple[int, bytes, dict[str, str]]:
+def respond(status: int, body: Any = None, **headers: str) -> tuple[int, bytes, dict[str, str]]:
     content = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
     return status, content, {name.replace("_", "-"): value for name, value in headers.items()}
 
 
 def error(code: str, message: str = "because", *, status: int = 400, **more: Any) -> Any:
     kind = f"com.amazonaws.dynamodb.v20120810#{code}"
-    return answer(status, {"__type": kind, "message": message, **more})
+    return respond(status, {"__type": kind, "message": message, **more})
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -125,12 +123,12 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
-def ours(url: str, monkeypatch: pytest.MonkeyPatch, name: str = "dynamodb") -> Any:
+def own_client(url: str, monkeypatch: pytest.MonkeyPatch, name: str = "dynamodb") -> Any:
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     return Service(name)
 
 
-def theirs(url: str, name: str = "dynamodb") -> Any:
+def sdk_client(url: str, name: str = "dynamodb") -> Any:
     config = Config(
         retries={"mode": "standard", "total_max_attempts": tap_stack.ATTEMPTS},
         connect_timeout=tap_stack.CONNECT_TIMEOUT_SECONDS, read_timeout=PATIENCE, proxies={},
@@ -159,12 +157,12 @@ def outcome(client: Any, operation: str, arguments: dict[str, Any]) -> Any:
 
 
 ITEM: dict[str, Any] = {"Item": {"id": {"S": "tea"}, "n": {"N": "1"}}}
-GOOD = answer(200, ITEM)
+GOOD = respond(200, ITEM)
 CRC = str(binascii.crc32(GOOD[1]))
 SCRIPTS = {
     "a result": [GOOD],
-    "a result with its checksum": [answer(200, ITEM, x_amz_crc32=CRC)],
-    "nothing": [answer(200)],
+    "a result with its checksum": [respond(200, ITEM, x_amz_crc32=CRC)],
+    "nothing": [respond(200)],
     "a condition that failed": [error("ConditionalCheckFailedException", **ITEM)],
     "a transaction that failed": [
         error(
@@ -179,21 +177,21 @@ SCRIPTS = {
     "a transaction in the way": [error("TransactionInProgressException"), GOOD],
     "an internal error": [error("InternalServerError", status=500), GOOD],
     "an internal error always": [error("InternalServerError", status=500)],
-    "a balancer's page": [answer(503, b"<html>busy</html>"), GOOD],
-    "a balancer's page always": [answer(502, b"<html>busy</html>")],
+    "a balancer's page": [respond(503, b"<html>busy</html>"), GOOD],
+    "a balancer's page always": [respond(502, b"<html>busy</html>")],
     "an expired token": [error("ExpiredTokenException")],
     "unknown keys": [error("UnrecognizedClientException")],
     "a clock that is wrong": [error("InvalidSignatureException", "Signature expired")],
     "no permission": [error("AccessDeniedException")],
     "a disabled key": [error("KMSInvalidStateException")],
-    "a wrong checksum": [answer(200, ITEM, x_amz_crc32="1"), GOOD],
-    "a wrong checksum always": [answer(200, ITEM, x_amz_crc32="1")],
-    "half an answer": [answer(200, ITEM, content_length="10000", x_then_close="1"), GOOD],
+    "a wrong checksum": [respond(200, ITEM, x_amz_crc32="1"), GOOD],
+    "a wrong checksum always": [respond(200, ITEM, x_amz_crc32="1")],
+    "half an answer": [respond(200, ITEM, content_length="10000", x_then_close="1"), GOOD],
     "silence": ["hang", GOOD],
     "silence always": ["hang"],
     "hanging up": ["hang up", GOOD],
     "hanging up always": ["hang up"],
-    "no JSON": [answer(200, b"<html>")],
+    "no JSON": [respond(200, b"<html>")],
 }
 
 
@@ -205,17 +203,17 @@ SAFER: dict[str, Any] = {"a wrong checksum always": ITEM, "no JSON": {}}
 def test_it_does_what_the_sdk_does(
     script: str, serve: Any, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there, asked = serve(SCRIPTS[script])
-    expected = outcome(theirs(there), *GET)
+    sdk_url, sdk_script = serve(SCRIPTS[script])
+    expected = outcome(sdk_client(sdk_url), *GET)
     waits = pauses.copy()
     pauses.clear()
-    here, done = serve(SCRIPTS[script])
-    found = outcome(ours(here, monkeypatch), *GET)
+    own_url, own_script = serve(SCRIPTS[script])
+    found = outcome(own_client(own_url, monkeypatch), *GET)
     if script in SAFER:  # the SDK takes it for a result, and an empty one for "there is no item"
         assert (expected, found) == (SAFER[script], "no answer")
     else:
         assert found == expected
-    assert len(done.requests) == len(asked.requests)
+    assert len(own_script.requests) == len(sdk_script.requests)
     assert pauses == pytest.approx(waits)
 
 
@@ -234,11 +232,11 @@ def test_it_sends_what_the_sdk_sends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("AWS_SESSION_TOKEN", token)
-    there, asked = serve([answer(200)])
-    getattr(theirs(there, name), operation)(**arguments)
-    here, done = serve([answer(200)])
-    getattr(ours(here, monkeypatch, name), operation)(**arguments)
-    ((expected, body),), ((headers, found),) = asked.requests, done.requests
+    sdk_url, sdk_script = serve([respond(200)])
+    getattr(sdk_client(sdk_url, name), operation)(**arguments)
+    own_url, own_script = serve([respond(200)])
+    getattr(own_client(own_url, monkeypatch, name), operation)(**arguments)
+    ((expected, body),), ((headers, found),) = sdk_script.requests, own_script.requests
     sent, expected_body = json.loads(found), json.loads(body)
     tokens = [each.pop("ClientRequestToken", "") for each in (sent, expected_body)]
     assert sent == expected_body
@@ -246,7 +244,7 @@ def test_it_sends_what_the_sdk_sends(
     for each in ("x-amz-target", "content-type"):
         assert headers[each] == expected[each]
     assert headers.get("x-amz-security-token", "") == token
-    assert headers["authorization"] == signed_by_the_sdk(name, here, headers, found, token)
+    assert headers["authorization"] == signed_by_the_sdk(name, own_url, headers, found, token)
 
 
 def signed_by_the_sdk(name: str, url: str, headers: dict[str, str], body: bytes, token: str) -> str:
@@ -264,7 +262,7 @@ def signed_by_the_sdk(name: str, url: str, headers: dict[str, str], body: bytes,
 
 def test_one_connection_serves_many_calls(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     url, script = serve([GOOD])
-    service = ours(url, monkeypatch)
+    service = own_client(url, monkeypatch)
     assert [service.get_item() for _ in range(5)] == [ITEM] * 5
     assert script.connections == 1
 
@@ -272,8 +270,8 @@ def test_one_connection_serves_many_calls(serve: Any, monkeypatch: pytest.Monkey
 def test_a_connection_that_was_closed_while_idle_costs_no_attempt(
     serve: Any, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, script = serve([answer(200, ITEM, x_then_close="1")])
-    service = ours(url, monkeypatch)
+    url, script = serve([respond(200, ITEM, x_then_close="1")])
+    service = own_client(url, monkeypatch)
     for _ in range(3):
         assert service.get_item() == ITEM
         threading.Event().wait(0.05)  # the server's end arrives
@@ -285,7 +283,7 @@ def test_a_service_that_keeps_failing_is_asked_less(
 ) -> None:
     failing = [error("InternalServerError", status=500)]
     requests = []
-    for make in (theirs, lambda url: ours(url, monkeypatch)):
+    for make in (sdk_client, lambda url: own_client(url, monkeypatch)):
         url, script = serve(failing)
         client = make(url)
         for _ in range(60):
@@ -299,7 +297,7 @@ def test_who_does_not_take_the_connection_is_not_waited_for(
 ) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        service = ours(f"http://127.0.0.1:{nobody.getsockname()[1]}", monkeypatch)
+        service = own_client(f"http://127.0.0.1:{nobody.getsockname()[1]}", monkeypatch)
         with pytest.raises(ServiceError, match=r"ConnectionError.*GetItem.*ConnectionRefused"):
             service.get_item()
     assert len(pauses) == tap_stack.ATTEMPTS - 1
@@ -308,7 +306,7 @@ def test_who_does_not_take_the_connection_is_not_waited_for(
 def test_the_trace_of_the_call_goes_along(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_X_AMZN_TRACE_ID", "Root=1-67;Parent=53;Sampled=1")
     url, script = serve([GOOD])
-    ours(url, monkeypatch).get_item()
+    own_client(url, monkeypatch).get_item()
     assert script.requests[0][0]["x-amzn-trace-id"] == "Root=1-67;Parent=53;Sampled=1"
 
 
@@ -318,35 +316,6 @@ def test_the_endpoint_is_the_sdks(name: str, region: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("AWS_REGION", region)
     expected = boto3.Session(**KEYS, region_name=region).client(name).meta.endpoint_url
     assert "://".join(tap_stack.endpoint(name)) == expected
-
-
-def test_the_form_for_an_upload_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BUCKET_NAME", "files-bucket")
-    now = 1_795_000_000
-    monkeypatch.setattr(tap_stack, "time", SimpleNamespace(
-        time=lambda: now, gmtime=time.gmtime, strftime=time.strftime,
-    ))  # fmt: skip
-    moment = datetime.datetime.fromtimestamp(now, datetime.UTC).replace(tzinfo=None)
-    for module in (botocore.auth, botocore.signers):
-        monkeypatch.setattr(module, "get_current_datetime", lambda **_: moment)
-    config = Config(signature_version="s3v4", s3={"addressing_style": "virtual"})
-    s3 = boto3.Session(**KEYS, region_name=REGION).client("s3", config=config)
-    expected = s3.generate_presigned_post(
-        Bucket="files-bucket", Key="ann/ä ☕.png", Fields={"Content-Type": "image/png"},
-        Conditions=[{"Content-Type": "image/png"}, ["content-length-range", 0, 10]],
-        ExpiresIn=tap_stack.UPLOAD_SECONDS,
-    )  # fmt: skip
-    found = upload_form("ann/ä ☕.png", "image/png", 0, 10)
-    assert found["url"] == expected["url"].replace("s3.amazonaws", f"s3.{REGION}.amazonaws")
-    policies = [
-        json.loads(base64.b64decode(form["fields"].pop("policy"))) for form in (found, expected)
-    ]
-    for each in policies:
-        each["conditions"].sort(key=str)
-    assert policies[0] == policies[1]
-    signature = found["fields"].pop("x-amz-signature")
-    assert len(signature) == len(expected["fields"].pop("x-amz-signature"))
-    assert found["fields"] == expected["fields"]
 
 
 def test_the_signature_of_the_form_is_of_its_policy(monkeypatch: pytest.MonkeyPatch) -> None:

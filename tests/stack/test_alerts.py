@@ -1,0 +1,47 @@
+"""Alerts as they are registered: the topic, who may publish to it, its subscribers, the budget."""
+
+from __future__ import annotations
+
+import tap_stack
+from tests.stack.conftest import (
+    ACCOUNT,
+    REGION,
+    Graph,
+    graph_of,
+    statements,
+)
+
+
+def test_the_topic_is_encrypted_so_that_cloudwatch_can_publish(graph: Graph) -> None:
+    topic = statements(graph.one("TopicPolicy").inputs["policy"])
+    publishers = {each["Principal"]["Service"] for each in topic if each["Effect"] == "Allow"}
+    assert publishers == set(tap_stack.PUBLISHERS)
+    key = [
+        each
+        for each in statements(graph.one("Key").inputs["policy"])
+        if "Service" in each["Principal"]
+    ]
+    users = {each["Principal"]["Service"]: each for each in key}
+    for service in publishers:
+        assert set(users[service]["Action"]) == {"kms:Decrypt", "kms:GenerateDataKey"}
+        assert users[service]["Condition"] == {"StringEquals": {"aws:SourceAccount": ACCOUNT}}
+    assert f"logs.{REGION}.amazonaws.com" in users
+
+
+def test_each_address_is_subscribed() -> None:
+    graph = graph_of("dev", alarm_emails='["ann@example.com", "bob@example.com"]')
+    assert sorted(each.inputs["endpoint"] for each in graph.of("TopicSubscription")) == [
+        "ann@example.com",
+        "bob@example.com",
+    ]
+
+
+def test_the_budget_warns_the_topic(graph: Graph) -> None:
+    budget = graph.one("Budget").inputs
+    kinds = {each["notificationType"]: each for each in budget["notifications"]}
+    assert {kind: each["threshold"] for kind, each in kinds.items()} == {
+        "ACTUAL": 80,
+        "FORECASTED": 100,
+    }
+    for each in kinds.values():
+        assert each["subscriberSnsTopicArns"] == [graph.outputs["alerts_topic_arn"]]

@@ -1,0 +1,18 @@
+"""The bastion as it is registered: its hours, and an alarm on logins."""
+
+from __future__ import annotations
+
+from tests.stack.conftest import (
+    Graph,
+)
+
+
+def test_the_bastion_stops_outside_its_hours_where_it_has_some(graph: Graph, env: str) -> None:
+    hours = {
+        each.inputs["recurrence"]: each.inputs["desiredCapacity"]
+        for each in graph.of("aws:autoscaling/schedule:Schedule")
+    }
+    assert hours == ({"0 8 * * 1-5": 1, "0 18 * * 1-5": 0} if env == "dev" else {})
+    counted = graph.one("LogMetricFilter").inputs["metricTransformation"]
+    logins = graph.one("MetricAlarm", "monitoring-bastion-logins").inputs
+    assert (logins["namespace"], logins["metricName"]) == (counted["namespace"], counted["name"])

@@ -1,0 +1,116 @@
+"""What every resource of a component keeps: tags, names, parents, protection, how long it logs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pulumi_aws as aws
+
+import tap_stack
+from taplocal.program import Registration
+from tests.stack.conftest import (
+    ACCOUNT,
+    Graph,
+    graph_of,
+)
+
+TAGS = {"Project", "Environment", "Component", "ManagedBy", "Owner", "CostCenter"}
+
+
+def class_of(resource: Registration) -> Any:
+    if resource.type == "pulumi-python:dynamic/tap:Rollout":
+        return tap_stack.Rollout
+    module, _, name = resource.type.removeprefix("aws:").partition("/")
+    return getattr(getattr(aws, {"lambda": "lambda_"}.get(module, module)), name.split(":")[1])
+
+
+def tags_of(resource: Registration) -> dict[str, str]:
+    """The tags of a resource; a group of instances alone has them as a list."""
+    tags = resource.inputs["tags"]
+    return {each["key"]: each["value"] for each in tags} if isinstance(tags, list) else tags
+
+
+def test_every_taggable_resource_carries_the_standard_tags(graph: Graph, env: str) -> None:
+    taggable = [
+        each
+        for each in graph.custom()
+        if isinstance(getattr(class_of(each), "tags", None), property)
+    ]
+    assert len(taggable) > 20
+    for each in taggable:
+        assert tags_of(each).keys() >= TAGS, each.name
+        assert tags_of(each)["Environment"] == env
+
+
+def test_instances_and_volumes_carry_the_standard_tags(graph: Graph, env: str) -> None:
+    for template in graph.of("LaunchTemplate"):
+        kinds = {x["resourceType"]: x["tags"] for x in template.inputs["tagSpecifications"]}
+        assert kinds.keys() == {"instance", "volume"}
+        for tags in kinds.values():
+            assert tags.keys() >= TAGS
+            assert tags["Environment"] == env
+
+
+def test_own_tags_reach_every_resource_and_win() -> None:
+    graph = graph_of("dev", tags='{"Team": "blue", "Owner": "ann"}')
+    tags = [tags_of(each) for each in graph.custom() if "tags" in each.inputs]
+    assert {(each["Team"], each["Owner"]) for each in tags} == {("blue", "ann")}
+
+
+def test_physical_names_follow_project_component_environment(graph: Graph, env: str) -> None:
+    fixed = {"$default", "live", "tokens", "items", "files"}  # inside an API, a function, a pool
+    for each in graph.custom():
+        name = each.inputs.get("name")
+        if name and name not in fixed:
+            shape = (
+                rf"([a-z/]*/)?tap-stack(-[a-z0-9-]+)?-{env}(-dead-letters|/postgresql|/upgrade)?"
+            )
+            assert re.fullmatch(shape, name) or name == f"/tap-stack/{env}/paging-key", each
+        if each.type == "aws:s3/bucket:Bucket":
+            assert re.fullmatch(f"tap-stack-[a-z-]+-{env}-{ACCOUNT}", each.inputs["bucket"])
+
+
+def test_environments_share_no_name_so_that_they_can_share_an_account() -> None:
+    names = {}
+    for env in ("dev", "staging", "prod", "dev-jane"):
+        graph = graph_of(env.split("-")[0], environment_suffix=env)
+        names[env] = {
+            (each.type, each.inputs.get("name") or each.inputs["bucket"])
+            for each in graph.custom()
+            if each.type.split(":")[-1] not in ("Stage", "Authorizer", "ResourceServer", "Alias")
+            and each.inputs.keys() & {"name", "bucket"}
+        }
+    everything = [name for each in names.values() for name in each]
+    assert len(everything) == len(set(everything))
+
+
+def test_every_resource_has_a_component_as_parent(graph: Graph) -> None:
+    components = {each.urn for each in graph.resources if not each.custom}
+    for each in graph.resources:
+        if each.type != "tap:stack:TapStack":
+            assert each.parent in components, each.name
+
+
+def test_what_must_not_be_lost_is_protected_in_prod_only() -> None:
+    def protected(env: str) -> set[str]:
+        return {each.name for each in graph_of(env).custom() if each.protect}
+
+    assert protected("prod") == {
+        "api-items",
+        "files-table",
+        "files-uploads-bucket",
+        "files-logs-bucket",
+        "storage-assets-bucket",
+        "storage-logs-bucket",
+        "database-instance",
+        "web-balancer",
+        "identity-pool",
+        "encryption-key",
+    }
+    assert protected("dev") == protected("staging") == set()
+
+
+def test_log_groups_keep_what_the_settings_say(graph: Graph, env: str) -> None:
+    days = tap_stack.TapStackArgs(environment_suffix=env).log_retention_days
+    assert {each.inputs["retentionInDays"] for each in graph.of("LogGroup")} == {days}

@@ -1,0 +1,59 @@
+"""Encryption as it is registered: the key, what is under it, no secret in the open."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from tests.stack.conftest import (
+    ACCOUNT,
+    Graph,
+    statements,
+)
+
+
+def test_the_key_rotates_and_can_still_be_managed(graph: Graph, env: str) -> None:
+    key = graph.one("Key").inputs
+    assert key["enableKeyRotation"] is True
+    assert key["deletionWindowInDays"] == (30 if env == "prod" else 7)
+    arn = f"arn:aws:iam::{ACCOUNT}:root"
+    root = next(x for x in statements(key["policy"]) if x["Principal"].get("AWS") == arn)
+    assert {"kms:PutKeyPolicy", "kms:ScheduleKeyDeletion", "kms:Decrypt", "kms:CreateGrant"} <= set(
+        root["Action"]
+    )
+
+
+def test_everything_that_can_be_encrypted_is_under_the_customer_managed_key(graph: Graph) -> None:
+    fields = {
+        "Function": "kmsKeyArn",
+        "LogGroup": "kmsKeyId",
+        "Topic": "kmsMasterKeyId",
+        "Queue": "kmsMasterKeyId",
+        "Parameter": "keyId",
+        "Schedule": "kmsKeyArn",
+    }
+    key = graph.outputs["key_arn"]
+    for kind, field in fields.items():
+        assert graph.of(kind)
+        for each in graph.of(kind):
+            if not each.type.startswith("aws:autoscaling/"):
+                assert each.inputs[field] == key, each.name
+    database = graph.one("aws:rds/instance:Instance").inputs
+    assert database["storageEncrypted"] is True
+    for field in ("kmsKeyId", "masterUserSecretKmsKeyId", "performanceInsightsKmsKeyId"):
+        assert database[field] == key
+    for each in graph.of("LaunchTemplate"):
+        for mapping in each.inputs["blockDeviceMappings"]:
+            assert (mapping["ebs"]["encrypted"], mapping["ebs"]["kmsKeyId"]) == ("true", key)
+    for table in graph.of("Table"):
+        assert table.inputs["serverSideEncryption"] == {"enabled": True, "kmsKeyArn": key}
+
+
+def test_no_secret_is_in_any_input(graph: Graph) -> None:
+    for each in graph.custom():
+        text = json.dumps({k: v for k, v in each.inputs.items() if k not in ("code", "tags")})
+        assert not re.search(r"[0-9a-f]{64}|AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE KEY", text), (
+            each.name
+        )
+        variables = each.inputs.get("environment", {}).get("variables", {})
+        assert not [name for name in variables if re.search("SECRET|PASSWORD|TOKEN", name)]

@@ -1,0 +1,60 @@
+"""Functions as they are registered: runtime, log, role, and how much of the account each may use."""
+
+from __future__ import annotations
+
+from tests.stack.conftest import (
+    Graph,
+    graph_of,
+)
+
+
+def test_functions_are_current_traced_versioned_and_log_into_their_group(graph: Graph) -> None:
+    groups = {each.inputs["name"] for each in graph.of("LogGroup")}
+    assert len(graph.of("Function")) == 4
+    for each in graph.of("Function"):
+        function = each.inputs
+        assert (function["runtime"], function["architectures"], function["publish"]) == (
+            "python3.13",
+            ["arm64"],
+            True,
+        )
+        assert function["tracingConfig"] == {"mode": "Active"}
+        assert function["loggingConfig"]["logFormat"] == "JSON"
+        assert function["loggingConfig"]["logGroup"] == f"/aws/lambda/{function['name']}"
+        assert function["loggingConfig"]["logGroup"] in groups
+        assert len(function["description"]) <= 256
+
+
+def test_each_function_has_its_own_role(graph: Graph) -> None:
+    roles = [each.inputs["role"] for each in graph.of("Function")]
+    assert len(set(roles)) == len(roles)
+
+
+def test_no_function_can_starve_another(graph: Graph, env: str) -> None:
+    reserved = {
+        each.inputs["name"].removesuffix(f"-{env}"): each.inputs["reservedConcurrentExecutions"]
+        for each in graph.of("aws:lambda/function:Function")
+        if "reservedConcurrentExecutions" in each.inputs
+    }
+    expected = {"dev": {}, "staging": (200, 10), "prod": (500, 20)}[env]
+    assert reserved == (
+        dict(zip(("tap-stack-api", "tap-stack-files"), expected, strict=True)) if expected else {}
+    )
+    stage = graph.one("Stage", "api-stage").inputs["defaultRouteSettings"]
+    if expected:  # what is too much gets 429 from the API, not 503 from Lambda
+        assert stage["throttlingBurstLimit"] <= reserved["tap-stack-api"]
+
+
+def test_prod_keeps_environments_warm_and_the_scaler_changes_their_number() -> None:
+    prod = graph_of("prod")
+    warm = prod.one("ProvisionedConcurrencyConfig", "api-items-warm")
+    assert warm.ignore_changes == ("provisionedConcurrentExecutions",)
+    assert (warm.inputs["qualifier"], warm.inputs["provisionedConcurrentExecutions"]) == ("live", 2)
+    target = prod.one("Target", "api-items-warm-range").inputs
+    assert (target["minCapacity"], target["maxCapacity"]) == (2, 20)
+    assert target["resourceId"] == "function:tap-stack-api-prod:live"
+    assert target["scalableDimension"] == "lambda:function:ProvisionedConcurrency"
+    tracking = prod.one("aws:appautoscaling/policy:Policy", "api-items-warm-scaling").inputs
+    assert tracking["targetTrackingScalingPolicyConfiguration"]["targetValue"] == 0.7
+    for env in ("dev", "staging"):
+        assert not graph_of(env).of("ProvisionedConcurrencyConfig")

@@ -1,0 +1,68 @@
+"""Settings against the program: what breaks a promise stops it before any resource."""
+
+from __future__ import annotations
+
+import pytest
+
+from taplocal.errors import TapLocalError
+from taplocal.program import run
+from tests.stack.conftest import (
+    Recorder,
+    graph_of,
+    with_defaults,
+)
+
+
+@pytest.mark.parametrize("value", ["0", "many"])
+def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> None:
+    recorder = Recorder()
+    with pytest.raises(TapLocalError, match="throttle_rate must be") as caught:
+        run(with_defaults("dev", throttle_rate=value, mfa="maybe"), recorder)
+    assert "mfa must be" in str(caught.value)
+    assert not recorder.resources
+
+
+@pytest.mark.parametrize(
+    ("tier", "settings", "expected"),
+    [
+        ("prod", {"nat": "single"}, "nat must be per_az or none in prod"),
+        ("prod", {"nat": "instance"}, "nat must be per_az or none in prod"),
+        ("prod", {"plain_http": "true"}, "plain_http must be false in prod"),
+        ("prod", {"database_multi_az": "false"}, "database_multi_az must be true in prod"),
+        ("prod", {"backup_days": "1"}, "backup_days must be 7 or more in prod"),
+        ("prod", {"deletion_protection": "false"}, "deletion_protection must be true in prod"),
+        ("prod", {"instances_min": "1"}, "instances_min must be 2 or more in prod"),
+        ("prod", {"spot_percent": "100"}, "spot_percent must be 50 or less in prod"),
+        ("prod", {"domain_name": ""}, "domain_name or certificate_arn must be given"),
+        ("staging", {"plain_http": "true"}, "plain_http must be false in staging"),
+        ("dev", {"nat": "none"}, "nat must not be none without an image_id"),
+        ("dev", {"instances_min": "3"}, "3 is more than instances_max, 2"),
+        ("dev", {"vpc_cidr": "10.0.0.0/28"}, "vpc_cidr must be /16 to /24"),
+        ("dev", {"disjoint_cidrs": '["10.0.128.0/17"]'}, "share 32,768 addresses"),
+        ("dev", {"backup_days": "0"}, "backup_days must be 1 to 35"),
+        (
+            "dev",
+            {"systems": '["web", "mail"]'},
+            "systems must be a list of some of api, files, web",
+        ),
+        ("dev", {"systems": "[]"}, "systems must be"),
+        ("dev", {"bastion_hours": "8-25"}, "bastion_hours must be"),
+        (
+            "dev",
+            {"environment_suffix": "dev-a-long-name1", "project": "a-long-name-of-it"},
+            "32 at",
+        ),
+    ],
+)
+def test_what_breaks_a_promise_is_rejected(
+    tier: str, settings: dict[str, str], expected: str
+) -> None:
+    with pytest.raises(TapLocalError, match=expected):
+        graph_of(tier, **settings)
+
+
+def test_all_mistakes_are_reported_at_once() -> None:
+    with pytest.raises(TapLocalError) as caught:
+        graph_of("prod", nat="single", backup_days="1", plain_http="true", instances_max="2")
+    for name in ("nat must", "backup_days must", "plain_http must", "3 is more than instances_max"):
+        assert str(caught.value).count(name) == 1

@@ -1,0 +1,28 @@
+"""Tables as they are watched: each table and index, and how near the capacity its use is."""
+
+from __future__ import annotations
+
+from tests.stack.conftest import (
+    Graph,
+    graph_of,
+)
+from tests.stack.test_monitoring import METRICS, watched
+
+
+def test_every_table_and_index_is_watched(graph: Graph) -> None:
+    for table in (each.inputs for each in graph.of("Table")):
+        for metric in METRICS["AWS/DynamoDB"]:
+            assert ("AWS/DynamoDB", metric, table["name"]) in watched(graph)
+            for index in table["globalSecondaryIndexes"]:
+                assert ("AWS/DynamoDB", metric, index["name"], table["name"]) in watched(graph)
+
+
+def test_the_files_tables_use_alarms_at_80_percent_of_its_capacity(graph: Graph) -> None:
+    thresholds = {
+        each.inputs["metricName"]: each.inputs["threshold"]
+        for each in graph.of("MetricAlarm")
+        if each.inputs["metricName"].startswith("Consumed")
+    }
+    assert thresholds == {"ConsumedReadCapacityUnits": 4_800, "ConsumedWriteCapacityUnits": 4_800}
+    half = graph_of("dev", files_table_capacity="50")
+    assert half.one("MetricAlarm", "monitoring-files-write-capacity").inputs["threshold"] == 2_400

@@ -1,0 +1,51 @@
+"""The web tier as it is registered: load balancer, certificate, what its instances run."""
+
+from __future__ import annotations
+
+import tap_stack
+from tests.stack.conftest import (
+    Graph,
+    graph_of,
+    user_data,
+)
+
+WEB = '["web"]'
+
+
+def test_the_load_balancer_speaks_tls_and_nothing_else_outside_dev(graph: Graph, env: str) -> None:
+    balancer = graph.one("LoadBalancer").inputs
+    assert balancer["dropInvalidHeaderFields"] is True
+    assert balancer["accessLogs"]["enabled"] is True
+    assert balancer["enableDeletionProtection"] is (env == "prod")
+    listeners = {each.inputs["port"]: each.inputs for each in graph.of("Listener")}
+    actions = {port: each["defaultActions"][0]["type"] for port, each in listeners.items()}
+    if env == "dev":
+        assert actions == {80: "forward"}
+        return
+    assert actions == {80: "redirect", 443: "forward"}
+    assert listeners[443]["sslPolicy"] == tap_stack.TLS_POLICY
+    assert listeners[443]["certificateArn"]
+
+
+def test_a_given_certificate_is_used_and_none_is_requested() -> None:
+    arn = "arn:aws:acm:eu-west-1:111122223333:certificate/1"
+    graph = graph_of("staging", systems=WEB, certificate_arn=arn)
+    assert not graph.of("Certificate")
+    assert graph.one("Listener", "web-https").inputs["certificateArn"] == arn
+
+
+def test_the_zone_of_the_name_gets_the_proof() -> None:
+    graph = graph_of("staging", systems=WEB, domain_name="a.tap.dev", hosted_zone_id="Z01")
+    assert graph.one("Certificate").inputs["domainName"] == "a.tap.dev"
+    assert graph.one("Record").inputs["zoneId"] == "Z01"
+    assert graph.outputs["web_url"] == "https://a.tap.dev"
+
+
+def test_the_instances_get_the_application_and_exactly_these_packages() -> None:
+    script = user_data(graph_of("dev"), "web-fleet")
+    source = tap_stack.bundle(tap_stack.web, modules=tap_stack.INSTANCE_MODULES).rstrip()
+    assert source in script
+    compile(source, "index.py", "exec")
+    packages = tap_stack.WEB_PACKAGES.split("\n")[1:-1]
+    assert all(" --hash=sha256:" in each for each in packages)
+    assert {each.partition("==")[0] for each in packages} >= {"gunicorn", "psycopg", "boto3"}
