@@ -48,12 +48,17 @@ cost: $(VENV)/.local ## estimate what a month costs (ENV=dev)
 docs: $(VENV)/.dev ## write the tables that the code already contains
 	$(BIN)/python docs/tables.py
 
-lock: $(VENV)/.uv ## renew the lock files
+lock: $(VENV)/.uv ## renew the lock files (UPGRADE= keeps the versions)
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local -o requirements-local.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test -o requirements-dev.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test --group bench -o requirements-bench.txt
-LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+	$(BIN)/uv pip compile $(WEB_LOCK) --group web | $(BIN)/python -m ops.lock
+UPGRADE ?= --upgrade
+LOCK := --quiet $(UPGRADE) --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+# Of each package the one wheel for the instances' Python, in the version that the tests run with.
+WEB_LOCK := --quiet --constraint requirements-dev.txt --format pylock.toml \
+	--python-version 3.11 --python-platform aarch64-unknown-linux-gnu
 
 clean: ## take the local cloud down, remove what was made here
 	-[ ! -e $(VENV)/.local ] || $(BIN)/python -m taplocal down

@@ -669,6 +669,7 @@ Event = Mapping[str, Any]  # what Lambda hands to it
 Response = dict[str, Any]  # what it returns to API Gateway: payload format 2.0
 AttributeValue = dict[str, Any]  # DynamoDB's: {"S": "text"}, {"N": "1"}, ...
 Item = dict[str, AttributeValue]  # of a table, by attribute name
+Scope = tuple[str | None, ...]  # of a paging token: the list, its caller, its filters, its order
 Json = dict[str, Any]  # a JSON object, as AWS's operations take and return them
 Write = dict[str, Any]  # of a DynamoDB transaction
 Statement = dict[str, Any]  # of a policy document
@@ -1555,6 +1556,9 @@ def _definition(name: str, path: Path, user: str) -> tuple[Path, ast.stmt]:
         raise BundleError(f"{path.name} binds {name} twice, in {where}: rename one of them")
     (node,) = nodes
     if isinstance(node, ast.ImportFrom) and node.module == THIS_MODULE and path != THIS_FILE:
+        if name not in {alias.name for alias in node.names}:
+            problem = f"{path.name} imports a definition of {THIS_MODULE} as {name}"
+            raise BundleError(f"{problem}: import it under its own name")
         return _definition(name, THIS_FILE, user)
     return path, node
 
@@ -2392,6 +2396,7 @@ def encode_user_data(script: str) -> str:
 #: Index of the items table -> its partition key.
 ITEM_INDEXES = {"by_owner": "owner", "by_category": "owner_category"}
 ITEM_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")  # what a URL carries unescaped, RFC 3986
+ETAG = r'(?:W/)?"[^"\s\x00-\x1f\x7f]*"'
 BODY_LIMIT = 2_500_000  # bytes: 400 KB of item with each byte escaped as \u0001
 TITLES = {
     400: "Bad Request",
@@ -2585,9 +2590,13 @@ class Request:
         return body
 
     def etags(self, header: str) -> list[str]:
-        """The entity tags of If-Match or If-None-Match, unparsed; `*` stands for any item."""
-        value = self.headers.get(header, "")
-        return [tag.strip() for tag in value.split(",")] if value else []
+        """The entity tags of If-Match or If-None-Match (RFC 9110, 13.1); `*` is any item's."""
+        value = self.headers.get(header)
+        if value is None:
+            return []
+        if not re.fullmatch(rf"\*|{ETAG}(\s*,\s*{ETAG})*", value.strip()):
+            raise Problem(400, f'{header.title()} is * or a list of tags such as "a", "b".')
+        return re.findall(rf"\*|{ETAG}", value)
 
 
 def respond(status: int, body: str = "", **headers: str) -> Response:
@@ -2627,7 +2636,7 @@ def service_unavailable() -> Problem:
 # Set by the service; those of a body are ignored.
 READ_ONLY_FIELDS = ("id", "version", "created_at", "updated_at")
 CATEGORY_LIMIT = 1_024  # bytes: a partition key has 2,048, and the owner needs some
-PATCH_ATTEMPTS = 10
+WRITE_ATTEMPTS = 10
 OWNER = {"#owner": "owner"}  # the one attribute of ours whose name DynamoDB reserves
 
 
@@ -2721,21 +2730,32 @@ def create_once(request: Request, item: Item, wanted_id: str | None) -> Item:
 def get_item(request: Request) -> Response:
     """GET /items/{id}: the caller's item, or 304 if If-None-Match has its ETag."""
     item = read_item(request, request.item_id())
+    check_if_match(request, item)
     tags = [tag.removeprefix("W/") for tag in request.etags("if-none-match")]
     if "*" in tags or etag(item) in tags:
         return respond(304, etag=etag(item))
     return item_response(200, item)
 
 
+def check_if_match(request: Request, item: Item) -> None:
+    """Problem 412 for an item that is none of If-Match; a weak tag never matches."""
+    tags = request.etags("if-match")
+    if tags and "*" not in tags and etag(item) not in tags:
+        raise precondition_failed()
+
+
 def put_item(request: Request) -> Response:
     """PUT /items/{id}: replaces the fields of an item, all of them."""
     item_id = request.item_id()
     fields = replacement(request, item_id, "application/json")
-    try:
-        written = write_fields(request, item_id, fields, *if_match_condition(request))
-        return item_response(200, written)
-    except ConditionFailed as failure:
-        raise condition_problem(failure, request) from None
+    return change_item(request, item_id, lambda _: fields)
+
+
+def patch_item(request: Request) -> Response:
+    """PATCH /items/{id}: merges the body into the item; of two at once none is lost."""
+    item_id = request.item_id()
+    patch = {"M": replacement(request, item_id, "application/merge-patch+json", "application/json")}
+    return change_item(request, item_id, lambda item: merge_patch(item["content"], patch)["M"])
 
 
 def replacement(request: Request, item_id: str, *media_types: str) -> Item:
@@ -2746,23 +2766,24 @@ def replacement(request: Request, item_id: str, *media_types: str) -> Item:
     return fields
 
 
-def patch_item(request: Request) -> Response:
-    """PATCH /items/{id}: merges the body into the item; of two at once none is lost."""
-    item_id = request.item_id()
-    patch = {"M": replacement(request, item_id, "application/merge-patch+json", "application/json")}
-    tags = request.etags("if-match")
-    for attempt in range(PATCH_ATTEMPTS):
+def change_item(request: Request, item_id: str, changed: Callable[[Item], Item]) -> Response:
+    """Writes the changed fields of an item, once, if it is still as it was read.
+
+    Problem 412 if it is not one of If-Match, 409 if others change it all the time, and 503 if it is
+    unknown whether the write took place: its response was lost, and another has come after it.
+    """
+    for attempt in range(WRITE_ATTEMPTS):
         item = read_item(request, item_id)
-        if tags and "*" not in tags and etag(item) not in tags:
-            raise precondition_failed()
-        fields = merge_patch(item["content"], patch)["M"]
+        check_if_match(request, item)
+        if {"*", etag(item)} & set(request.etags("if-none-match")):
+            raise Problem(412, "The item exists: its ETag is one in If-None-Match.")
+        fields = changed(item)
         check_category(fields)
         try:
-            seen = {":seen": item["revision"]}
-            patched = write_fields(request, item_id, fields, "revision = :seen", seen)
-            return item_response(200, patched)
-        except ConditionFailed:
-            pass  # another request was faster: merge into its result
+            return item_response(200, write_fields(request, item, fields))
+        except ConditionFailed as failure:
+            if failure.repeated:
+                raise service_unavailable() from None
         jittered_pause(0.01 * 2 ** min(attempt, 5))
     raise Problem(409, "The item is being changed by others; try again.", retry_after="1")
 
@@ -2794,23 +2815,21 @@ def list_items(request: Request) -> Response:
         if len(category.encode()) > CATEGORY_LIMIT:
             raise Problem(400, f"A category has at most {CATEGORY_LIMIT} bytes.")
         index, key, value = "by_category", "owner_category", category_key(request.caller, category)
-    scope = f"{request.caller}\n{category is None}\n{category}\n{order}"
+    scope = ("items", request.caller, category, order)
     page = Page(request, "created_at", order, limit, scope)
     page.query({key: value}, IndexName=index)
     return respond(200, json_object(page.members("items", item_json)))
 
 
-def write_fields(
-    request: Request, item_id: str, fields: Item, condition: str, values: Item
-) -> Item:
-    """Replaces the fields of an existing item in one atomic step and returns the item."""
+def write_fields(request: Request, item: Item, fields: Item) -> Item:
+    """Replaces the fields of an item in one atomic step, if it is unchanged; returns the item."""
     category = fields.get("category", {}).get("S")
     changes = (
         "content = :content, revision = :revision, updated_at = :now, version = version + :one"
     )
     by_category = " REMOVE owner_category" if category is None else ", owner_category = :category"
-    given = {
-        **values,
+    values = {
+        ":seen": item["revision"],
         ":content": {"M": fields},
         ":revision": {"S": request.revision},
         ":now": {"S": now()},
@@ -2821,11 +2840,10 @@ def write_fields(
         response = table(
             request,
             "update_item",
-            Key={"id": {"S": item_id}},
+            Key={"id": item["id"]},
             UpdateExpression=f"SET {changes}{by_category}",
-            ConditionExpression=condition,
-            **({"ExpressionAttributeNames": OWNER} if "#owner" in condition else {}),
-            ExpressionAttributeValues=given,
+            ConditionExpression="revision = :seen",
+            ExpressionAttributeValues=values,
             ReturnValues="ALL_NEW",
             ReturnValuesOnConditionCheckFailure="ALL_OLD",
         )
@@ -2833,8 +2851,8 @@ def write_fields(
         if failure.item and failure.item.get("revision") == {"S": request.revision}:
             return failure.item  # an attempt whose response was lost had succeeded
         raise
-    item: Item = response["Attributes"]
-    return item
+    written: Item = response["Attributes"]
+    return written
 
 
 def read_item(request: Request, item_id: str) -> Item:
@@ -2966,7 +2984,9 @@ def as_problem(error: Exception) -> Exception:
         return item_too_large()
     if code == "ValidationException" or any(each["Code"] == "ValidationError" for each in failed):
         return Problem(422, "DynamoDB cannot store the item.")
-    return service_unavailable()
+    busy = {each["Code"] for each in failed} & RETRYABLE_CANCELLATIONS
+    # Without permission, or without the table, another attempt would fail as well.
+    return service_unavailable() if error.transient or busy else error
 
 
 ###############################################################################
@@ -2996,7 +3016,7 @@ class Page:
     Items are in the order of their attribute `sort`; `scope` binds tokens to caller and query.
     """
 
-    def __init__(self, request: Request, sort: str, order: str, limit: int, scope: str):
+    def __init__(self, request: Request, sort: str, order: str, limit: int, scope: Scope):
         self.request, self.sort, self.order = request, sort, order
         self.limit, self.scope = limit, scope
         self.items: list[Item] = []
@@ -3049,25 +3069,29 @@ class Page:
         return members
 
 
-def sign_page_token(position: str, item_id: str, scope: str) -> str:
+def page_mac(key: bytes, position: str, item_id: str, scope: Scope) -> bytes:
+    """The MAC of a position in one list, as JSON: no text can move the boundary to the next."""
+    return hmac.digest(key, json.dumps([position, item_id, *scope]).encode(), "sha256")
+
+
+def sign_page_token(position: str, item_id: str, scope: Scope) -> str:
     """An opaque token of the position behind this item: a MAC and what it signs."""
-    text = f"{position}\n{item_id}"
-    mac = hmac.digest(paging_keys(PAGING_KEY_SECONDS)[0], f"{text}\n{scope}".encode(), "sha256")
+    mac = page_mac(paging_keys(PAGING_KEY_SECONDS)[0], position, item_id, scope)
+    text = json.dumps([position, item_id])
     return base64.urlsafe_b64encode(mac + text.encode()).decode().rstrip("=")
 
 
-def verify_page_token(token: str, scope: str) -> tuple[str, str]:
+def verify_page_token(token: str, scope: Scope) -> tuple[str, str]:
     """Position and id in a token; Problem 400 if it is not of this caller and query."""
     try:
         raw = base64.b64decode(token.encode() + b"=" * (-len(token) % 4), b"-_", validate=True)
-        mac, text = raw[:32], raw[32:].decode()
-    except ValueError:
+        position, item_id = json.loads(raw[32:])
+    except (TypeError, ValueError, RecursionError):
         raise Problem(400, "next is no token of this service.") from None
     # Another container may know a newer key: read the keys again before the token is rejected.
     for max_age in (PAGING_KEY_SECONDS, PAGING_KEY_MIN_SECONDS):
         for key in paging_keys(max_age):
-            if hmac.compare_digest(mac, hmac.digest(key, f"{text}\n{scope}".encode(), "sha256")):
-                position, _, item_id = text.partition("\n")
+            if hmac.compare_digest(raw[:32], page_mac(key, position, item_id, scope)):
                 return position, item_id
     raise Problem(400, "next is not a token of this caller and query.")
 
@@ -3171,7 +3195,7 @@ def parse_json(text: str) -> Any:
             text,
             parse_int=parse_number,
             parse_float=parse_number,
-            parse_constant=refuse_constant,
+            parse_constant=reject_constant,
             object_pairs_hook=unique_names,
         )
     except RecursionError:
@@ -3200,7 +3224,7 @@ def parse_number(text: str) -> Decimal:
         raise Problem(422, f"The number {shown} cannot be stored exactly: {reason}.") from None
 
 
-def refuse_constant(text: str) -> None:
+def reject_constant(text: str) -> None:
     """NaN and Infinity are Python's, not JSON's."""
     raise Problem(400, f"{text} is not JSON.")
 
@@ -3269,7 +3293,7 @@ def scalar(value: Any) -> tuple[str, Any, int]:
 
 def item_too_large() -> Problem:
     """What DynamoDB would reject."""
-    return Problem(413, f"An item has at most {ITEM_LIMIT} bytes.")
+    return Problem(413, f"An item has at most 400 KB, {ITEM_LIMIT} bytes.")
 
 
 def number_text(number: Decimal) -> str:
@@ -3821,12 +3845,6 @@ ACCESS_LOG = {
 FILE_INDEXES = {"by_owner": "files_of", "by_folder": "folder_of", "by_content_type": "type_of"}
 START_BYTES = 65_536  # what is read of an object, however large it is
 TRANSACTION_ATTEMPTS = 5  # the client does not repeat a cancelled transaction
-#: Reasons of a cancelled transaction that may succeed a moment later.
-RETRYABLE_CANCELLATIONS = {
-    "ProvisionedThroughputExceeded",
-    "ThrottlingError",
-    "TransactionConflict",
-}
 MISSING_OBJECT_CODES = {"404", "405", "MethodNotAllowed", "NoSuchKey", "NoSuchVersion"}
 SEQUENCER_DIGITS = 64
 FILE_ID = re.compile(r"[0-9a-f]{40}")
@@ -4382,7 +4400,8 @@ def list_files(request: Request) -> Response:
     if name == "day":
         day, condition = str(parse_day("day", value)), " AND #sort BETWEEN :from AND :to"
         values = {":from": {"S": day}, ":to": {"S": f"{day}U"}}  # U comes after the T of the time
-    page = Page(request, "uploaded_at", order, limit, f"{request.caller}\n{name}\n{value}\n{order}")
+    scope = ("files", request.caller, name, value, order)
+    page = Page(request, "uploaded_at", order, limit, scope)
     page.query(
         {attribute: {"S": f"{request.caller}/{key}"}},
         condition,
@@ -4405,7 +4424,7 @@ def get_file(request: Request) -> Response:
     file = table(request, "get_item", Key=newest, ConsistentRead=True, **files).get("Item")
     if not file or file["owner"]["S"] != request.caller:
         raise Problem(404, "There is no such file.")
-    page = Page(request, "record", order, limit, f"{request.caller}\nversions\n{key['S']}\n{order}")
+    page = Page(request, "record", order, limit, ("versions", request.caller, key["S"], order))
     versions = {":versions": {"S": "version#"}}
     page.query({"id": key}, " AND begins_with(#sort, :versions)", versions, **files)
     members = {**file_members(file), **page.members("versions", file_json)}
@@ -4431,7 +4450,7 @@ def list_totals(request: Request) -> Response:
     if not 1 <= count <= TOTALS_DAYS:
         raise Problem(400, f"from and to are 1 to {TOTALS_DAYS} days, the first one first.")
     days = [str(first + timedelta(n)) for n in range(count)][:: 1 if order == "asc" else -1]
-    scope = f"{request.caller}\ntotals\n{first}\n{last}\n{order}"
+    scope = ("totals", request.caller, str(first), str(last), order)
     shown_day = shown_type = ""
     if "next" in request.query:
         shown_day, shown_type = verify_page_token(request.query["next"], scope)
@@ -6006,8 +6025,8 @@ class StackOutput:
     def __set_name__(self, _owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, stack: TapStack, _owner: type | None = None) -> Output[str] | None:
-        return stack.outputs.get(self.name)
+    def __get__(self, stack: TapStack | None, _owner: type) -> Output[str] | None:
+        return stack.outputs.get(self.name) if stack else None
 
     def __set__(self, stack: TapStack, value: Output[str]) -> None:
         stack.outputs[self.name] = value
@@ -6054,17 +6073,19 @@ class TapStack(pulumi.ComponentResource):
     ):
         super().__init__("tap:stack:TapStack", name, None, opts)
         self.args = args = args or TapStackArgs()
-        self.parented, self.parts = ResourceOptions(parent=self), list[Component]()
+        self.parented = ResourceOptions(parent=self)
         self.outputs: dict[str, Output[str]] = {}
         self.encryption = Encryption("encryption", args, self.parented)
         self.key_arn = key_arn = self.encryption.key_arn
         self.alerts = Alerts("alerts", args, key_arn=key_arn, opts=self.parented)
+        #: All components, whose alarms and graphs Monitoring has.
+        self.components: list[Component] = [self.encryption, self.alerts]
         self.files = self._files() if "files" in args.systems else None
         self.api = self._api(api_handler) if "api" in args.systems else None
         self.web = self._web() if "web" in args.systems else None
         self.alerts_topic_arn = topic_arn = self.alerts.topic_arn
         self.monitoring = Monitoring(
-            "monitoring", args, components=self.parts, topic_arn=topic_arn, opts=self.parented
+            "monitoring", args, components=self.components, topic_arn=topic_arn, opts=self.parented
         )
         self.dashboard_name = self.monitoring.dashboard.dashboard_name
         self.register_outputs(self.outputs)
@@ -6072,7 +6093,7 @@ class TapStack(pulumi.ComponentResource):
     def _files(self) -> FilePipeline:
         key_arn = self.encryption.key_arn
         files = FilePipeline("files", self.args, key_arn=key_arn, opts=self.parented)
-        self.parts.append(files)
+        self.components.append(files)
         self.files_bucket_name = files.uploads.bucket.bucket
         self.files_table_name = files.table.name
         self.files_function_name = files.function.function.name
@@ -6091,7 +6112,7 @@ class TapStack(pulumi.ComponentResource):
             handler=handler,
             opts=self.parented,
         )
-        self.parts.append(api)
+        self.components += [identity, api]
         self.api_url, self.table_name = api.url, api.items.name
         self.function_name = api.function.function.name
         self.user_pool_id, self.sign_in_url = identity.pool.id, identity.sign_in_url
@@ -6119,7 +6140,7 @@ class TapStack(pulumi.ComponentResource):
         bastion = Bastion(
             "bastion", args, key_arn=key, scaling_role_arn=role, network=network, opts=opts
         )
-        self.parts += [network, database, web, bastion]
+        self.components += [network, storage, database, web, bastion]
         self.web_url, self.vpc_id = web.url, network.vpc.id
         self.assets_bucket_name = storage.assets.bucket.bucket
         self.database_name = database.instance.identifier
@@ -6157,6 +6178,12 @@ TRANSIENT_CODES = frozenset(
     BandwidthLimitExceeded LimitExceededException RequestThrottled SlowDown
     EC2ThrottledException""".split()
 )
+#: Reasons of a cancelled transaction that may succeed a moment later.
+RETRYABLE_CANCELLATIONS = {
+    "ProvisionedThroughputExceeded",
+    "ThrottlingError",
+    "TransactionConflict",
+}
 # Botocore's retry quota: an unavailable service is not retried for long.
 RETRY_TOKENS, RETRY_COST, TIMEOUT_COST = 500, 5, 10
 
@@ -6164,13 +6191,14 @@ RETRY_TOKENS, RETRY_COST, TIMEOUT_COST = 500, 5, 10
 class ServiceError(Exception):
     """An error response of AWS, or none at all; `response` is as in the SDK's ClientError."""
 
-    def __init__(self, action: str, response: Json, cost: int = 0):
+    def __init__(self, action: str, response: Json, cost: int = 0, transient: bool = False):
         code, message = response["Error"]["Code"], response["Error"]["Message"]
         super().__init__(
             f"An error occurred ({code}) when calling the {action} operation: {message}"
         )
         self.response = {"ResponseMetadata": {"RetryAttempts": 0}, **response}
-        self.cost = cost  # of another attempt, in retry tokens; 0: it would fail as well
+        self.cost = cost  # of another attempt, in retry tokens; 0: none is made
+        self.transient = transient or cost > 0
 
 
 class Service:
@@ -6222,14 +6250,16 @@ class Service:
         if checksum and int(checksum) != binascii.crc32(content):
             raise connection_error(action, "its checksum is wrong", RETRY_COST)
         try:
-            payload = dict(json.loads(content or b"{}"))
+            payload = json.loads(content)
         except ValueError:
-            if status == 200:
-                raise connection_error(action, "it is no JSON", cost=0) from None
-            payload = {}
-        if status == 200:
-            return payload
-        raise service_error(action, status, payload)
+            payload = None
+        valid = isinstance(payload, dict)
+        if status != 200:
+            raise service_error(action, status, payload if valid else {})
+        if not valid:
+            raise connection_error(action, "it is no JSON object", cost=0)
+        response: Json = payload
+        return response
 
     def _send(self, action: str, body: bytes) -> tuple[int, Any, bytes]:
         connection = self.connection
@@ -6284,7 +6314,8 @@ def tls_context() -> ssl.SSLContext:
 
 def connection_error(action: str, why: str, cost: int) -> ServiceError:
     """The error of an attempt without a usable response; another would cost so many tokens."""
-    return ServiceError(action, {"Error": {"Code": "ConnectionError", "Message": why}}, cost)
+    error = {"Error": {"Code": "ConnectionError", "Message": why}}
+    return ServiceError(action, error, cost, transient=True)
 
 
 def service_error(action: str, status: int, payload: Json) -> ServiceError:
@@ -6339,8 +6370,8 @@ def signing_key(secret_key: str, scope: str) -> bytes:
 
 #: What the application needs from PyPI, for Python 3.11 on arm64: exactly these files.
 WEB_PACKAGES = """
-boto3==1.44.5 --hash=sha256:70c3e0409794b29ec1900bcaff0695b73234a2d32ffaed35045b94caa26212a5
-botocore==1.44.5 --hash=sha256:8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921
+boto3==1.43.106 --hash=sha256:fdf2e304f9e8864b8613591b18b36ee995560c9666033622eda1cb9057866880
+botocore==1.43.106 --hash=sha256:c1fb8818f9957cb5037f73db34ac1a12ba43562e31d6e7f9cb7e5fc64e1dba78
 gunicorn==27.0.1 --hash=sha256:378b26b9a38adcf4592f28828233c1716acc55e833ea06bf48719782efaa0d10
 jmespath==1.1.0 --hash=sha256:a5663118de4908c91729bea0acadca56526eb2698e83de10cd116ae0f4e97c64
 psycopg==3.3.9 --hash=sha256:d2d7d04a1ce6dab4f5b27316bea3b52585cafa2f2d631e5b09dd69823f5c26f6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,59 +23,54 @@ from taplocal.errors import TapLocalError
 from taplocal.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAM_FILES = ("tap_stack.py", "Pulumi.yaml", "Pulumi.{env}.yaml")
+PROGRAM = ROOT / "demo" / "program"
+VERSIONS = ROOT / "demo" / "versions"
 RATE = 20  # requests a second
 OK_TIMEOUT_SECONDS = 320  # the longest evaluation range of an alarm, and a little more
 PERCENT, MINUTES = 10, 20  # the local cloud shortens them to 1.2 seconds
 CANARY = ("-c", f"canary_percent={PERCENT}")
 WITH_BAKE_TIME = (*CANARY, "-c", f"canary_minutes={MINUTES}")
 ALL_AT_ONCE = ("-c", "canary_percent=100")
-HEADER = '"cache-control": "private, no-cache"'
-REQUEST = "    request = Request(event)\n"
-CLIENTS = '    service("ssm")\n'
 
 
 @dataclass(frozen=True)
-class Change:
-    """One release: a text of the program, its replacement, the options, the expected outcome."""
+class Release:
+    """A version of the handler, the options of its deployment, the expected outcome."""
 
+    number: int
     title: str
-    old: str
-    new: str
+    version: str  # a file of demo/versions; none is the repository's own program
     options: tuple[str, ...] = WITH_BAKE_TIME
     error: str = ""  # a part of the error of a bad release
 
 
-def numbered(number: int, options: tuple[str, ...] = WITH_BAKE_TIME) -> Change:
-    """A good release: one more header in each response."""
-    return Change(
-        f"release {number}: a header", HEADER, f'{HEADER}, "x-release": "{number}"', options
-    )
-
-
-CHANGES = (
-    numbered(1),
-    numbered(2),
-    numbered(3),
-    Change(
-        "release 4: an import that fails",
-        CLIENTS,
-        f'{CLIENTS}    __import__("nowhere")\n',
-        error="failed its smoke test",
-    ),
-    numbered(5),
-    numbered(6),
-    numbered(7),
-    Change(
-        "release 8: an exception in the handler",
-        REQUEST,
-        f'{REQUEST}    if request.path_id():\n        raise RuntimeError("a mistake")\n',
+RELEASES = (
+    Release(1, "a header", "good.py"),
+    Release(2, "a header", "good.py"),
+    Release(3, "a header", "good.py"),
+    Release(4, "an import that fails", "broken_import.py", error="failed its smoke test"),
+    Release(5, "a header", "good.py"),
+    Release(6, "a header", "good.py"),
+    Release(7, "a header", "good.py"),
+    Release(
+        8,
+        "an exception in the handler",
+        "raising.py",
         options=(*CANARY, "-c", "canary_minutes=120"),  # long enough to receive a request
         error="was rolled back",
     ),
-    numbered(9, ALL_AT_ONCE),  # the hotfix, while the alarms are still in ALARM
-    Change("release 10: the original program", "", "", ()),
+    Release(9, "a header", "good.py", ALL_AT_ONCE),  # the hotfix, while alarms are still in ALARM
+    Release(10, "the original program", "", ()),
 )
+
+
+def write_program(folder: Path, version: Path, env: str, number: int = 0) -> Path:
+    """Writes the program with a version of the handler to a folder, and returns that."""
+    shutil.copytree(PROGRAM, folder, dirs_exist_ok=True)
+    shutil.copy(ROOT / f"Pulumi.{env}.yaml", folder)
+    text = Template(version.read_text()).substitute(number=number)
+    (folder / "version.py").write_text(text)
+    return folder
 
 
 def wait_until_ok(cloudwatch: Any, *names: str) -> None:
@@ -96,7 +93,6 @@ class Releases:
         self.env, self.report, self.check, self.request = env, report, report.check, request
         self.alarms = opened.cloud.client("cloudwatch")
         self.names = [f"tap-stack-api-{each}-{env}" for each in ("errors", "5xx", "latency")]
-        self.source = (ROOT / "tap_stack.py").read_text()
 
     def run(self) -> None:
         """Makes the releases one by one, and counts the failed requests of each."""
@@ -106,50 +102,49 @@ class Releases:
         )
         wait_until_ok(self.alarms, *self.names)
         gradual_by_default = self.env != "dev"
-        with (
-            TemporaryDirectory() as folder,
-            arriving(self.request, RATE, lambda response: str(response.status)) as outcomes,
-        ):
-            for change in CHANGES:
-                if not change.options and gradual_by_default:
+        with arriving(self.request, RATE, lambda answer: str(answer.status)) as outcomes:
+            for release in RELEASES:
+                if not release.options and gradual_by_default:
                     self.report.say("waiting a minute for the alarms of release 8 to return to OK")
                     wait_until_ok(self.alarms, *self.names)
-                self.release(change, Path(folder), outcomes)
+                self.release(release, outcomes)
         total = outcomes.total()
         self.report.say(f"{total} requests in all, by status: {dict(outcomes)}")
         self.check("the last release's header is gone", None, self.header())
 
-    def release(self, change: Change, folder: Path, outcomes: Counter[str]) -> None:
+    def release(self, release: Release, outcomes: Counter[str]) -> None:
         """Makes a release; checks its outcome and how many requests failed."""
         before, started = outcomes.copy(), time.monotonic()
-        error = self.up(change, folder)
+        error = self.up(release)
         time.sleep(0.2)  # for the responses to the last requests
         arrived = outcomes - before
         failed, seconds = arrived.total() - arrived["200"], time.monotonic() - started
-        limit = arrived.total() * PERCENT // 100 if change.error else 0
-        self.check(change.title, change.error or "released", self.outcome(error, change))
+        limit = arrived.total() * PERCENT // 100 if release.error else 0
+        self.check(
+            f"release {release.number}: {release.title}",
+            release.error or "released",
+            self.outcome(error, release),
+        )
         self.check(
             f"... requests that failed, of {arrived.total()} in {seconds:.1f} s",
             f"{limit} at most" if limit else "0",
             f"{limit} at most" if limit and failed <= limit else str(failed),
         )
-        if change.error:
+        if release.error:
             self.report.say(f"{failed} failed; {error}")
 
-    def up(self, change: Change, folder: Path) -> str:
-        """Deploys the changed program; returns the error, if any."""
-        if change.old not in self.source:
-            raise TapLocalError(f"tap_stack.py does not contain the text to change: {change.old}")
-        for each in PROGRAM_FILES:
-            name = each.format(env=self.env)
-            (folder / name).write_text((ROOT / name).read_text())
-        if change.old:
-            (folder / "tap_stack.py").write_text(self.source.replace(change.old, change.new, 1))
-        options = ("--program", str(folder), "--data", str(session.folder_of(ROOT)), "--json")
-        command = [sys.executable, "-m", "taplocal", "up", "--env", self.env, *options]
-        done = subprocess.run(
-            [*command, *change.options], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+    def up(self, release: Release) -> str:
+        """Deploys the program of a release; returns the error, if any."""
+        with TemporaryDirectory() as folder:
+            program = ROOT
+            if release.version:
+                program = Path(folder)
+                write_program(program, VERSIONS / release.version, self.env, release.number)
+            options = ("--program", str(program), "--data", str(session.folder_of(ROOT)), "--json")
+            command = [sys.executable, "-m", "taplocal", "up", "--env", self.env, *options]
+            done = subprocess.run(  # in ROOT, where `import tap_stack` finds it
+                [*command, *release.options], cwd=ROOT, capture_output=True, text=True, check=False
+            )
         if done.returncode:
             return done.stderr.strip().splitlines()[-1]
         steps = [f"{each['action']} {each['name']}" for each in json.loads(done.stdout)["steps"]]
@@ -157,11 +152,11 @@ class Releases:
         return "" if changed <= set(steps) else f"changed {steps}"
 
     @staticmethod
-    def outcome(error: str, change: Change) -> str:
+    def outcome(error: str, release: Release) -> str:
         """The outcome in the words of the check."""
         if not error:
             return "released"
-        return change.error if change.error and change.error in error else error
+        return release.error if release.error and release.error in error else error
 
     def header(self) -> str | None:
         """The release that responds."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+import tap_stack
 from tap_stack import ServiceError
 
 Item = dict[str, Any]
@@ -36,8 +37,10 @@ def service_error(
 ) -> ServiceError:
     """The exception that a Service raises for an error response."""
     metadata = {"RetryAttempts": retries}
-    error = {"Code": code, "Message": message}
-    return ServiceError(operation, {"Error": error, "ResponseMetadata": metadata, **extra})
+    status = 500 if code == "InternalServerError" else 400
+    error = tap_stack.service_error(operation, status, {"__type": code, "message": message})
+    error.response |= {"ResponseMetadata": metadata, **extra}
+    return error
 
 
 class FakeDynamoDB:
@@ -53,6 +56,7 @@ class FakeDynamoDB:
         self.before: Callable[[str, dict[str, Any]], None] = lambda operation, arguments: None
         self.after: Callable[[str], None] = lambda operation: None
         self.lose_responses = False
+        self.meanwhile: Callable[[], None] = lambda: None  # between a lost response and the retry
 
     @property
     def items(self) -> dict[str, Item]:
@@ -141,6 +145,7 @@ class FakeDynamoDB:
         if self.lose_responses:
             self._conditional(operation, arguments, retries)
             apply(arguments)
+            self.meanwhile()
             retries = 1
         self._conditional(operation, arguments, retries)
         return {

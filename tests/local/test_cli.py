@@ -274,3 +274,11 @@ def test_one_component_works_alone(own: list[str]) -> None:
     )
     assert response["status"] == 201
     assert as_json("up", "--program", "examples/api_only", *own)["counts"].keys() == {"unchanged"}
+
+
+def test_a_handler_of_its_own_answers_around_that_of_the_stack(own: list[str]) -> None:
+    program = ["--program", "examples/own_handler", *own]
+    as_json("up", *program)
+    response = as_json("call", "GET", "/items/nowhere", *program)
+    assert (response["status"], response["body"]["detail"]) == (404, "There is no such item.")
+    assert response["headers"]["strict-transport-security"] == "max-age=63072000"

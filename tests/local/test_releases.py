@@ -17,6 +17,7 @@ from google.protobuf import struct_pb2
 from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
 
 from demo.load import arriving
+from demo.releases import VERSIONS, write_program
 from taplocal import access, session
 from taplocal.access import Response
 from taplocal.errors import TapLocalError
@@ -24,22 +25,8 @@ from taplocal.session import Session
 from tests.local.conftest import HANG_SECONDS, ROOT
 
 RATE = 20  # requests a second, of which a new version has a tenth
-#: What is released -> a text of the program, and what stands there then.
-CHANGES = {
-    "good": (
-        '"cache-control": "private, no-cache"',
-        '"cache-control": "private, no-cache", "x-release": "good"',
-    ),
-    "broken import": ('    service("ssm")\n', '    __import__("nowhere")\n'),
-    "slow handler": (
-        "    item = read_item(request, request.item_id())\n",
-        "    time.sleep(2.3)\n    item = read_item(request, request.item_id())\n",
-    ),
-    "raising handler": (
-        "    request = Request(event)\n",
-        '    request = Request(event)\n    if request.path_id():\n        raise RuntimeError("no")\n',
-    ),
-}
+GOOD, RAISING = VERSIONS / "good.py", VERSIONS / "raising.py"
+SLOW = Path(__file__).parent / "versions" / "slow.py"
 
 
 class Api:
@@ -47,17 +34,14 @@ class Api:
 
     def __init__(self, folder: Path, data: Path, url: str):
         self.folder, self.data, self.url = folder, data, url
-        for name in ("Pulumi.yaml", "Pulumi.staging.yaml"):
-            (folder / name).write_text((ROOT / name).read_text())
         self.session = self.up()
 
-    def up(self, old: str = "", new: str = "", **config: str) -> Session:
-        """Deploys the program with one text changed."""
-        source = (ROOT / "tap_stack.py").read_text()
-        assert old in source, "the change does not fit the program"
-        (self.folder / "tap_stack.py").write_text(source.replace(old, new, 1) if old else source)
+    def up(self, version: Path | None = None, **config: str) -> Session:
+        """Deploys the repository's own program, or one with a version of the handler."""
+        sys.modules.pop("version", None)  # of the release before, as a process of its own would
+        program = write_program(self.folder, version, "staging") if version else ROOT
         return session.up(
-            self.folder, "staging", folder=self.data, emulator_url=self.url, say=lambda text: None,
+            program, "staging", folder=self.data, emulator_url=self.url, say=lambda text: None,
             report=lambda step: None,
             config={"systems": '["api"]', "canary_minutes": "20", **config},
         )[0]  # fmt: skip
@@ -98,37 +82,40 @@ def requests(api: Api, path: str) -> Iterator[Counter[str]]:
 
 def test_a_good_release_drops_no_request(api: Api, requests: Counter[str]) -> None:
     before, _ = api.live()
-    api.up(*CHANGES["good"])
+    api.up(GOOD)
     assert api.live() == (str(int(before) + 1), None)
     api.up()
     assert api.live() == (str(int(before) + 2), None)
-    assert requests.keys() == {"200", "200 good"}
+    assert requests.keys() == {"200", "200 0"}
 
 
 def test_a_release_that_is_all_at_once_drops_no_request(api: Api, requests: Counter[str]) -> None:
-    api.up(*CHANGES["good"], canary_percent="100")
+    api.up(GOOD, canary_percent="100")
     api.up(canary_percent="100")
-    assert requests.keys() == {"200", "200 good"}
+    assert requests.keys() == {"200", "200 0"}
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("version", "why"),
     [
-        ("broken import", "failed its smoke test; {before} has the traffic: .*nowhere"),
-        ("slow handler", "was rolled back to {before}: .*tap-stack-api-release-duration-staging"),
-        ("raising handler", "was rolled back to {before}: tap-stack-api-.*errors-staging"),
+        (
+            VERSIONS / "broken_import.py",
+            "failed its smoke test; {before} has the traffic: .*nowhere",
+        ),
+        (SLOW, "was rolled back to {before}: .*tap-stack-api-release-duration-staging"),
+        (RAISING, "was rolled back to {before}: tap-stack-api-.*errors-staging"),
     ],
 )
 def test_a_bad_release_is_taken_back_and_says_why(
-    api: Api, requests: Counter[str], change: str, why: str
+    api: Api, requests: Counter[str], version: Path, why: str
 ) -> None:
     before, _ = api.live()
     with pytest.raises(TapLocalError, match=why.format(before=before)):
-        api.up(*CHANGES[change], canary_minutes="120")  # long enough to meet a request for sure
+        api.up(version, canary_minutes="120")  # long enough to meet a request for sure
     assert api.live() == (before, None)
     failed = requests.total() - requests["200"]
     # Its share until the first look at the alarms: the slow and the broken one fail nobody.
-    assert failed <= (RATE if change == "raising handler" else 0)
+    assert failed <= (RATE if version == RAISING else 0)
 
 
 def test_red_alarms_hold_a_release_unless_it_goes_all_at_once(api: Api) -> None:
@@ -145,14 +132,14 @@ def test_red_alarms_hold_a_release_unless_it_goes_all_at_once(api: Api) -> None:
     with pytest.raises(
         TapLocalError, match=f"not begun, and {before} has the traffic.*canary_percent=100"
     ):
-        api.up(*CHANGES["good"])
-    api.up(*CHANGES["good"], canary_percent="100")
+        api.up(GOOD)
+    api.up(GOOD, canary_percent="100")
     assert int(api.live()[0]) > int(before)
 
 
 def test_a_share_that_was_left_behind_is_taken_back_by_the_next_release(api: Api) -> None:
     functions, name = api.session.cloud.client("lambda"), api.session.outputs["function_name"]
-    api.up(*CHANGES["good"], canary_percent="100")
+    api.up(GOOD, canary_percent="100")
     before, _ = api.live()
     weights = {str(int(before) - 1): 0.5}
     functions.update_alias(
@@ -206,7 +193,7 @@ def as_struct(values: dict[str, Any]) -> Any:
 
 
 def test_the_real_engines_host_runs_the_release(api: Api, host: Any) -> None:
-    api.up(*CHANGES["good"], canary_percent="100")
+    api.up(GOOD, canary_percent="100")
     plan = {**registered(api), "percent": 100}
     version, _ = api.live()
     news = as_struct({**plan, "version": version})

@@ -107,7 +107,7 @@ def test_each_example_registers_and_says_how_it_is_run(
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     recorder = Recorder()
-    assert run(Project.load(example, "dev", {}), recorder)
+    project = Project.load(example, "dev", {})
+    assert run(project, recorder)
     assert len(recorder.resources) > 30
-    (program,) = example.glob("*.py")
-    assert f"--program examples/{example.name}" in program.read_text()
+    assert f"--program examples/{example.name}" in project.main.read_text()

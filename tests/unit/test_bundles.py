@@ -180,6 +180,122 @@ def test_a_name_that_cannot_be_shipped_is_an_error(
         bundle(getattr(module(tmp_path, PROGRAM), handler))
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "LIMIT = 1\nLIMIT = 2\n",
+        "LIMIT = 1\nLIMIT += 1\n",
+        "import math as LIMIT\nLIMIT = 2\n",
+        "def LIMIT(): ...\nclass LIMIT: ...\n",
+        "LIMIT = 1\nif LIMIT: LIMIT = 2\n",
+    ],
+)
+def test_a_name_that_is_bound_twice_is_an_error_with_both_lines(
+    tmp_path: Path, source: str
+) -> None:
+    program = module(tmp_path, f"{source}\ndef handler(event, context): return LIMIT\n")
+    with pytest.raises(BundleError, match=r"program\.py binds LIMIT twice, in lines 1 and 2"):
+        bundle(program.handler)
+
+
+CONDITIONAL = """
+import os
+
+def there():
+    return "there"
+
+if "AWS_EXECUTION_ENV" in os.environ:
+    PLACE = there()
+else:
+    PLACE = "here"
+
+try:
+    import {module} as codec
+except ImportError:
+    codec = None
+
+def unused():
+    return 1
+
+def handler(event, context):
+    return PLACE, codec
+"""
+
+
+def test_a_name_that_a_compound_statement_binds_is_shipped_with_all_of_it(tmp_path: Path) -> None:
+    source = bundle(module(tmp_path, CONDITIONAL.format(module="json")).handler)
+    assert "unused" not in source
+    assert "def there()" in source  # reached from the branch that does not run here
+    namespace: dict[str, Any] = {"__name__": "index"}
+    exec(compile(source, "index.py", "exec"), namespace)  # noqa: S102 - our own code
+    assert namespace["handler"](None, None) == ("here", json)
+
+
+def test_a_compound_statement_cannot_hide_an_import_that_the_runtime_lacks(tmp_path: Path) -> None:
+    program = module(tmp_path, CONDITIONAL.format(module="orjson"))
+    with pytest.raises(BundleError, match="codec of orjson, which its runtime does not have"):
+        bundle(program.handler)
+
+
+# A handler in a file of its own, around one of tap_stack.py
+
+OWN = """
+import json
+from typing import Any
+
+from tap_stack import Event, Response, TapStack, api
+
+RELEASE = "1"
+
+def handler(event: Event, context: Any) -> Response:
+    response = api(event, context)
+    response["headers"]["x-release"] = json.loads(RELEASE)
+    return response
+"""
+
+
+def test_what_a_file_imports_from_tap_stack_is_shipped_before_its_own(
+    tmp_path: Path, lambda_runtime: None
+) -> None:
+    source = bundle(module(tmp_path, OWN).handler, tap_stack.open_services)
+    assert "tap_stack" not in source
+    assert "class TapStack" not in source  # imported, and not used by the handler
+    assert source.index("\ndef api(") < source.index("\nRELEASE") < source.index("\ndef handler(")
+    assert source.endswith("\nopen_services()\n")
+    namespace: dict[str, Any] = {"__name__": "index"}
+    exec(compile(source, "index.py", "exec"), namespace)  # noqa: S102 - our own code
+    answer = namespace["handler"](
+        {**tap_stack.SMOKE_REQUEST, "routeKey": "$default", "rawPath": "/"}, None
+    )
+    assert (answer["statusCode"], answer["headers"]["x-release"]) == (404, 1)
+
+
+def test_the_rest_of_the_bundle_is_that_of_the_stacks_own_handler(tmp_path: Path) -> None:
+    own = bundle(module(tmp_path, OWN).handler, tap_stack.open_services)
+    theirs = bundle(tap_stack.api, tap_stack.open_services)
+    end = "\n\nopen_services()\n"
+    assert own.startswith(theirs.removesuffix(end))
+
+
+def test_the_same_import_in_both_files_is_shipped_once(tmp_path: Path) -> None:
+    source = bundle(module(tmp_path, OWN).handler)
+    assert "import json" in bundle(tap_stack.api).splitlines()
+    assert source.splitlines().count("import json") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("dispatch", "def dispatch(request): return request"), ("json", "import pickle as json")],
+)
+def test_two_files_that_bind_a_name_to_different_things_are_an_error(
+    tmp_path: Path, name: str, line: str
+) -> None:
+    source = OWN.replace("import json", line).replace("json.loads", name)
+    files = r"(program\.py and tap_stack\.py|tap_stack\.py and program\.py)"
+    with pytest.raises(BundleError, match=f"{files} bind {name} to different things: rename one"):
+        bundle(module(tmp_path, source).handler)
+
+
 @given(st.data())
 def test_every_chain_of_definitions_is_followed(tmp_path_factory: Any, data: Any) -> None:
     """Random programs: function i uses some of the functions before it; the bundle runs and is minimal."""

@@ -253,7 +253,7 @@ def test_patch_gives_up_with_409_when_it_never_gets_through(api: Api) -> None:
     response = api("PATCH", "/items/a", {"n": 2})
     assert_problem(response, 409)
     assert response.headers["retry-after"] == "1"
-    assert api.table.calls.count("UpdateItem") == tap_stack.PATCH_ATTEMPTS
+    assert api.table.calls.count("UpdateItem") == tap_stack.WRITE_ATTEMPTS
 
 
 def test_patch_of_an_item_deleted_meanwhile_is_404(api: Api) -> None:
@@ -280,3 +280,58 @@ def test_a_write_whose_response_was_lost_is_not_taken_for_a_conflict(api: Api) -
     patched = api("PATCH", "/items/a", {"m": 3})
     assert (patched.json["n"], patched.json["m"], patched.json["version"]) == (2, 3, 3)
     assert api("DELETE", "/items/a").status == 204
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+def test_a_write_whose_response_was_lost_does_not_overwrite_what_came_after_it(
+    api: Api, method: str
+) -> None:
+    api("POST", "/items", {"id": "a", "n": 0})
+
+    def another_writes() -> None:
+        api.table.lose_responses = False
+        assert api("PATCH", "/items/a", {"n": 2}).status == 200
+
+    api.table.lose_responses, api.table.meanwhile = True, another_writes
+    response = api(method, "/items/a", {"n": 1})
+    assert_problem(response, 503)
+    assert response.headers["retry-after"] == "1"
+    item = api("GET", "/items/a").json
+    assert (item["n"], item["version"]) == (2, 3)
+
+
+def test_a_put_whose_response_was_lost_is_applied_once(api: Api) -> None:
+    api("POST", "/items", {"id": "a"})
+    api.table.lose_responses = True
+    assert api("PUT", "/items/a", {"n": 1}).json["version"] == 2
+    api.table.lose_responses = False
+    assert api("GET", "/items/a").json["version"] == 2
+
+
+@pytest.mark.parametrize("header", ["if_match", "if_none_match"])
+@pytest.mark.parametrize(
+    "value", ["", " ", "a", '"a', 'a"', '"a" "b"', '"a",', "*, *", '*, "a"', '"a b"', '"\n"']
+)
+def test_a_malformed_list_of_tags_is_400_everywhere(api: Api, header: str, value: str) -> None:
+    api("POST", "/items", {"id": "a"})
+    for method, body in (("GET", None), ("PUT", {}), ("PATCH", {}), ("DELETE", None)):
+        if (method, header) != ("DELETE", "if_none_match"):
+            assert_problem(api(method, "/items/a", body, **{header: value}), 400)
+
+
+def test_a_read_honours_if_match(api: Api) -> None:
+    tag = api("POST", "/items", {"id": "a"}).headers["etag"]
+    assert api("GET", "/items/a", if_match=tag).status == 200
+    assert api("GET", "/items/a", if_match=f'"x", {tag}').status == 200
+    assert api("GET", "/items/a", if_match="*").status == 200
+    for other in ('"x"', f"W/{tag}"):
+        assert_problem(api("GET", "/items/a", if_match=other), 412)
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+def test_if_none_match_holds_back_a_write_to_what_exists(api: Api, method: str) -> None:
+    tag = api("POST", "/items", {"id": "a"}).headers["etag"]
+    for value in ("*", tag):
+        assert_problem(api(method, "/items/a", {}, if_none_match=value), 412)
+        assert_problem(api(method, "/items/b", {}, if_none_match=value), 404)
+    assert api(method, "/items/a", {}, if_none_match='"x"').status == 200

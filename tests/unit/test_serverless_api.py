@@ -123,7 +123,6 @@ CALLS: list[tuple[str, str, Any]] = [
         ),
         service_error("ThrottlingException", "GetItem"),
         service_error("InternalServerError", "GetItem"),
-        service_error("AccessDeniedException", "GetItem", "KMS key arn:aws:kms:secret is disabled"),
         tap_stack.connection_error(
             "GetItem", "TimeoutError: https://secret", tap_stack.TIMEOUT_COST
         ),
@@ -145,6 +144,23 @@ def test_when_dynamodb_fails_the_caller_may_try_again_and_learns_nothing(
         line = json.loads(capsys.readouterr().out)
         assert (line["level"], line["status"]) == ("ERROR", 503)
         assert type(error).__name__ in line["error"]
+
+
+@pytest.mark.parametrize(
+    "code", ["AccessDeniedException", "ResourceNotFoundException", "UnrecognizedClientException"]
+)
+def test_what_another_attempt_would_not_mend_is_500(
+    api: Api, code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(operation: str, arguments: Any) -> None:
+        raise service_error(code, "GetItem", "arn:aws:kms:secret is disabled")
+
+    api.table.before = fail
+    for method, path, body in CALLS:
+        response = api(method, path, body)
+        assert_problem(response, 500)
+        assert "secret" not in response.text
+        assert code in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_our_own_mistake_is_500_and_logged(

@@ -192,11 +192,12 @@ SCRIPTS = {
     "hanging up": ["hang up", GOOD],
     "hanging up always": ["hang up"],
     "no JSON": [respond(200, b"<html>")],
+    "an empty success": [respond(200, b"")],
 }
 
 
 #: What is an error here -> what the SDK makes of it.
-SAFER: dict[str, Any] = {"a wrong checksum always": ITEM, "no JSON": {}}
+SAFER: dict[str, Any] = {"a wrong checksum always": ITEM, "no JSON": {}, "an empty success": {}}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -215,6 +216,16 @@ def test_it_does_what_the_sdk_does(
         assert found == expected
     assert len(own_script.requests) == len(sdk_script.requests)
     assert pauses == pytest.approx(waits)
+
+
+@pytest.mark.parametrize("content", [b"null", b"[]", b"1", b'"{}"'])
+def test_a_success_without_a_json_object_is_an_error(
+    content: bytes, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, script = serve([respond(200, content)])
+    with pytest.raises(ServiceError, match="it is no JSON object") as caught:
+        own_client(url, monkeypatch).get_item()
+    assert caught.value.transient and len(script.requests) == 1
 
 
 CALLS: list[tuple[str, str, dict[str, Any]]] = [

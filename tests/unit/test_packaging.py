@@ -1,0 +1,97 @@
+"""The installed package: typed, importable anywhere, the same functions; the packages of instances."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import tap_stack
+from ops import lock
+from tests.environments import ROOT, installed, output_of
+
+PROGRAM = """
+from tap_stack import TapStack, TapStackArgs
+
+reveal_type(TapStack("tap", TapStackArgs(environment_suffix="dev")).api_url)
+"""
+BUNDLES = """
+import json, tap_stack as it
+print(json.dumps([
+    it.__file__,
+    it.bundle(it.api, it.open_services),
+    it.bundle(it.rotate_paging_key),
+    it.bundle(it.record_files, it.open_file_clients),
+    it.bundle(it.take_snapshot),
+    it.bundle(it.web, modules=it.INSTANCE_MODULES),
+    it.bundle(it.rollout_provider, modules=it.LAMBDA_MODULES | {"pulumi"}),
+]))
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment in which the package is installed."""
+    return installed(tmp_path_factory.mktemp("installed"))
+
+
+def test_the_installed_package_is_typed(python: Path, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    options = ["--strict", "--cache-dir", "cache", "--python-executable", str(python)]
+    said = output_of(sys.executable, "-m", "mypy", *options, "program.py", cwd=tmp_path)
+    assert 'Revealed type is "pulumi.output.Output[' in said, said
+
+
+def test_the_installed_package_ships_the_same_functions(python: Path, tmp_path: Path) -> None:
+    there, *installed_bundles = json.loads(output_of(python, "-c", BUNDLES, cwd=tmp_path))
+    here, *bundles = json.loads(output_of(sys.executable, "-c", BUNDLES, cwd=ROOT))
+    assert (Path(there).parts[-3:-1], Path(here)) == (
+        ("site-packages", "tap_stack"),
+        ROOT / "tap_stack.py",
+    )
+    assert installed_bundles == bundles
+
+
+# The packages of instances
+
+
+def locked() -> dict[str, set[str]]:
+    """Name and version of each package of requirements-dev.txt -> its digests."""
+    text = (ROOT / "requirements-dev.txt").read_text()
+    blocks = re.findall(r"^(\S+==\S+)(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL)
+    return {name: set(re.findall(r"--hash=(\S+)", rest)) for name, rest in blocks}
+
+
+def test_the_instances_run_the_packages_that_the_tests_run_with() -> None:
+    lines = tap_stack.WEB_PACKAGES.strip().split("\n")
+    for line in lines:
+        name, digest = line.split(" --hash=")
+        assert digest in locked().get(name, ()), f"{name} is stale: run `make lock`"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = {re.split(r"[\[>=]", each)[0] for each in project["dependency-groups"]["web"]}
+    assert wanted <= {line.partition("==")[0] for line in lines}
+
+
+LOCK = """
+[[packages]]
+name = "six"
+version = "1.17.0"
+sdist = { hashes = { sha256 = "of the source" } }
+wheels = [{ url = "six.whl", hashes = { sha256 = "of the wheel" } }]
+"""
+
+
+def test_the_lock_rewrites_the_literal_and_nothing_else() -> None:
+    program = (ROOT / "tap_stack.py").read_text()
+    text = lock.rewritten(program, LOCK)
+    assert text == program.replace(
+        tap_stack.WEB_PACKAGES, "\nsix==1.17.0 --hash=sha256:of the wheel\n"
+    )
+    with pytest.raises(ValueError, match="WEB_PACKAGES once, and has it 0 times"):
+        lock.rewritten("", LOCK)
+    with pytest.raises(ValueError, match="too many"):  # of two wheels none is the one
+        lock.rewritten(program, LOCK.replace("}]", '}, { hashes = { sha256 = "x" } }]'))
