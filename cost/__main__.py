@@ -1,23 +1,23 @@
 """Prints the estimate of an environment: `python -m cost [--env dev|staging|prod] [-c KEY=VALUE]`.
 
-The program is run as the tests run it, its resources recorded, and each priced: what a month costs
-if nobody comes, what the stated traffic adds, and what other choices would change.
+The program is run as the tests run it, its resources are recorded, and each is priced: what a month
+without traffic costs, what the stated traffic adds, and what other choices would change. The
+settings are those of Pulumi.<env>.yaml, and `-c` wins over them.
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from cost.estimate import CHOICES, USE, Estimate, estimate
+from cost.estimate import CHOICES, ROOT, USE, Estimate, estimate
 from taplocal.errors import TapLocalError
+from taplocal.project import Project
 
-ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 80
 
 
@@ -41,7 +41,7 @@ def compared(env: str, config: dict[str, str], base: Estimate) -> Table:
     for name, values in CHOICES.items():
         for value in values:
             try:
-                other = estimate(ROOT, env, {**config, name: value})
+                other = estimate(Project.load(ROOT, env, {**config, name: value}))
             except TapLocalError:
                 continue  # this environment may not have it
             if difference := other.total() - base.total():
@@ -58,7 +58,7 @@ def main(
     settings = dict(each.split("=", 1) for each in config or () if "=" in each)
     console = Console(width=100)
     try:
-        base = estimate(ROOT, env, settings)
+        base = estimate(Project.load(ROOT, env, settings))
     except TapLocalError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -8,32 +8,33 @@ from pathlib import Path
 from typing import Any
 
 from cost import prices
+from cost.prices import monthly
 from taplocal.errors import TapLocalError
 from taplocal.program import Registration, run
 from taplocal.project import Project
 from taplocal.recorder import Recorder
 
+ROOT = Path(__file__).parents[1]
 USE = "a million requests, a million files of 1 MB, 100 GB through NAT and 100 GB of logs"
 #: Setting -> the values that are compared.
 CHOICES = {
     "nat": ("per_az", "single", "instance", "instance_ha"),
     "database_multi_az": ("true", "false"),
     "spot_percent": ("0", "50", "100"),
-    "files_table_capacity": ("10", "100"),
-    "provisioned_concurrency_min": ("1", "2", "10"),
-    "log_retention_days": ("14", "90", "365"),
+    "files_table_capacity": ("10",),
+    "provisioned_concurrency_min": ("10",),
 }
 
 
 @dataclass
 class Estimate:
-    """Dollars a month: what is there without traffic, by system, and what traffic adds."""
+    """Dollars a month: without traffic, by system and kind of resource, and what traffic adds."""
 
     fixed: dict[str, dict[str, float]] = field(default_factory=dict)
     by_use: dict[str, float] = field(default_factory=dict)
 
     def total(self) -> float:
-        """What a month costs if nobody comes."""
+        """What a month without traffic costs."""
         return sum(sum(rows.values()) for rows in self.fixed.values())
 
 
@@ -42,16 +43,11 @@ def free(_inputs: Mapping[str, Any]) -> float:
     return 0.0
 
 
-def hours(dollars: float) -> float:
-    """What something by the hour costs a month."""
-    return dollars * prices.HOURS
-
-
-def hourly(kind: str) -> float:
-    """What an instance of a kind costs an hour on demand."""
-    if kind not in prices.HOURLY:
-        raise TapLocalError(f"cost/prices.py has no price of {kind}: add it to HOURLY")
-    return prices.HOURLY[kind]
+def hourly(instance_class: str) -> float:
+    """What an instance of a class costs an hour on demand."""
+    if instance_class not in prices.HOURLY:
+        raise TapLocalError(f"cost/prices.py has no price of {instance_class}: add it to HOURLY")
+    return prices.HOURLY[instance_class]
 
 
 def fleet(inputs: Mapping[str, Any]) -> float:
@@ -61,12 +57,12 @@ def fleet(inputs: Mapping[str, Any]) -> float:
     on_demand: float = mixed["instancesDistribution"]["onDemandPercentageAboveBaseCapacity"] / 100
     price = hourly(kind) * (1 - (1 - on_demand) * prices.SPOT_DISCOUNT)
     least: int = inputs["minSize"]
-    return least * (hours(price) + 8 * prices.VOLUME_GB)
+    return least * (monthly(price) + prices.VOLUME_SIZE_GB * prices.VOLUME_GB)
 
 
 def database(inputs: Mapping[str, Any]) -> float:
     """Instance, storage and secret, the first two twice with a standby."""
-    one: float = hours(hourly(inputs["instanceClass"]))
+    one: float = monthly(hourly(inputs["instanceClass"]))
     one += inputs["allocatedStorage"] * prices.DATABASE_GB
     return one * (2 if inputs["multiAz"] else 1) + prices.SECRET
 
@@ -75,8 +71,8 @@ def table(inputs: Mapping[str, Any]) -> float:
     """Provisioned units of a table and its indexes; on demand there are none."""
     units = [inputs, *inputs.get("globalSecondaryIndexes", [])]
     return sum(
-        hours(each.get("readCapacity", 0) * prices.READ_UNIT)
-        + hours(each.get("writeCapacity", 0) * prices.WRITE_UNIT)
+        monthly(each.get("readCapacity", 0) * prices.READ_UNIT)
+        + monthly(each.get("writeCapacity", 0) * prices.WRITE_UNIT)
         for each in units
     )
 
@@ -84,23 +80,24 @@ def table(inputs: Mapping[str, Any]) -> float:
 def template(inputs: Mapping[str, Any]) -> float:
     """The public address of an instance, where its template asks for one."""
     (interface,) = inputs["networkInterfaces"]
-    return hours(prices.PUBLIC_ADDRESS) if interface["associatePublicIpAddress"] == "true" else 0.0
+    return (
+        monthly(prices.PUBLIC_ADDRESS) if interface["associatePublicIpAddress"] == "true" else 0.0
+    )
 
 
 def balancer(inputs: Mapping[str, Any]) -> float:
     """A load balancer and a public address in each of its subnets."""
-    return hours(prices.BALANCER + len(inputs["subnets"]) * prices.PUBLIC_ADDRESS)
+    return monthly(prices.BALANCER + len(inputs["subnets"]) * prices.PUBLIC_ADDRESS)
 
 
 def endpoint(inputs: Mapping[str, Any]) -> float:
     """An interface endpoint in each zone; gateway endpoints are free."""
-    return hours(prices.INTERFACE_ENDPOINT) * len(inputs.get("subnetIds", []))
+    return monthly(prices.INTERFACE_ENDPOINT) * len(inputs.get("subnetIds", []))
 
 
-def warm(inputs: Mapping[str, Any]) -> float:
-    """Environments that are kept warm, by the memory of their function."""
-    gigabytes: float = inputs["memory"] / 1024 * inputs["provisionedConcurrentExecutions"]
-    return hours(gigabytes * 3600 * prices.WARM_GB_SECOND)
+def provisioned_concurrency(inputs: Mapping[str, Any]) -> float:
+    """Environments that are kept initialized, by the memory of their function."""
+    return prices.provisioned(inputs["provisionedConcurrentExecutions"], inputs["memory"])
 
 
 #: Type -> what it is, and dollars a month of one. A type in neither table fails a test.
@@ -108,25 +105,37 @@ PRICED: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     "aws:autoscaling/group:Group": ("instances and their volumes", fleet),
     "aws:cloudwatch/metricAlarm:MetricAlarm": ("alarms", lambda _: prices.ALARM),
     "aws:dynamodb/table:Table": ("tables, provisioned", table),
-    "aws:ec2/eip:Eip": ("addresses of NAT", lambda _: hours(prices.PUBLIC_ADDRESS)),
-    "aws:ec2/launchTemplate:LaunchTemplate": ("addresses of instances", template),
-    "aws:ec2/natGateway:NatGateway": ("NAT gateways", lambda _: hours(prices.NAT_GATEWAY)),
+    "aws:ec2/eip:Eip": ("public addresses of NAT", lambda _: monthly(prices.PUBLIC_ADDRESS)),
+    "aws:ec2/launchTemplate:LaunchTemplate": ("public addresses of instances", template),
+    "aws:ec2/natGateway:NatGateway": ("NAT gateways", lambda _: monthly(prices.NAT_GATEWAY)),
     "aws:ec2/vpcEndpoint:VpcEndpoint": ("interface endpoints", endpoint),
     "aws:kms/key:Key": ("key", lambda _: prices.KEY),
     "aws:lambda/provisionedConcurrencyConfig:ProvisionedConcurrencyConfig": (
-        "warm environments",
-        warm,
+        "provisioned concurrency",
+        provisioned_concurrency,
     ),
-    "aws:lb/loadBalancer:LoadBalancer": ("load balancer and its addresses", balancer),
+    "aws:lb/loadBalancer:LoadBalancer": ("load balancer and its public addresses", balancer),
     "aws:rds/instance:Instance": ("database, storage, secret", database),
 }
 #: Types that cost by use only, and what a month of USE adds for one of them.
 BY_USE = {
-    "aws:apigatewayv2/stage:Stage": ("HTTP API requests", 1.00),
-    "aws:lambda/function:Function": ("Lambda, each function a million times", 0.27),
-    "aws:s3/bucketNotification:BucketNotification": ("S3 requests: put, head, get", 5.80),
-    "aws:ec2/natGateway:NatGateway": ("NAT gateways, 100 GB through each", 4.50),
-    "aws:lb/loadBalancer:LoadBalancer": ("a unit of load balancer capacity", 5.84),
+    "aws:apigatewayv2/stage:Stage": ("HTTP API requests", prices.HTTP_API_MILLION),
+    "aws:lambda/function:Function": (
+        "Lambda, each function a million times for 10 ms, 512 MB",
+        prices.invocations(1, 0.010),
+    ),
+    "aws:s3/bucketNotification:BucketNotification": (
+        "S3 requests: PUT, HEAD, GET",
+        prices.S3_PUTS + 2 * prices.S3_GETS,
+    ),
+    "aws:ec2/natGateway:NatGateway": (
+        "NAT gateways, 100 GB through each",
+        100 * prices.NAT_GB,
+    ),
+    "aws:lb/loadBalancer:LoadBalancer": (
+        "one capacity unit of the load balancer",
+        monthly(prices.BALANCER_UNIT),
+    ),
 }
 #: Types that cost nothing by themselves.
 FREE = {
@@ -157,10 +166,16 @@ SYSTEMS = {
 }
 
 
-def estimate(program: Path, env: str, config: Mapping[str, str] | None = None) -> Estimate:
-    """The estimate of an environment under some settings; raises TapLocalError for wrong ones."""
+def with_defaults(env: str, **config: str) -> Project:
+    """An environment with its defaults and some settings; Pulumi.<stack>.yaml is not read."""
+    keys = {key if ":" in key else f"tap-stack:{key}": value for key, value in config.items()}
+    return Project(ROOT, "tap-stack", ROOT / "tap_stack.py", env, keys)
+
+
+def estimate(project: Project) -> Estimate:
+    """The estimate of a stack; raises TapLocalError if its settings are wrong."""
     recorder = Recorder()
-    run(Project.load(program, env, dict(config or {})), recorder)
+    run(project, recorder)
     found = Estimate()
     functions = [x.inputs for x in recorder.resources if x.type.endswith("/function:Function")]
     memory = {each["name"]: each["memorySize"] for each in functions}
@@ -185,14 +200,14 @@ def _add_volumes(found: Estimate, resources: list[Registration]) -> None:
     found.by_use["S3 storage, 1 TB in each bucket but logs"] = 1_000 * prices.S3_GB * len(uploads)
     groups = [x for x in resources if x.type == "aws:cloudwatch/logGroup:LogGroup"]
     days = max((x.inputs["retentionInDays"] for x in groups), default=0)
-    kept = 0.03 * 100 * days / 30  # a month's logs, as long as they are kept
+    kept = prices.LOG_STORAGE_GB * 100 * days / 30  # a month's logs, as long as they are kept
     found.by_use["logs, 100 GB in all"] = 100 * prices.LOG_GB + kept
 
 
-def unpriced(env: str, program: Path) -> set[str]:
-    """Types that nobody has priced and nobody has called free."""
+def unpriced(project: Project) -> set[str]:
+    """Types that are neither in PRICED nor in FREE."""
     recorder = Recorder()
-    run(Project.load(program, env, {}), recorder)
-    # What is not AWS's costs nothing there.
+    run(project, recorder)
+    # A resource of another provider costs nothing at AWS.
     kinds = {each.type for each in recorder.resources if each.type.startswith("aws:")}
     return {each for each in kinds - set(PRICED) if each[4:].rpartition(":")[0] not in FREE}

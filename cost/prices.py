@@ -1,40 +1,131 @@
 """What AWS charges, in US dollars, us-east-1, on demand, without free tiers.
 
-As of 2026-11: those of findings that were read from AWS's price pages, the rest from memory of
-those pages, as none can be reached from here. Look a price up before a decision hangs on it; other
-regions differ by up to a third. Sources: aws.amazon.com/<ec2, rds, vpc, elasticloadbalancing,
-dynamodb, cloudwatch, kms, secrets-manager, s3, lambda, api-gateway>/pricing.
+Every other place has its prices from here.
+
+As of 2026-11, from memory of AWS's price pages, none of which could be read from here. Look a price
+up on its page before a decision depends on it; other regions differ by up to a third.
 """
 
 from __future__ import annotations
 
+AS_OF = "November 2026"
 HOURS = 730  # of a month
+MILLION = 1_000_000
+
+
+class Price(float):
+    """Dollars for a unit of something, and the page under aws.amazon.com that lists them."""
+
+    def __new__(cls, dollars: float, what: str, unit: str, page: str) -> Price:
+        """`Price(0.045, "NAT gateway", "hour", "vpc/pricing")`."""
+        price = super().__new__(cls, dollars)
+        price.what, price.unit, price.page = what, unit, page
+        return price
+
+    what: str
+    unit: str
+    page: str
+
+
+EC2, RDS, VPC = "ec2/pricing/on-demand", "rds/postgresql/pricing", "vpc/pricing"
+BALANCING, CLOUDWATCH = "elasticloadbalancing/pricing", "cloudwatch/pricing"
+DYNAMODB, LAMBDA = "dynamodb/pricing", "lambda/pricing"
+API_GATEWAY, S3, COGNITO = "api-gateway/pricing", "s3/pricing", "cognito/pricing"
 
 #: Instance class -> dollars an hour, Linux or PostgreSQL, one zone.
 HOURLY = {
-    "t4g.nano": 0.0042,
-    "t4g.micro": 0.0084,
-    "t4g.small": 0.0168,
-    "t4g.medium": 0.0336,
-    "m7g.medium": 0.0408,
-    "db.t4g.micro": 0.016,
-    "db.t4g.small": 0.032,
-    "db.t4g.medium": 0.065,
-    "db.m7g.large": 0.168,
+    each.what: each
+    for each in (
+        Price(0.0042, "t4g.nano", "hour", EC2),
+        Price(0.0084, "t4g.micro", "hour", EC2),
+        Price(0.0168, "t4g.small", "hour", EC2),
+        Price(0.0336, "t4g.medium", "hour", EC2),
+        Price(0.0408, "m7g.medium", "hour", EC2),
+        Price(0.016, "db.t4g.micro", "hour", RDS),
+        Price(0.032, "db.t4g.small", "hour", RDS),
+        Price(0.065, "db.t4g.medium", "hour", RDS),
+        Price(0.168, "db.m7g.large", "hour", RDS),
+    )
 }
 SPOT_DISCOUNT = 0.6  # a usual share off the price on demand
-NAT_GATEWAY = 0.045  # an hour, and the same a GB
-BALANCER = 0.0225  # an hour
-BALANCER_UNIT = 0.008  # an hour of one unit of capacity
-PUBLIC_ADDRESS = 0.005  # an hour
-INTERFACE_ENDPOINT = 0.01  # an hour in each zone
-READ_UNIT, WRITE_UNIT = 0.00013, 0.00065  # an hour of a provisioned unit
-WARM_GB_SECOND = 0.0000033334  # of provisioned concurrency, arm64
-KEY = 1.00  # a month, like all that follow
-ALARM = 0.10
-SECRET = 0.40
-VOLUME_GB = 0.08
-DATABASE_GB = 0.115
-LOG_GB = 0.50
-METRIC = 0.30
-S3_GB = 0.023
+NAT_GATEWAY = Price(0.045, "NAT gateway", "hour", VPC)
+NAT_GB = Price(0.045, "data through a NAT gateway", "GB", VPC)
+BALANCER = Price(0.0225, "Application Load Balancer", "hour", BALANCING)
+BALANCER_UNIT = Price(0.008, "capacity unit (LCU) of a load balancer", "hour", BALANCING)
+PUBLIC_ADDRESS = Price(0.005, "public IPv4 address", "hour", VPC)
+INTERFACE_ENDPOINT = Price(0.01, "interface endpoint in one zone", "hour", "privatelink/pricing")
+READ_UNIT = Price(0.00013, "DynamoDB, provisioned read unit", "hour", DYNAMODB)
+WRITE_UNIT = Price(0.00065, "DynamoDB, provisioned write unit", "hour", DYNAMODB)
+READ_MILLION = Price(0.125, "DynamoDB, read units on demand", "million", DYNAMODB)
+WRITE_MILLION = Price(0.625, "DynamoDB, write units on demand", "million", DYNAMODB)
+WARM_GB_SECOND = Price(0.0000033334, "Lambda, provisioned concurrency, arm64", "GB-second", LAMBDA)
+GB_SECOND = Price(0.0000133334, "Lambda, duration, arm64", "GB-second", LAMBDA)
+INVOCATION_MILLION = Price(0.20, "Lambda, requests", "million", LAMBDA)
+HTTP_API_MILLION = Price(1.00, "HTTP API, requests up to 300 million", "million", API_GATEWAY)
+HTTP_API_MORE = Price(0.90, "HTTP API, requests above 300 million", "million", API_GATEWAY)
+TRACE_MILLION = Price(5.00, "X-Ray, recorded traces", "million", "xray/pricing")
+PARAMETER_CALLS = Price(
+    0.05, "SSM, GetParameter with higher throughput", "10,000 calls", "systems-manager/pricing"
+)
+USER = Price(0.015, "Cognito, Essentials, monthly active user above 10,000", "month", COGNITO)
+PLUS_USER = Price(0.02, "Cognito, Plus, monthly active user", "month", COGNITO)
+MACHINE_TOKEN = Price(0.00225, "Cognito, token of a machine", "token", COGNITO)
+KEY = Price(1.00, "KMS, customer-managed key", "month", "kms/pricing")
+SECRET = Price(0.40, "Secrets Manager, secret", "month", "secrets-manager/pricing")
+ALARM = Price(0.10, "CloudWatch, standard alarm", "month", CLOUDWATCH)
+METRIC = Price(0.30, "CloudWatch, custom or detailed metric", "month", CLOUDWATCH)
+LOG_GB = Price(0.50, "CloudWatch Logs, ingestion", "GB", CLOUDWATCH)
+LOG_STORAGE_GB = Price(0.03, "CloudWatch Logs, storage", "GB and month", CLOUDWATCH)
+VOLUME_GB = Price(0.08, "EBS, gp3", "GB and month", "ebs/pricing")
+DATABASE_GB = Price(0.115, "RDS, gp3", "GB and month", RDS)
+S3_PUTS = Price(5.00, "S3, PUT requests", "million", S3)
+S3_GETS = Price(0.40, "S3, GET and HEAD requests", "million", S3)
+S3_GB = Price(0.023, "S3 Standard", "GB and month", S3)
+S3_INFREQUENT_GB = Price(0.0125, "S3 Standard-IA", "GB and month", S3)
+S3_ARCHIVE_GB = Price(0.004, "S3 Glacier Instant Retrieval", "GB and month", S3)
+
+VOLUME_SIZE_GB = 8  # of each instance
+
+
+def monthly(per_hour: float) -> float:
+    """What something that is paid by the hour costs a month."""
+    return per_hour * HOURS
+
+
+def written(dollars: float) -> str:
+    """A price as text: in cents from a dollar upwards, else with all its digits."""
+    text = f"{dollars:,.2f}" if dollars >= 1 else f"{dollars:.10f}".rstrip("0")
+    whole, _, cents = text.partition(".")
+    return f"${whole}.{cents:0<2}"
+
+
+def invocations(millions: float, seconds: float, memory_mb: int = 512) -> float:
+    """Lambda's requests and duration."""
+    gigabyte_seconds = millions * MILLION * seconds * memory_mb / 1024
+    return millions * INVOCATION_MILLION + gigabyte_seconds * GB_SECOND
+
+
+def provisioned(environments: float, memory_mb: int = 512) -> float:
+    """A month of provisioned concurrency."""
+    return monthly(environments * memory_mb / 1024 * 3600 * WARM_GB_SECOND)
+
+
+#: Placeholder in the text of a setting -> the price as text.
+PLACEHOLDERS = {
+    "cognito_plus": written(PLUS_USER),
+    "database_gb": written(DATABASE_GB),
+    # Each of three indexes has a quarter of the table's read units and half of its write units.
+    "index_units": written(round(3 * monthly(READ_UNIT / 4 + WRITE_UNIT / 2), 2)),
+    "interface_endpoint": written(monthly(INTERFACE_ENDPOINT)),
+    "log_storage": written(LOG_STORAGE_GB),
+    "metric": written(METRIC),
+    "nat_gateway": written(monthly(NAT_GATEWAY)),
+    "nat_gb": written(NAT_GB),
+    # A public address of its own while it starts, and the one that it keeps for NAT.
+    "nat_instance": written(
+        monthly(HOURLY["t4g.nano"] + 2 * PUBLIC_ADDRESS) + VOLUME_SIZE_GB * VOLUME_GB
+    ),
+    "spot_discount": f"{SPOT_DISCOUNT:.0%}".replace("%", " %"),
+    "unit_pair": written(round(monthly(READ_UNIT + WRITE_UNIT), 2)),
+    "warm_512": written(provisioned(1)),
+}

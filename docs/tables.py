@@ -1,66 +1,160 @@
-"""Writes what the code already says into the files that repeat it: `make docs`.
+"""Writes what the code already says into the documents that repeat it: `make docs`.
 
-The README's tables of settings and outputs. A test fails when a file is not what this would write.
+A generated block of a document stands between `<!-- name -->` and `<!-- end -->`; the rest of the
+file is written by hand. A test fails when a block is not what this would write.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
+import re
 import sys
-from collections.abc import Iterator
+import tokenize
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from cost import prices, tables  # noqa: E402
 from tap_stack import OUTPUTS, TIERS, TapStackArgs  # noqa: E402
+
+PROGRAM = ROOT / "tap_stack.py"
+#: Section of tap_stack.py in lower case -> the name of its test files, where it is another one.
+TEST_NAMES = {
+    "types and policies": "policies",  # types have no behavior
+    "serverless api: resources": "serverless_api",  # the chapter's component
+    "file pipeline: files in the api": "files",  # as long a name says no more
+    "file pipeline: resources": "file_pipeline",  # the chapter's component
+    "web environment: application": "web_application",  # "application" could be any
+    "tapstack": "tap_stack",  # a class: two words in one
+}
 
 
 def files() -> Iterator[tuple[Path, str]]:
-    """Every generated file with the text that it should have."""
-    yield ROOT / "README.md", readme((ROOT / "README.md").read_text())
+    """Every file with generated blocks, and the text that it should have."""
+    for name, blocks in BLOCKS.items():
+        path = ROOT / name
+        text = path.read_text()
+        for block, rows in blocks.items():
+            text = filled(text, block, rows())
+        yield path, text
 
 
-def readme(text: str) -> str:
-    """The README with its two tables."""
-    for name, rows in {"settings": settings_rows(), "outputs": outputs_rows()}.items():
-        before, _, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition("<!-- end -->")
-        text = f"{before}<!-- {name} -->\n" + "\n".join(rows) + f"\n{end}{after}"
-    return text
+def filled(text: str, name: str, rows: Iterator[str]) -> str:
+    """The text with a block's rows between its marks."""
+    start, end = f"<!-- {name} -->\n", "<!-- end -->"
+    before, found, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"there is no block {name}")
+    return before + start + "".join(f"{row}\n" for row in rows) + end + after
 
 
-def settings_rows() -> Iterator[str]:
-    """The settings table."""
-    yield "| setting | what it is | dev | staging | prod |"
-    yield "| --- | --- | --- | --- | --- |"
+def settings() -> Iterator[str]:
+    """A heading and a table for each group of settings."""
     tiers = [TapStackArgs(environment_suffix=tier) for tier in TIERS]
-    for name, each in settings().items():
-        values = [shown(getattr(args, name)) for args in tiers]
-        yield f"| `{name}` | {each.metadata['doc']} | {' | '.join(values)} |"
+    fields = {each.name: each for each in dataclasses.fields(TapStackArgs)}
+    for group, names in groups().items():
+        yield ""
+        yield f"## {group}"
+        yield ""
+        yield f"| setting | meaning | {' | '.join(TIERS)} |"
+        yield "| --- | --- |" + " --- |" * len(TIERS)
+        for name in names:
+            doc = re.sub(r"{(\w+)}", price, fields[name].metadata["doc"])
+            values = " | ".join(configured(getattr(args, name)) for args in tiers)
+            yield f"| `{name}` | {doc} | {values} |"
+    yield ""
 
 
-def outputs_rows() -> Iterator[str]:
-    """The outputs table."""
-    yield "| output | what it is |"
+def groups() -> dict[str, list[str]]:
+    """Group -> its settings; a group is the comment line above its first field."""
+    found: dict[str, list[str]] = {}
+    fields = {each.name for each in dataclasses.fields(TapStackArgs)}
+    _, body = PROGRAM.read_text().split("\nclass TapStackArgs:\n")
+    group, depth = "", 0
+    for token in tokenize.generate_tokens(io.StringIO(body).readline):
+        depth += {tokenize.INDENT: 1, tokenize.DEDENT: -1}.get(token.type, 0)
+        if token.type == tokenize.NAME and token.string == "def":
+            break
+        at_margin = token.start[1] == 4
+        if token.type == tokenize.COMMENT and at_margin:
+            group = token.string.removeprefix("# ")
+        if token.type == tokenize.NAME and at_margin and token.string in fields:
+            found.setdefault(group, []).append(token.string)
+    return found
+
+
+def price(placeholder: re.Match[str]) -> str:
+    """The price that a placeholder stands for."""
+    return prices.PLACEHOLDERS[placeholder[1]]
+
+
+def configured(value: Any) -> str:
+    """A value as it is written in the configuration; a list with commas."""
+    if isinstance(value, tuple):
+        return f"`{','.join(value) or '[]'}`"
+    return f"`{value}`" if value and isinstance(value, str) else f"`{json.dumps(value)}`"
+
+
+def outputs() -> Iterator[str]:
+    """The table of outputs."""
+    yield "| output | meaning |"
     yield "| --- | --- |"
     for name, doc in OUTPUTS.items():
         yield f"| `{name}` | {doc} |"
 
 
-def settings() -> dict[str, Any]:
-    """The fields of TapStackArgs by name."""
-    return {each.name: each for each in dataclasses.fields(TapStackArgs)}
+def sections() -> list[str]:
+    """The banners of tap_stack.py, in order."""
+    return re.findall(r"^#{79}\n# (.+)\n#{79}$", PROGRAM.read_text(), re.MULTILINE)
 
 
-def shown(value: Any) -> str:
-    """A setting's value in the README."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not value:
-        return "none"
-    return ", ".join(f"`{each}`" for each in value) if isinstance(value, tuple) else f"`{value}`"
+def word(section: str) -> str:
+    """What a section is called: the last part of its banner, in lower case."""
+    return section.rpartition(": ")[2].lower()
+
+
+def test_files(section: str) -> list[str]:
+    """The test files of a section."""
+    slug = TEST_NAMES.get(section.lower(), word(section).replace(" ", "_"))
+    found = sorted(ROOT.glob(f"tests/*/test_{slug}.py"))
+    return [str(path.relative_to(ROOT)) for path in found]
+
+
+def section_rows() -> Iterator[str]:
+    """Each section with the settings and the test files of its name."""
+    yield "| section of `tap_stack.py` | settings | tests |"
+    yield "| --- | --- | --- |"
+    named = {group.lower(): group for group in groups()}
+    for section in sections():
+        group = named.get(word(section), "")
+        link = f"[{group}](settings.md#{group.lower().replace(' ', '-')})" if group else ""
+        tests = ", ".join(f"`{path}`" for path in test_files(section))
+        yield f"| {section} | {link} | {tests} |"
+
+
+#: Document -> its generated blocks by name.
+BLOCKS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
+    "docs/settings.md": {"settings": settings},
+    "docs/outputs.md": {"outputs": outputs},
+    "docs/cost.md": {
+        "systems": tables.systems,
+        "resources": tables.resources,
+        "choices": tables.choices,
+        "requests": tables.requests,
+        "files": tables.files,
+        "sign_ins": tables.sign_ins,
+        "prices": tables.unit_prices,
+    },
+    "docs/scaling.md": {"load": tables.load, "parameters": tables.parameter_calls},
+    "docs/decisions/0007-files-in-dynamodb.md": {"capacity": tables.capacity},
+    "docs/architecture.md": {"sections": section_rows},
+}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cost.estimate import with_defaults
 from taplocal.program import Registration, run
 from taplocal.project import Project
 from taplocal.recorder import ACCOUNT, REGION, Recorder
@@ -30,6 +31,7 @@ __all__ = [
     "graph_of_program",
     "statements",
     "user_data",
+    "with_defaults",
 ]
 
 
@@ -56,9 +58,13 @@ class Graph:
 
 @functools.cache
 def graph_of(env: str, preview: bool = False, **config: str) -> Graph:
-    """The graph of an environment under some settings."""
+    """The graph of an environment under some settings.
+
+    The stack files in the checkout belong to the user: no test reads them.
+    """
     recorder = Recorder(preview)
-    outputs = run(Project.load(ROOT, env, {"aws:region": REGION, **config}), recorder, preview)
+    project = with_defaults(env, **{"aws:region": REGION, **config})
+    outputs = run(project, recorder, preview)
     return Graph(recorder.resources, outputs)
 
 

@@ -2,42 +2,62 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
 import pytest
 
 from cost import prices
 from cost.estimate import FREE, PRICED, Estimate, estimate, unpriced
+from tap_stack import TapStackArgs
 from taplocal.errors import TapLocalError
-from tests.stack.conftest import ENVIRONMENTS, ROOT
+from tests.stack.conftest import ENVIRONMENTS, ROOT, with_defaults
 
 API, FILES, WEB = (f'["{each}"]' for each in ("api", "files", "web"))
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_every_type_is_priced_or_known_to_be_free(env: str) -> None:
-    assert unpriced(env, ROOT) == set()
+    assert unpriced(with_defaults(env)) == set()
     assert not {each[4:].rpartition(":")[0] for each in PRICED} & FREE
 
 
 def test_a_type_without_a_price_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(PRICED, "aws:ec2/natGateway:NatGateway")
-    assert unpriced("prod", ROOT) == {"aws:ec2/natGateway:NatGateway"}
+    assert unpriced(with_defaults("prod")) == {"aws:ec2/natGateway:NatGateway"}
 
 
 def web(**settings: str) -> Estimate:
-    return estimate(ROOT, "dev", {"systems": WEB, **settings})
+    return estimate(with_defaults("dev", systems=WEB, **settings))
 
 
-def test_the_files_table_is_what_decision_7_says() -> None:
-    rows = estimate(ROOT, "dev", {"systems": FILES}).fixed["files"]
-    assert round(rows["tables, provisioned"]) == 135
+def files(capacity: int) -> float:
+    """What the files table costs with a capacity."""
+    project = with_defaults("dev", systems=FILES, files_table_capacity=str(capacity))
+    return estimate(project).fixed["files"]["tables, provisioned"]
+
+
+def priced(placeholder: str) -> float:
+    """The price behind a placeholder."""
+    return float(prices.PLACEHOLDERS[placeholder].removeprefix("$"))
+
+
+def test_a_unit_pair_and_its_indexes_cost_what_the_setting_says() -> None:
+    per_unit = (files(110) - files(10)) / 100
+    assert round(per_unit, 2) == round(priced("unit_pair") + priced("index_units"), 2)
 
 
 def test_nat_costs_by_strategy() -> None:
-    one = prices.HOURS * (prices.NAT_GATEWAY + prices.PUBLIC_ADDRESS)
+    one = prices.monthly(prices.NAT_GATEWAY + prices.PUBLIC_ADDRESS)
     without = web(nat="none", image_id="ami-0123456789abcdef0").total()
     alarm = 2 * prices.ALARM  # each gateway has two
     assert round(web(nat="single").total() - without - alarm, 2) == round(one, 2)
     assert round(web(nat="per_az").total() - without - 2 * alarm, 2) == round(2 * one, 2)
+    instance = web(nat="instance", spot_percent="0").total()
+    second = web(nat="instance_ha", spot_percent="0").total() - instance - prices.ALARM
+    assert round(second, 2) == priced("nat_instance")
 
 
 def test_a_standby_doubles_the_database_but_not_its_secret() -> None:
@@ -47,7 +67,7 @@ def test_a_standby_doubles_the_database_but_not_its_secret() -> None:
 
 
 def test_an_api_without_traffic_costs_its_key_and_alarms() -> None:
-    found = estimate(ROOT, "dev", {"systems": API})
+    found = estimate(with_defaults("dev", systems=API))
     assert set(found.fixed) == {"shared"}
     assert set(found.fixed["shared"]) == {"alarms", "key"}
 
@@ -55,3 +75,54 @@ def test_an_api_without_traffic_costs_its_key_and_alarms() -> None:
 def test_an_unknown_class_is_a_clear_error() -> None:
     with pytest.raises(TapLocalError, match=r"no price of db\.x2g\.large"):
         web(database_class="db.x2g.large")
+
+
+@pytest.mark.parametrize(
+    ("dollars", "text"),
+    [
+        (1234.5, "$1,234.50"),
+        (1, "$1.00"),
+        (0.3, "$0.30"),
+        (0.045, "$0.045"),
+        (3.4e-6, "$0.0000034"),
+    ],
+)
+def test_a_price_is_written_with_all_its_digits_below_a_dollar(dollars: float, text: str) -> None:
+    assert prices.written(dollars) == text
+
+
+def test_every_placeholder_of_a_setting_is_a_price_and_every_price_is_used() -> None:
+    docs = " ".join(each.metadata["doc"] for each in dataclasses.fields(TapStackArgs))
+    assert set(re.findall(r"{(\w+)}", docs)) == prices.PLACEHOLDERS.keys()
+
+
+def test_every_constant_of_the_prices_is_used() -> None:
+    names = {name for name in vars(prices) if name.isupper()}
+    used = {
+        node.id if isinstance(node, ast.Name) else node.attr
+        for path in [*ROOT.glob("cost/*.py"), *ROOT.glob("docs/*.py")]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    assert len(names) > 30
+    assert names <= used, names - used
+
+
+def without_generated(path: Path) -> str:
+    """What people write in a file: generated blocks and the scripts of instances taken out."""
+    text = re.split(r"\n# Scripts\b", path.read_text())[0]
+    return re.sub(r"<!-- (\w+) -->.*?<!-- end -->", "", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ROOT / "tap_stack.py",
+        *sorted(ROOT.glob("*.md")),
+        *sorted(ROOT.glob("docs/**/*.md")),
+        *(path for path in sorted(ROOT.glob("cost/*.py")) if path.name != "prices.py"),
+    ],
+    ids=lambda path: path.name,
+)
+def test_a_price_is_written_by_hand_in_one_place_only(path: Path) -> None:
+    assert re.findall(r".*\$ ?\d.*", without_generated(path)) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -50,11 +51,54 @@ def test_links_and_named_files_exist(path: object) -> None:
         assert (path.parent / target).exists(), target  # type: ignore[attr-defined]
 
 
-def test_the_readme_names_only_make_targets_that_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text())) <= targets | {
-        "sure"
-    }
+def test_each_section_has_tests_of_its_name() -> None:
+    missing = [each for each in tables.sections() if not tables.test_files(each)]
+    assert not missing, "no tests/*/test_<section>.py: add one, or a row of TEST_NAMES"
+
+
+def test_an_exception_from_the_names_of_tests_is_of_a_section_and_needed() -> None:
+    sections = {each.lower() for each in tables.sections()}
+    assert tables.TEST_NAMES.keys() <= sections
+    for section, name in tables.TEST_NAMES.items():
+        assert tables.word(section).replace(" ", "_") != name
+
+
+def test_each_group_of_settings_is_a_section_and_has_all_its_settings() -> None:
+    words = {tables.word(each) for each in tables.sections()}
+    assert {group.lower() for group in tables.groups()} <= words
+    fields = [each.name for each in dataclasses.fields(tap_stack.TapStackArgs)]
+    assert [name for names in tables.groups().values() for name in names] == fields
+
+
+@pytest.mark.parametrize("name", ["settings.md", "choices.md"])
+def test_each_heading_by_subject_is_a_section(name: str) -> None:
+    headings = re.findall(r"^## (.+)", (ROOT / "docs" / name).read_text(), re.MULTILINE)
+    assert headings
+    assert {each.lower() for each in headings} <= {tables.word(x) for x in tables.sections()}
+
+
+def test_values_are_shown_as_they_are_written_in_the_configuration() -> None:
+    for value, text in (("", '`""`'), ("dev", "`dev`"), (0, "`0`"), (False, "`false`")):
+        assert tables.configured(value) == text
+    assert tables.configured(()) == "`[]`"
+    assert tables.configured(("api", "web")) == "`api,web`"
+    assert tables.configured({}) == "`{}`"
+
+
+def test_a_block_that_a_document_lacks_is_an_error() -> None:
+    text = "# A page\n<!-- one -->\nold\n<!-- end -->\nrest\n"
+    assert tables.filled(text, "one", iter(["new"])) == text.replace("old", "new")
+    with pytest.raises(ValueError, match="there is no block two"):
+        tables.filled(text, "two", iter(["new"]))
+
+
+def test_no_generated_file_is_one_that_users_edit() -> None:
+    assert not [name for name in tables.BLOCKS if "Pulumi" in name]
+    assert all(name.startswith("docs/") for name in tables.BLOCKS)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").iterdir()), ids=lambda x: x.name)

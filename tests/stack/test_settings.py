@@ -6,11 +6,10 @@ import pytest
 
 from taplocal.errors import TapLocalError
 from taplocal.program import run
-from taplocal.project import Project
 from tests.stack.conftest import (
-    ROOT,
     Recorder,
     graph_of,
+    with_defaults,
 )
 
 
@@ -18,7 +17,7 @@ from tests.stack.conftest import (
 def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> None:
     recorder = Recorder()
     with pytest.raises(TapLocalError, match="throttle_rate must be") as caught:
-        run(Project.load(ROOT, "dev", {"throttle_rate": value, "mfa": "maybe"}), recorder)
+        run(with_defaults("dev", throttle_rate=value, mfa="maybe"), recorder)
     assert "mfa must be" in str(caught.value)
     assert not recorder.resources
 

@@ -1,0 +1,74 @@
+"""The stack files belong to the user: the program reads them, and no test or document does."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cost.estimate import with_defaults
+from taplocal.program import run
+from taplocal.project import Project
+from taplocal.recorder import Recorder
+from tests.stack.conftest import ENVIRONMENTS, ROOT
+
+#: What the README, docs/settings.md and docs/deployment.md tell a user to set.
+CHOSEN = {
+    "aws:region": "eu-north-1",
+    "tap-stack:domain_name": "app.your-company.com",
+    "tap-stack:hosted_zone_id": "Z0123456789ABC",
+    "tap-stack:alarm_emails": ["you@your-company.com"],
+    "tap-stack:callback_urls": ["https://app.your-company.com/callback"],
+    "tap-stack:cors_origins": ["https://app.your-company.com"],
+    "tap-stack:throttle_rate": "200",
+    "tap-stack:systems": "api,files,web",
+    "tap-stack:tags": {"Team": "payments"},
+}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The program and its project files, with the stack files of a user."""
+    shutil.copy(ROOT / "tap_stack.py", tmp_path)
+    shutil.copy(ROOT / "Pulumi.yaml", tmp_path)
+    for env in ENVIRONMENTS:
+        stack = {"encryptionsalt": "v1:salt", "config": CHOSEN}
+        (tmp_path / f"Pulumi.{env}.yaml").write_text(yaml.safe_dump(stack))
+    return tmp_path
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_what_a_user_sets_is_deployed(checkout: Path, env: str) -> None:
+    project = Project.load(checkout, env)
+    recorder = Recorder()
+    outputs = run(project, recorder)
+    assert project.region == "eu-north-1"
+    found = {each.name: each.inputs for each in recorder.resources}
+    assert [x["endpoint"] for x in found.values() if x.get("protocol") == "email"] == [
+        "you@your-company.com"
+    ]
+    assert outputs["web_url"].endswith("//app.your-company.com")
+    assert found["api-items"]["tags"]["Team"] == "payments"
+
+
+def test_tests_and_documents_do_not_depend_on_what_a_user_sets(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert registered(checkout, monkeypatch) == registered(ROOT, monkeypatch)
+
+
+def registered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the tests of the graph and the estimate see of a checkout."""
+    monkeypatch.setattr("cost.estimate.ROOT", folder)
+    recorder = Recorder()
+    run(with_defaults("prod"), recorder)
+    return {each.name: each.inputs for each in recorder.resources if "code" not in each.inputs}
+
+
+def test_no_test_of_the_graph_loads_the_stack_files() -> None:
+    for path in [*ROOT.glob("tests/stack/*.py"), *ROOT.glob("docs/*.py"), ROOT / "cost/tables.py"]:
+        if path != Path(__file__):
+            assert "Project.load(ROOT" not in path.read_text(), path.name
