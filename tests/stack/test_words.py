@@ -53,6 +53,7 @@ FOREIGN = {
     "Retry-After": "HTTP",
     "If-Match": "HTTP",
     "If-None-Match": "HTTP",
+    "If-None-Match: *": "HTTP",
     "Idempotency-Key": "HTTP",
     "pg_stat_activity": "PostgreSQL",
     "work_mem": "PostgreSQL",
@@ -194,8 +195,9 @@ def is_code(name: str) -> bool:
 
 
 def as_method(action: str) -> str:
-    """The SDK's method of an AWS action: `UpdateAlias` -> `update_alias`."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", action).lower()
+    """The SDK's method of an AWS action: `UpdateAlias` -> `update_alias`; no other word has one."""
+    words = re.findall(r"[A-Z][a-z]+", action)
+    return "_".join(words).lower() if len(words) > 1 and "".join(words) == action else action
 
 
 def is_explained(name: str) -> bool:
@@ -238,6 +240,7 @@ def test_names_in_the_texts_of_settings_and_outputs_exist() -> None:
     "name",
     [
         "NO_SUCH_CONSTANT",
+        "RULES",  # there are variables of this name, in small letters
         "no_such_function()",
         "self.no_such_attribute",
         "no_such_setting",
