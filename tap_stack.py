@@ -23,7 +23,7 @@ effects.
 Read it in this order: Settings; the parts that all systems share, from Components to Fleets; then
 one system after the other, each from its data and handler to its resources; TapStack composes
 them. The banners below are the table of contents, and their words name the groups of settings, the
-test files and the headings of the documents.
+test files and headings of `docs/`.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class TapStackArgs:
         between(1, 5_000, ", the account's own limit"),
     )
     detailed_metrics: bool = setting(
-        "CloudWatch metrics of each route; {metric} a month for each of 48.",
+        "CloudWatch metrics of each route; six a route, {metric} a month each.",
         PerTier(False, True, True),
     )
     memory_mb: int = setting(
