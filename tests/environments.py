@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -13,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf import struct_pb2
 from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
+
+from taplocal.emulator import ACCOUNT
 
 ROOT = Path(__file__).parents[1]
 UV = Path(sys.executable).with_name("uv")
@@ -42,6 +46,36 @@ def bare(folder: Path, python: Path = Path(sys.executable)) -> Path:
     return folder / "bin" / "python"
 
 
+def interpreter(version: str) -> Path | None:
+    """A Python of this version: on PATH, of pyenv, of uv, or of GitHub's runner."""
+    name = f"python{version}"
+    found = [folder / name for folder in map(Path, os.get_exec_path())]
+    pyenv = ["pyenv", "root"] if shutil.which("pyenv") else ["echo"]
+    for root, pattern in (
+        (output_of(*pyenv, cwd=ROOT).strip(), f"versions/{version}.*"),
+        (output_of(UV, "python", "dir", cwd=ROOT).strip(), f"cpython-{version}.*"),
+        (os.environ.get("RUNNER_TOOL_CACHE"), f"Python/{version}.*/*"),
+    ):
+        found += sorted(Path(root).glob(f"{pattern}/bin/{name}")) if root else []
+    return next((each for each in found if _version(each) == version), None)
+
+
+def _version(python: Path) -> str:
+    if not python.exists():
+        return ""
+    show = "import sys; print('%d.%d' % sys.version_info[:2])"
+    done = subprocess.run([python, "-c", show], capture_output=True, text=True, check=False)
+    return done.stdout.strip()  # empty for a shim of pyenv that has no such version
+
+
+def locked_packages(folder: Path, python: Path) -> Path:
+    """The Python of a new environment of another Python, with the packages of the lock."""
+    made = bare(folder, python)
+    packages = ["--require-hashes", "-r", str(ROOT / "requirements-local.txt")]
+    output_of(UV, "pip", "install", "--quiet", "--python", made, *packages, cwd=folder)
+    return made
+
+
 def with_packages(folder: Path) -> Path:
     """The Python of a new environment with this one's packages, and without tap_stack."""
     python = bare(folder)
@@ -66,12 +100,20 @@ def installed(folder: Path) -> Path:
     return python
 
 
+def as_struct(values: dict[str, Any]) -> Any:
+    """Properties as the engine sends them."""
+    struct = struct_pb2.Struct()
+    struct.update(values)
+    return struct
+
+
 @contextmanager
-def engine_host(python: Path, folder: Path, **environment: str) -> Iterator[Any]:
-    """The process that the Pulumi engine starts for dynamic resources, in a folder."""
+def engine_host(python: Path, folder: Path, url: str) -> Iterator[Any]:
+    """The process that the Pulumi engine starts for dynamic resources, for an emulator's AWS."""
+    keys = {"AWS_ACCESS_KEY_ID": ACCOUNT, "AWS_SECRET_ACCESS_KEY": "local"}
     process = subprocess.Popen(
         [python, "-u", "-m", "pulumi.dynamic"],
-        cwd=folder, env=clean(**environment), stdout=subprocess.PIPE, text=True,
+        cwd=folder, env=clean(AWS_ENDPOINT_URL=url, **keys), stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert process.stdout and select.select([process.stdout], [], [], HANG_SECONDS)[0]

@@ -1,6 +1,6 @@
 """The API and the file pipeline, with two of their resources changed from outside tap_stack.py.
 
-On AWS:    cd examples/custom_resource_options && PYTHONPATH=../.. pulumi up
+On AWS:    cd examples/custom_resource_options && pip install ../.. && pulumi up
 Locally:   python -m taplocal up --program examples/custom_resource_options
 """
 

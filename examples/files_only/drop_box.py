@@ -1,6 +1,6 @@
 """One component alone: the file pipeline, with its key and alarms on a topic, and no API.
 
-On AWS:    cd examples/files_only && PYTHONPATH=../.. pulumi up
+On AWS:    cd examples/files_only && pip install ../.. && pulumi up
 Locally:   python -m taplocal up --program examples/files_only
 """
 

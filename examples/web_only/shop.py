@@ -1,6 +1,6 @@
 """Components one by one: a network, a database and a bastion, and no web tier.
 
-On AWS:    cd examples/web_only && PYTHONPATH=../.. pulumi up
+On AWS:    cd examples/web_only && pip install ../.. && pulumi up
 Locally:   python -m taplocal up --program examples/web_only
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -95,3 +96,11 @@ def test_the_lock_rewrites_the_literal_and_nothing_else() -> None:
         lock.rewritten("", LOCK)
     with pytest.raises(ValueError, match="too many"):  # of two wheels none is the one
         lock.rewritten(program, LOCK.replace("}]", '}, { hashes = { sha256 = "x" } }]'))
+
+
+def test_the_user_data_of_a_script_is_always_the_same() -> None:
+    """Other bytes would replace all instances; tests/local/test_pythons.py compares the Pythons."""
+    made = tap_stack.encode_user_data("#!/bin/bash\necho 'ü \"@\" \\'\n")
+    assert hashlib.sha256(made.encode()).hexdigest() == (
+        "41f9003ee9c2ba36d3686f80495ed586c1a3b00a9f8c6279cfe2b10e4d12046f"
+    )

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import pickletools
 import subprocess
 import sys
 from collections import defaultdict
@@ -383,3 +384,17 @@ def test_the_engine_creates_updates_and_refreshes(shipped: Any) -> None:
 
     cloud.get_alias = not_found
     assert not shipped.read(created.id, cloud.inputs(new)).id
+
+
+@pytest.mark.parametrize("where", ["as __main__", "as an imported module"])
+def test_the_provider_is_text_and_no_bytecode(where: str) -> None:
+    text = pickled(1) if where == "as __main__" else serialize_provider(PortableProvider())
+    operations = list(pickletools.genops(base64.b64decode(text)))
+    strings = [arg for _, arg, _ in operations if isinstance(arg, str)]
+    assert strings[:2] == ["builtins", "eval"]  # the only global that it names, and
+    assert strings[2].startswith("(lambda names: exec(")  # a source
+    assert len(strings) == 3
+    assert not any(isinstance(arg, bytes) for _, arg, _ in operations)
+    assert [
+        op.name for op, _, _ in operations if op.name in ("GLOBAL", "STACK_GLOBAL", "INST")
+    ] == ["STACK_GLOBAL"]
