@@ -84,19 +84,11 @@ def with_packages(folder: Path) -> Path:
     return python
 
 
-def wheel(folder: Path) -> Path:
-    """The wheel, built in a folder without the network."""
-    build = ["build", "--wheel", "--offline", "--no-build-isolation", "--python", sys.executable]
-    output_of(UV, *build, "--quiet", "--out-dir", folder, ROOT, cwd=folder)
-    (built,) = folder.glob("*.whl")
-    return built
-
-
-def installed(folder: Path) -> Path:
-    """The Python of a new environment in which the package is installed."""
+def installed(folder: Path, *what: str) -> Path:
+    """The Python of a new environment in which pip has installed the package, without network."""
     python = with_packages(folder / "installed")
-    options = ["--quiet", "--offline", "--no-deps", "--python", str(python)]
-    output_of(UV, "pip", "install", *options, wheel(folder), cwd=folder)
+    options = ["--quiet", "--offline", "--no-deps", "--no-build-isolation", "--python", str(python)]
+    output_of(UV, "pip", "install", *options, *(what or [str(ROOT)]), cwd=folder)
     return python
 
 

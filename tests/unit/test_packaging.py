@@ -57,6 +57,12 @@ def test_the_installed_package_ships_the_same_functions(python: Path, tmp_path: 
     assert installed_bundles == bundles
 
 
+def test_an_editable_install_is_the_file_of_the_checkout(tmp_path: Path) -> None:
+    python = installed(tmp_path, "-e", str(ROOT))
+    show = "import tap_stack; print(tap_stack.__file__)"
+    assert output_of(python, "-c", show, cwd=tmp_path) == f"{ROOT / 'tap_stack.py'}\n"
+
+
 # The packages of instances
 
 
