@@ -6368,7 +6368,7 @@ def signing_key(secret_key: str, scope: str) -> bytes:
 # Scripts
 ###############################################################################
 
-#: What the application needs from PyPI, for Python 3.11 on arm64: exactly these files.
+#: Packages of the application, for Python 3.11 on arm64; `make lock` writes them.
 WEB_PACKAGES = """
 boto3==1.43.106 --hash=sha256:fdf2e304f9e8864b8613591b18b36ee995560c9666033622eda1cb9057866880
 botocore==1.43.106 --hash=sha256:c1fb8818f9957cb5037f73db34ac1a12ba43562e31d6e7f9cb7e5fc64e1dba78

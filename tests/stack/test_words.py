@@ -36,6 +36,7 @@ FOREIGN = {
     "InvokeFunction": "IAM, where the SDK has invoke",
     "IntegrationLatency": "API Gateway, in CloudWatch",
     "MinimumLength": "AWS, where Pulumi has minimumLength",
+    "MYPYPATH": "mypy",
     "Pulumi.<env>.yaml": "Pulumi",
     "Pulumi.<stack>.yaml": "Pulumi",
     "aws:assumeRole": "Pulumi's AWS provider",
