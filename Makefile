@@ -36,6 +36,7 @@ bench: $(VENV)/.bench ## compare with other frameworks, time deployments
 	$(BIN)/python -m benchmarks.requests
 	$(BIN)/python -m benchmarks.sdk
 	$(BIN)/python -m benchmarks.files
+	$(BIN)/python -m benchmarks.bodies
 	$(BIN)/python -m benchmarks.deploy
 
 load: $(VENV)/.bench ## load the deployed API: a spike of 10,000 in a minute, a ramp (ENV=dev)
