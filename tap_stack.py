@@ -1259,13 +1259,14 @@ class Function(Component):
     def _rollout_alarms(self) -> list[Alarm]:
         """Errors and latency of the newest version alone, while it has its share."""
         version = {**self.alias_dimensions, "ExecutedVersion": self.function.version}
-        errors, duration = "AWS/Lambda/Errors", "AWS/Lambda/Duration"
-        slow: dict[str, Any] = {"above": self.latency_bound_ms, "statistic": "p95"}
-        keys = ("release-errors", "release-duration")
-        first, second = (f"{self.component}-{key}" for key in keys)
+
+        def row(name: str, metric: str, **threshold: Any) -> Alarm:
+            key = f"{self.component}-{name}"
+            return Alarm(key, f"AWS/Lambda/{metric}", version, runbook=name, **threshold)
+
         return [
-            Alarm(first, errors, version, above=0, runbook=keys[0]),
-            Alarm(second, duration, version, runbook=keys[1], **slow),
+            row("release-errors", "Errors", above=0),
+            row("release-duration", "Duration", above=self.latency_bound_ms, statistic="p95"),
         ]
 
     def _async_config(self, max_event_age_hours: int) -> aws.lambda_.FunctionEventInvokeConfig:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import select
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -13,8 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import struct_pb2
-from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
+from pulumi.runtime.proto import provider_pb2
 
 from demo.load import arriving
 from demo.releases import VERSIONS, write_program
@@ -22,6 +18,7 @@ from taplocal import access, session
 from taplocal.access import Response
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
+from tests.environments import as_struct, engine_host
 from tests.local.conftest import HANG_SECONDS, ROOT
 
 RATE = 20  # requests a second, of which a new version has a tenth
@@ -157,25 +154,9 @@ def test_a_share_that_was_left_behind_is_taken_back_by_the_next_release(api: Api
 
 @pytest.fixture
 def host(api: Api, tmp_path: Path) -> Iterator[Any]:
-    """The process that the Pulumi engine starts for dynamic resources, with the stack's settings."""
-    environment = {
-        **os.environ,
-        "AWS_ENDPOINT_URL": api.url,
-        "AWS_ACCESS_KEY_ID": api.session.cloud.account,
-        "AWS_SECRET_ACCESS_KEY": "local",
-        "PULUMI_PROJECT": "tap-stack",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "pulumi.dynamic"],
-        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout and select.select([process.stdout], [], [], HANG_SECONDS)[0]
-    with grpc.insecure_channel(f"127.0.0.1:{process.stdout.readline().strip()}") as channel:
-        stub = provider_pb2_grpc.ResourceProviderStub(channel)
-        stub.Configure(provider_pb2.ConfigureRequest(args=struct_pb2.Struct()))
+    """The process that the Pulumi engine starts for dynamic resources, for this emulator."""
+    with engine_host(Path(sys.executable), tmp_path, api.url) as stub:
         yield stub
-    process.kill()
-    process.wait()
 
 
 def registered(api: Api) -> dict[str, Any]:
@@ -184,12 +165,6 @@ def registered(api: Api) -> dict[str, Any]:
         each for each in api.session.state.resources.values() if each.name == "api-items-rollout"
     )
     return rollout.inputs
-
-
-def as_struct(values: dict[str, Any]) -> Any:
-    struct = struct_pb2.Struct()
-    struct.update(values)
-    return struct
 
 
 def test_the_real_engines_host_runs_the_release(api: Api, host: Any) -> None:
