@@ -39,6 +39,7 @@ import functools
 import hashlib
 import hmac
 import ipaddress
+import itertools
 import json
 import os
 import random
@@ -3753,19 +3754,28 @@ class ServerlessApi(Component):
         # Groups under this prefix do not use up the account's resource policy for log delivery.
         prefix = "/aws/vendedlogs/apis"
         logs = self.log_group("access-logs", f"{prefix}/{self.args.name('api')}", self.key_arn)
+        throttles = self.files.api_throttles() if self.files else {}
+        # What a route has of its own takes the place of all default settings.
+        own: list[Any] = [
+            {"route_key": key, **self._limits(rate, burst=10)} for key, rate in throttles.items()
+        ]
         return aws.apigatewayv2.Stage(
             f"{self.name}-stage",
             api_id=self.api.id,
             name="$default",
             auto_deploy=True,
             access_log_settings={"destination_arn": logs.arn, "format": json.dumps(ACCESS_LOG)},
-            default_route_settings={
-                "detailed_metrics_enabled": self.args.detailed_metrics,
-                "throttling_rate_limit": self.args.throttle_rate,  # alone it makes the other 0
-                "throttling_burst_limit": self.args.throttle_burst,
-            },
-            opts=self.parented,
+            default_route_settings=self._limits(self.args.throttle_rate, self.args.throttle_burst),
+            route_settings=own,
+            opts=self.after(*(self.routes[key] for key in throttles)),  # they must exist
         )
+
+    def _limits(self, rate: float, burst: int) -> Any:
+        return {
+            "detailed_metrics_enabled": self.args.detailed_metrics,
+            "throttling_rate_limit": rate,  # one without the other would be 0
+            "throttling_burst_limit": burst,
+        }
 
     def alarms(self) -> list[Alarm]:
         """Failures and latency of the API, throttles of its table, alarms of its functions."""
@@ -3833,7 +3843,8 @@ ACCESS_LOG = {
 #   version     digest of the key      version#<sequencer>     all that is known of a version
 #   newest      digest of the key      newest                  the same of the newest version, with
 #                                                              the keys of the three indexes
-#   total       totals#<day>           <owner>/<type>/<shard>  count, bytes
+#   total       totals#<month>         <owner>/<day>/<type>/   count, bytes
+#                                      <shard>
 #
 # GET /files/{id} reads newest and versions, GET /files/totals the totals, GET /files the indexes,
 # which hold the newest versions with all attributes, sorted by uploaded_at:
@@ -3848,6 +3859,7 @@ START_BYTES = 65_536  # what is read of an object, however large it is
 TRANSACTION_ATTEMPTS = 5  # the client does not repeat a cancelled transaction
 MISSING_OBJECT_CODES = {"404", "405", "MethodNotAllowed", "NoSuchKey", "NoSuchVersion"}
 SEQUENCER_DIGITS = 64
+TOTAL_SHARDS = 16  # one for each hexadecimal digit
 FILE_ID = re.compile(r"[0-9a-f]{40}")
 EVENT_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
@@ -4055,17 +4067,17 @@ def files_put(item: Item, condition: str, **values: Any) -> Json:
 
 
 def totals_update(file: Item) -> Write:
-    """The write that counts a version in the totals of its day, owner and content type.
+    """The write that counts a version in the totals of its owner, day and content type.
 
-    Totals have 16 shards, by the first digit of the id: transactions that meet on one item are
+    A total has 16 shards, by the first digit of the id: transactions that meet on one item are
     cancelled, and many files of a type are uploaded at once.
     """
     day, shard = file["uploaded_at"]["S"][:10], file["id"]["S"][0]
-    record = f"{file['owner']['S']}/{file['content_type']['S']}/{shard}"
+    record = f"{file['owner']['S']}/{day}/{file['content_type']['S']}/{shard}"
     return {
         "Update": {
             "TableName": os.environ["FILES_TABLE_NAME"],
-            "Key": {"id": {"S": f"totals#{day}"}, "record": {"S": record}},
+            "Key": {"id": {"S": f"totals#{day[:7]}"}, "record": {"S": record}},
             "UpdateExpression": "ADD #count :one, #bytes :size",
             "ExpressionAttributeNames": {"#count": "count", "#bytes": "bytes"},
             "ExpressionAttributeValues": {":one": {"N": "1"}, ":size": file["size"]},
@@ -4297,7 +4309,8 @@ def unsigned(data: bytes, position: int, size: int, order: Any = "big") -> int:
 UPLOAD_SECONDS = 900  # how long a form for an upload is good
 PATH_STEP = r"(?!\.{1,2}(/|$))[^/\x00-\x1f\x7f]+"  # a name, or a folder in a path
 KEY_LIMIT = 1_024  # bytes, S3's
-TOTALS_DAYS = 92  # a quarter: one query a day
+TOTALS_DAYS = 92  # a quarter: four queries at most
+TOTALS_READ_UNITS = 27  # of the longest page: 101 totals in 16 shards of 136 bytes
 FILE_FIELDS = (
     "id", "name", "folder", "extension", "size", "content_type", "declared_type", "etag",
     "checksums", "version_id", "metadata", "uploaded_at", "width", "height", "failure",
@@ -4447,53 +4460,57 @@ def list_totals(request: Request) -> Response:
     filters, order, limit = list_query(request.query, "from", "to")
     last = parse_day("to", filters.get("to", now()[:10]))
     first = parse_day("from", filters.get("from", str(last)))
-    count = (last - first).days + 1
-    if not 1 <= count <= TOTALS_DAYS:
+    if not 1 <= (last - first).days + 1 <= TOTALS_DAYS:
         raise Problem(400, f"from and to are 1 to {TOTALS_DAYS} days, the first one first.")
-    days = [str(first + timedelta(n)) for n in range(count)][:: 1 if order == "asc" else -1]
     scope = ("totals", request.caller, str(first), str(last), order)
-    shown_day = shown_type = ""
+    low, high = str(first), f"{last}0"  # 0 comes after the slash behind a day
     if "next" in request.query:
-        shown_day, shown_type = verify_page_token(request.query["next"], scope)
-        days = days[days.index(shown_day) :]
+        shown = "/".join(verify_page_token(request.query["next"], scope))
+        low, high = (f"{shown}/g", high) if order == "asc" else (low, f"{shown}/")
     totals: list[Json] = []
-    for day in days:
-        found = totals_of(request, day)
-        totals += [x for x in found if day != shown_day or x["content_type"] > shown_type]
-        if len(totals) > limit:
-            token = sign_page_token(
-                totals[limit - 1]["day"], totals[limit - 1]["content_type"], scope
-            )
-            return respond(200, json.dumps({"totals": totals[:limit], "next": token}))
+    shards = total_shards(request, low, high, order, limit)
+    for (day, content_type), group in itertools.groupby(shards, total_key):
+        if len(totals) == limit:
+            token = sign_page_token(totals[-1]["day"], totals[-1]["content_type"], scope)
+            return respond(200, json.dumps({"totals": totals, "next": token}))
+        counts = [(int(each["count"]["N"]), int(each["bytes"]["N"])) for each in group]
+        count, size = map(sum, zip(*counts, strict=True))
+        totals.append({"day": day, "content_type": content_type, "count": count, "bytes": size})
     return respond(200, json.dumps({"totals": totals}))
 
 
-def totals_of(request: Request, day: str) -> list[Json]:
-    """The caller's totals of one day, added up over their shards."""
-    found: dict[str, Json] = {}
-    more: Json = {}
-    while True:
-        response = table(
-            request,
-            "query",
-            TableName=os.environ["FILES_TABLE_NAME"],
-            KeyConditionExpression="id = :totals AND begins_with(#record, :owner)",
-            ExpressionAttributeNames={"#record": "record"},
-            ExpressionAttributeValues={
-                ":totals": {"S": f"totals#{day}"},
-                ":owner": {"S": f"{request.caller}/"},
-            },
-            **more,
-        )
-        for item in response["Items"]:
-            content_type = item["record"]["S"].partition("/")[2].rpartition("/")[0]
-            empty = {"day": day, "content_type": content_type, "count": 0, "bytes": 0}
-            total = found.setdefault(content_type, empty)
-            for name in ("count", "bytes"):
-                total[name] += int(item[name]["N"])
-        if "LastEvaluatedKey" not in response:
-            return [found[each] for each in sorted(found)]
-        more = {"ExclusiveStartKey": response["LastEvaluatedKey"]}
+def total_shards(request: Request, low: str, high: str, order: str, limit: int) -> Iterable[Item]:
+    """The caller's items between two positions, as they are asked for: a query a month."""
+    first, last = (date.fromisoformat(position[:10]) for position in (low, high))
+    months = {str(first + timedelta(n))[:7] for n in range((last - first).days + 1)}
+    for month in sorted(months, reverse=order == "desc"):
+        more: Json = {}
+        while True:
+            response = table(
+                request,
+                "query",
+                TableName=os.environ["FILES_TABLE_NAME"],
+                KeyConditionExpression="id = :totals AND #record BETWEEN :from AND :to",
+                ExpressionAttributeNames={"#record": "record"},
+                ExpressionAttributeValues={
+                    ":totals": {"S": f"totals#{month}"},
+                    ":from": {"S": f"{request.caller}/{low}"},
+                    ":to": {"S": f"{request.caller}/{high}"},
+                },
+                ScanIndexForward=order == "asc",
+                Limit=(limit + 1) * TOTAL_SHARDS,
+                **more,
+            )
+            yield from response["Items"]
+            if "LastEvaluatedKey" not in response:
+                break
+            more = {"ExclusiveStartKey": response["LastEvaluatedKey"]}
+
+
+def total_key(item: Item) -> tuple[str, str]:
+    """Day and content type of a total."""
+    _, day, content_type = item["record"]["S"].rpartition("/")[0].split("/", 2)
+    return day, content_type
 
 
 def parse_day(name: str, text: str) -> date:
@@ -4688,6 +4705,11 @@ class FilePipeline(Component):
             "UPLOAD_BYTES": str(self.args.upload_max_mb * 1_000_000),
             "UPLOAD_TYPES": " ".join(self.args.upload_types),
         }
+
+    def api_throttles(self) -> dict[str, float]:
+        """Requests per second of the API's dear routes, which leave half of the table to others."""
+        rate = self.args.files_table_capacity / 2 / TOTALS_READ_UNITS
+        return {"GET /files/totals": min(round(rate, 2), self.args.throttle_rate)}
 
     def api_statements(self) -> list[Statement]:
         """Statements of the api function, in whose name a form for an upload is signed."""

@@ -299,11 +299,11 @@ class Files:
         for each in self.days():
             items = self.client("dynamodb").query(
                 TableName=self.outputs["files_table_name"],
-                KeyConditionExpression="id = :day AND begins_with(#record, :owner)",
+                KeyConditionExpression="id = :month AND begins_with(#record, :owner)",
                 ExpressionAttributeNames={"#record": "record"},
                 ExpressionAttributeValues={
-                    ":day": {"S": f"totals#{each}"},
-                    ":owner": {"S": f"{owner}/"},
+                    ":month": {"S": f"totals#{each[:7]}"},
+                    ":owner": {"S": f"{owner}/{each}/"},
                 },
                 ConsistentRead=True,
             )["Items"]

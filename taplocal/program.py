@@ -51,6 +51,7 @@ class Registration:
     name: str
     inputs: dict[str, Any]
     parent: str = ""
+    depends_on: tuple[str, ...] = ()  # URNs, those of its inputs among them
     custom: bool = True
     protect: bool = False
     ignore_changes: tuple[str, ...] = ()
@@ -135,6 +136,7 @@ def _registration(urn: str, request: Any) -> Registration:
         name=request.name,
         inputs=plain(json_format.MessageToDict(request.object)),
         parent=request.parent,
+        depends_on=tuple(sorted(request.dependencies)),
         custom=request.custom,
         protect=request.protect,
         ignore_changes=tuple(request.ignoreChanges),

@@ -145,6 +145,7 @@ class Stage(Handler):
     not_emulated = {
         "accessLogSettings": "no access log is written; the function's log has each request",
         "defaultRouteSettings": "requests are neither throttled nor measured by the gateway",
+        "routeSettings": "no route has a throttle of its own",
     }
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 import tap_stack
 from tests.stack.conftest import ACCOUNT, REGION, Graph, graph_of, statements
 
@@ -99,6 +101,32 @@ def test_the_stage_throttles_with_both_limits_and_logs_json(graph: Graph, env: s
     assert limits["throttlingBurstLimit"] == tier.throttle_burst > 0
     assert limits["detailedMetricsEnabled"] is tier.detailed_metrics
     assert json.loads(stage["accessLogSettings"]["format"])["requestId"] == "$context.requestId"
+
+
+def test_totals_leave_half_of_the_table_to_others(graph: Graph, env: str) -> None:
+    stage = graph.one("Stage", "api-stage")
+    (totals,) = stage.inputs["routeSettings"]
+    assert totals["routeKey"] == "GET /files/totals"
+    assert totals["detailedMetricsEnabled"] is (env != "dev"), "a setting of a route wins whole"
+    assert (totals["throttlingRateLimit"], totals["throttlingBurstLimit"]) == (1.85, 10)
+    assert 1.85 * tap_stack.TOTALS_READ_UNITS <= 100 / 2
+    assert graph.one("Route", "api-get-files-totals").urn in stage.depends_on
+
+
+def test_a_page_of_totals_takes_no_more_units_than_the_throttle_reckons_with() -> None:
+    owner, content_type = "0" * 36, "application/vnd.openxmlformats-officedocument"
+    record = f"{owner}/2026-11-24/{content_type}/f"
+    attributes = {"id": "totals#2026-11", "record": record, "count": "123", "bytes": "123456789"}
+    item = sum(map(len, attributes)) + len("totals#2026-11") + len(record) + 3 + 6
+    read = (100 + 1) * tap_stack.TOTAL_SHARDS * item
+    assert read / 4_096 / 2 <= tap_stack.TOTALS_READ_UNITS, "half a unit for 4 KB (developer guide)"
+
+
+@pytest.mark.parametrize(("units", "rate"), [("6", 0.11), ("1000", 18.52), ("40000", 50)])
+def test_the_throttle_of_totals_follows_the_table(units: str, rate: float) -> None:
+    graph = graph_of("dev", files_table_capacity=units)
+    (totals,) = graph.one("Stage", "api-stage").inputs["routeSettings"]
+    assert totals["throttlingRateLimit"] == rate
 
 
 def test_cors_lets_only_configured_origins_in(graph: Graph, env: str) -> None:

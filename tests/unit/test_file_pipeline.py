@@ -47,8 +47,9 @@ class Pipeline:
         found: Counter[tuple[str, str, str, str]] = Counter()
         for item in self.table.files.values():
             if item["id"]["S"].startswith("totals#"):
-                owner, _, rest = item["record"]["S"].partition("/")
-                group = item["id"]["S"][7:], owner, rest.rpartition("/")[0]
+                owner, day, rest = item["record"]["S"].split("/", 2)
+                assert item["id"]["S"] == f"totals#{day[:7]}"
+                group = day, owner, rest.rpartition("/")[0]
                 found.update({(*group, x): int(item[x]["N"]) for x in ("count", "bytes")})
         groups = {group[:3] for group in found}
         return {group: (found[*group, "count"], found[*group, "bytes"]) for group in groups}

@@ -179,7 +179,7 @@ def test_a_failed_version_says_so(api: Api) -> None:
 def test_somebody_elses_file_is_as_missing_as_one_that_never_was(api: Api) -> None:
     identity = upload(api, "bob/a")
     nobodys = upload(api, "at-the-root")
-    never = [file_id("ann/never"), "no-id", "totals#2026-11-21", ""]
+    never = [file_id("ann/never"), "no-id", "totals#2026-11", ""]
     for each in (identity, nobodys, *never[:3]):
         assert_problem(api("GET", f"/files/{each}"), 404, "There is no such file.")
     assert api("GET", f"/files/{identity}", caller="bob").status == 200
@@ -254,33 +254,51 @@ def test_a_token_is_good_for_its_caller_and_list_only(api: Api) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(
     uploads=st.lists(
-        st.tuples(st.integers(10, 14), st.sampled_from((b"x", b"%PDF-", b"")), st.booleans()),
+        st.tuples(
+            st.integers(9, 12),
+            st.integers(10, 14),
+            st.sampled_from((b"x", b"%PDF-", b"")),
+            st.booleans(),
+        ),
         max_size=12,
     ),
     limit=st.integers(1, 5),
     order=st.sampled_from(("asc", "desc")),
 )
 def test_totals_add_up_whatever_the_page(
-    api: Api, uploads: list[tuple[int, bytes, bool]], limit: int, order: str
+    api: Api, uploads: list[tuple[int, int, bytes, bool]], limit: int, order: str
 ) -> None:
     api.table.files.clear()
     tap_stack._clients["s3"].objects.clear()
     expected: dict[tuple[str, str], list[int]] = {}
-    for n, (day, body, mine) in enumerate(uploads):
-        at = f"2026-11-{day}T23:59:59.999Z"
+    for n, (month, day, body, mine) in enumerate(uploads):
+        at = f"2026-{month:02}-{day}T23:59:59.999Z"
         upload(api, f"{'ann' if mine else 'ann2'}/{n}", body, at)
-        if mine:
+        if mine and "2026-09-13" <= at[:10] <= "2026-12-12":
             group = at[:10], tap_stack.content_type_of(body, True)
             count, size = expected.get(group, [0, 0])
             expected[group] = [count + 1, size + len(body)]
-    query = f"from=2026-11-10&to=2026-11-14&limit={limit}&order={order}"
+    query = f"from=2026-09-13&to=2026-12-12&limit={limit}&order={order}"
     pages = listed(api, f"/files/totals?{query}", "totals")
     found = [each for page in pages for each in page]
     assert {(x["day"], x["content_type"]): [x["count"], x["bytes"]] for x in found} == expected
     assert len(found) == len(expected)
-    days = [each["day"] for each in found]
-    assert days == sorted(days, reverse=order == "desc")
+    positions = [(each["day"], each["content_type"]) for each in found]
+    assert positions == sorted(positions, reverse=order == "desc")
     assert max(map(len, pages)) <= limit
+
+
+def test_totals_read_what_they_show(api: Api) -> None:
+    for n in range(92):
+        day = datetime.date(2026, 9, 1) + datetime.timedelta(n)
+        upload(api, f"ann/{n}", at=f"{day}T00:00:00.000Z")
+    api.table.calls.clear()
+    query = "/files/totals?from=2026-09-01&to=2026-12-01"
+    assert len(api("GET", f"{query}&limit=100").json["totals"]) == 92
+    assert api.table.calls == ["Query"] * 4
+    api.table.calls.clear()
+    assert len(api("GET", f"{query}&limit=3&order=asc").json["totals"]) == 3
+    assert api.table.calls == ["Query"], "a page reads no month that it does not show"
 
 
 def test_totals_are_todays_unless_days_are_given(api: Api) -> None:
