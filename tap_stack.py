@@ -3518,7 +3518,13 @@ class Identity(Component):
 ###############################################################################
 
 LATENCY_BOUND_MS = 2_000  # 95 % of the requests must be faster
-PAGING_KEY_DESCRIPTION = "Keys that sign paging tokens, the current one first"
+#: Inputs of the paging key's parameter: another one makes a new parameter, and rotates it at once.
+PAGING_KEY_INPUTS: dict[str, Any] = {
+    "description": "Keys that sign paging tokens, the current one first",
+    "type": "SecureString",
+    "value_wo": "unset",
+    "value_wo_version": 1,
+}
 CORS_REQUEST_HEADERS = "authorization content-type idempotency-key if-match if-none-match".split()
 #: The first request to a new version of the api function: the items of somebody who has none.
 SMOKE_REQUEST = {
@@ -3598,16 +3604,14 @@ class ServerlessApi(Component):
     def _paging_key(self) -> aws.ssm.Parameter:
         # The value is the rotation function's, and nobody else's: a write-only value is neither
         # stored in Pulumi's state nor compared with the parameter's. The provider updates such a
-        # parameter with an empty value, which SSM rejects, so a change replaces it.
-        replaced = ["description", "keyId", "type", "valueWo", "valueWoVersion"]
+        # parameter with an empty value, which SSM rejects, so a change replaces it: but not one of
+        # valueWo, which is missing after a refresh.
+        replaced = ["description", "keyId", "type", "valueWoVersion"]
         return aws.ssm.Parameter(
             f"{self.name}-paging-key",
             name=f"/{self.args.project}/{self.args.environment_suffix}/paging-key",
-            description=PAGING_KEY_DESCRIPTION,
-            type="SecureString",
             key_id=self.key_arn,
-            value_wo="unset",
-            value_wo_version=1,
+            **PAGING_KEY_INPUTS,
             opts=ResourceOptions(
                 parent=self, replace_on_changes=replaced, delete_before_replace=True
             ),
@@ -3639,8 +3643,8 @@ class ServerlessApi(Component):
             function_name=self.rotation.function.name,
             qualifier=self.rotation.alias.name,
             input="{}",
-            # Again for a parameter that is replaced.
-            triggers={"parameter": Output.concat(self.key_arn, " ", PAGING_KEY_DESCRIPTION)},
+            # Again for a parameter that is replaced, also if that run was interrupted in between.
+            triggers={"parameter": Output.concat(self.key_arn, " ", str(PAGING_KEY_INPUTS))},
             opts=self.parented,
         )
 

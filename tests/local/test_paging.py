@@ -47,7 +47,7 @@ PROGRAM = """
 import pulumi
 import tap_stack
 
-tap_stack.PAGING_KEY_DESCRIPTION = {description!r}
+tap_stack.PAGING_KEY_INPUTS = {{**tap_stack.PAGING_KEY_INPUTS, "description": {description!r}}}
 args = tap_stack.TapStackArgs(environment_suffix="dev-paging", systems=["api"])
 for name, value in tap_stack.TapStack("tap", args).outputs.items():
     pulumi.export(name, value)

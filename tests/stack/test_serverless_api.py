@@ -158,6 +158,17 @@ def test_the_paging_key_is_written_by_nobody_but_the_rotation(graph: Graph) -> N
     assert writers == ["api-rotation-role-policy"]
 
 
+def test_what_replaces_the_paging_key_rotates_it_at_once_and_a_refresh_does_not(
+    graph: Graph,
+) -> None:
+    parameter = graph.one("Parameter")
+    (trigger,) = graph.one("Invocation").inputs["triggers"].values()
+    # A refresh removes valueWo from the inputs in the state, and another name is another parameter.
+    replacing = parameter.inputs.keys() - {"name", "tags", "valueWo"}
+    assert set(parameter.replace_on_changes) == replacing
+    assert [key for key in replacing if str(parameter.inputs[key]) not in trigger] == []
+
+
 def test_the_rotation_is_retried_within_bounds_and_leaves_a_dead_letter(graph: Graph) -> None:
     retries = graph.one("FunctionEventInvokeConfig", "api-rotation-retries").inputs
     destination = retries["destinationConfig"]["onFailure"]["destination"]
