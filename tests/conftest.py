@@ -8,6 +8,11 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Tests never assert a duration, and this machine may be busy.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 

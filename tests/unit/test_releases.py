@@ -295,7 +295,7 @@ kinds = st.sampled_from(tuple(TROUBLE))
 crashes = st.lists(st.tuples(st.integers(0, 8), st.booleans()), max_size=2)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(kinds, crashes), min_size=1, max_size=6))
 def test_whatever_is_released_and_wherever_it_is_killed(
     releases: list[tuple[str, list[tuple[int, bool]]]],
