@@ -15,13 +15,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 import tap_stack
+from benchmarks.apps.stub import Context
 
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTS = 200
@@ -68,7 +68,7 @@ def run(app: str, bundle: str, events: str) -> dict[str, Any]:
     else:
         handler = importlib.import_module("benchmarks.apps.s3_sample").handler
     imported = time.perf_counter() - started
-    context = SimpleNamespace(aws_request_id="r")
+    context = Context()
     waiting = [json.loads(line) for line in Path(events).read_text().splitlines()]
     handler(waiting.pop(), context)  # connections are made
     calls[0], begun, cpu = 0, time.perf_counter(), time.process_time()

@@ -43,6 +43,18 @@ def service_error(
     return error
 
 
+class FakeContext:
+    """Lambda's context of an invocation that has so many seconds left."""
+
+    aws_request_id = "r"
+
+    def __init__(self, seconds: float = 15):
+        self.seconds = seconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int(self.seconds * 1000)
+
+
 class FakeDynamoDB:
     """Tables with conditional writes, transactions and queries, for the expressions that we use.
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.apps.stub import STORED
+from benchmarks.apps.stub import STORED, Context
 
 KIND = "v2"
 os.environ.update(
@@ -44,4 +44,4 @@ def bare(event: dict[str, Any]) -> Any:
 
 
 def full(event: dict[str, Any]) -> Any:
-    return index["api"](event, None)
+    return index["api"](event, Context())

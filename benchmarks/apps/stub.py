@@ -17,6 +17,15 @@ STORED = {
 }
 
 
+class Context:
+    """Lambda's, of a function with 15 s."""
+
+    aws_request_id = "r"
+
+    def get_remaining_time_in_millis(self) -> int:
+        return 15_000
+
+
 def get(item_id: str) -> dict[str, Any] | None:
     return dict(ITEM) if item_id == "tea" else None
 

@@ -138,7 +138,7 @@ class Postgres:
 
 
 def certificate(
-    name: str, issuer: x509.Certificate | None, issuer_key: Any
+    name: str, issuer: x509.Certificate | None, issuer_key: Any, serial: int | None = None
 ) -> tuple[x509.Certificate, Any]:
     """A certificate for a host, or without an issuer an authority's own, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -150,7 +150,7 @@ def certificate(
         .subject_name(subject)
         .issuer_name(issuer.subject if issuer else subject)
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(serial or x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=2))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)

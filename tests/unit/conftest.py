@@ -12,7 +12,7 @@ import pytest
 
 import tap_stack
 from tests.contract import check_response
-from tests.fakes import FakeDynamoDB, FakeS3, FakeSSM
+from tests.fakes import FakeContext, FakeDynamoDB, FakeS3, FakeSSM
 
 KEY = "11" * 32
 NEVER = float("-inf")
@@ -50,7 +50,7 @@ class Api:
     """Calls the handler as the gateway does."""
 
     def __init__(self, table: FakeDynamoDB, ssm: FakeSSM):
-        self.table, self.ssm = table, ssm
+        self.table, self.ssm, self.context = table, ssm, FakeContext()
 
     def __call__(
         self, method: str, path: str, body: Any = None, caller: str = "ann", **headers: str
@@ -95,12 +95,20 @@ class Api:
             },
             **more,
         }
-        response = tap_stack.api(event, None)
+        response = tap_stack.api(event, self.context)
         if event["routeKey"] in tap_stack.all_routes():
             check_response(
                 event["routeKey"], response["statusCode"], response["headers"], response["body"]
             )
         return Response(response["statusCode"], response["headers"], response["body"])
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The time of an invocation, which ends with the test."""
+    clock = {"end": float("inf")}
+    monkeypatch.setattr(tap_stack, "_clock", clock)
+    return clock
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import tap_stack
 from tap_stack import BundleError, bundle
+from tests.fakes import FakeContext
 from tests.unit.conftest import ENVIRONMENT
 
 BUNDLES = {
@@ -78,7 +79,7 @@ def test_the_shipped_handler_answers_as_the_imported_one(lambda_runtime: None) -
         },
     }
     namespace["_clients"]["dynamodb"] = Table()
-    answer = namespace["api"](event, None)
+    answer = namespace["api"](event, FakeContext())
     assert (answer["statusCode"], json.loads(answer["body"])["request_id"]) == (404, "r")
 
 
@@ -265,7 +266,7 @@ def test_what_a_file_imports_from_tap_stack_is_shipped_before_its_own(
     namespace: dict[str, Any] = {"__name__": "index"}
     exec(compile(source, "index.py", "exec"), namespace)  # noqa: S102 - our own code
     answer = namespace["handler"](
-        {**tap_stack.SMOKE_REQUEST, "routeKey": "$default", "rawPath": "/"}, None
+        {**tap_stack.SMOKE_REQUEST, "routeKey": "$default", "rawPath": "/"}, FakeContext()
     )
     assert (answer["statusCode"], answer["headers"]["x-release"]) == (404, 1)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote_plus
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import tap_stack
 from tap_stack import RecordsFailed, file_id, record_files
-from tests.fakes import FakeDynamoDB, FakeS3, Item, client_error, service_error
+from tests.fakes import FakeContext, FakeDynamoDB, FakeS3, Item, client_error, service_error
 from tests.unit.conftest import ENVIRONMENT
 from tests.unit.test_content_types import png
 
@@ -32,7 +32,7 @@ class Pipeline:
         self.s3, self.table = FakeS3(), FakeDynamoDB()
 
     def __call__(self, *records: Any) -> None:
-        record_files({"Records": list(records)}, SimpleNamespace(aws_request_id="r"))
+        record_files({"Records": list(records)}, FakeContext())
 
     def version(self, key: str, sequencer: str) -> Item:
         """The record of one version."""
@@ -261,10 +261,26 @@ def test_a_malformed_record_fails_and_does_not_hold_back_the_others(
     assert plain(pipeline.newest("ann/a"))["size"] == 1
 
 
+def test_an_object_that_s3_does_not_give_fails_before_lambda_ends_the_function(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    released = threading.Event()
+
+    def stand_still(*_: Any) -> None:
+        released.wait(60)
+
+    pipeline.s3.before = stand_still
+    record = created("ann/a")
+    with pytest.raises(RecordsFailed, match="TimeoutError: inspect_upload"):
+        record_files({"Records": [record]}, FakeContext(tap_stack.RESERVE_SECONDS + 0.05))
+    assert not released.is_set() and '"FilesFailed": 1' in capsys.readouterr().out
+    released.set()
+
+
 @pytest.mark.parametrize("event", [{}, {"Records": []}, {"Records": "x"}, [], None, "x"])
 def test_an_event_that_is_not_of_s3_fails(pipeline: Pipeline, event: Any) -> None:
     with pytest.raises(RecordsFailed, match="not from S3"):
-        record_files(event, SimpleNamespace(aws_request_id="r"))
+        record_files(event, FakeContext())
 
 
 @pytest.mark.parametrize(
@@ -338,7 +354,9 @@ versions = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None
+)
 @given(versions=versions, seed=st.integers(0, 2**32))
 def test_the_table_is_right_after_any_order_repetition_and_crash(
     pipeline: Pipeline, versions: list[tuple[str, bytes, str]], seed: int

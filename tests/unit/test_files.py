@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import tap_stack
 from tap_stack import file_id, upload_form
+from tests.fakes import FakeContext
 from tests.unit.conftest import Api, Response, assert_problem
 from tests.unit.test_file_pipeline import created
 from tests.unit.test_transport import KEYS, REGION
@@ -32,7 +33,7 @@ def upload(api: Api, key: str, body: bytes = b"x", at: str = "2026-11-21T10:00:0
     number = len(s3.objects)
     s3.put(key, f"v{number}", body, ContentType="text/plain")
     record = created(key, f"{number:08X}", f"v{number}", eventTime=at)
-    tap_stack.record_files({"Records": [record]}, SimpleNamespace(aws_request_id="r"))
+    tap_stack.record_files({"Records": [record]}, FakeContext())
     return file_id(key)
 
 
@@ -167,7 +168,7 @@ def test_a_file_comes_with_its_versions_newest_first(api: Api) -> None:
 def test_a_failed_version_says_so(api: Api) -> None:
     identity = upload(api, "ann/a")
     deleted = created("ann/a", "FFFFFFFF", "none")
-    tap_stack.record_files({"Records": [deleted]}, SimpleNamespace(aws_request_id="r"))
+    tap_stack.record_files({"Records": [deleted]}, FakeContext())
     file = api("GET", f"/files/{identity}").json
     assert file["version_id"] == "v0"
     assert [each.get("failure") for each in file["versions"]] == [

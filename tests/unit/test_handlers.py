@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from tap_stack import jittered_pause
+from tap_stack import RESERVE_SECONDS, jittered_pause, seconds_left, start_clock, within
+from tests.fakes import FakeContext
 
 
 def test_a_pause_lasts_from_nothing_to_its_argument(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,3 +24,41 @@ def test_a_pause_lasts_from_nothing_to_its_argument(monkeypatch: pytest.MonkeyPa
     assert 0.2 < sum(pauses) / len(pauses) < 0.3
     jittered_pause(0)
     assert pauses[-1] == 0
+
+
+def test_a_pause_ends_with_the_time_of_its_invocation(
+    monkeypatch: pytest.MonkeyPatch, clock: dict[str, float]
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    clock["end"] = time.monotonic()
+    jittered_pause(60)
+    assert pauses == [0]
+
+
+def test_an_invocation_keeps_time_to_respond(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    start_clock(FakeContext(15))
+    assert seconds_left() == 15 - RESERVE_SECONDS
+
+
+@pytest.fixture
+def released() -> Iterator[threading.Event]:
+    """Who waits for it waits until the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_a_call_that_stands_still_is_left_behind(released: threading.Event) -> None:
+    with pytest.raises(TimeoutError, match=r"wait takes longer than the 0\.0 s that were left"):
+        within(0.01, released.wait, 60)
+    with pytest.raises(TimeoutError):
+        within(-1, released.wait, 60)
+    assert not released.is_set()
+
+
+def test_a_call_in_time_returns_and_raises_as_without(released: threading.Event) -> None:
+    assert within(60, divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        within(60, divmod, 7, 0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import tap_stack
 from tap_stack import paging_keys, sign_page_token, verify_page_token
-from tests.fakes import service_error
+from tests.fakes import FakeContext, service_error
 from tests.unit.conftest import ENVIRONMENT, KEY, NEVER, Api, assert_problem
 
 fixture_is_fine = settings(
@@ -210,7 +210,7 @@ def test_without_a_key_a_list_is_503_and_not_unsigned(api: Api, value: str) -> N
 
 def test_rotation_keeps_the_tokens_of_the_last_key_and_drops_older_ones(api: Api) -> None:
     def rotate() -> None:
-        tap_stack.rotate_paging_key({}, None)
+        tap_stack.rotate_paging_key({}, FakeContext())
         tap_stack._paging.update(read=NEVER, tried=NEVER)
 
     token = sign_page_token("t", "a", ("s",))
@@ -228,7 +228,7 @@ def test_a_token_of_a_key_that_another_container_has_first_makes_this_one_look(
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     mine = sign_page_token("t", "a", ("s",))
-    tap_stack.rotate_paging_key({}, None)
+    tap_stack.rotate_paging_key({}, FakeContext())
     newest = bytes.fromhex(api.ssm.parameters["paging"].split(",")[0])
     monkeypatch.setitem(tap_stack._paging, "keys", [newest])
     theirs = sign_page_token("t", "a", ("s",))
@@ -240,7 +240,7 @@ def test_a_token_of_a_key_that_another_container_has_first_makes_this_one_look(
 
 def test_the_first_rotation_replaces_the_placeholder(api: Api) -> None:
     api.ssm.parameters["paging"] = "unset"
-    tap_stack.rotate_paging_key({}, None)
+    tap_stack.rotate_paging_key({}, FakeContext())
     assert len(bytes.fromhex(api.ssm.parameters["paging"])) == 32
     assert api.ssm.key_ids == [ENVIRONMENT["KEY_ARN"]]
 
@@ -257,8 +257,31 @@ def test_rotation_waits_for_its_policy_and_fails_aloud_in_the_end(
         return {"Parameter": {"Value": "unset"}}
 
     monkeypatch.setattr(api.ssm, "get_parameter", deny)
-    tap_stack.rotate_paging_key({}, None)
+    tap_stack.rotate_paging_key({}, FakeContext())
     assert api.ssm.parameters["paging"] != KEY
     denials[0] = 100
     with pytest.raises(Exception, match="AccessDenied"):
-        tap_stack.rotate_paging_key({}, None)
+        tap_stack.rotate_paging_key({}, FakeContext(90))
+    assert denials[0] == 100 - tap_stack.ROTATION_ATTEMPTS
+
+
+def test_rotation_fails_before_lambda_ends_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    api.ssm.fail = True
+    with pytest.raises(Exception, match="Throttling"):
+        tap_stack.rotate_paging_key({}, FakeContext(tap_stack.RESERVE_SECONDS + 1.5))
+    assert slept == [1]  # two seconds more there were not
+    assert capsys.readouterr().out.count("ThrottlingException") == 2
+
+
+def test_a_key_that_may_not_be_read_is_500(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(**arguments: Any) -> Any:
+        raise service_error("AccessDeniedException", "GetParameter")
+
+    monkeypatch.setattr(api.ssm, "get_parameter", deny)
+    for _ in range(2):
+        api("POST", "/items", {})
+    assert_problem(api("GET", "/items?limit=1"), 500)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import threading
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 import tap_stack
 from tap_stack import past_retention, take_snapshot
-from tests.fakes import client_error
+from tests.fakes import FakeContext, client_error
 
 NOW = datetime.datetime(2026, 11, 21, 2, 0, tzinfo=datetime.UTC)
 TAG = {"Key": "CreatedBy", "Value": "tap-stack-snapshots-dev"}
@@ -133,7 +134,7 @@ def rds(monkeypatch: pytest.MonkeyPatch) -> FakeRDS:
 def test_one_is_taken_and_the_old_ones_of_its_own_go(
     rds: FakeRDS, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = take_snapshot({}, None)
+    result = take_snapshot({}, FakeContext())
     assert rds.created[1:] == ["db-2026-11-21-0200"]
     assert sorted(rds.deleted[1:]) == ["old", "older"] == sorted(result["deleted"])
     line = json.loads(capsys.readouterr().out)
@@ -143,31 +144,51 @@ def test_one_is_taken_and_the_old_ones_of_its_own_go(
 def test_a_dry_run_changes_nothing_and_is_no_heartbeat(
     rds: FakeRDS, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sorted(take_snapshot({"dry_run": True}, None)["deleted"]) == ["old", "older"]
+    assert sorted(take_snapshot({"dry_run": True}, FakeContext())["deleted"]) == ["old", "older"]
     assert rds.created == rds.deleted == [""]
     assert "SnapshotsTaken" not in json.loads(capsys.readouterr().out)
 
 
 def test_what_is_shared_stays(rds: FakeRDS) -> None:
     rds.shared = {"older"}
-    assert take_snapshot({}, None)["deleted"] == ["old"]
+    assert take_snapshot({}, FakeContext())["deleted"] == ["old"]
 
 
 def test_one_that_cannot_be_deleted_does_not_hold_back_the_others(
     rds: FakeRDS, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rds.fail = {"DeleteDBSnapshot old": "InvalidDBSnapshotState"}
-    assert take_snapshot({}, None)["deleted"] == ["older"]
+    assert take_snapshot({}, FakeContext())["deleted"] == ["older"]
     assert "SnapshotDeleteFailures" in capsys.readouterr().out
 
 
 def test_a_repeated_attempt_finds_its_snapshot(rds: FakeRDS) -> None:
     rds.fail = {"CreateDBSnapshot": "DBSnapshotAlreadyExists"}
-    assert take_snapshot({}, None)["snapshot"] == "db-2026-11-21-0200"
+    assert take_snapshot({}, FakeContext())["snapshot"] == "db-2026-11-21-0200"
 
 
 def test_a_snapshot_that_cannot_be_taken_fails_and_nothing_is_deleted(rds: FakeRDS) -> None:
     rds.fail = {"CreateDBSnapshot": "InvalidDBInstanceState"}
     with pytest.raises(Exception, match="InvalidDBInstanceState"):
-        take_snapshot({}, None)
+        take_snapshot({}, FakeContext())
     assert rds.deleted == [""]
+
+
+@pytest.mark.parametrize("operation", ["create_db_snapshot", "describe_db_snapshot_attributes"])
+def test_rds_that_stands_still_does_not_outlast_the_function(
+    operation: str,
+    rds: FakeRDS,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(rds, operation, lambda **_: released.wait(60))
+    context = FakeContext(tap_stack.RESERVE_SECONDS + 0.1)
+    if operation == "create_db_snapshot":
+        with pytest.raises(TimeoutError, match="create_snapshot"):
+            take_snapshot({}, context)
+    else:  # tried again the next day
+        assert take_snapshot({}, context)["deleted"] == []
+        assert '"SnapshotDeleteFailures": 1' in capsys.readouterr().out
+    assert not released.is_set()
+    released.set()
