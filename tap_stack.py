@@ -1285,8 +1285,9 @@ class Function(Component):
     def provisioned_concurrency(self, minimum: int, maximum: int) -> aws.appautoscaling.Policy:
         """Keeps environments of the live version warm, between two limits, at 70 % utilization.
 
-        Costs GB-seconds for each environment, used or not. The scaling policy cannot change their
-        number while the alias has weights, nor may this: it waits for the rollout.
+        Costs GB-seconds for each environment, used or not. Lambda refuses to change their number
+        while the alias has weights ("Alias with weights can not be used with Provisioned
+        Concurrency"): the scaling policy tries again, and this waits for the rollout.
         """
         warm = aws.lambda_.ProvisionedConcurrencyConfig(
             f"{self.name}-warm",
@@ -1694,7 +1695,8 @@ def _text(path: Path, node: ast.stmt, reached: Iterable[str]) -> str:
 WATCH_SECONDS = 10  # between two looks at the alarms; CloudWatch evaluates them each minute
 BLOCKER_SECONDS = 120  # how long a rollout waits for alarms that fire before it begins
 SMOKE_PAUSES = (1, 2, 4, 8, 16)  # IAM is eventually consistent: a new policy may not hold yet
-BUSY_SECONDS = 600  # how long Lambda may take to publish a version or to allocate concurrency
+BUSY_SECONDS = 900  # how long Lambda may be busy, as when it initializes environments for a version
+BUSY = {"ResourceConflictException", "TooManyRequestsException"}
 
 
 class RolloutError(Exception):
@@ -1714,10 +1716,10 @@ class RolloutRun:
     last step the alias's own version has all the traffic but the share. `inputs` are those of
     `Rollout`; `functions` and `alarms` are the SDK's clients of Lambda and CloudWatch.
 
-    While an alias has weights Lambda refuses to change its provisioned concurrency, which serves
-    only the version that the alias names: the new one starts cold on its share (developer guide,
-    "Configuring provisioned concurrency"). Both versions must have the same role and dead-letter
-    queue, and be published ("Create an alias for a Lambda function", weighted alias).
+    On an alias with provisioned concurrency the last step only begins a shift. Lambda itself gives
+    the old version a weight of 1.0 until the new one is initialized, and leaves it there if that
+    fails (terraform-provider-aws #48116). Both versions must have the same role and dead-letter
+    queue, and be published ("Create a routing configuration for a Lambda alias").
     """
 
     def __init__(self, functions: Any, alarms: Any, inputs: Json, sleep: Callable[[float], None]):
@@ -1727,15 +1729,47 @@ class RolloutRun:
 
     def run(self) -> None:
         """All steps from where the alias stands; RolloutError when the version is not good."""
-        before, weights = self.alias()
-        if weights:
-            self.point_alias(before)  # an earlier rollout was killed here
+        before = self.settle()
         self.smoke(before)
         if before != self.version:
             if self.inputs["percent"] < 100:
                 self.shift_traffic(before)
             self.point_alias(self.version)
+            if problem := self.shift_problem():
+                self.point_alias(before)
+                raise RolloutError(f"{self.label} was rolled back to {before}: {problem}")
         self.prune()
+
+    def settle(self) -> str:
+        """The version that has all the traffic, once no weight is left of what went on before."""
+        version, weights = self.alias()
+        if 1 in weights.values():  # Lambda's own shift to the version, not a share of a rollout
+            if self.shift_problem():
+                (version,) = weights
+            _, weights = self.alias()
+        if weights:
+            self.point_alias(version)  # an earlier rollout was killed here, or its version failed
+        return version
+
+    def shift_problem(self) -> str:
+        """Waits until provisioned concurrency serves the alias's version; why it does not."""
+        for look in range(BUSY_SECONDS // WATCH_SECONDS):
+            concurrency, (_, weights) = self._provisioned_concurrency(), self.alias()
+            if concurrency["Status"] == "FAILED" and look:  # the first may be of an earlier shift
+                return f"its provisioned concurrency failed: {concurrency.get('StatusReason')}"
+            if concurrency["Status"] == "NONE" or (
+                concurrency["Status"] == "READY" and not weights
+            ):
+                return ""
+            self.sleep(WATCH_SECONDS)
+        return f"its provisioned concurrency is not ready after {BUSY_SECONDS} s"
+
+    def _provisioned_concurrency(self) -> Json:
+        qualified = {"FunctionName": self.inputs["function"], "Qualifier": self.inputs["alias"]}
+        try:
+            return dict(self.functions.get_provisioned_concurrency_config(**qualified))
+        except self.functions.exceptions.ProvisionedConcurrencyConfigNotFoundException:
+            return {"Status": "NONE"}
 
     def alias(self) -> tuple[str, Mapping[str, float]]:
         """The alias's version, and the weights of other versions."""
@@ -1849,12 +1883,13 @@ class RolloutRun:
 
     def _retry_while_busy(self, call: Callable[..., Any], **arguments: Any) -> Any:
         """A call of Lambda, repeated while it or the function is busy."""
-        errors = self.functions.exceptions
         for _ in range(BUSY_SECONDS // WATCH_SECONDS):
-            with contextlib.suppress(
-                errors.ResourceConflictException, errors.TooManyRequestsException
-            ):
+            try:
                 return call(FunctionName=self.inputs["function"], **arguments)
+            except Exception as error:
+                # "... Provisioned Concurrency" is its refusal while it shifts the weights itself.
+                if not (error_code(error) in BUSY or "Provisioned Concurrency" in str(error)):
+                    raise
             self.sleep(WATCH_SECONDS)
         return call(FunctionName=self.inputs["function"], **arguments)
 

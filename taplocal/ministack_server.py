@@ -1,4 +1,4 @@
-"""MiniStack as the local cloud runs it, with five additions that make it behave as AWS does.
+"""MiniStack as the local cloud runs it, with six additions that make it behave as AWS does.
 
 Lambda queues asynchronous events, invokes functions with limited concurrency, and does not count a
 throttled invocation as an attempt. MiniStack starts a process for each event at once, so that a
@@ -12,6 +12,9 @@ A `*` in a policy matches any character. In MiniStack it matches no newline, whi
 keys.
 
 An alias routes its traffic to versions by weight. MiniStack only stores the weights.
+
+An alias with provisioned concurrency goes over to another version once that is initialized: until
+then Lambda gives the old one a weight of 1.0, and refuses to change the concurrency.
 
 Functions have metrics by alias and version, an API has metrics of its requests, and an alarm
 evaluates the metric with its dimensions, period by period. MiniStack's alarms ignore dimensions.
@@ -43,6 +46,7 @@ THROTTLED_SECONDS = 0.5
 CONCURRENT_STARTS = os.cpu_count() or 1
 MAX_ENVIRONMENTS = 8 * CONCURRENT_STARTS  # of a version; more would share the same cores
 MAX_WAIT_SECONDS = 20.0  # for a function that invokes itself, and so waits for itself
+WARM_SECONDS = 0.2  # AWS: a minute or two
 
 
 @dataclass(order=True)
@@ -155,6 +159,57 @@ def route_by_weight() -> None:
 
     lambda_svc._effective_func_record_for_qualifier = resolved
     lambda_svc._invoke = invoked
+
+
+def shift_warm_aliases() -> None:
+    """Makes an alias with provisioned concurrency go over to another version in its own time."""
+    update, provision = lambda_svc._update_alias, lambda_svc._put_provisioned_concurrency
+
+    def updated(name: str, alias_name: str, data: dict[str, Any]) -> Any:
+        alias, warm = _warm_alias(name, alias_name)
+        version = data.get("FunctionVersion")
+        if not (alias and warm) or version in (None, alias["FunctionVersion"]):
+            return update(name, alias_name, data)
+        if weights_of({**alias, **data}):
+            return _refused("Invalid alias configuration for Provisioned Concurrency")
+        serving = _serving(alias)
+        response = update(name, alias_name, data)
+        if response[0] == 200 and serving != version:
+            shift = alias["RoutingConfig"] = {"AdditionalVersionWeights": {serving: 1.0}}
+            warm["Status"] = "IN_PROGRESS"
+            threading.Timer(WARM_SECONDS, _end_shift, (alias, shift, warm)).start()
+        return response
+
+    def provisioned(name: str, qualifier: str, data: dict[str, Any]) -> Any:
+        if weights_of(_warm_alias(name, qualifier)[0]):
+            return _refused("Alias with weights can not be used with Provisioned Concurrency")
+        return provision(name, qualifier, data)
+
+    lambda_svc._update_alias, lambda_svc._put_provisioned_concurrency = updated, provisioned
+
+
+def _warm_alias(name: str, alias_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An alias and its provisioned concurrency, empty where there is none."""
+    function = lambda_svc._functions.get(name) or {}
+    parts = (function.get(key, {}) for key in ("aliases", "provisioned_concurrency"))
+    alias, warm = (each.get(alias_name, {}) for each in parts)
+    return alias, warm
+
+
+def _refused(message: str) -> Any:
+    return lambda_svc.error_response_json("InvalidParameterValueException", message, 400)
+
+
+def _end_shift(alias: dict[str, Any], shift: dict[str, Any], warm: dict[str, Any]) -> None:
+    if alias.get("RoutingConfig") is shift:
+        del alias["RoutingConfig"]
+        warm["Status"] = "READY"
+
+
+def _serving(alias: Mapping[str, Any]) -> str:
+    """The version that has the traffic: not the alias's own while Lambda itself shifts it."""
+    shifted = (version for version, weight in weights_of(alias).items() if weight == 1)
+    return next(shifted, str(alias["FunctionVersion"]))
 
 
 class Environments:
@@ -342,6 +397,7 @@ def evaluate_alarms() -> None:
 if __name__ == "__main__":
     match_newlines()
     route_by_weight()
+    shift_warm_aliases()
     environments = Environments()
     environments.install()
     measure_functions(environments)

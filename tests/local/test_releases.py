@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from botocore.exceptions import ClientError
 from pulumi.runtime.proto import provider_pb2
 
 from demo.load import arriving
@@ -89,6 +90,31 @@ def test_a_good_release_drops_no_request(api: Api, requests: Counter[str]) -> No
 def test_a_release_that_is_all_at_once_drops_no_request(api: Api, requests: Counter[str]) -> None:
     api.up(GOOD, canary_percent="100")
     api.up(canary_percent="100")
+    assert requests.keys() == {"200", "200 0"}
+
+
+def test_a_release_ends_when_provisioned_concurrency_serves_the_version(
+    api: Api, requests: Counter[str]
+) -> None:
+    warm = {"provisioned_concurrency_min": "1", "provisioned_concurrency_max": "2"}
+    api.up(GOOD, **warm)
+    name = {"FunctionName": api.session.outputs["function_name"]}
+    functions = api.session.cloud.client("lambda")
+    before, _ = api.live()
+    for program, percent in ((None, "10"), (GOOD, "100")):
+        api.up(program, canary_percent=percent, **warm)
+        assert api.live() == (str(int(before) + 1), None)
+        before, _ = api.live()
+        warmth = functions.get_provisioned_concurrency_config(Qualifier="live", **name)
+        assert warmth["Status"] == "READY"
+    functions.update_alias(Name="live", FunctionVersion=str(int(before) - 1), **name)
+    with pytest.raises(ClientError, match="Alias with weights can not be used"):
+        functions.put_provisioned_concurrency_config(
+            Qualifier="live", ProvisionedConcurrentExecutions=2, **name
+        )
+    api.up(None, **warm)  # begins while Lambda itself still shifts
+    assert api.live() == (str(int(before) + 1), None)
+    api.up()
     assert requests.keys() == {"200", "200 0"}
 
 
