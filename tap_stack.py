@@ -66,7 +66,7 @@ from decimal import (
 )
 from json.encoder import encode_basestring
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import unquote_plus
 
 import pulumi
@@ -82,6 +82,7 @@ SYSTEMS = ("api", "files", "web")
 TIERS = ("dev", "staging", "prod")
 ENVIRONMENT = rf"(?=.{{1,16}}$)({'|'.join(TIERS)})(-[a-z0-9]+)*"
 HTTP_API_TIMEOUT_SECONDS = 29  # an HTTP API integration ends at 30 s
+MACHINE_CLIENTS = 49  # an authorizer accepts 50 audiences, that of people among them
 TAG = r"[\w .:/=+\-@]"  # what IAM, DynamoDB and Lambda all accept in a tag
 # What CloudWatch Logs accepts (PutRetentionPolicy).
 RETENTION_DAYS = (
@@ -263,6 +264,20 @@ class TapStackArgs:
                 urls and all(re.match(r"https://\S|http://localhost[:/]", u) for u in urls)
             ),
             "a list of at least one https URL, or http on localhost",
+        ),
+    )
+    machine_clients: Mapping[str, Sequence[str]] = setting(
+        'Machines that may call the API, as a JSON object: name -> list of its scopes, or `["*"]` '
+        "for all scopes of the stack. Each has an app client, a secret and data of its own, and "
+        "costs {machine_client} a month.",
+        {"default": ("*",)},
+        (
+            lambda clients: (
+                len(clients) <= MACHINE_CLIENTS
+                and all(re.fullmatch(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?", each) for each in clients)
+            ),
+            f"up to {MACHINE_CLIENTS} names of 1 to 32 lower-case letters, digits and hyphens, "
+            "starting with a letter",
         ),
     )
     mfa: str = setting(
@@ -550,6 +565,14 @@ TYPES: dict[str, Rule] = {
         lambda v: isinstance(v, Mapping) and all(isinstance(x, str) for p in v.items() for x in p),
         "an object of texts",
     ),
+    "Mapping[str, Sequence[str]]": (
+        lambda v: (
+            isinstance(v, Mapping)
+            and all(isinstance(x, list | tuple) for x in v.values())
+            and all(isinstance(x, str) for key, texts in v.items() for x in (key, *texts))
+        ),
+        "an object of lists of texts, each name once",
+    ),
 }
 
 #: What prod promises, on top of the fields' own rules.
@@ -583,10 +606,17 @@ def _parsed(annotation: str, text: str) -> Any:
     if annotation == "str":
         return text
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except ValueError:
         is_list = annotation == "Sequence[str]" and not text.lstrip().startswith("[")
         return [each.strip() for each in text.split(",")] if is_list else text
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Json:
+    """The object of these members; ValueError for a name that is there twice."""
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError
+    return found
 
 
 def _is_cidr(text: str, shortest_prefix: int = 0) -> bool:
@@ -632,6 +662,12 @@ def _api_errors(args: TapStackArgs) -> list[str]:
     if 0 < reserved < high:
         pair = f"{high} is more than {reserved}"
         found.append(f"provisioned_concurrency_max must be api_concurrency or less, but {pair}")
+    known = scopes_of(args.systems)
+    for client, scopes in args.machine_clients.items():
+        each_once = 0 < len(scopes) == len(set(scopes)) and set(scopes) <= set(known)
+        if not (each_once or list(scopes) == ["*"]):
+            expected = f"a list of some of {', '.join(known)}, each once, or *"
+            found.append(f"machine_clients.{client} must be {expected}, not {json.dumps(scopes)}")
     return found
 
 
@@ -3467,32 +3503,35 @@ SCOPES = (
 )
 
 
+def scopes_of(systems: Sequence[str]) -> list[str]:
+    """The scopes of a stack with these systems, as tokens have them: `items/read`, ..."""
+    return [f"{server}/{scope}" for server, scope, _ in SCOPES if server in ("items", *systems)]
+
+
 class Identity(Component):
-    """A Cognito user pool with the API's scopes, a client for people and one for machines.
+    """A Cognito user pool with the API's scopes, a client for people and one for each machine.
 
     People are invited by an administrator.
 
-    Costs monthly users above 10,000 (the Essentials tier), and each token of a machine.
+    Costs monthly users above 10,000 (the Essentials tier), each machine by the month, and each of
+    its tokens.
     """
 
     def __init__(self, name: str, args: TapStackArgs, opts: Options = None):
         super().__init__(name, args, opts, "identity")
         self.pool = self._pool()
-        self.servers = {
-            server: self._server(server) for server in dict.fromkeys(row[0] for row in SCOPES)
-        }
-        self.scopes = [
-            Output.concat(self.servers[server].identifier, "/", scope)
-            for server, scope, _ in SCOPES
-        ]
+        self.scopes = scopes_of(args.systems)
+        servers = dict.fromkeys(each.partition("/")[0] for each in self.scopes)
+        self.servers = {server: self._server(server) for server in servers}
         self.people = self._people()
-        self.machines = self._machines()
+        #: Name of each machine -> its app client.
+        self.machines = {name: self._machine(name, x) for name, x in args.machine_clients.items()}
         self.domain = self._domain()
         #: Issuer of the tokens, as a JWT authorizer wants it.
         self.issuer = Output.concat("https://", self.pool.endpoint)
         #: Ids of the clients whose tokens are accepted.
-        self.audience = [self.people.id, self.machines.id]
-        #: Where people sign in and both clients fetch their tokens (OAuth 2.0).
+        self.audience = [self.people.id, *(each.id for each in self.machines.values())]
+        #: Where people sign in and all clients fetch their tokens (OAuth 2.0).
         self.sign_in_url = Output.format(
             "https://{0}.auth.{1}.amazoncognito.com", self.domain.domain, self.aws_context.region
         )
@@ -3554,23 +3593,23 @@ class Identity(Component):
             callback_urls=self.args.callback_urls,
             supported_identity_providers=["COGNITO"],
             explicit_auth_flows=["ALLOW_REFRESH_TOKEN_AUTH", "ALLOW_USER_SRP_AUTH"],
-            opts=self.parented,
+            opts=self.after(*self.servers.values()),
             **self._tokens(refresh_days=30),
         )
 
-    def _machines(self) -> aws.cognito.UserPoolClient:
+    def _machine(self, name: str, scopes: Sequence[str]) -> aws.cognito.UserPoolClient:
         return aws.cognito.UserPoolClient(
-            f"{self.name}-machines",
-            name=self.args.name("machines"),
+            f"{self.name}-machine-{name}",
+            name=self.args.name(f"machine-{name}"),
             user_pool_id=self.pool.id,
             generate_secret=True,
             allowed_oauth_flows_user_pool_client=True,
             allowed_oauth_flows=["client_credentials"],
-            allowed_oauth_scopes=self.scopes,
+            allowed_oauth_scopes=self.scopes if "*" in scopes else scopes,
             supported_identity_providers=["COGNITO"],
             # Cognito requires a flow; no user can sign in with this one.
             explicit_auth_flows=["ALLOW_REFRESH_TOKEN_AUTH"],
-            opts=self.parented,
+            opts=self.after(*self.servers.values()),
             **self._tokens(refresh_days=1),
         )
 
@@ -6140,7 +6179,10 @@ def _widget(region: Output[str], number: int, graph: Graph) -> Json:
 ###############################################################################
 
 
-class StackOutput:
+T = TypeVar("T")
+
+
+class StackOutput(Generic[T]):
     """An output of TapStack: an attribute, None where its system is left out."""
 
     def __init__(self, doc: str):
@@ -6149,43 +6191,44 @@ class StackOutput:
     def __set_name__(self, _owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, stack: TapStack | None, _owner: type) -> Output[str] | None:
+    def __get__(self, stack: TapStack | None, _owner: type) -> Output[T] | None:
         return stack.outputs.get(self.name) if stack else None
 
-    def __set__(self, stack: TapStack, value: Output[str]) -> None:
+    def __set__(self, stack: TapStack, value: Output[T]) -> None:
         stack.outputs[self.name] = value
 
 
 class TapStack(pulumi.ComponentResource):
     """The systems of a stack and what they share, composed; `api_handler` may wrap `api`."""
 
-    api_url = StackOutput("Base URL of the API")
-    table_name = StackOutput("Name of the items table")
-    function_name = StackOutput("Name of the api function")
-    files_bucket_name = StackOutput("Name of the bucket for files")
-    files_table_name = StackOutput("Name of the table that describes them")
-    files_function_name = StackOutput("Name of the function that records them")
-    files_dead_letters_url = StackOutput("URL of that function's dead-letter queue")
-    user_pool_id = StackOutput("Id of the Cognito user pool")
-    people_client_id = StackOutput("Client id of apps that people sign in to (PKCE)")
-    machine_client_id = StackOutput(
-        "Client id of machines; its secret is read with cognito-idp:DescribeUserPoolClient"
+    api_url = StackOutput[str]("Base URL of the API")
+    table_name = StackOutput[str]("Name of the items table")
+    function_name = StackOutput[str]("Name of the api function")
+    files_bucket_name = StackOutput[str]("Name of the bucket for files")
+    files_table_name = StackOutput[str]("Name of the table that describes them")
+    files_function_name = StackOutput[str]("Name of the function that records them")
+    files_dead_letters_url = StackOutput[str]("URL of that function's dead-letter queue")
+    user_pool_id = StackOutput[str]("Id of the Cognito user pool")
+    people_client_id = StackOutput[str]("Client id of apps that people sign in to (PKCE)")
+    machine_client_ids = StackOutput[dict[str, str]]("Client id of each machine, by its name")
+    machine_client_secrets = StackOutput[dict[str, str]](
+        "Client secret of each machine, by its name; a secret"
     )
-    sign_in_url = StackOutput(
+    sign_in_url = StackOutput[str](
         "Base URL of the OAuth 2.0 endpoints, `/oauth2/authorize` and `/oauth2/token`"
     )
-    web_url = StackOutput("URL of the web application")
-    vpc_id = StackOutput("Id of the VPC")
-    assets_bucket_name = StackOutput("Name of the bucket of assets")
-    database_name = StackOutput("Identifier of the database instance")
-    database_secret_arn = StackOutput(
+    web_url = StackOutput[str]("URL of the web application")
+    vpc_id = StackOutput[str]("Id of the VPC")
+    assets_bucket_name = StackOutput[str]("Name of the bucket of assets")
+    database_name = StackOutput[str]("Identifier of the database instance")
+    database_secret_arn = StackOutput[str](
         "ARN of the secret with the database's password, which RDS rotates"
     )
-    snapshots_function_name = StackOutput("Name of the snapshot function")
-    bastion_group_name = StackOutput("Name of the bastion's Auto Scaling group")
-    alerts_topic_arn = StackOutput("ARN of the topic of alarms and budget")
-    dashboard_name = StackOutput("Name of the CloudWatch dashboard")
-    key_arn = StackOutput("ARN of the customer-managed key")
+    snapshots_function_name = StackOutput[str]("Name of the snapshot function")
+    bastion_group_name = StackOutput[str]("Name of the bastion's Auto Scaling group")
+    alerts_topic_arn = StackOutput[str]("ARN of the topic of alarms and budget")
+    dashboard_name = StackOutput[str]("Name of the CloudWatch dashboard")
+    key_arn = StackOutput[str]("ARN of the customer-managed key")
 
     def __init__(
         self,
@@ -6198,7 +6241,7 @@ class TapStack(pulumi.ComponentResource):
         super().__init__("tap:stack:TapStack", name, None, opts)
         self.args = args = args or TapStackArgs()
         self.parented = ResourceOptions(parent=self)
-        self.outputs: dict[str, Output[str]] = {}
+        self.outputs: dict[str, Output[Any]] = {}
         self.encryption = Encryption("encryption", args, self.parented)
         self.key_arn = key_arn = self.encryption.key_arn
         self.alerts = Alerts("alerts", args, key_arn=key_arn, opts=self.parented)
@@ -6240,7 +6283,11 @@ class TapStack(pulumi.ComponentResource):
         self.api_url, self.table_name = api.url, api.items.name
         self.function_name = api.function.function.name
         self.user_pool_id, self.sign_in_url = identity.pool.id, identity.sign_in_url
-        self.people_client_id, self.machine_client_id = identity.people.id, identity.machines.id
+        self.people_client_id = identity.people.id
+        ids: Any = {name: each.id for name, each in identity.machines.items()}
+        secrets: Any = {name: each.client_secret for name, each in identity.machines.items()}
+        self.machine_client_ids = Output.from_input(ids)
+        self.machine_client_secrets = Output.secret(secrets)
         return api
 
     def _web(self) -> WebTier:

@@ -95,6 +95,11 @@ def endpoint(inputs: Mapping[str, Any]) -> float:
     return monthly(prices.INTERFACE_ENDPOINT) * len(inputs.get("subnetIds", []))
 
 
+def app_client(inputs: Mapping[str, Any]) -> float:
+    """A machine's app client; one of people is free."""
+    return prices.MACHINE_CLIENT if "client_credentials" in inputs["allowedOauthFlows"] else 0.0
+
+
 def provisioned_concurrency(inputs: Mapping[str, Any]) -> float:
     """Environments that are kept initialized, by the memory of their function."""
     return prices.provisioned(inputs["provisionedConcurrentExecutions"], inputs["memory"])
@@ -104,6 +109,7 @@ def provisioned_concurrency(inputs: Mapping[str, Any]) -> float:
 PRICED: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     "aws:autoscaling/group:Group": ("instances and their volumes", fleet),
     "aws:cloudwatch/metricAlarm:MetricAlarm": ("alarms", lambda _: prices.ALARM),
+    "aws:cognito/userPoolClient:UserPoolClient": ("app clients of machines", app_client),
     "aws:dynamodb/table:Table": ("tables, provisioned", table),
     "aws:ec2/eip:Eip": ("public addresses of NAT", lambda _: monthly(prices.PUBLIC_ADDRESS)),
     "aws:ec2/launchTemplate:LaunchTemplate": ("public addresses of instances", template),
@@ -143,8 +149,8 @@ FREE = {
     "apigatewayv2/integration", "apigatewayv2/route", "apigatewayv2/stage",
     "appautoscaling/policy", "appautoscaling/target", "autoscaling/policy", "autoscaling/schedule",
     "budgets/budget", "cloudwatch/dashboard", "cloudwatch/logGroup", "cloudwatch/logMetricFilter",
-    "cognito/resourceServer", "cognito/userPool", "cognito/userPoolClient",
-    "cognito/userPoolDomain", "ec2/defaultSecurityGroup", "ec2/flowLog", "ec2/internetGateway",
+    "cognito/resourceServer", "cognito/userPool", "cognito/userPoolDomain",
+    "ec2/defaultSecurityGroup", "ec2/flowLog", "ec2/internetGateway",
     "ec2/networkInterface", "ec2/route", "ec2/routeTable", "ec2/routeTableAssociation",
     "ec2/securityGroup", "ec2/subnet", "ec2/vpc", "iam/instanceProfile", "iam/role",
     "iam/rolePolicy", "iam/serviceLinkedRole", "kms/alias", "lambda/alias", "lambda/function",

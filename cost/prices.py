@@ -69,6 +69,7 @@ PARAMETER_CALLS = Price(
 )
 USER = Price(0.015, "Cognito, Essentials, monthly active user above 10,000", "month", COGNITO)
 PLUS_USER = Price(0.02, "Cognito, Plus, monthly active user", "month", COGNITO)
+MACHINE_CLIENT = Price(6.00, "Cognito, app client of a machine", "month", COGNITO)
 MACHINE_TOKEN = Price(0.00225, "Cognito, token of a machine", "token", COGNITO)
 KEY = Price(1.00, "KMS, customer-managed key", "month", "kms/pricing")
 SECRET = Price(0.40, "Secrets Manager, secret", "month", "secrets-manager/pricing")
@@ -118,6 +119,7 @@ PLACEHOLDERS = {
     "index_units": written(round(3 * monthly(READ_UNIT / 4 + WRITE_UNIT / 2), 2)),
     "interface_endpoint": written(monthly(INTERFACE_ENDPOINT)),
     "log_storage": written(LOG_STORAGE_GB),
+    "machine_client": written(MACHINE_CLIENT),
     "metric": written(METRIC),
     "nat_gateway": written(monthly(NAT_GATEWAY)),
     "nat_gb": written(NAT_GB),

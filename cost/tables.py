@@ -112,7 +112,8 @@ def sign_ins() -> Iterator[str]:
     yield from head("people and machines", "dollars")
     yield row("a monthly active user above 10,000", written(prices.USER))
     yield row("with `threat_protection`, each monthly active user", written(prices.PLUS_USER))
-    yield row("a token of a machine", written(prices.MACHINE_TOKEN))
+    yield row("a machine, a month", written(prices.MACHINE_CLIENT))
+    yield row("a thousand tokens of a machine", cents(1_000 * prices.MACHINE_TOKEN))
 
 
 def cents(dollars: float) -> str:

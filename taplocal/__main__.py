@@ -55,7 +55,11 @@ Data = Annotated[
 ]
 User = Annotated[
     str | None,
-    typer.Option(help="E-mail address of the person to sign in. Default: the machine client."),
+    typer.Option(help="E-mail address of the person to sign in. Default: a machine."),
+]
+Client = Annotated[
+    str | None,
+    typer.Option(help="Name of the machine to get the token for. Default: the only one."),
 ]
 Scope = Annotated[
     str, typer.Option(help="Scopes to request, separated by spaces. Default: all of the client's.")
@@ -162,6 +166,7 @@ def outputs(
 @app.command()
 def token(
     user: User = None,
+    client: Client = None,
     scope: Scope = "",
     env: Env = "dev",
     program: Program = Path(),
@@ -169,12 +174,16 @@ def token(
     as_json: Json = False,
 ) -> None:
     """Sign in and print an access token."""
-    text = _token(session.opened(program, env, data), user, scope)
+    text = _token(session.opened(program, env, data), user, client, scope)
     _print({"access_token": text, "token_type": "Bearer"}) if as_json else print(text)
 
 
-def _token(opened: Session, user: str | None, scope: str = "") -> str:
-    return access.person_token(opened, user, scope) if user else access.machine_token(opened, scope)
+def _token(opened: Session, user: str | None, client: str | None, scope: str = "") -> str:
+    if user and client:
+        raise TapLocalError("--user names a person and --client a machine: give one of them")
+    if user:
+        return access.person_token(opened, user, scope)
+    return access.machine_token(opened, scope, client or "")
 
 
 @app.command()
@@ -188,6 +197,7 @@ def call(
         list[str] | None, typer.Option("--header", "-H", help="A header, as 'name: value'.")
     ] = None,
     user: User = None,
+    client: Client = None,
     scope: Scope = "",
     env: Env = "dev",
     program: Program = Path(),
@@ -201,7 +211,8 @@ def call(
         name.strip(): value.strip()
         for name, _, value in (each.partition(":") for each in header or ())
     }
-    response = access.call(opened, method, path, _token(opened, user, scope), text, **headers)
+    token = _token(opened, user, client, scope)
+    response = access.call(opened, method, path, token, text, **headers)
     if as_json:
         _print(
             {
@@ -229,6 +240,7 @@ def upload(
         str | None, typer.Option(help="Content type. Default: by the file name.")
     ] = None,
     user: User = None,
+    client: Client = None,
     env: Env = "dev",
     program: Program = Path(),
     data: Data = None,
@@ -237,7 +249,7 @@ def upload(
     """Upload a file as a browser does, and print its id."""
     opened = session.opened(program, env, data)
     content_type = content_type or mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-    token = _token(opened, user)
+    token = _token(opened, user, client)
     form, response = access.upload(
         opened, token, file.name, file.read_bytes(), content_type, folder
     )

@@ -91,9 +91,18 @@ def send(form: Response, content: bytes) -> Response:
     return request("POST", form.json()["url"], body, {"content-type": content_type})
 
 
-def machine_token(session: Session, scopes: str = "") -> str:
-    """An access token of the machine client (client credentials grant)."""
-    client_id = session.outputs["machine_client_id"]
+def machine_token(session: Session, scopes: str = "", machine: str = "") -> str:
+    """An access token of a machine (client credentials grant), by default of the only one."""
+    ids: dict[str, str] = session.outputs.get("machine_client_ids", {})
+    names = [machine] if machine else list(ids)
+    if len(names) != 1 or names[0] not in ids:
+        problem = f"no machine client {machine}" if machine else f"{len(ids)} machine clients"
+        raise TapLocalError(
+            f"the stack has {problem}: use --client with one of {', '.join(ids)}, or --user"
+            if ids
+            else "the stack has no machine client: use --user"
+        )
+    client_id = ids[names[0]]
     described = session.cloud.client("cognito-idp").describe_user_pool_client(
         UserPoolId=session.outputs["user_pool_id"], ClientId=client_id
     )

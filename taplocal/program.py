@@ -56,6 +56,7 @@ class Registration:
     protect: bool = False
     ignore_changes: tuple[str, ...] = ()
     replace_on_changes: tuple[str, ...] = ()
+    secret_outputs: tuple[str, ...] = ()  # which the engine encrypts in its state
 
 
 class Backend(Protocol):
@@ -141,6 +142,7 @@ def _registration(urn: str, request: Any) -> Registration:
         protect=request.protect,
         ignore_changes=tuple(request.ignoreChanges),
         replace_on_changes=tuple(request.replaceOnChanges),
+        secret_outputs=tuple(request.additionalSecretOutputs),
     )
 
 

@@ -39,6 +39,7 @@ class Recorder:
             "address": "database.example",
             "allocationId": f"{name}-allocation",
             "arnSuffix": f"app/{name}/1",
+            "clientSecret": f"{name}-secret",
             "certificateArn": f"arn:aws:test:{REGION}:{ACCOUNT}:{kind}/{name}",
             "dnsName": "balancer.example",
             "domainValidationOptions": [

@@ -20,4 +20,4 @@ api = ServerlessApi(
 pulumi.export("api_url", api.url)
 pulumi.export("user_pool_id", identity.pool.id)
 pulumi.export("people_client_id", identity.people.id)
-pulumi.export("machine_client_id", identity.machines.id)
+pulumi.export("machine_client_ids", {x: each.id for x, each in identity.machines.items()})

@@ -97,7 +97,8 @@ class UserPoolClient(Handler):
         made = cloud.client("cognito-idp").create_user_pool_client(
             GenerateSecret=bool(inputs.get("generateSecret")), **_client(inputs)
         )["UserPoolClient"]
-        return made["ClientId"], {}
+        secret = made.get("ClientSecret")
+        return made["ClientId"], given(clientSecret=secret)
 
     def update(
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs

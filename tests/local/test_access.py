@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from taplocal import access
+from taplocal import access, session
+from taplocal.errors import TapLocalError
 from taplocal.session import Session
-from tests.local.conftest import caller
+from tests.local.conftest import ROOT, caller
 
 
 def encoded(part: object) -> str:
@@ -85,6 +88,52 @@ def test_an_id_token_is_no_access_token(deployed: Session) -> None:
     ):  # of a client that the API does not know
         assert access.call(deployed, "GET", "/items", token).status in (401, 403)
     cognito.delete_user_pool_client(UserPoolId=outputs["user_pool_id"], ClientId=client)
+
+
+@pytest.fixture(scope="module")
+def machines(deployed: Session, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """A stack with two machines, beside that of the other tests."""
+    folder = tmp_path_factory.mktemp("machines")
+    config = {"systems": "api", "machine_clients": '{"one": ["*"], "two": ["items/read"]}'}
+    quiet: dict[str, Any] = {"say": lambda _: None, "report": lambda _: None}
+    url = deployed.cloud.emulator.url
+    try:
+        yield session.up(ROOT, "dev-two", folder=folder, emulator_url=url, config=config, **quiet)[
+            0
+        ]
+    finally:
+        session.down(ROOT, None, folder=folder, report=quiet["report"])
+
+
+def test_each_machine_has_its_own_scopes_and_data(machines: Session) -> None:
+    one, two = (caller(machines, access.machine_token(machines, "", x)) for x in ("one", "two"))
+    path = one("POST", "/items", "{}").headers["location"]
+    assert one("GET", path).status == 200
+    assert two("GET", path).status == 404, "of another machine"
+    assert two("GET", "/items").json()["items"] == []
+    assert two("POST", "/items", "{}").status == 403
+
+
+def test_a_machine_gets_no_scope_that_it_may_not_have(machines: Session) -> None:
+    with pytest.raises(TapLocalError, match="no token was issued"):
+        access.machine_token(machines, "items/write", "two")
+
+
+def test_one_of_several_machines_is_named(machines: Session) -> None:
+    with pytest.raises(TapLocalError, match="has 2 machine clients: use --client with one of one,"):
+        access.machine_token(machines)
+    with pytest.raises(TapLocalError, match="has no machine client three: use --client with one"):
+        access.machine_token(machines, "", "three")
+
+
+def test_the_secret_of_each_machine_is_an_output(machines: Session) -> None:
+    outputs, cognito = machines.outputs, machines.cloud.client("cognito-idp")
+    assert outputs["machine_client_secrets"].keys() == {"one", "two"}
+    for name, secret in outputs["machine_client_secrets"].items():
+        client = cognito.describe_user_pool_client(
+            UserPoolId=outputs["user_pool_id"], ClientId=outputs["machine_client_ids"][name]
+        )
+        assert client["UserPoolClient"]["ClientSecret"] == secret
 
 
 def test_people_sign_in_with_pkce_and_own_their_items(deployed: Session) -> None:

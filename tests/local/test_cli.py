@@ -45,6 +45,10 @@ def test_every_command_prints_json_for_programs(deployed: Session, data: Path) -
     assert (status["deployed"], status["running"], status["unfinished"]) == (True, True, [])
     assert status["api_url"] == outputs["api_url"]
     assert as_json("token", *options)["access_token"].count(".") == 2
+    named = ("token", "--client", "default", *options)
+    assert as_json(*named)["access_token"].count(".") == 2
+    both = taplocal(*named, "--user", "dan@example.com")
+    assert "error: --user names a person and --client a machine" in both.stderr
     created = as_json(
         "call", "POST", "/items", '{"name": "tea"}', "--user", "dan@example.com", *options
     )
@@ -269,7 +273,7 @@ def test_one_component_works_alone(own: list[str]) -> None:
         "api_url",
         "user_pool_id",
         "people_client_id",
-        "machine_client_id",
+        "machine_client_ids",
     }
     response = as_json(
         "call", "POST", "/items", '{"id": "a"}', "--program", "examples/api_only", *own

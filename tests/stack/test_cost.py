@@ -68,6 +68,7 @@ def test_a_standby_doubles_the_database_but_not_its_secret() -> None:
 
 def test_an_api_without_traffic_costs_its_key_and_alarms() -> None:
     found = estimate(with_defaults("dev", systems=API))
+    assert found.fixed.pop("api") == {"app clients of machines": prices.MACHINE_CLIENT}
     assert set(found.fixed) == {"shared"}
     assert set(found.fixed["shared"]) == {"alarms", "key"}
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
+import tap_stack
 from tests.stack.conftest import (
     ACCOUNT,
     Graph,
+    graph_of_program,
     statements,
 )
 
@@ -47,6 +50,32 @@ def test_everything_that_can_be_encrypted_is_under_the_customer_managed_key(grap
             assert (mapping["ebs"]["encrypted"], mapping["ebs"]["kmsKeyId"]) == ("true", key)
     for table in graph.of("Table"):
         assert table.inputs["serverSideEncryption"] == {"enabled": True, "kmsKeyArn": key}
+
+
+def test_what_is_secret_in_the_state_is_marked_so_that_the_engine_encrypts_it(
+    graph: Graph,
+) -> None:
+    secrets = {each.name: each.secret_outputs for each in graph.custom() if each.secret_outputs}
+    assert secrets["identity-machine-default"] == ("clientSecret",)
+    assert secrets.keys() == {
+        *(each.name for each in graph.of("UserPoolClient")),
+        *(each.name for each in graph.of("Certificate")),  # with a key of its own: none is given
+        *(each.name for each in graph.of("Parameter")),  # `unset`, whatever the rotation writes
+        "database-instance",  # with a password in its inputs: RDS has it in a secret
+    }
+
+
+def test_the_only_secret_output_is_marked_as_one(tmp_path: Path) -> None:
+    program = """
+import pulumi
+from tap_stack import TapStack
+
+for name, output in TapStack("tap").outputs.items():
+    pulumi.export(name, output.is_secret())
+"""
+    outputs = graph_of_program(tmp_path, program).outputs
+    assert [name for name, secret in outputs.items() if secret] == ["machine_client_secrets"]
+    assert len(outputs) == len(tap_stack.OUTPUTS)
 
 
 def test_no_secret_is_in_any_input(graph: Graph) -> None:

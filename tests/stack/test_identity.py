@@ -29,11 +29,48 @@ def test_people_use_pkce_and_no_secret(graph: Graph) -> None:
     assert not any("PASSWORD" in flow for flow in client["explicitAuthFlows"])
 
 
-def test_machines_use_client_credentials(graph: Graph) -> None:
-    client = graph.one("UserPoolClient", "identity-machines").inputs
+def test_a_machine_uses_client_credentials(graph: Graph) -> None:
+    client = graph.one("UserPoolClient", "identity-machine-default").inputs
     assert client["generateSecret"] is True
     assert client["allowedOauthFlows"] == ["client_credentials"]
     assert client["allowedOauthScopes"] == SCOPES
+
+
+def test_each_machine_has_a_client_with_its_scopes_and_is_accepted() -> None:
+    graph = graph_of("dev", machine_clients='{"billing": ["items/read"], "nightly-2": ["*"]}')
+    names = ("billing", "nightly-2")
+    clients = [graph.one("UserPoolClient", f"identity-machine-{name}") for name in names]
+    assert [each.inputs["allowedOauthScopes"] for each in clients] == [["items/read"], SCOPES]
+    assert [each.inputs["name"] for each in clients] == [
+        f"tap-stack-machine-{name}-dev" for name in names
+    ]
+    ids = {name: f"identity-machine-{name}-id" for name in names}
+    assert graph.outputs["machine_client_ids"] == ids
+    assert graph.one("Authorizer").inputs["jwtConfiguration"]["audiences"] == [
+        "identity-people-id",
+        *ids.values(),
+    ]
+    assert len(graph.of("UserPoolClient")) == 3
+
+
+def test_a_stack_without_machines_has_people_only() -> None:
+    graph = graph_of("dev", machine_clients="{}")
+    assert [each.name for each in graph.of("UserPoolClient")] == ["identity-people"]
+    assert graph.outputs["machine_client_ids"] == graph.outputs["machine_client_secrets"] == {}
+
+
+def test_a_stack_without_files_has_no_scopes_of_files() -> None:
+    graph = graph_of("dev", systems="api")
+    assert [each.name for each in graph.of("ResourceServer")] == ["identity-items"]
+    for client in graph.of("UserPoolClient"):
+        scopes = set(client.inputs["allowedOauthScopes"]) - {"openid", "email"}
+        assert scopes == {"items/read", "items/write"}
+
+
+def test_clients_are_made_after_the_scopes_that_they_may_ask_for(graph: Graph) -> None:
+    servers = {each.urn for each in graph.of("ResourceServer")}
+    for client in graph.of("UserPoolClient"):
+        assert servers <= set(client.depends_on)
 
 
 def test_tokens_are_short_and_revocable_and_errors_say_nothing(graph: Graph) -> None:

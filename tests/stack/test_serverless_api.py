@@ -87,10 +87,10 @@ def test_every_route_wants_a_token_with_its_scope(graph: Graph) -> None:
     ]
 
 
-def test_tokens_come_from_the_pool_for_its_two_clients(graph: Graph) -> None:
+def test_tokens_come_from_the_pool_for_its_clients(graph: Graph) -> None:
     jwt = graph.one("Authorizer").inputs["jwtConfiguration"]
     assert jwt["issuer"] == f"https://cognito-idp.{REGION}.amazonaws.com/pool"
-    assert jwt["audiences"] == ["identity-people-id", "identity-machines-id"]
+    assert jwt["audiences"] == ["identity-people-id", "identity-machine-default-id"]
 
 
 def test_the_stage_throttles_with_both_limits_and_logs_json(graph: Graph, env: str) -> None:

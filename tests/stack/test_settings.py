@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from taplocal.errors import TapLocalError
@@ -47,6 +49,37 @@ def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> No
         ),
         ("dev", {"systems": "[]"}, "systems must be"),
         ("dev", {"bastion_hours": "8-25"}, "bastion_hours must be"),
+        (
+            "dev",
+            {"machine_clients": '{"Billing": ["*"]}'},
+            "machine_clients must be up to 49 names of 1 to 32 lower-case",
+        ),
+        (
+            "dev",
+            {"machine_clients": '{"a": ["*"], "a": ["items/read"]}'},
+            "machine_clients must be an object of lists of texts, each name once, not ",
+        ),
+        ("dev", {"machine_clients": '{"a": "items/read"}'}, "an object of lists of texts"),
+        *(
+            (
+                "dev",
+                {"systems": "api,web", "machine_clients": f'{{"a": ["*"], "b": {scopes}}}'},
+                "machine_clients.b must be a list of some of items/read, items/write, each once, "
+                f"or *, not {scopes}".replace("*", r"\*").replace("[", r"\["),
+            )
+            for scopes in (
+                "[]",
+                '["items/delete"]',
+                '["files/read"]',
+                '["items/read", "items/read"]',
+                '["*", "items/read"]',
+            )
+        ),
+        (
+            "dev",
+            {"machine_clients": json.dumps({f"m{number}": ["*"] for number in range(50)})},
+            "machine_clients must be up to 49 names",
+        ),
         (
             "dev",
             {"environment_suffix": "dev-a-long-name1", "project": "a-long-name-of-it"},

@@ -95,12 +95,16 @@ def test_the_outputs_of_a_system_that_is_left_out_are_none_and_not_exported(
 
 def test_every_output_is_typed(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
+    kinds = {f"machine_client_{each}": "dict[str, str]" for each in ("ids", "secrets")}
     lines = [
         "from typing import assert_type",
         "from pulumi import Output",
         "from tap_stack import TapStack",
         "def check(stack: TapStack) -> None:",
-        *(f"    assert_type(stack.{name}, Output[str] | None)" for name in tap_stack.OUTPUTS),
+        *(
+            f"    assert_type(stack.{name}, Output[{kinds.get(name, 'str')}] | None)"
+            for name in tap_stack.OUTPUTS
+        ),
         "    stack.api_uri",
     ]
     program.write_text("\n".join(lines))

@@ -40,7 +40,6 @@ FOREIGN = {
     "Pulumi.<env>.yaml": "Pulumi",
     "Pulumi.<stack>.yaml": "Pulumi",
     "aws:assumeRole": "Pulumi's AWS provider",
-    "cognito-idp:DescribeUserPoolClient": "IAM",
     "get-items-id": "an example in tap_stack.py",
     'globals()["x"]': "Python",
     ".venv": "made by make",
