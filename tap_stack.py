@@ -1127,6 +1127,7 @@ class Code:
 
     handler: Handler
     init: Callable[[], None] | None = None  # runs once in the init phase, when Lambda lends a core
+    files: Mapping[str, str] = field(default_factory=dict)  # name -> text, beside index.py
     environment: Variables
     memory_mb: int = 256
     timeout_seconds: int
@@ -1230,7 +1231,7 @@ class Function(Component):
         )
 
     def _function(self, code: Code) -> aws.lambda_.Function:
-        source = pulumi.StringAsset(bundle(code.handler, code.init))
+        files = {**code.files, "index.py": bundle(code.handler, code.init)}
         return aws.lambda_.Function(
             f"{self.name}-function",
             name=self.physical_name,
@@ -1238,7 +1239,7 @@ class Function(Component):
             runtime=self.RUNTIME,
             architectures=["arm64"],
             handler=f"index.{code.handler.__name__}",
-            code=pulumi.AssetArchive({"index.py": source}),
+            code=pulumi.AssetArchive({k: pulumi.StringAsset(v) for k, v in files.items()}),
             role=self.role.arn,
             memory_size=code.memory_mb,
             timeout=code.timeout_seconds,
@@ -2507,7 +2508,11 @@ def encode_user_data(script: str) -> str:
 #: Index of the items table -> its partition key.
 ITEM_INDEXES = {"by_owner": "owner", "by_category": "owner_category"}
 ITEM_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")  # what a URL carries unescaped, RFC 3986
-ETAG = r'(?:W/)?"[^"\s\x00-\x1f\x7f]*"'
+ETAG = r'(?:W/)?"[^"\x00-\x20\x7f]*"'
+ETAGS = rf"\*|(,[ \t]*)*{ETAG}([ \t]*,([ \t]*{ETAG})?)*"  # with empty elements: RFC 9110, 5.6.1.2
+ETAGS_LIMIT = 100  # what IN takes in a condition of DynamoDB
+PATCH_TYPES = ("application/merge-patch+json", "application/json")
+CONTRACT = "openapi.yaml"  # beside this file, here and in the deployment package
 BODY_LIMIT = 2_500_000  # bytes: 400 KB of item with each byte escaped as \u0001
 TITLES = {
     400: "Bad Request",
@@ -2523,14 +2528,17 @@ TITLES = {
     500: "Internal Server Error",
     503: "Service Unavailable",
 }
-#: Of a route: the operation, the scope that its callers need, the metric that it counts.
+#: Of a route: the operation, the scope that its callers need, the metric that it counts. Without a
+#: scope it needs no token.
 Route = namedtuple("Route", "operation scope metric")  # typing's would add 2 ms to a cold start
 
 
 @functools.cache  # a function, so that it may stand before the operations
 def item_routes() -> dict[str, Route]:
     """The routes of an API without a file pipeline: route key -> Route."""
-    return {
+    table = {
+        "GET /health": Route(health, "", "RequestsOther"),
+        "GET /openapi.yaml": Route(read_contract, "", "RequestsOther"),
         "POST /items": Route(create_item, "items/write", "ItemsCreated"),
         "GET /items": Route(list_items, "items/read", "ItemsListed"),
         "GET /items/{id}": Route(get_item, "items/read", "ItemsRead"),
@@ -2538,6 +2546,16 @@ def item_routes() -> dict[str, Route]:
         "PATCH /items/{id}": Route(patch_item, "items/write", "ItemsPatched"),
         "DELETE /items/{id}": Route(delete_item, "items/write", "ItemsDeleted"),
     }
+    return with_heads(table)
+
+
+def with_heads(table: Mapping[str, Route]) -> dict[str, Route]:
+    """These routes, and HEAD beside each GET (RFC 9110, 9.1): its response, without the body.
+
+    The gateway drops the body, and states its length, which an empty one would make 0.
+    """
+    reads = [key for key in table if key.startswith("GET ")]
+    return {**table, **{key.replace("GET", "HEAD", 1): table[key] for key in reads}}
 
 
 @functools.cache
@@ -2578,11 +2596,13 @@ def dispatch(request: Request) -> Response:
     """Runs the operation of the request's route, if the caller's token has its scope."""
     if (route := routes().get(request.route)) is None:
         return no_route(request)
-    if not request.caller:
+    if route.scope and not request.caller:
         raise Problem(401, "A bearer token is needed.", www_authenticate="Bearer")
-    if route.scope not in request.claims.get("scope", "").split():
+    if route.scope and route.scope not in request.claims.get("scope", "").split():
         challenge = f'Bearer error="insufficient_scope", scope="{route.scope}"'
         raise Problem(403, f"The token lacks the scope {route.scope}.", www_authenticate=challenge)
+    for header in {"if-match", "if-none-match"} & request.headers.keys():
+        request.etags(header)  # malformed, it is 400 everywhere, also where nothing is found
     response: Response = route.operation(request)
     return response
 
@@ -2595,7 +2615,8 @@ def no_route(request: Request) -> Response:
     if not allowed:
         raise Problem(404, "There is no such resource.")
     if request.method == "OPTIONS":
-        return respond(204, allow=", ".join(allowed))
+        patch = {"accept_patch": ", ".join(PATCH_TYPES)} if "PATCH" in allowed else {}
+        return respond(204, allow=", ".join(allowed), **patch)
     raise Problem(405, f"{request.method} is not allowed here.", allow=", ".join(allowed))
 
 
@@ -2605,6 +2626,47 @@ def matches_path(template: list[str], parts: list[str]) -> bool:
         part == name or (name.startswith("{") and part)
         for name, part in zip(template, parts, strict=True)
     )
+
+
+def health(_request: Request) -> Response:
+    """GET /health: the gateway and this function respond.
+
+    It reads no table: who has no token shall use up none of its capacity.
+    """
+    return respond(200, '{"status":"ok"}', cache_control="no-store")
+
+
+def read_contract(request: Request) -> Response:
+    """GET /openapi.yaml: the contract of this version."""
+    text, tag = contract()
+    headers = {"etag": tag, "cache_control": "public, max-age=300"}
+    if has_current(request, tag):
+        return respond(304, **headers)
+    return respond(200, text, content_type="application/yaml", **headers)
+
+
+@functools.cache
+def contract() -> tuple[str, str]:
+    """The contract and its entity tag; read when it is first asked for."""
+    with open(os.path.join(os.path.dirname(__file__), CONTRACT), encoding="utf-8") as file:
+        text = file.read()
+    return text, f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
+
+
+def has_current(request: Request, tag: str) -> bool:
+    """Whether a reader has what is under this tag; Problem 412 (RFC 9110, 13.2.2).
+
+    A weak tag never matches If-Match. A write to what If-None-Match names is 412 as well.
+    """
+    wanted = request.etags("if-match")
+    seen = [each.removeprefix("W/") for each in request.etags("if-none-match")]
+    if wanted and "*" not in wanted and tag not in wanted:
+        raise precondition_failed()
+    if "*" not in seen and tag not in seen:
+        return False
+    if request.method not in ("GET", "HEAD"):
+        raise precondition_failed()
+    return True
 
 
 def log_line(request: Request, status: int, milliseconds: float) -> str:
@@ -2672,10 +2734,7 @@ class Request:
 
     def object(self, *media_types: str) -> Json:
         """The JSON object in the body."""
-        content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type not in media_types:
-            accept = " or ".join(media_types)
-            raise Problem(415, f"The body must be {accept}.", accept=", ".join(media_types))
+        self._check_media_type(media_types)
         body = parse_json(self._text())
         if not isinstance(body, dict):
             raise Problem(422, "The body must be a JSON object.")
@@ -2691,6 +2750,19 @@ class Request:
         fields = marshal({name: body[name] for name in body if name not in READ_ONLY_FIELDS})["M"]
         check_category(fields)
         return item_id, fields
+
+    def _check_media_type(self, media_types: Sequence[str]) -> None:
+        """Problem 415 for another media type, charset or content coding (RFC 9110, 15.5.16)."""
+        content_type = self.headers.get("content-type", "").lower().translate({34: "", 32: ""})
+        kind, *parameters = content_type.split(";")
+        charsets = {each for each in parameters if each.startswith("charset=")}
+        if kind not in media_types or charsets - {"charset=utf-8"}:
+            headers = {"accept": ", ".join(media_types)}
+            if self.method == "PATCH":  # RFC 5789, 2.2
+                headers["accept_patch"] = headers["accept"]
+            raise Problem(415, f"The body must be {' or '.join(media_types)} in UTF-8.", **headers)
+        if self.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise Problem(415, "The body must have no content coding.", accept_encoding="identity")
 
     def _text(self) -> str:
         """The body as text, within its limit."""
@@ -2710,9 +2782,12 @@ class Request:
         value = self.headers.get(header)
         if value is None:
             return []
-        if not re.fullmatch(rf"\*|{ETAG}(\s*,\s*{ETAG})*", value.strip()):
+        if not re.fullmatch(ETAGS, value.strip()):
             raise Problem(400, f'{header.title()} is * or a list of tags such as "a", "b".')
-        return re.findall(rf"\*|{ETAG}", value)
+        tags = re.findall(rf"\*|{ETAG}", value)
+        if len(tags) > ETAGS_LIMIT:
+            raise Problem(400, f"{header.title()} has more than {ETAGS_LIMIT} tags.")
+        return tags
 
 
 def respond(status: int, body: str = "", **headers: str) -> Response:
@@ -2846,18 +2921,9 @@ def create_once(request: Request, item: Item, wanted_id: str | None) -> Item:
 def get_item(request: Request) -> Response:
     """GET /items/{id}: the caller's item, or 304 if If-None-Match has its ETag."""
     item = read_item(request, request.item_id())
-    check_if_match(request, item)
-    tags = [tag.removeprefix("W/") for tag in request.etags("if-none-match")]
-    if "*" in tags or etag(item) in tags:
+    if has_current(request, etag(item)):
         return respond(304, etag=etag(item))
     return item_response(200, item)
-
-
-def check_if_match(request: Request, item: Item) -> None:
-    """Problem 412 for an item that is none of If-Match; a weak tag never matches."""
-    tags = request.etags("if-match")
-    if tags and "*" not in tags and etag(item) not in tags:
-        raise precondition_failed()
 
 
 def put_item(request: Request) -> Response:
@@ -2870,7 +2936,7 @@ def put_item(request: Request) -> Response:
 def patch_item(request: Request) -> Response:
     """PATCH /items/{id}: merges the body into the item; of two at once none is lost."""
     item_id = request.item_id()
-    patch = {"M": replacement(request, item_id, "application/merge-patch+json", "application/json")}
+    patch = {"M": replacement(request, item_id, *PATCH_TYPES)}
     return change_item(request, item_id, lambda item: merge_patch(item["content"], patch)["M"])
 
 
@@ -2885,14 +2951,12 @@ def replacement(request: Request, item_id: str, *media_types: str) -> Item:
 def change_item(request: Request, item_id: str, changed: Callable[[Item], Item]) -> Response:
     """Writes the changed fields of an item, once, if it is still as it was read.
 
-    Problem 412 if it is not one of If-Match, 409 if others change it all the time, and 503 if it is
-    unknown whether the write took place: its response was lost, and another has come after it.
+    Problem 412 if a precondition does not hold, 409 if others change it all the time, and 503 if it
+    is unknown whether the write took place: its response was lost, and another has come after it.
     """
     for attempt in range(WRITE_ATTEMPTS):
         item = read_item(request, item_id)
-        check_if_match(request, item)
-        if {"*", etag(item)} & set(request.etags("if-none-match")):
-            raise Problem(412, "The item exists: its ETag is one in If-None-Match.")
+        has_current(request, etag(item))
         fields = changed(item)
         check_category(fields)
         try:
@@ -2906,7 +2970,7 @@ def change_item(request: Request, item_id: str, changed: Callable[[Item], Item])
 
 def delete_item(request: Request) -> Response:
     """DELETE /items/{id}: deletes the item; a second time it is 404."""
-    item_id, (condition, values) = request.item_id(), if_match_condition(request)
+    item_id, (condition, values) = request.item_id(), delete_condition(request)
     try:
         table(
             request,
@@ -2990,16 +3054,20 @@ def etag(item: Item) -> str:
     return f'"{item["revision"]["S"]}"'
 
 
-def if_match_condition(request: Request) -> tuple[str, Item]:
-    """Condition and values: the caller's own item, at one of the revisions in If-Match."""
-    tags = request.etags("if-match")
+def delete_condition(request: Request) -> tuple[str, Item]:
+    """Condition and values: the caller's own item, as If-Match and If-None-Match want it."""
     condition, values = "#owner = :owner", {":owner": {"S": request.caller}}
-    if not tags or "*" in tags:
-        return condition, values
-    # A weak tag never matches (RFC 9110, 13.1.1): with its W/ it is no revision. IN takes 100
-    # values.
-    revisions = {f":r{n}": {"S": tag.strip('"')} for n, tag in enumerate(tags[:100])}
-    return f"{condition} AND revision IN ({', '.join(revisions)})", {**values, **revisions}
+    # A weak tag never matches If-Match (RFC 9110, 13.1.1): with its W/ it is no revision.
+    wanted = request.etags("if-match")
+    seen = [tag.removeprefix("W/") for tag in request.etags("if-none-match")]
+    if "*" in seen:
+        condition += " AND attribute_not_exists(id)"
+    for operator, tags in (("revision", wanted), ("NOT revision", seen)):
+        if tags and "*" not in tags:
+            names = [f":r{len(values) + n}" for n in range(len(tags))]
+            condition += f" AND {operator} IN ({', '.join(names)})"
+            values |= {name: {"S": tag.strip('"')} for name, tag in zip(names, tags, strict=True)}
+    return condition, values
 
 
 def condition_problem(failure: ConditionFailed, request: Request) -> Problem:
@@ -3008,8 +3076,8 @@ def condition_problem(failure: ConditionFailed, request: Request) -> Problem:
 
 
 def precondition_failed() -> Problem:
-    """The item is not the one that the caller has read."""
-    return Problem(412, "The item has changed: its ETag is not the one in If-Match.")
+    """What is there is not what the caller expects."""
+    return Problem(412, "The current ETag is not what If-Match or If-None-Match asks for.")
 
 
 def not_found() -> Problem:
@@ -3640,6 +3708,7 @@ class Identity(Component):
 # Serverless API: Resources
 ###############################################################################
 
+OPEN_ROUTE_RATE = 10  # requests per second of a route that anybody may call
 LATENCY_BOUND_MS = 2_000  # 95 % of the requests must be faster
 #: Inputs of the paging key's parameter: another one makes a new parameter, and rotates it at once.
 PAGING_KEY_INPUTS: dict[str, Any] = {
@@ -3775,6 +3844,7 @@ class ServerlessApi(Component):
         code = Code(
             handler=handler,
             init=open_services,
+            files={CONTRACT: contract()[0]},
             environment={
                 "TABLE_NAME": self.items.name,
                 "PAGING_KEY": self.paging_key.name,
@@ -3811,7 +3881,7 @@ class ServerlessApi(Component):
     def _api(self) -> aws.apigatewayv2.Api:
         cors: aws.apigatewayv2.ApiCorsConfigurationArgsDict = {
             "allow_origins": self.args.cors_origins,
-            "allow_methods": ["GET", "POST", "PUT", "PATCH", "DELETE"],
+            "allow_methods": ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
             "allow_headers": CORS_REQUEST_HEADERS,
             "expose_headers": ["apigw-requestid", "etag", "location", "retry-after"],
             "max_age": 600,
@@ -3865,12 +3935,13 @@ class ServerlessApi(Component):
         """All routes with their scopes; other requests get the function's 404 or 405."""
         target = Output.concat("integrations/", self.integration.id)
         tokens: dict[str, Any] = {"authorization_type": "JWT", "authorizer_id": self.authorizer.id}
+        free = {"authorization_type": "NONE"}
         secured: dict[str, Any] = {
-            key: {**tokens, "authorization_scopes": [route.scope]}
+            key: {**tokens, "authorization_scopes": [route.scope]} if route.scope else free
             for key, route in self.route_table.items()
         }
         # A browser sends OPTIONS without a token, which $default with its authorizer would reject.
-        fallback = {"$default": tokens, "OPTIONS /{proxy+}": {"authorization_type": "NONE"}}
+        fallback = {"$default": tokens, "OPTIONS /{proxy+}": free}
         return {
             key: aws.apigatewayv2.Route(
                 f"{self.name}-{_slug(key)}",
@@ -3887,7 +3958,7 @@ class ServerlessApi(Component):
         # Groups under this prefix do not use up the account's resource policy for log delivery.
         prefix = "/aws/vendedlogs/apis"
         logs = self.log_group("access-logs", f"{prefix}/{self.args.name('api')}", self.key_arn)
-        throttles = self.files.api_throttles() if self.files else {}
+        throttles = self._throttles()
         # What a route has of its own takes the place of all default settings.
         own: list[Any] = [
             {"route_key": key, **self._limits(rate, burst=10)} for key, rate in throttles.items()
@@ -3902,6 +3973,13 @@ class ServerlessApi(Component):
             route_settings=own,
             opts=self.after(*(self.routes[key] for key in throttles)),  # they must exist
         )
+
+    def _throttles(self) -> dict[str, float]:
+        """Requests per second of routes that have a limit of their own: without a token, dear."""
+        open_routes = [key for key, route in self.route_table.items() if not route.scope]
+        rate = min(OPEN_ROUTE_RATE, self.args.throttle_rate)
+        dear = self.files.api_throttles() if self.files else {}
+        return {**dict.fromkeys([*open_routes, "OPTIONS /{proxy+}"], rate), **dear}
 
     def _limits(self, rate: float, burst: int) -> Any:
         return {
@@ -4454,12 +4532,13 @@ FILE_FIELDS = (
 @functools.cache
 def file_routes() -> dict[str, Route]:
     """The routes that a file pipeline adds to the API: route key -> Route."""
-    return {
+    table = {
         "POST /files": Route(create_upload, "files/write", "UploadsAllowed"),
         "GET /files": Route(list_files, "files/read", "FilesListed"),
         "GET /files/totals": Route(list_totals, "files/read", "TotalsListed"),
         "GET /files/{id}": Route(get_file, "files/read", "FilesRead"),
     }
+    return with_heads(table)
 
 
 def create_upload(request: Request) -> Response:
@@ -4843,7 +4922,8 @@ class FilePipeline(Component):
     def api_throttles(self) -> dict[str, float]:
         """Requests per second of the API's dear routes, which leave half of the table to others."""
         rate = self.args.files_table_capacity / 2 / TOTALS_READ_UNITS
-        return {"GET /files/totals": min(round(rate, 2), self.args.throttle_rate)}
+        shares = {"GET /files/totals": 0.9, "HEAD /files/totals": 0.09}
+        return {key: min(round(s * rate, 2), self.args.throttle_rate) for key, s in shares.items()}
 
     def api_statements(self) -> list[Statement]:
         """Statements of the api function, in whose name a form for an upload is signed."""

@@ -9,7 +9,11 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FILES = {"tap_stack.py": "tap_stack/__init__.py", "py.typed": "tap_stack/py.typed"}
+FILES = {
+    "tap_stack.py": "tap_stack/__init__.py",
+    "py.typed": "tap_stack/py.typed",
+    "openapi.yaml": "tap_stack/openapi.yaml",
+}
 
 
 class Wheel(BuildHookInterface[Any]):

@@ -235,6 +235,8 @@ def _term(term: str, arguments: Item, item: Item | None) -> bool:
         arguments.get("ExpressionAttributeNames", {}),
         arguments.get("ExpressionAttributeValues", {}),
     )
+    if term.startswith("NOT "):
+        return not _term(term.removeprefix("NOT "), arguments, item)
     if term == "attribute_not_exists(id)":
         return item is None
     if match := re.fullmatch(r"begins_with\((#\w+), (:\w+)\)", term):

@@ -40,10 +40,24 @@ def test_without_a_good_token_nobody_gets_in(deployed: Session) -> None:
     assert access.call(deployed, "GET", "/items", good).status == 200
 
 
+@pytest.mark.parametrize("path", ["/health", "/openapi.yaml"])
+def test_without_a_token_two_paths_respond(deployed: Session, path: str) -> None:
+    url = deployed.outputs["api_url"] + path
+    get, head = access.request("GET", url), access.request("HEAD", url)
+    assert (get.status, head.status, head.body) == (200, 200, "")
+    own = ("date", "apigw-requestid")  # of each response
+    sent = {name: value for name, value in head.headers.items() if name not in own}
+    assert sent.items() <= get.headers.items()
+    tags = {"if-none-match": get.headers.get("etag", '"none"')}
+    assert access.request("GET", url, headers=tags).status == (304 if "etag" in sent else 200)
+
+
 @pytest.mark.parametrize(
     ("scope", "method", "path", "status"),
     [
         ("items/read", "GET", "/items", 200),
+        ("items/read", "HEAD", "/items", 200),
+        ("items/write", "HEAD", "/items/none", 403),
         ("items/read", "GET", "/items/none", 404),
         ("items/read", "POST", "/items", 403),
         ("items/read", "PUT", "/items/none", 403),
@@ -59,7 +73,7 @@ def test_a_token_opens_what_its_scope_says(
     deployed: Session, scope: str, method: str, path: str, status: int
 ) -> None:
     call = caller(deployed, access.machine_token(deployed, scope))
-    assert call(method, path, None if method in ("GET", "DELETE") else "{}").status == status
+    assert call(method, path, "{}" if method in ("POST", "PUT", "PATCH") else None).status == status
 
 
 def test_an_id_token_is_no_access_token(deployed: Session) -> None:

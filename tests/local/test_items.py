@@ -24,6 +24,9 @@ def test_an_item_lives_from_post_to_delete(ann: Call, fresh: str) -> None:
     path, tag = f"/items/{fresh}", created.headers["etag"]
     assert ann("GET", path).json() == created.json()
     assert ann("GET", path, if_none_match=tag).status == 304
+    head = ann("HEAD", path)
+    assert (head.status, head.body, head.headers["etag"]) == (200, "", tag)
+    assert int(head.headers["content-length"]) == len(created.body)
     replaced = ann("PUT", path, '{"name": "coffee"}', if_match=tag)
     assert (replaced.status, replaced.json()["version"]) == (200, 2)
     assert_problem(ann("PUT", path, '{"name": "water"}', if_match=tag), 412)

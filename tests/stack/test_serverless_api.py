@@ -7,7 +7,7 @@ import json
 import pytest
 
 import tap_stack
-from tests.stack.conftest import ACCOUNT, REGION, Graph, graph_of, statements
+from tests.stack.conftest import ACCOUNT, REGION, ROOT, Graph, graph_of, statements
 
 
 def test_the_table_is_on_demand_recoverable_and_indexed_for_its_queries(
@@ -70,21 +70,31 @@ def test_traffic_goes_to_the_live_alias_and_only_this_api_may_send_it(graph: Gra
     assert permission["sourceArn"] == f"arn:aws:execute-api:{REGION}:{ACCOUNT}:api/*"
 
 
+OPEN_ROUTES = {"GET /health", "HEAD /health", "GET /openapi.yaml", "HEAD /openapi.yaml"}
+
+
 def test_every_route_wants_a_token_with_its_scope(graph: Graph) -> None:
     routes = {
         each.inputs["routeKey"]: each.inputs for each in graph.of("aws:apigatewayv2/route:Route")
     }
     assert routes.keys() == {*tap_stack.all_routes(), "$default", "OPTIONS /{proxy+}"}
-    for key, (_, scope, _) in tap_stack.all_routes().items():
+    for key in tap_stack.all_routes().keys() - OPEN_ROUTES:
         assert (routes[key]["authorizationType"], routes[key]["authorizationScopes"]) == (
             "JWT",
-            [scope],
+            [tap_stack.all_routes()[key].scope],
         )
     assert routes["$default"]["authorizationType"] == "JWT"
-    # The listed exception: a browser's preflight carries no token.
-    assert [key for key, route in routes.items() if route["authorizationType"] == "NONE"] == [
-        "OPTIONS /{proxy+}"
-    ]
+    # The listed exceptions; a browser's preflight carries no token.
+    free = {key for key, route in routes.items() if route["authorizationType"] == "NONE"}
+    assert free == {*OPEN_ROUTES, "OPTIONS /{proxy+}"}
+
+
+def test_the_contract_is_in_the_package_of_the_api_function_only(graph: Graph) -> None:
+    text = (ROOT / "openapi.yaml").read_text()
+    packages = {each.name: each.inputs["code"] for each in graph.of("aws:lambda/function:Function")}
+    assert packages["api-items-function"].keys() == {"index.py", "openapi.yaml"}
+    assert packages.pop("api-items-function")["openapi.yaml"] == text
+    assert all(files.keys() == {"index.py"} for files in packages.values())
 
 
 def test_tokens_come_from_the_pool_for_its_clients(graph: Graph) -> None:
@@ -105,12 +115,16 @@ def test_the_stage_throttles_with_both_limits_and_logs_json(graph: Graph, env: s
 
 def test_totals_leave_half_of_the_table_to_others(graph: Graph, env: str) -> None:
     stage = graph.one("Stage", "api-stage")
-    (totals,) = stage.inputs["routeSettings"]
-    assert totals["routeKey"] == "GET /files/totals"
+    settings = {each["routeKey"]: each for each in stage.inputs["routeSettings"]}
+    totals = settings["GET /files/totals"]
     assert totals["detailedMetricsEnabled"] is (env != "dev"), "a setting of a route wins whole"
-    assert (totals["throttlingRateLimit"], totals["throttlingBurstLimit"]) == (1.85, 10)
-    assert 1.85 * tap_stack.TOTALS_READ_UNITS <= 100 / 2
+    assert (totals["throttlingRateLimit"], totals["throttlingBurstLimit"]) == (1.67, 10)
+    assert settings["HEAD /files/totals"]["throttlingRateLimit"] == 0.17
+    assert (1.67 + 0.17) * tap_stack.TOTALS_READ_UNITS <= 100 / 2
     assert graph.one("Route", "api-get-files-totals").urn in stage.depends_on
+    open_routes = settings.keys() - {"GET /files/totals", "HEAD /files/totals"}
+    assert open_routes == {*OPEN_ROUTES, "OPTIONS /{proxy+}"}
+    assert {settings[key]["throttlingRateLimit"] for key in open_routes} == {10}
 
 
 def test_a_page_of_totals_takes_no_more_units_than_the_throttle_reckons_with() -> None:
@@ -122,10 +136,11 @@ def test_a_page_of_totals_takes_no_more_units_than_the_throttle_reckons_with() -
     assert read / 4_096 / 2 <= tap_stack.TOTALS_READ_UNITS, "half a unit for 4 KB (developer guide)"
 
 
-@pytest.mark.parametrize(("units", "rate"), [("6", 0.11), ("1000", 18.52), ("40000", 50)])
+@pytest.mark.parametrize(("units", "rate"), [("6", 0.1), ("1000", 16.67), ("40000", 50)])
 def test_the_throttle_of_totals_follows_the_table(units: str, rate: float) -> None:
     graph = graph_of("dev", files_table_capacity=units)
-    (totals,) = graph.one("Stage", "api-stage").inputs["routeSettings"]
+    settings = graph.one("Stage", "api-stage").inputs["routeSettings"]
+    (totals,) = [each for each in settings if each["routeKey"] == "GET /files/totals"]
     assert totals["throttlingRateLimit"] == rate
 
 
@@ -141,6 +156,7 @@ def test_cors_lets_only_configured_origins_in(graph: Graph, env: str) -> None:
     )
     assert own["allowOrigins"] == ["https://app.example.com"]
     assert {"if-match", "idempotency-key"} <= set(own["allowHeaders"])
+    assert {key.split()[0] for key in tap_stack.all_routes()} == set(own["allowMethods"])
 
 
 def test_the_paging_key_is_written_by_nobody_but_the_rotation(graph: Graph) -> None:

@@ -32,8 +32,8 @@ CHOSEN = {
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The program and its project files, with the stack files of a user."""
-    shutil.copy(ROOT / "tap_stack.py", tmp_path)
-    shutil.copy(ROOT / "Pulumi.yaml", tmp_path)
+    for name in ("tap_stack.py", "openapi.yaml", "Pulumi.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
     for env in ENVIRONMENTS:
         stack = {"encryptionsalt": "v1:salt", "config": CHOSEN}
         (tmp_path / f"Pulumi.{env}.yaml").write_text(yaml.safe_dump(stack))

@@ -40,7 +40,7 @@ def test_each_program_runs_alone_and_has_every_name_that_it_uses(
     for key, value in ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
     program = compile(bundle(*PROGRAMS[name]), "index.py", "exec")
-    namespace: dict[str, Any] = {"__name__": "index"}
+    namespace: dict[str, Any] = {"__name__": "index", "__file__": "index.py"}
     exec(program, namespace)  # noqa: S102 - our own code
     assert callable(namespace[name])
     assert namespace[name].__globals__ is namespace

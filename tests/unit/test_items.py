@@ -310,13 +310,29 @@ def test_a_put_whose_response_was_lost_is_applied_once(api: Api) -> None:
 
 @pytest.mark.parametrize("header", ["if_match", "if_none_match"])
 @pytest.mark.parametrize(
-    "value", ["", " ", "a", '"a', 'a"', '"a" "b"', '"a",', "*, *", '*, "a"', '"a b"', '"\n"']
+    "value",
+    ["", " ", "a", '"a', 'a"', '"a" "b"', ",", "*, *", '*, "a"', '"a b"', '"\n"', '"a",' * 101],
 )
 def test_a_malformed_list_of_tags_is_400_everywhere(api: Api, header: str, value: str) -> None:
     api("POST", "/items", {"id": "a"})
-    for method, body in (("GET", None), ("PUT", {}), ("PATCH", {}), ("DELETE", None)):
-        if (method, header) != ("DELETE", "if_none_match"):
-            assert_problem(api(method, "/items/a", body, **{header: value}), 400)
+    for route in tap_stack.all_routes():
+        method, path = route.split()
+        body: Any = {} if method in ("POST", "PUT", "PATCH") else None
+        for item_id in ("a", "nothing"):
+            response = api(method, path.format(id=item_id), body, **{header: value})
+            assert_problem(response, 400, header.replace("_", "-").title())
+
+
+@pytest.mark.parametrize("value", ['"a",{}', ",,{}", 'W/"a" ,\t{} , ,', '{},"a"' + ',"a"' * 98])
+def test_a_list_of_tags_may_have_empty_elements(api: Api, value: str) -> None:
+    tag = api("POST", "/items", {"id": "a"}).headers["etag"]
+    assert api("GET", "/items/a", if_none_match=value.format(tag)).status == 304
+    assert api("DELETE", "/items/a", if_match=value.format(tag)).status == 204
+
+
+def test_a_list_of_tags_takes_linear_time() -> None:
+    steps = [re.fullmatch(tap_stack.ETAGS, text) for text in ("," * 99_999, '"a" ,' * 50_000 + "b")]
+    assert steps == [None, None]
 
 
 def test_a_read_honours_if_match(api: Api) -> None:
@@ -328,10 +344,18 @@ def test_a_read_honours_if_match(api: Api) -> None:
         assert_problem(api("GET", "/items/a", if_match=other), 412)
 
 
-@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
 def test_if_none_match_holds_back_a_write_to_what_exists(api: Api, method: str) -> None:
     tag = api("POST", "/items", {"id": "a"}).headers["etag"]
-    for value in ("*", tag):
-        assert_problem(api(method, "/items/a", {}, if_none_match=value), 412)
-        assert_problem(api(method, "/items/b", {}, if_none_match=value), 404)
-    assert api(method, "/items/a", {}, if_none_match='"x"').status == 200
+    body: Any = None if method == "DELETE" else {}
+    for value in ("*", tag, f"W/{tag}"):
+        assert_problem(api(method, "/items/a", body, if_none_match=value), 412)
+        assert_problem(api(method, "/items/b", body, if_none_match=value), 404)
+    assert_problem(api(method, "/items/a", body, if_none_match='"x"', if_match='"y"'), 412)
+    assert api(method, "/items/a", body, if_none_match='"x"', if_match=tag).status in (200, 204)
+
+
+def test_if_match_goes_before_if_none_match(api: Api) -> None:
+    tag = api("POST", "/items", {"id": "a"}).headers["etag"]
+    assert_problem(api("GET", "/items/a", if_match='"x"', if_none_match=tag), 412)
+    assert api("GET", "/items/a", if_match=tag, if_none_match=tag).status == 304

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tap_stack
+from tests.environments import ROOT
 from tests.fakes import service_error
 from tests.unit.conftest import Api, assert_problem
 
@@ -19,10 +20,10 @@ from tests.unit.conftest import Api, assert_problem
 @pytest.mark.parametrize(
     ("method", "path", "status", "allow"),
     [
-        ("PUT", "/items", 405, "POST, GET"),
-        ("POST", "/items/a", 405, "GET, PUT, PATCH, DELETE"),
-        ("OPTIONS", "/items", 204, "POST, GET"),
-        ("OPTIONS", "/items/a", 204, "GET, PUT, PATCH, DELETE"),
+        ("PUT", "/items", 405, "POST, GET, HEAD"),
+        ("POST", "/items/a", 405, "GET, PUT, PATCH, DELETE, HEAD"),
+        ("OPTIONS", "/items", 204, "POST, GET, HEAD"),
+        ("OPTIONS", "/items/a", 204, "GET, PUT, PATCH, DELETE, HEAD"),
         ("GET", "/", 404, None),
         ("GET", "/items/a/b", 404, None),
         ("GET", "/items/", 404, None),
@@ -36,9 +37,20 @@ def test_what_no_route_takes(
     assert (response.status, response.headers.get("allow")) == (status, allow)
 
 
+def test_options_names_the_patch_formats(api: Api) -> None:
+    formats = "application/merge-patch+json, application/json"
+    assert api("OPTIONS", "/items/a").headers["accept-patch"] == formats
+    assert "accept-patch" not in api("OPTIONS", "/items").headers
+
+
+OPEN_ROUTES = {"GET /health", "HEAD /health", "GET /openapi.yaml", "HEAD /openapi.yaml"}
+
+
 def test_every_route_wants_its_scope(api: Api) -> None:
-    for route, (_, scope, _) in tap_stack.all_routes().items():
-        method, path = route.split()
+    routes = tap_stack.all_routes()
+    assert {key for key, route in routes.items() if not route.scope} == OPEN_ROUTES
+    for route in routes.keys() - OPEN_ROUTES:
+        method, path, scope = *route.split(), routes[route].scope
         claims = {
             "sub": "ann",
             "scope": " ".join(
@@ -72,6 +84,44 @@ def test_a_machine_owns_what_its_client_makes(api: Api) -> None:
     assert api.table.items["a"]["owner"] == {"S": "robot"}
 
 
+# Without a token
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_health_reads_nothing(api: Api, method: str) -> None:
+    response = api.raw(method, "/health", requestContext=nobody(method))
+    assert (response.status, response.json) == (200, {"status": "ok"})
+    assert response.headers["cache-control"] == "no-store"
+    assert (api.table.calls, api.ssm.calls) == ([], 0)
+
+
+def test_the_contract_is_served_as_it_stands(api: Api) -> None:
+    response = api.raw("GET", "/openapi.yaml", requestContext=nobody("GET"))
+    assert (response.status, response.text) == (200, (ROOT / "openapi.yaml").read_text())
+    assert response.headers["content-type"] == "application/yaml"
+    assert response.headers["cache-control"] == "public, max-age=300"
+    tag = response.headers["etag"]
+    again = api("GET", "/openapi.yaml", if_none_match=f'"x", W/{tag}')
+    assert (again.status, again.text, again.headers["etag"]) == (304, "", tag)
+    assert_problem(api("GET", "/openapi.yaml", if_match='"x"'), 412)
+
+
+def nobody(method: str) -> dict[str, Any]:
+    """The context of a request without a token."""
+    return {"requestId": "request-1", "http": {"method": method}}
+
+
+# HEAD
+
+
+@pytest.mark.parametrize("path", ["/items", "/items/a", "/items/b", "/files", "/files/totals"])
+@pytest.mark.parametrize("header", [{}, {"if_none_match": "*"}, {"if_match": '"x"'}])
+def test_head_responds_as_get_does(api: Api, path: str, header: dict[str, str]) -> None:
+    api("POST", "/items", {"id": "a"})
+    get, head = (api(method, path, **header) for method in ("GET", "HEAD"))
+    assert head == get, "the gateway drops the body and knows its length"
+
+
 # Bodies
 
 
@@ -86,8 +136,32 @@ def test_another_content_type_is_415_and_named(api: Api, content_type: str) -> N
     assert response.headers["accept"] == "application/json"
 
 
-def test_parameters_of_the_content_type_are_ignored(api: Api) -> None:
-    assert api("POST", "/items", {}, content_type="Application/JSON; charset=utf-8").status == 201
+@pytest.mark.parametrize("kind", ["{}", "{};charset=utf-8", '{} ; v=1; Charset="UTF-8"', "{};"])
+def test_a_body_is_utf_8(api: Api, kind: str) -> None:
+    assert api("POST", "/items", {}, content_type=kind.format("Application/JSON")).status == 201
+
+
+@pytest.mark.parametrize("charset", ["latin1", '"utf-16"', "us-ascii", "", "utf-8; charset=utf-7"])
+def test_another_charset_is_415(api: Api, charset: str) -> None:
+    kind = f"application/json; charset={charset}"
+    response = api("POST", "/items", {}, content_type=kind)
+    assert_problem(response, 415, "UTF-8")
+    assert response.headers["accept"] == "application/json"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip", ""])
+def test_a_content_coding_is_415(api: Api, coding: str) -> None:
+    response = api("POST", "/files", {}, content_encoding=coding)
+    assert_problem(response, 415, "content coding")
+    assert response.headers["accept-encoding"] == "identity"
+    assert api("POST", "/items", {}, content_encoding="Identity").status == 201
+
+
+def test_an_unknown_patch_format_is_answered_with_the_known_ones(api: Api) -> None:
+    response = api("PATCH", "/items/a", {}, content_type="application/json-patch+json")
+    assert_problem(response, 415, "application/merge-patch+json or application/json")
+    assert response.headers["accept-patch"] == "application/merge-patch+json, application/json"
+    assert response.headers["accept"] == response.headers["accept-patch"]
 
 
 def test_a_base64_body_is_read(api: Api) -> None:
