@@ -2514,20 +2514,29 @@ ETAGS_LIMIT = 100  # what IN takes in a condition of DynamoDB
 PATCH_TYPES = ("application/merge-patch+json", "application/json")
 CONTRACT = "openapi.yaml"  # beside this file, here and in the deployment package
 BODY_LIMIT = 2_500_000  # bytes: 400 KB of item with each byte escaped as \u0001
-TITLES = {
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    409: "Conflict",
-    412: "Precondition Failed",
-    413: "Content Too Large",
-    415: "Unsupported Media Type",
-    422: "Unprocessable Content",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
+#: Type of a problem -> its status and title. Without a type of its own, a problem has the first one
+#: of its status. Types are stable: clients tell problems apart by them.
+PROBLEM_TYPES = {
+    "bad-request": (400, "Bad Request"),
+    "invalid-parameters": (400, "Invalid Parameters"),
+    "unauthorized": (401, "Unauthorized"),
+    "forbidden": (403, "Forbidden"),
+    "not-found": (404, "Not Found"),
+    "method-not-allowed": (405, "Method Not Allowed"),
+    "conflict": (409, "Conflict"),
+    "id-taken": (409, "Id Taken"),
+    "precondition-failed": (412, "Precondition Failed"),
+    "content-too-large": (413, "Content Too Large"),
+    "unsupported-media-type": (415, "Unsupported Media Type"),
+    "unprocessable-content": (422, "Unprocessable Content"),
+    "invalid-fields": (422, "Invalid Fields"),
+    "idempotency-key-reused": (422, "Idempotency-Key Reused"),
+    "internal-server-error": (500, "Internal Server Error"),
+    "service-unavailable": (503, "Service Unavailable"),
 }
+STATUS_TYPES = {status: name for name, (status, _) in reversed(PROBLEM_TYPES.items())}
+ERRORS_LIMIT = 20  # mistakes that one problem names
+POINTER_LIMIT = 1_000  # characters
 #: Of a route: the operation, the scope that its callers need, the metric that it counts. Without a
 #: scope it needs no token.
 Route = namedtuple("Route", "operation scope metric")  # typing's would add 2 ms to a cold start
@@ -2690,11 +2699,17 @@ def log_line(request: Request, status: int, milliseconds: float) -> str:
 
 
 class Problem(Exception):  # noqa: N818 - the RFC's word
-    """A response that says what is wrong (RFC 9457), with the headers that its status needs."""
+    """A response that says what is wrong (RFC 9457), with the headers that its status needs.
 
-    def __init__(self, status: int, detail: str, **headers: str):
+    `kind` is one of PROBLEM_TYPES; `errors` names each mistake in a body or a query.
+    """
+
+    def __init__(
+        self, status: int, detail: str, kind: str = "", errors: Sequence[Json] = (), **headers: str
+    ):
         super().__init__(detail)
-        self.status, self.detail = status, detail
+        self.status, self.detail, self.errors = status, detail, errors
+        self.kind = kind or STATUS_TYPES[status]
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
@@ -2743,12 +2758,21 @@ class Request:
     def fields(self, *media_types: str) -> tuple[str | None, Item]:
         """The id that the body names, if any, and its other fields as attribute values."""
         body = self.object(*media_types)
-        item_id = body.get("id")
-        if item_id is not None and not (isinstance(item_id, str) and ITEM_ID.fullmatch(item_id)):
+        item_id, found = body.get("id"), dict[str, str]()
+        if "id" in body and not (isinstance(item_id, str) and ITEM_ID.fullmatch(item_id)):
             rule = "1 to 128 letters, digits and ._~-, starting with a letter or digit"
-            raise Problem(422, f"An id is text of {rule}.")
-        fields = marshal({name: body[name] for name in body if name not in READ_ONLY_FIELDS})["M"]
-        check_category(fields)
+            found["/id"] = f"An id is text of {rule}."
+        own = {name: body[name] for name in body if name not in READ_ONLY_FIELDS}
+        try:
+            fields: Item = marshal(own)["M"]
+        except Unstorable:
+            fields = {}
+            found |= itertools.islice(unstorable(own), ERRORS_LIMIT)
+        category = own.get("category")
+        if isinstance(category, str) and len(category.encode("utf-8", "replace")) > CATEGORY_LIMIT:
+            found["/category"] = f"A category has at most {CATEGORY_LIMIT} bytes."
+        if found:
+            raise invalid_fields(found)
         return item_id, fields
 
     def _check_media_type(self, media_types: Sequence[str]) -> None:
@@ -2757,10 +2781,11 @@ class Request:
         kind, *parameters = content_type.split(";")
         charsets = {each for each in parameters if each.startswith("charset=")}
         if kind not in media_types or charsets - {"charset=utf-8"}:
-            headers = {"accept": ", ".join(media_types)}
-            if self.method == "PATCH":  # RFC 5789, 2.2
-                headers["accept_patch"] = headers["accept"]
-            raise Problem(415, f"The body must be {' or '.join(media_types)} in UTF-8.", **headers)
+            problem = Problem(415, f"The body must be {' or '.join(media_types)} in UTF-8.")
+            # For PATCH its own header as well: RFC 5789, 2.2.
+            for name in ("accept", *(["accept-patch"] if self.method == "PATCH" else [])):
+                problem.headers[name] = ", ".join(media_types)
+            raise problem
         if self.headers.get("content-encoding", "identity").strip().lower() != "identity":
             raise Problem(415, "The body must have no content coding.", accept_encoding="identity")
 
@@ -2801,11 +2826,12 @@ def respond(status: int, body: str = "", **headers: str) -> Response:
 def problem_response(problem: Problem, request_id: str) -> Response:
     """The problem as application/problem+json."""
     body = {
-        "type": "about:blank",
-        "title": TITLES[problem.status],
+        "type": f"/{CONTRACT}#{problem.kind}",
+        "title": PROBLEM_TYPES[problem.kind][1],
         "status": problem.status,
         "detail": problem.detail,
         "request_id": request_id,
+        **({"errors": problem.errors} if problem.errors else {}),
     }
     headers = {"content-type": "application/problem+json", "cache-control": "no-store"}
     return {
@@ -2813,6 +2839,23 @@ def problem_response(problem: Problem, request_id: str) -> Response:
         "headers": {**headers, **problem.headers},
         "body": json.dumps(body),
     }
+
+
+def mistakes(status: int, kind: str, key: str, found: Mapping[str, str]) -> Problem:
+    """One problem for all mistakes: where it is -> what is expected there."""
+    places = list(found.items())[:ERRORS_LIMIT]
+    detail = places[0][1] + (" And more: see errors." if len(places) > 1 else "")
+    return Problem(status, detail, kind, [{key: where, "detail": why} for where, why in places])
+
+
+def invalid_fields(found: Mapping[str, str]) -> Problem:
+    """Mistakes in a body, by JSON pointer (RFC 6901)."""
+    return mistakes(422, "invalid-fields", "pointer", found)
+
+
+def invalid_parameters(found: Mapping[str, str]) -> Problem:
+    """Mistakes in a query, by parameter."""
+    return mistakes(400, "invalid-parameters", "parameter", found)
 
 
 def service_unavailable() -> Problem:
@@ -2881,7 +2924,7 @@ def create(request: Request, puts: list[Write]) -> None:
             return  # an attempt whose response was lost had succeeded
         if len(puts) > 1:
             raise
-        raise Problem(409, "The id is taken.") from None
+        raise Problem(409, "The id is taken.", "id-taken") from None
 
 
 def create_once(request: Request, item: Item, wanted_id: str | None) -> Item:
@@ -2911,9 +2954,10 @@ def create_once(request: Request, item: Item, wanted_id: str | None) -> Item:
     except ConditionFailed as failure:
         first = failure.item
     if not first or "fingerprint" not in first:
-        raise Problem(409, "The id is taken.")
+        raise Problem(409, "The id is taken.", "id-taken")
     if first["fingerprint"] != record["fingerprint"]:
-        raise Problem(422, "The Idempotency-Key was used with another body.")
+        text = "The Idempotency-Key was used with another body."
+        raise Problem(422, text, "idempotency-key-reused")
     request.revision = first["revision"]["S"]
     return new_item(request, first["item_id"]["S"], item["content"]["M"], first["created_at"]["S"])
 
@@ -2944,7 +2988,7 @@ def replacement(request: Request, item_id: str, *media_types: str) -> Item:
     """The fields in the body of a write; the body may repeat the item's id, not change it."""
     named, fields = request.fields(*media_types)
     if named not in (None, item_id):
-        raise Problem(422, "The id in the body is not the one in the path.")
+        raise invalid_fields({"/id": "The id in the body is not the one in the path."})
     return fields
 
 
@@ -2958,7 +3002,6 @@ def change_item(request: Request, item_id: str, changed: Callable[[Item], Item])
         item = read_item(request, item_id)
         has_current(request, etag(item))
         fields = changed(item)
-        check_category(fields)
         try:
             return item_response(200, write_fields(request, item, fields))
         except ConditionFailed as failure:
@@ -2989,11 +3032,9 @@ def delete_item(request: Request) -> Response:
 
 def list_items(request: Request) -> Response:
     """GET /items: the caller's items by time, all or of one category, a page at a time."""
-    filters, order, limit = list_query(request.query, "category")
+    filters, order, limit = list_query(request.query, {"category": read_text})
     index, key, value = "by_owner", "owner", {"S": request.caller}
     if (category := filters.get("category")) is not None:
-        if len(category.encode()) > CATEGORY_LIMIT:
-            raise Problem(400, f"A category has at most {CATEGORY_LIMIT} bytes.")
         index, key, value = "by_category", "owner_category", category_key(request.caller, category)
     scope = ("items", request.caller, category, order)
     page = Page(request, "created_at", order, limit, scope)
@@ -3085,12 +3126,6 @@ def not_found() -> Problem:
     return Problem(404, "There is no such item.")
 
 
-def check_category(fields: Item) -> None:
-    """A category is part of an index key, which has a limit."""
-    if len(fields.get("category", {}).get("S", "").encode()) > CATEGORY_LIMIT:
-        raise Problem(422, f"A category has at most {CATEGORY_LIMIT} bytes.")
-
-
 def category_key(owner: str, category: str) -> AttributeValue:
     """Partition key of the index by_category: one caller's items of one category."""
     return {"S": f"{owner}#{category}"}
@@ -3177,21 +3212,53 @@ def as_problem(error: Exception) -> Exception:
 # Serverless API: Paging
 ###############################################################################
 
+TEXT_LIMIT = 1_024  # bytes of a parameter: what categories and keys of S3 have
 PAGE_LIMIT = 1_000_000  # characters of a page; Lambda drops a response above 6 MB
 
 
-def list_query(query: Mapping[str, str], *filters: str) -> tuple[dict[str, str], str, int]:
-    """The filters that a list request names, its order and its limit, or Problem 400."""
-    known = (*filters, "order", "limit", "next")
-    if unknown := query.keys() - set(known):
-        expected = f"expected one of {', '.join(known)}"
-        raise Problem(400, f"Unknown parameter {printable(min(unknown))}; {expected}.")
-    order, limit = query.get("order", "desc"), query.get("limit", "20")
-    if order not in ("asc", "desc"):
-        raise Problem(400, f"order is asc or desc, not {printable(order)}.")
-    if not re.fullmatch("[1-9][0-9]?|100", limit):
-        raise Problem(400, f"limit is 1 to 100, not {printable(limit)}.")
-    return {each: storable(query[each]) for each in filters if each in query}, order, int(limit)
+def list_query(
+    query: Mapping[str, str], filters: Mapping[str, Callable[[str, str], Any]]
+) -> tuple[dict[str, Any], str, int]:
+    """The filters that a list request names, its order and its limit, or Problem 400.
+
+    Each filter has a function of name and text, which returns the value or raises Problem.
+    """
+    readers = {**filters, "order": read_order, "limit": read_limit, "next": read_text}
+    values, found = dict[str, Any](), dict[str, str]()
+    for name, text in query.items():
+        if name not in readers:
+            expected = f"expected one of {', '.join(readers)}"
+            found[name] = f"Unknown parameter {printable(name)}; {expected}."
+            continue
+        try:
+            values[name] = readers[name](name, text)
+        except Problem as problem:
+            found[name] = problem.detail
+    if found:
+        raise invalid_parameters(found)
+    given = {name: values[name] for name in filters if name in values}
+    return given, values.get("order", "desc"), values.get("limit", 20)
+
+
+def read_order(_name: str, text: str) -> str:
+    """asc or desc."""
+    if text not in ("asc", "desc"):
+        raise Problem(400, f"order is asc or desc, not {printable(text)}.")
+    return text
+
+
+def read_limit(_name: str, text: str) -> int:
+    """1 to 100."""
+    if not re.fullmatch("[1-9][0-9]?|100", text):
+        raise Problem(400, f"limit is 1 to 100, not {printable(text)}.")
+    return int(text)
+
+
+def read_text(name: str, text: str) -> str:
+    """A text of a length that a key can hold."""
+    if byte_length(text) > TEXT_LIMIT:
+        raise Problem(400, f"{name} has at most {TEXT_LIMIT} bytes.")
+    return text
 
 
 class Page:
@@ -3366,6 +3433,8 @@ def rotate_paging_key(event: Event, context: Any) -> None:
 ###############################################################################
 
 MAX_DEPTH = 31  # DynamoDB nests 32 levels, and the item's fields are one below its own
+TOO_DEEP = f"The body nests deeper than {MAX_DEPTH} levels."
+EMPTY_NAME = "A field name cannot be empty."
 ITEM_LIMIT = 409_600  # bytes, DynamoDB's
 VALUES_LIMIT = ITEM_LIMIT // 2  # a value in a list or an object takes 2 bytes at least
 PLAIN_DIGITS = 40  # a longer number is written with an exponent
@@ -3384,7 +3453,7 @@ def parse_json(text: str) -> Any:
     try:
         return json_decoder().decode(text)
     except RecursionError:
-        raise Problem(400, f"The body nests deeper than {MAX_DEPTH} levels.") from None
+        raise Problem(400, TOO_DEEP) from None
     except ValueError as error:
         raise Problem(400, f"The body is not JSON: {error}.") from None
 
@@ -3411,13 +3480,11 @@ def check_values(text: str) -> None:
 
 
 def parse_number(text: str) -> Decimal:
-    """A number that DynamoDB stores exactly, or Problem 422."""
+    """A number that DynamoDB stores exactly, or NaN."""
     try:
         return DYNAMODB_NUMBER.create_decimal(text)
     except DecimalException:
-        shown = text if len(text) <= 50 else text[:50] + "..."
-        reason = "numbers have at most 38 digits and lie between 1E-130 and 9.99E+125"
-        raise Problem(422, f"The number {shown} cannot be stored exactly: {reason}.") from None
+        return Decimal("NaN")  # which JSON has not; it is refused where it would be stored
 
 
 def reject_constant(text: str) -> None:
@@ -3435,6 +3502,44 @@ def unique_names(pairs: list[tuple[str, Any]]) -> Json:
                 raise Problem(400, f"Duplicate member name {printable(name)}.")  # RFC 8259, 4
             seen.add(name)
     return members
+
+
+class Unstorable(Problem):
+    """A part of a body that no item can hold; `unstorable` says which."""
+
+    def __init__(self, detail: str):
+        super().__init__(422, detail, "invalid-fields")
+
+
+def unstorable(value: Any, path: tuple[str, ...] = ()) -> Iterable[tuple[str, str]]:
+    """JSON pointer and reason of each part of a value that no item can hold."""
+    if not isinstance(value, list | dict):
+        try:
+            scalar(value)
+        except Unstorable as error:
+            yield pointer(path), error.detail
+    elif len(path) > MAX_DEPTH:
+        yield pointer(path), TOO_DEEP
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from unstorable(each, (*path, str(number)))
+    else:
+        for name, each in value.items():
+            below = (*path, name)
+            if not name:
+                yield pointer(below), EMPTY_NAME
+            yield from unstorable(name, below)
+            yield from unstorable(each, below)
+
+
+def pointer(path: Iterable[str]) -> str:
+    """The JSON pointer of a part (RFC 6901), or of what it is in if that would be very long."""
+    text = ""
+    for name in path:
+        if len(text) + len(name) > POINTER_LIMIT:
+            break
+        text += "/" + name.replace("~", "~0").replace("/", "~1")
+    return text
 
 
 def marshal(value: Any) -> AttributeValue:
@@ -3461,12 +3566,12 @@ class Marshaller:
 
     def _container(self, value: Any, depth: int) -> AttributeValue:
         if depth > MAX_DEPTH:
-            raise Problem(400, f"The body nests deeper than {MAX_DEPTH} levels.")
+            raise Unstorable(TOO_DEEP)
         self._add(3 + len(value))
         if isinstance(value, list):
             return {"L": [self.convert(each, depth + 1) for each in value]}
         if "" in value:
-            raise Problem(422, "A field name cannot be empty.")
+            raise Unstorable(EMPTY_NAME)
         self._add(sum(map(byte_length, value)))
         return {"M": {name: self.convert(each, depth + 1) for name, each in value.items()}}
 
@@ -3497,6 +3602,9 @@ def number_text(number: Decimal) -> str:
     text = str(number)
     if text.isdigit() and len(text) <= PLAIN_DIGITS:  # as most are
         return text
+    if number.is_nan():
+        reason = "numbers have at most 38 digits and lie between 1E-130 and 9.99E+125"
+        raise Unstorable(f"The number cannot be stored exactly: {reason}.")
     if not number:
         return "0"
     short = number.normalize(DYNAMODB_NUMBER)
@@ -3506,19 +3614,13 @@ def number_text(number: Decimal) -> str:
 
 
 def byte_length(text: str) -> int:
-    """The length of a text in UTF-8, or Problem 422."""
+    """The length of a text in UTF-8, or Unstorable."""
     if text.isascii():
         return len(text)
     try:
         return len(text.encode())
     except UnicodeEncodeError:
-        raise Problem(422, f"{printable(text)} has half of a surrogate pair.") from None
-
-
-def storable(text: str) -> str:
-    """The text itself, if it is Unicode that UTF-8 can carry, or Problem 422."""
-    byte_length(text)
-    return text
+        raise Unstorable(f"{printable(text)} has half of a surrogate pair.") from None
 
 
 def printable(text: str) -> str:
@@ -4519,7 +4621,11 @@ def unsigned(data: bytes, position: int, size: int, order: Any = "big") -> int:
 ###############################################################################
 
 UPLOAD_SECONDS = 900  # how long a form for an upload is good
-PATH_STEP = r"(?!\.{1,2}(/|$))[^/\x00-\x1f\x7f]+"  # a name, or a folder in a path
+# A name, or a folder in a path. S3 would replace ${filename} by another name.
+PATH_STEP = r"(?!\.{1,2}(/|$)|[^/]*\$\{filename\})[^/\x00-\x1f\x7f]+"
+FOLDER = f"({PATH_STEP}(/{PATH_STEP})*)?"
+CONTENT_TYPE = r"[a-z0-9.+-]+/[a-z0-9.+-]+"
+UPLOAD_FIELDS = ("name", "folder", "content_type", "size")
 KEY_LIMIT = 1_024  # bytes, S3's
 TOTALS_DAYS = 92  # a quarter: four queries at most
 TOTALS_READ_UNITS = 27  # of the longest page: 101 totals in 16 shards of 136 bytes
@@ -4545,20 +4651,45 @@ def create_upload(request: Request) -> Response:
     """POST /files: the form by which a browser sends one file straight to S3 (a presigned POST)."""
     wanted = request.object("application/json")
     limit = int(os.environ["UPLOAD_BYTES"])
-    if unknown := wanted.keys() - {"name", "folder", "content_type", "size"}:
-        known = "name, folder, content_type, size"
-        raise Problem(422, f"Unknown field {printable(min(unknown))}; expected one of {known}.")
+    if found := dict(upload_mistakes(wanted, limit)):
+        raise invalid_fields(found)
+    key = "/".join(filter(None, (request.caller, wanted.get("folder"), wanted["name"])))
+    if len(key.encode()) > KEY_LIMIT:
+        most = KEY_LIMIT - len(request.caller) - 2
+        raise invalid_fields({"/name": f"folder and name have at most {most} bytes."})
     size = wanted.get("size")
-    if size is not None and not (
-        isinstance(size, Decimal) and 0 <= size <= limit and size % 1 == 0
-    ):
-        raise Problem(422, f"size is a whole number of bytes, {limit} at most.")
-    key = upload_key(request.caller, wanted.get("folder", ""), wanted.get("name"))
-    content_type = upload_type(wanted.get("content_type"))
     least, most = (0, limit) if size is None else (int(size), int(size))
-    form = upload_form(key, content_type, least, most)
+    form = upload_form(key, wanted["content_type"], least, most)
     body = {"id": file_id(key), **form, "expires_in": UPLOAD_SECONDS}
     return respond(201, json.dumps(body), location=f"/files/{body['id']}", cache_control="no-store")
+
+
+def upload_mistakes(wanted: Json, limit: int) -> Iterable[tuple[str, str]]:
+    """JSON pointer and reason of each member that is unknown, missing or not as it must be."""
+    for name in wanted.keys() - set(UPLOAD_FIELDS):
+        expected = f"expected one of {', '.join(UPLOAD_FIELDS)}"
+        yield pointer([name]), f"Unknown field {printable(name)}; {expected}."
+    if not is_like(PATH_STEP, wanted.get("name")):
+        yield "/name", "name is a text without slashes, control characters and ${filename}."
+    if not is_like(FOLDER, wanted.get("folder", "")):
+        yield "/folder", "folder is such names with single slashes between them, or empty."
+    allowed, content_type = os.environ["UPLOAD_TYPES"].split(), wanted.get("content_type", "")
+    known = is_like(CONTENT_TYPE, content_type) and (
+        content_type in allowed or content_type.partition("/")[0] + "/*" in allowed
+    )
+    if not known:
+        yield "/content_type", f"content_type is one of {', '.join(allowed)}."
+    size = wanted.get("size", Decimal(0))
+    # What cannot be stored exactly is NaN, which compares with nothing.
+    number = isinstance(size, Decimal) and size.is_finite()
+    if not (number and 0 <= size <= limit and size % 1 == 0):
+        yield "/size", f"size is a whole number of bytes, {limit} at most."
+
+
+def is_like(pattern: str, value: Any) -> bool:
+    """Whether a value is a text of this form that UTF-8 can carry."""
+    text = isinstance(value, str) and not re.search(r"[\ud800-\udfff]", value)
+    return text and bool(re.fullmatch(pattern, value))
 
 
 def upload_form(key: str, content_type: str, least: int, most: int) -> Json:
@@ -4587,47 +4718,23 @@ def upload_form(key: str, content_type: str, least: int, most: int) -> Json:
     return {"url": url, "fields": fields}
 
 
-def upload_key(owner: str, folder: Any, name: Any) -> str:
-    """The key of a caller's file, below the caller's own prefix, or Problem 422."""
-    if not isinstance(name, str) or not re.fullmatch(PATH_STEP, name):
-        raise Problem(422, "name is a text without slashes and control characters.")
-    if not isinstance(folder, str) or not re.fullmatch(f"({PATH_STEP}(/{PATH_STEP})*)?", folder):
-        raise Problem(422, "folder is names with single slashes between them, or empty.")
-    key = storable("/".join(part for part in (owner, folder, name) if part))
-    if len(key.encode()) > KEY_LIMIT:
-        raise Problem(422, f"folder and name have at most {KEY_LIMIT - len(owner) - 2} bytes.")
-    if "${filename}" in key:
-        raise Problem(422, "S3 would replace ${filename} by another name.")
-    return key
-
-
-def upload_type(content_type: Any) -> str:
-    """A content type that may be uploaded, or Problem 422."""
-    allowed = os.environ["UPLOAD_TYPES"].split()
-    if isinstance(content_type, str) and re.fullmatch(r"[a-z0-9.+-]+/[a-z0-9.+-]+", content_type):
-        kind = content_type.partition("/")[0]
-        if content_type in allowed or f"{kind}/*" in allowed:
-            return content_type
-    raise Problem(422, f"content_type is one of {', '.join(allowed)}.")
-
-
 def list_files(request: Request) -> Response:
     """GET /files: the caller's files by time: all, or those of one folder, type or day."""
-    filters, order, limit = list_query(request.query, "folder", "content_type", "day")
+    readers = {"folder": read_text, "content_type": read_text, "day": parse_day}
+    filters, order, limit = list_query(request.query, readers)
     if len(filters) > 1:
-        raise Problem(400, f"Only one of {', '.join(filters)} can be given.")
+        reason = f"Only one of {', '.join(filters)} can be given."
+        raise invalid_parameters(dict.fromkeys(filters, reason))
     name, value = next(iter(filters.items()), ("", ""))
-    if len(value.encode()) > KEY_LIMIT:
-        raise Problem(400, f"{name} has at most {KEY_LIMIT} bytes.")
     index, key, attribute, condition, values = "by_owner", "", "files_of", "", {}
     if name == "folder":
         index, key, attribute = "by_folder", value, "folder_of"
     if name == "content_type":
         index, key, attribute = "by_content_type", value, "type_of"
     if name == "day":
-        day, condition = str(parse_day("day", value)), " AND #sort BETWEEN :from AND :to"
+        day, condition = str(value), " AND #sort BETWEEN :from AND :to"
         values = {":from": {"S": day}, ":to": {"S": f"{day}U"}}  # U comes after the T of the time
-    scope = ("files", request.caller, name, value, order)
+    scope = ("files", request.caller, name, str(value), order)
     page = Page(request, "uploaded_at", order, limit, scope)
     page.query(
         {attribute: {"S": f"{request.caller}/{key}"}},
@@ -4642,7 +4749,7 @@ def list_files(request: Request) -> Response:
 
 def get_file(request: Request) -> Response:
     """GET /files/{id}: the caller's file as it is now, and its versions a page at a time."""
-    _, order, limit = list_query(request.query)
+    _, order, limit = list_query(request.query, {})
     key = {"S": request.path_id()}
     if not FILE_ID.fullmatch(key["S"]):
         raise Problem(404, "There is no such file.")
@@ -4670,11 +4777,12 @@ def file_members(item: Item) -> dict[str, str]:
 
 def list_totals(request: Request) -> Response:
     """GET /files/totals: what the caller uploaded, by day and content type, a page at a time."""
-    filters, order, limit = list_query(request.query, "from", "to")
-    last = parse_day("to", filters.get("to", now()[:10]))
-    first = parse_day("from", filters.get("from", str(last)))
+    filters, order, limit = list_query(request.query, {"from": parse_day, "to": parse_day})
+    last = filters.get("to") or parse_day("to", now()[:10])
+    first = filters.get("from", last)
     if not 1 <= (last - first).days + 1 <= TOTALS_DAYS:
-        raise Problem(400, f"from and to are 1 to {TOTALS_DAYS} days, the first one first.")
+        reason = f"from and to are 1 to {TOTALS_DAYS} days, the first one first."
+        raise invalid_parameters(dict.fromkeys(filters, reason))
     scope = ("totals", request.caller, str(first), str(last), order)
     low, high = str(first), f"{last}0"  # 0 comes after the slash behind a day
     if "next" in request.query:

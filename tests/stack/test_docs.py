@@ -12,7 +12,7 @@ import tap_stack
 from docs import tables
 from taplocal.program import run
 from taplocal.project import Project
-from tests.contract import contract, operations
+from tests.contract import contract, follow, operations
 from tests.stack.conftest import ROOT, Recorder
 
 
@@ -42,6 +42,18 @@ def test_the_contract_states_the_codes_own_limits() -> None:
         parameter = contract()["components"]["parameters"][name]
         assert parameter["schema"]["pattern"] == f"^({tap_stack.ETAGS})$"
         assert f"{tap_stack.ETAGS_LIMIT} at most" in parameter["description"]
+    problem = schemas["Problem"]["properties"]
+    assert problem["type"]["enum"] == [f"/openapi.yaml#{each}" for each in tap_stack.PROBLEM_TYPES]
+    assert problem["errors"]["maxItems"] == tap_stack.ERRORS_LIMIT
+    upload = schemas["NewUpload"]["properties"]
+    assert tuple(upload) == tap_stack.UPLOAD_FIELDS
+    assert upload["name"]["pattern"] == f"^{tap_stack.PATH_STEP}$"
+    assert upload["folder"]["pattern"] == f"^{tap_stack.FOLDER}$"
+    assert upload["content_type"]["pattern"] == f"^{tap_stack.CONTENT_TYPE}$"
+    for route, operation in operations().items():
+        for parameter in map(follow, operation.get("parameters", [])):
+            if parameter["in"] == "query" and parameter["schema"].keys() == {"type", "maxLength"}:
+                assert parameter["schema"]["maxLength"] == tap_stack.TEXT_LIMIT, route
     assert f"up to {tap_stack.MAX_DEPTH} levels" in schemas["NewItem"]["description"]
 
 

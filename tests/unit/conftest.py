@@ -125,15 +125,16 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     yield Api(fakes["dynamodb"], fakes["ssm"])  # type: ignore[arg-type]
 
 
-def assert_problem(response: Response, status: int, detail: str = "") -> None:
-    """Fails if a response is not this problem."""
+def assert_problem(response: Response, status: int, detail: str = "", kind: str = "") -> None:
+    """Fails if a response is not this problem, of a type of its status."""
     assert response.status == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json == {
-        "type": "about:blank",
-        "title": tap_stack.TITLES[status],
+        **response.json,
         "status": status,
-        "detail": response.json["detail"],
         "request_id": "request-1",
     }
+    name = response.json["type"].removeprefix("/openapi.yaml#")
+    assert tap_stack.PROBLEM_TYPES[name] == (status, response.json["title"])
+    assert kind in ("", name)
     assert detail in response.json["detail"]

@@ -104,6 +104,14 @@ def test_the_form_for_an_upload_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> 
     assert found["fields"] == expected["fields"]
 
 
+def test_all_mistakes_of_a_form_are_named_at_once(api: Api) -> None:
+    wrong = {"name": "a/b", "folder": "/", "size": -1, "a~/b": 1}
+    response = api("POST", "/files", wrong)
+    assert_problem(response, 422, "And more: see errors.", "invalid-fields")
+    pointers = [each["pointer"] for each in response.json["errors"]]
+    assert pointers == ["/a~0~1b", "/name", "/folder", "/content_type", "/size"]
+
+
 @pytest.mark.parametrize(
     ("change", "detail"),
     [
@@ -113,7 +121,8 @@ def test_the_form_for_an_upload_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> 
         ({"name": ".."}, "name"),
         ({"name": "a\nb"}, "name"),
         ({"name": "a\x7f"}, "name"),
-        ({"name": "\ud800"}, "surrogate"),
+        ({"name": "\ud800"}, "name"),
+        ({"size": None}, "size"),
         ({"name": "${filename}"}, "filename"),
         ({"name": "x" * 1_021}, "at most 1019 bytes"),
         ({"folder": "/a"}, "folder"),
@@ -230,6 +239,16 @@ def test_lists_are_by_folder_by_type_by_day_or_of_all(api: Api) -> None:
 )
 def test_a_list_that_cannot_be_is_400(api: Api, query: str) -> None:
     assert_problem(api("GET", f"/files?{query}"), 400)
+
+
+def test_all_mistakes_of_a_query_are_named_at_once(api: Api) -> None:
+    response = api("GET", "/files?limit=0&order=up&day=today&folder=f&x=1")
+    assert_problem(response, 400, "And more", "invalid-parameters")
+    wrong = {each["parameter"]: each["detail"] for each in response.json["errors"]}
+    assert wrong.keys() == {"limit", "order", "day", "x"}
+    assert wrong["limit"] == 'limit is 1 to 100, not "0".'
+    both = api("GET", "/files?folder=f&day=2026-11-24").json["errors"]
+    assert [each["parameter"] for each in both] == ["folder", "day"]
 
 
 def test_a_token_is_good_for_its_caller_and_list_only(api: Api) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from typing import Any
@@ -94,6 +95,42 @@ def test_a_category_too_long_for_its_index_is_422(api: Api) -> None:
     assert_problem(api("PATCH", "/items/a", {"category": "x" * 1025}), 422, "category")
 
 
+DEEP = "[" * 31 + "[1]" + "]" * 31
+WRONG = """{"id": null, "category": "LONG", "": 1, "a/b": {"~": [0, 1e400, {"": true}], "\\udc00": 2},
+ "deep": DEEP, "version": 1e400, "text": "\\ud800"}""".replace("DEEP", DEEP).replace(
+    "LONG", "c" * 1025
+)
+
+
+@pytest.mark.parametrize("route", ["POST /items", "PUT /items/a", "PATCH /items/a"])
+def test_all_mistakes_of_a_body_are_named_at_once(api: Api, route: str) -> None:
+    api("POST", "/items", {"id": "a"})
+    method, path = route.split()
+    response = api(method, path, WRONG)
+    assert_problem(response, 422, "An id is text", "invalid-fields")
+    wrong = {each["pointer"]: each["detail"] for each in response.json["errors"]}
+    deep = "/deep" + "/0" * 31
+    assert wrong.keys() == {
+        "/id", "/category", "/", "/a~1b/~0/1", "/a~1b/~0/2/", "/a~1b/\udc00", deep, "/text",
+    }  # fmt: skip
+    assert "38 digits" in wrong["/a~1b/~0/1"]
+    assert "31 levels" in wrong[deep]
+
+
+def test_a_problem_stays_small_however_many_and_long_the_mistakes_are(api: Api) -> None:
+    body = json.dumps({"n" * 200_000: {str(n): "\ud800" for n in range(10_000)}})
+    response = api("POST", "/items", body)
+    assert [each["pointer"] for each in response.json["errors"]] == [""]
+    many = api("POST", "/items", {str(n): "\ud800" for n in range(10_000)})
+    assert len(many.json["errors"]) == tap_stack.ERRORS_LIMIT
+    assert len(response.text) + len(many.text) < 5_000
+
+
+def test_an_id_is_null_nowhere(api: Api) -> None:
+    for body in ({"id": None}, {"id": None, "a": 1}):
+        assert_problem(api("POST", "/items", body), 422, "An id is text", "invalid-fields")
+
+
 # Idempotency-Key
 
 
@@ -108,7 +145,12 @@ def test_a_retry_with_the_same_key_returns_the_first_response(api: Api) -> None:
 def test_another_body_under_the_same_key_is_rejected(api: Api) -> None:
     api("POST", "/items", {"id": "a", "n": 1}, idempotency_key="k")
     for body in ({"id": "a", "n": 2}, {"id": "b", "n": 1}, {"n": 1}):
-        assert_problem(api("POST", "/items", body, idempotency_key="k"), 422, "another body")
+        assert_problem(
+            api("POST", "/items", body, idempotency_key="k"),
+            422,
+            "another body",
+            "idempotency-key-reused",
+        )
 
 
 def test_a_key_belongs_to_its_caller(api: Api) -> None:

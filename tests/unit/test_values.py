@@ -93,7 +93,7 @@ def test_marshalled_values_have_the_shape_that_dynamodb_takes(value: Any) -> Non
         ('{"a": 1, "a": 2}', 400, 'Duplicate member name "a"'),
         ('{"b": {"a": 1, "\\u0061": 2}}', 400, 'Duplicate member name "a"'),
         ("[" * 100_000, 400, "deeper than"),
-        ("[" * (MAX_DEPTH + 2) + "]" * (MAX_DEPTH + 2), 400, "deeper than"),
+        ("[" * (MAX_DEPTH + 2) + "]" * (MAX_DEPTH + 2), 422, "deeper than"),
         ("1e400", 422, "cannot be stored exactly"),
         ("1e126", 422, "cannot be stored exactly"),
         ("1e-131", 422, "cannot be stored exactly"),
