@@ -6849,7 +6849,7 @@ def connection_error(action: str, why: str, cost: int) -> ServiceError:
 
 def service_error(action: str, status: int, payload: Json) -> ServiceError:
     """The error in a response: its code, its message, and the payload's other members."""
-    code = payload.pop("__type", str(status)).rpartition("#")[2].partition(":")[0]
+    code = str(payload.pop("__type", status)).rpartition("#")[2].partition(":")[0]
     message = payload.pop("message", "") or payload.pop("Message", "")
     transient = code in TRANSIENT_CODES or status in TRANSIENT_STATUSES
     error = {"Code": code, "Message": message}

@@ -75,7 +75,7 @@ def compare(mode: str, rounds: int, bundle: str) -> Table:
     )
     for heading in (
         "",
-        "warm us",
+        "warm CPU us",
         "ratio",
         "cold import ms",
         "ratio",
