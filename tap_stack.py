@@ -1552,21 +1552,21 @@ def format_error(error: BaseException) -> str:
 
 def metric_line(message: str, metric: str, log_fields: Json, failed: bool) -> str:
     """A JSON log line that counts one of a metric (CloudWatch's embedded metric format)."""
-    level, environment = "ERROR" if failed else "INFO", os.environ["ENVIRONMENT"]
-    line = {"level": level, "message": message, **log_fields, "Environment": environment, metric: 1}
-    timestamp = f'"Timestamp": {int(time.time() * 1000)}'
-    return f'{json.dumps(line)[:-1]}, "_aws": {{{timestamp}, {metric_definition(metric)}}}}}'
+    line = {"level": "ERROR" if failed else "INFO", "message": message, **log_fields}
+    timestamp = f'"_aws": {{"Timestamp": {int(time.time() * 1000)}'
+    return f"{json.dumps(line)[:-1]}, {timestamp}, {metric_definition(metric)}"
 
 
-@functools.cache  # the same in each line: a quarter of what a line takes
+@functools.cache  # the same in each line: a third of what a line takes
 def metric_definition(metric: str) -> str:
-    """The rest of what the format says of a metric, as a member of a JSON object."""
+    """The rest of a line from what the format says of a metric on: the end of a JSON object."""
     definition = {
         "Namespace": os.environ["METRICS_NAMESPACE"],
         "Dimensions": [["Environment"]],
         "Metrics": [{"Name": metric, "Unit": "Count"}],
     }
-    return f'"CloudWatchMetrics": {json.dumps([definition])}'
+    counted = {"Environment": os.environ["ENVIRONMENT"], metric: 1}
+    return f'"CloudWatchMetrics": {json.dumps([definition])}}}, {json.dumps(counted)[1:]}'
 
 
 def jittered_pause(seconds: float) -> None:
@@ -2916,7 +2916,7 @@ def create(request: Request, puts: list[Write]) -> None:
     """Puts an item that must be new, alone or together with what must be new as well."""
     try:
         if len(puts) == 1:
-            table(request, "put_item", **{k: v for k, v in puts[0].items() if k != "TableName"})
+            table(request, "put_item", **puts[0])
         else:
             table(request, "transact_write_items", TransactItems=[{"Put": each} for each in puts])
     except ConditionFailed as failure:
@@ -3155,7 +3155,13 @@ def new_id() -> str:
 def now() -> str:
     """The time as RFC 3339 with microseconds, so that text order is time order."""
     seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{microseconds:06d}Z"
+    return f"{second(seconds)}.{microseconds:06d}Z"
+
+
+@functools.lru_cache(maxsize=2)  # a request needs it for the item and for its signature
+def second(seconds: int) -> str:
+    """A second since 1970 as RFC 3339, without the zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 class ConditionFailed(Exception):  # noqa: N818 - DynamoDB's word
@@ -3173,8 +3179,8 @@ class ConditionFailed(Exception):  # noqa: N818 - DynamoDB's word
 def table(request: Request, operation: str, **arguments: Any) -> Json:
     """One call of DynamoDB for a request; a failure becomes ConditionFailed or a Problem."""
     try:
-        if operation != "transact_write_items":
-            arguments.setdefault("TableName", os.environ["TABLE_NAME"])
+        if operation != "transact_write_items" and "TableName" not in arguments:
+            arguments["TableName"] = os.environ["TABLE_NAME"]
         call = getattr(service("dynamodb"), operation)
         response: Json = call(ReturnConsumedCapacity="TOTAL", **arguments)
     except Exception as error:
@@ -3636,7 +3642,8 @@ def to_json(value: AttributeValue) -> str:
     if kind == "N":
         return content if len(content) <= PLAIN_DIGITS + 2 else number_text(Decimal(content))
     if kind == "M":
-        return json_object({name: to_json(each) for name, each in content.items()})
+        members = [f"{encode_basestring(name)}:{to_json(content[name])}" for name in content]
+        return "{" + ",".join(members) + "}"
     if kind == "L":
         return "[" + ",".join(map(to_json, content)) + "]"
     return "null" if kind == "NULL" else "true" if content else "false"
@@ -6621,7 +6628,7 @@ class Service:
 
     def _request(self, action: str, body: bytes) -> bytes:
         """A signed request: IAM user guide, "Create a signed AWS API request"."""
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        stamp = second(int(time.time())).replace("-", "").replace(":", "") + "Z"
         access_key, secret_key, token = credentials()
         headers = {
             "content-type": f"application/x-amz-json-{self.version}",
