@@ -82,7 +82,9 @@ SYSTEMS = ("api", "files", "web")
 TIERS = ("dev", "staging", "prod")
 ENVIRONMENT = rf"(?=.{{1,16}}$)({'|'.join(TIERS)})(-[a-z0-9]+)*"
 HTTP_API_TIMEOUT_SECONDS = 29  # an HTTP API integration ends at 30 s
+REDIRECTS = "https or http on localhost, without a fragment, of up to 1,024 characters"
 MACHINE_CLIENTS = 49  # an authorizer accepts 50 audiences, that of people among them
+EMAIL = r"[^@\s]+@[^@\s]+\.[^@\s]+"
 TAG = r"[\w .:/=+\-@]"  # what IAM, DynamoDB and Lambda all accept in a tag
 # What CloudWatch Logs accepts (PutRetentionPolicy).
 RETENTION_DAYS = (
@@ -256,14 +258,24 @@ class TapStackArgs:
 
     # Identity
     callback_urls: Sequence[str] = setting(
-        "Where Cognito may send people after they signed in; https, or http on localhost.",
-        # RFC 8252, 7.3: an app on the user's own machine gets its code on the loopback interface.
-        ("http://localhost:3000/callback",),
+        "Where Cognito may send people after they signed in; https, and outside prod also http on "
+        "localhost.",
+        PerTier(
+            ("http://localhost:3000/callback",),
+            ("http://localhost:3000/callback",),
+            ("https://app.example.com/callback",),
+        ),
         (
-            lambda urls: (
-                urls and all(re.match(r"https://\S|http://localhost[:/]", u) for u in urls)
-            ),
-            "a list of at least one https URL, or http on localhost",
+            lambda urls: 1 <= len(urls) <= 100 and _are_redirects(urls),
+            f"a list of 1 to 100 URLs, {REDIRECTS}",
+        ),
+    )
+    logout_urls: Sequence[str] = setting(
+        "Where Cognito may send people after they signed out, with the same rules.",
+        PerTier(("http://localhost:3000",), ("http://localhost:3000",), ()),
+        (
+            lambda urls: len(urls) <= 100 and _are_redirects(urls),
+            f"a list of up to 100 URLs, {REDIRECTS}",
         ),
     )
     machine_clients: Mapping[str, Sequence[str]] = setting(
@@ -281,9 +293,25 @@ class TapStackArgs:
         ),
     )
     mfa: str = setting(
-        "`OFF`, `OPTIONAL` or `ON`: second factor by authenticator app.",
-        "OPTIONAL",
+        "`OFF`, `OPTIONAL` or `ON`: second factor by authenticator app. `OPTIONAL` leaves it to "
+        "each person; never `OFF` in prod.",
+        PerTier("OPTIONAL", "OPTIONAL", "ON"),
         one_of("OFF", "OPTIONAL", "ON"),
+    )
+    email_from: str = setting(
+        "Sender of Cognito's invitations and codes, by SES; empty for Cognito's own sender, "
+        "no-reply@verificationemail.com, with 50 mails a day.",
+        "",
+        text_like(rf"({EMAIL})?", "an e-mail address, or empty"),
+    )
+    email_identity_arn: str = setting(
+        "ARN of the SES identity of `email_from`; empty for its domain in the stack's account and "
+        "region.",
+        "",
+        text_like(
+            r"(arn:aws[a-z-]*:ses:[a-z0-9-]+:\d{12}:identity/\S+)?",
+            "an ARN such as arn:aws:ses:eu-west-1:111122223333:identity/example.com, or empty",
+        ),
     )
     threat_protection: bool = setting(
         "Cognito threat protection; needs the Plus tier, {cognito_plus} for each monthly user.",
@@ -481,7 +509,7 @@ class TapStackArgs:
     alarm_emails: Sequence[str] = setting(
         "Addresses that alarms and the budget notify; each must be confirmed once.",
         (),
-        texts_like(r"[^@\s]+@[^@\s]+\.[^@\s]+", "a list of e-mail addresses"),
+        texts_like(EMAIL, "a list of e-mail addresses"),
     )
     budget_usd: int = setting(
         "Monthly budget; notifies at 80 % actual and 100 % forecast spend.",
@@ -578,6 +606,9 @@ TYPES: dict[str, Rule] = {
 #: What prod promises, on top of the fields' own rules.
 PROD_RULES: dict[str, Rule] = {
     "cors_origins": texts_like(r"https://[^*]+", "https origins without * in prod"),
+    "callback_urls": texts_like(r"https://.+", "https URLs in prod"),
+    "logout_urls": texts_like(r"https://.+", "https URLs in prod"),
+    "mfa": (lambda v: v != "OFF", "ON or OPTIONAL in prod"),
     "deletion_protection": (lambda v: v is True, "true in prod"),
     "log_retention_days": (lambda v: v >= 90, "90 or more in prod"),
     "nat": (lambda v: v in ("per_az", "none"), "per_az or none in prod"),
@@ -617,6 +648,21 @@ def _once(pairs: list[tuple[str, Any]]) -> Json:
     if len(found := dict(pairs)) != len(pairs):
         raise ValueError
     return found
+
+
+def _are_redirects(urls: Iterable[str]) -> bool:
+    """Whether Cognito may redirect to these URLs.
+
+    RFC 8252, 7.3: an app on the user's own machine gets its code on the loopback interface.
+    """
+    pattern = r"(?=.{1,1024}$)(https://[^\s/#]+|http://localhost(:\d{1,5})?)(/[^\s#]*)?"
+    return all(re.fullmatch(pattern, each) for each in urls)
+
+
+def _warn_of_placeholder(name: str, value: str) -> None:
+    """Warns of a default that is nobody's domain name (RFC 2606)."""
+    if re.search(r"\bexample\.com\b", value):
+        pulumi.log.warn(f"{name} is {value}, a placeholder: set your own")
 
 
 def _is_cidr(text: str, shortest_prefix: int = 0) -> bool:
@@ -662,6 +708,8 @@ def _api_errors(args: TapStackArgs) -> list[str]:
     if 0 < reserved < high:
         pair = f"{high} is more than {reserved}"
         found.append(f"provisioned_concurrency_max must be api_concurrency or less, but {pair}")
+    if args.email_identity_arn and not args.email_from:
+        found.append("email_from must be given with an email_identity_arn")
     known = scopes_of(args.systems)
     for client, scopes in args.machine_clients.items():
         each_once = 0 < len(scopes) == len(set(scopes)) and set(scopes) <= set(known)
@@ -3737,6 +3785,7 @@ class Identity(Component):
             account_recovery_setting={
                 "recovery_mechanisms": [{"name": "verified_email", "priority": 1}]
             },
+            email_configuration=self._sender(),
             deletion_protection="ACTIVE" if args.deletion_protection else "INACTIVE",
             user_pool_add_ons={"advanced_security_mode": "ENFORCED"}
             if args.threat_protection
@@ -3758,7 +3807,21 @@ class Identity(Component):
             opts=self.parented,
         )
 
+    def _sender(self) -> aws.cognito.UserPoolEmailConfigurationArgsDict:
+        sender = self.args.email_from
+        if not sender:
+            return {"email_sending_account": "COGNITO_DEFAULT"}
+        domain = sender.partition("@")[2]
+        arn = self.args.email_identity_arn or self.aws_context.arn("ses", f"identity/{domain}")
+        return {
+            "email_sending_account": "DEVELOPER",
+            "from_email_address": sender,
+            "source_arn": arn,
+        }
+
     def _people(self) -> aws.cognito.UserPoolClient:
+        for url in self.args.callback_urls:
+            _warn_of_placeholder("callback_urls", url)
         return aws.cognito.UserPoolClient(
             f"{self.name}-people",
             name=self.args.name("people"),
@@ -3768,6 +3831,7 @@ class Identity(Component):
             allowed_oauth_flows=["code"],
             allowed_oauth_scopes=["openid", "email", *self.scopes],
             callback_urls=self.args.callback_urls,
+            logout_urls=self.args.logout_urls,
             supported_identity_providers=["COGNITO"],
             explicit_auth_flows=["ALLOW_REFRESH_TOKEN_AUTH", "ALLOW_USER_SRP_AUTH"],
             opts=self.after(*self.servers.values()),
@@ -5970,8 +6034,7 @@ class WebTier(Component):
         args = self.args
         if args.certificate_arn or args.plain_http:
             return args.certificate_arn
-        if args.domain_name.endswith("example.com"):
-            pulumi.log.warn(f"domain_name is {args.domain_name}, a placeholder: set your own")
+        _warn_of_placeholder("domain_name", args.domain_name)
         certificate = aws.acm.Certificate(
             f"{self.name}-certificate",
             domain_name=args.domain_name,
@@ -6333,6 +6396,12 @@ class Monitoring(Component):
             for alarms, _ in rows
             for row in alarms
         }
+        if args.tier == "prod" and not args.alarm_emails:
+            pulumi.log.warn(
+                f"alarm_emails is empty: the {len(self.metric_alarms)} alarms of "
+                f"{args.environment_suffix} notify nobody. Set it, or subscribe to the topic "
+                f"{args.name('alerts')} yourself"
+            )
         self.dashboard = self._dashboard([graph for _, graphs in rows for graph in graphs])
         self.register_outputs({"dashboard_name": self.dashboard.dashboard_name})
 

@@ -11,11 +11,12 @@ from taplocal.resources.base import Handler, Inputs, Outputs, given, id_by_name,
 class UserPool(Handler):
     uses = """name usernameAttributes usernameConfiguration autoVerifiedAttributes
         adminCreateUserConfig passwordPolicy mfaConfiguration softwareTokenMfaConfiguration
-        accountRecoverySetting deletionProtection userPoolTier tags"""
+        accountRecoverySetting deletionProtection userPoolTier emailConfiguration tags"""
     replace_on = "name usernameAttributes usernameConfiguration"
     not_emulated = {
         "accountRecoverySetting": "no code is sent",
         "deletionProtection": "the pool can be deleted",
+        "emailConfiguration.sourceArn": "no mail is sent",
         "userPoolAddOns": "there is no threat protection",
     }
 
@@ -88,7 +89,7 @@ class ResourceServer(Handler):
 
 class UserPoolClient(Handler):
     uses = """name userPoolId generateSecret allowedOauthFlowsUserPoolClient allowedOauthFlows
-        allowedOauthScopes callbackUrls supportedIdentityProviders explicitAuthFlows
+        allowedOauthScopes callbackUrls logoutUrls supportedIdentityProviders explicitAuthFlows
         accessTokenValidity idTokenValidity refreshTokenValidity tokenValidityUnits
         enableTokenRevocation preventUserExistenceErrors"""
     replace_on = "userPoolId generateSecret"
@@ -169,6 +170,7 @@ def _client(inputs: Inputs) -> dict[str, Any]:
         AllowedOAuthFlows=inputs.get("allowedOauthFlows"),
         AllowedOAuthScopes=inputs.get("allowedOauthScopes"),
         CallbackURLs=inputs.get("callbackUrls"),
+        LogoutURLs=inputs.get("logoutUrls"),
         SupportedIdentityProviders=inputs.get("supportedIdentityProviders"),
         ExplicitAuthFlows=inputs.get("explicitAuthFlows"),
         AccessTokenValidity=inputs.get("accessTokenValidity"),

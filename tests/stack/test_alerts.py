@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 import tap_stack
 from tests.stack.conftest import (
     ACCOUNT,
@@ -45,3 +47,23 @@ def test_the_budget_warns_the_topic(graph: Graph) -> None:
     }
     for each in kinds.values():
         assert each["subscriberSnsTopicArns"] == [graph.outputs["alerts_topic_arn"]]
+
+
+@pytest.mark.parametrize(
+    ("env", "emails", "warned"),
+    [
+        ("prod", "[]", True),
+        ("prod-eu", "[]", True),
+        ("prod", "a@b.de", False),
+        ("dev", "[]", False),
+    ],
+)
+def test_alarms_of_prod_that_notify_nobody_are_warned_of_at_each_run(
+    env: str, emails: str, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        graph_of.cache_clear()
+        graph = graph_of(env, alarm_emails=emails, systems="api")
+        count = sum(bool(each.inputs["alarmActions"]) for each in graph.of("MetricAlarm"))
+        expected = f"alarm_emails is empty: the {count} alarms of {env} notify nobody."
+        assert (expected in capsys.readouterr().err) is warned

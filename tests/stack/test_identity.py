@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from tests.stack.conftest import ACCOUNT, Graph, graph_of
+import pytest
 
+from tests.stack.conftest import ACCOUNT, REGION, Graph, graph_of
+
+IDENTITY = "arn:aws:ses:us-east-1:111122223333:identity/hello@tap.dev"
 SCOPES = ["items/read", "items/write", "files/read", "files/write"]
 
 
@@ -88,6 +91,63 @@ def test_tokens_are_short_and_revocable_and_errors_say_nothing(graph: Graph) -> 
 
 def test_the_domain_is_unique_to_the_account(graph: Graph, env: str) -> None:
     assert graph.one("UserPoolDomain").inputs["domain"] == f"tap-stack-{env}-{ACCOUNT}"
+
+
+def test_no_page_of_prod_is_on_somebodys_own_machine(graph: Graph, env: str) -> None:
+    client = graph.one("UserPoolClient", "identity-people").inputs
+    urls = [*client["callbackUrls"], *client.get("logoutUrls", [])]
+    assert any("localhost" in each for each in urls) is (env != "prod")
+
+
+def test_people_in_prod_have_a_second_factor() -> None:
+    assert graph_of("prod").one("UserPool").inputs["mfaConfiguration"] == "ON"
+    assert graph_of("prod", mfa="OPTIONAL").one("UserPool").inputs["mfaConfiguration"] == "OPTIONAL"
+
+
+def test_where_people_are_sent_is_a_setting() -> None:
+    url = "https://a.tap.dev/in?x=1"
+    graph = graph_of("prod", callback_urls=url, logout_urls="https://a.tap.dev")
+    client = graph.one("UserPoolClient", "identity-people").inputs
+    assert (client["callbackUrls"], client["logoutUrls"]) == ([url], ["https://a.tap.dev"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {"emailSendingAccount": "COGNITO_DEFAULT"}),
+        (
+            {"email_from": "hello@tap.dev"},
+            {
+                "emailSendingAccount": "DEVELOPER",
+                "fromEmailAddress": "hello@tap.dev",
+                "sourceArn": f"arn:aws:ses:{REGION}:{ACCOUNT}:identity/tap.dev",
+            },
+        ),
+        (
+            {"email_from": "hello@tap.dev", "email_identity_arn": IDENTITY},
+            {
+                "emailSendingAccount": "DEVELOPER",
+                "fromEmailAddress": "hello@tap.dev",
+                "sourceArn": IDENTITY,
+            },
+        ),
+    ],
+)
+def test_mail_is_sent_by_cognito_or_by_an_identity_of_ses(
+    settings: dict[str, str], expected: dict[str, str]
+) -> None:
+    assert graph_of("dev", **settings).one("UserPool").inputs["emailConfiguration"] == expected
+
+
+def test_a_callback_that_is_a_placeholder_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    graph_of.cache_clear()
+    graph_of("prod", systems="api")
+    assert (
+        "callback_urls is https://app.example.com/callback, a placeholder"
+        in capsys.readouterr().err
+    )
+    graph_of("prod", systems="api", callback_urls="https://a.tap.dev")
+    assert "placeholder" not in capsys.readouterr().err
 
 
 def test_threat_protection_and_second_factor_are_settings() -> None:

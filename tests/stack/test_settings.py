@@ -35,6 +35,18 @@ def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> No
         ("prod", {"deletion_protection": "false"}, "deletion_protection must be true in prod"),
         ("prod", {"instances_min": "1"}, "instances_min must be 2 or more in prod"),
         ("prod", {"spot_percent": "100"}, "spot_percent must be 50 or less in prod"),
+        ("prod", {"mfa": "OFF"}, "mfa must be ON or OPTIONAL in prod"),
+        (
+            "prod",
+            {"callback_urls": "http://localhost:3000/callback"},
+            "callback_urls must be https URLs in prod",
+        ),
+        ("prod", {"logout_urls": "http://localhost"}, "logout_urls must be https URLs in prod"),
+        (
+            "dev",
+            {"email_identity_arn": "arn:aws:ses:us-east-1:111122223333:identity/a.b"},
+            "email_from must be given with an email_identity_arn",
+        ),
         ("prod", {"domain_name": ""}, "domain_name or certificate_arn must be given"),
         ("staging", {"plain_http": "true"}, "plain_http must be false in staging"),
         ("dev", {"nat": "none"}, "nat must not be none without an image_id"),
