@@ -388,6 +388,8 @@ RESPONSES: dict[str, tuple[list[bytes | None], int]] = {
     "byte by byte": ([bytes([each]) for each in OK + LENGTH + b"\r\n" + ANSWER], 1),
     "chunks": ([CHUNKED + b"5\r\n" + ANSWER[:5] + b"\r\n", b"%x ;ext=1\r\n" % len(ANSWER[5:])
                + ANSWER[5:] + b"\r", b"\n0\r\n", b"x-trailer: 1\r\n\r\n"], 1),
+    "chunks and a length": ([OK + LENGTH + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(ANSWER)
+                           + ANSWER + b"\r\n0\r\n\r\n"], 2),
     "until the end": ([OK + b"\r\n" + ANSWER[:9], ANSWER[9:], None], 2),
     "the last of this connection": ([OK + LENGTH + b"Connection: Close\r\n\r\n" + ANSWER], 2),
     "of HTTP/1.0": ([b"HTTP/1.0 200 OK\r\n" + LENGTH + b"\r\n" + ANSWER], 2),
