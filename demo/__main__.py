@@ -106,6 +106,11 @@ class Demonstration:
         )
         self.check("... and 38 digits, exactly", 10**37 + 1, fields["big"])
         etag = created.headers["etag"]
+        head = ann("HEAD", path)
+        self.check("HEAD", (200, "", etag), (head.status, head.body, head.headers["etag"]))
+        anonymous = self.caller("")
+        for open_path in ("/health", "/openapi.yaml"):
+            self.check(f"GET {open_path} without a token", 200, anonymous("GET", open_path).status)
         self.check("GET with If-None-Match", 304, ann("GET", path, if_none_match=etag).status)
         replaced = ann("PUT", path, '{"name": "coffee"}', if_match=etag)
         self.check("PUT with If-Match", (200, 2), (replaced.status, replaced.json()["version"]))
@@ -194,6 +199,7 @@ class Demonstration:
                 415,
                 ann("POST", "/items", "a=1", content_type="text/plain"),
             ),
+            ("a content coding", 415, ann("POST", "/items", "{}", content_encoding="gzip")),
             ("a number of 39 digits", 422, ann("POST", "/items", f'{{"a": {10**38 + 1}}}')),
             ("an unpaired surrogate", 422, ann("POST", "/items", '{"a": "\\ud800"}')),
             (
