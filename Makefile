@@ -6,7 +6,7 @@ ENV ?= dev
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every command would compile its imports again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint unit stack local bench load cost docs lock clean pr
+.PHONY: help demo dev test lint unit stack local lab bench load cost docs lock clean pr
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ demo: $(VENV)/.local ## deploy on this machine and exercise everything (ENV=dev)
 
 dev: $(VENV)/.dev ## install what development needs
 
-test: lint unit stack local ## lint, types and all tests
+test: lint unit stack local lab ## lint, types and all tests
 
 lint: $(VENV)/.dev ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -31,6 +31,9 @@ stack: $(VENV)/.dev ## tests of the program's resources: no cloud
 
 local: $(VENV)/.dev ## tests of the deployed thing on the local cloud
 	$(BIN)/pytest tests/local
+
+lab: $(VENV)/.dev ## tests of what instances run, as root: real systemd, cloud-init, networks
+	$(BIN)/pytest tests/lab
 
 bench: $(VENV)/.bench ## compare with other frameworks, time deployments
 	$(BIN)/python -m benchmarks.requests

@@ -33,7 +33,6 @@ import base64
 import binascii
 import builtins
 import codecs
-import contextlib
 import difflib
 import functools
 import hashlib
@@ -5139,11 +5138,23 @@ class FilePipeline(Component):
 # Web environment: Application
 ###############################################################################
 
+DATABASE_USER = "app"
 DATABASE_SECONDS = 8  # how long a request goes on trying, below the load balancer's 60
 DATABASE_CONNECT_SECONDS = 3
+CONNECTIONS = 8  # of each process; the other threads wait a moment for one, or answer health checks
+CONNECTION_WAIT_SECONDS = 1
 STATEMENT_MS = 5_000
 VISIT_PATH = re.compile(r"/visits/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
-_thread = threading.local()  # each thread has a connection of its own
+MIGRATIONS = (
+    "SELECT pg_advisory_xact_lock(1)",  # one instance after the other
+    f"DO $$ BEGIN CREATE ROLE {DATABASE_USER} LOGIN; EXCEPTION WHEN duplicate_object THEN END $$",
+    f"GRANT rds_iam TO {DATABASE_USER}",
+    "CREATE TABLE IF NOT EXISTS visits (id uuid PRIMARY KEY, at timestamptz DEFAULT now())",
+    f"GRANT SELECT, INSERT ON visits TO {DATABASE_USER}",
+)
+_idle: list[Any] = []  # connections that no request uses
+_free = threading.BoundedSemaphore(CONNECTIONS)
+_outage = threading.Event()  # set while the database is known to be down
 
 
 def web(
@@ -5197,44 +5208,61 @@ def serve(method: str, path: str) -> tuple[str, Any]:
 def query(statement: str, *values: Any) -> list[Any]:
     """The rows of an idempotent statement, which is repeated when the connection is lost.
 
-    Goes on for DATABASE_SECONDS, through a restart or failover of the database and a rotation of
-    its password; then raises psycopg's OperationalError.
+    Goes on for DATABASE_SECONDS, through a restart or failover of the database; then raises
+    psycopg's OperationalError. In an outage only as many requests as there are connections wait
+    like that; the others fail at once, and threads stay free for health checks.
     """
     import psycopg
 
+    if not _free.acquire(timeout=0 if _outage.is_set() else CONNECTION_WAIT_SECONDS):
+        raise psycopg.OperationalError("all connections are in use")
     deadline, wait = time.monotonic() + DATABASE_SECONDS, 0.05
-    while True:
-        try:
-            cursor = connection().execute(statement, values)
-            return cursor.fetchall() if cursor.description else []
-        except (psycopg.OperationalError, psycopg.InterfaceError):
-            forget_connection()
-            if time.monotonic() + wait > deadline:
-                raise
-        jittered_pause(wait)
-        wait = min(2 * wait, 1.0)
+    try:
+        while True:
+            try:
+                rows = execute(statement, values)
+                _outage.clear()
+                return rows
+            except (psycopg.OperationalError, psycopg.InterfaceError):
+                _outage.set()
+                if time.monotonic() + wait > deadline:
+                    raise
+            jittered_pause(wait)
+            wait = min(2 * wait, 1.0)
+    finally:
+        _free.release()
 
 
-def connection() -> Any:
-    """This thread's connection, made with the current password."""
-    found = getattr(_thread, "connection", None)
-    if found is None or found.closed:
-        found = _thread.connection = connect()
-    return found
+def execute(statement: str, values: Sequence[Any]) -> list[Any]:
+    """The rows of a statement, on an idle connection or a new one; a failure closes all idle."""
+    try:
+        connection = _idle.pop()
+    except IndexError:
+        connection = connect()
+    try:
+        cursor = connection.execute(statement, values)
+        rows = cursor.fetchall() if cursor.description else []
+    except Exception:
+        lost, _idle[:] = [connection, *_idle], []
+        for each in lost:
+            each.close()
+        raise
+    _idle.append(connection)
+    return rows
 
 
-def connect() -> Any:
-    """A new connection over verified TLS; the secret is read each time, as it is rotated."""
+def connect(user: str = DATABASE_USER, password: str = "") -> Any:
+    """A new connection over verified TLS, as `user`: with a password, or as IAM lets the role."""
     import psycopg
 
-    response = client("secretsmanager").get_secret_value(SecretId=os.environ["SECRET_ARN"])
-    secret = json.loads(response["SecretString"])
-    made = psycopg.connect(
-        host=os.environ["DATABASE_HOST"],
-        port=int(os.environ["DATABASE_PORT"]),
+    host, port = os.environ["DATABASE_HOST"], int(os.environ["DATABASE_PORT"])
+    return psycopg.connect(
+        host=host,
+        port=port,
         dbname=os.environ["DATABASE_NAME"],
-        user=secret["username"],
-        password=secret["password"],
+        user=user,
+        # Signed here, without a call, and good for 15 minutes.
+        password=password or client("rds").generate_db_auth_token(host, port, user),
         sslmode="verify-full",
         sslrootcert=os.environ["DATABASE_CA"],
         connect_timeout=DATABASE_CONNECT_SECONDS,
@@ -5242,21 +5270,17 @@ def connect() -> Any:
         options=f"-c statement_timeout={STATEMENT_MS}",
         autocommit=True,
     )
-    with contextlib.suppress(psycopg.errors.UniqueViolation):  # another thread makes it right now
-        made.execute(
-            "CREATE TABLE IF NOT EXISTS visits (id uuid PRIMARY KEY, at timestamptz DEFAULT now())"
-        )
-    return made
 
 
-def forget_connection() -> None:
-    """Closes this thread's connection, if it has one."""
-    import psycopg
-
-    found, _thread.connection = getattr(_thread, "connection", None), None
-    if found is not None:
-        with contextlib.suppress(psycopg.Error):  # it may be broken
-            found.close()
+def migrate() -> None:
+    """With the argument `migrate`: makes role and table as the master, at an instance's start."""
+    if sys.argv[1:] != ["migrate"]:
+        return
+    found = client("secretsmanager").get_secret_value(SecretId=os.environ["SECRET_ARN"])
+    secret = json.loads(found["SecretString"])
+    with connect(secret["username"], secret["password"]) as made, made.transaction():
+        for each in MIGRATIONS:
+            made.execute(each)
 
 
 ###############################################################################
@@ -5699,7 +5723,8 @@ MEMORY_MB = {"micro": 1_024, "small": 2_048, "medium": 4_096, "large": 8_192, "x
 class Database(Component):
     """PostgreSQL on RDS in isolated subnets: TLS forced, encrypted, backed up, with snapshots.
 
-    The master password is in a secret that RDS creates and rotates; nobody else knows it.
+    The master password is in a secret that RDS creates and rotates; the application has a user of
+    its own, without a password: IAM lets it in.
     `topic_arn` is notified of the database's events.
 
     Costs its instance class by the hour and storage by the GB and month, both twice with a standby,
@@ -5726,6 +5751,9 @@ class Database(Component):
         self.events = self._events(topic_arn)
         #: ARN of the secret with the master password.
         self.secret_arn = self.instance.master_user_secrets[0].secret_arn
+        user = Output.format("dbuser:{0}/{1}", self.instance.resource_id, DATABASE_USER)
+        #: ARN of the application's user, who comes with a token of IAM.
+        self.user_arn = self.aws_context.arn("rds-db", user)
         self.snapshots = self._snapshots()
         self.schedule = self.snapshots.schedule("cron(30 1 * * ? *)", "A snapshot every night")
         self.register_outputs({"endpoint": self.instance.endpoint})
@@ -6151,7 +6179,8 @@ class WebTier(Component):
                 subnets=network.subnets["private"],
                 instance_types=args.instance_types,
                 statements=[
-                    allow("secretsmanager:GetSecretValue", on=database.secret_arn),
+                    allow("rds-db:connect", on=database.user_arn),
+                    allow("secretsmanager:GetSecretValue", on=database.secret_arn),  # to migrate
                     allow("kms:Decrypt", on=self.key_arn),
                     *agent_statements(self.logs),
                 ],
@@ -6247,7 +6276,7 @@ def web_script(log_group: str, region: str, secret: str, host: str) -> str:
         port=str(POSTGRES_PORT),
         database=DATABASE_NAME,
         web_port=str(WEB_PORT),
-        source=bundle(web, modules=INSTANCE_MODULES).rstrip(),
+        source=bundle(web, migrate, INSTANCE_MODULES).rstrip(),
     )
     return install + agent_script(log_group, "/var/log/web.log")
 
@@ -7043,7 +7072,8 @@ WEB_SCRIPT = """#!/bin/bash
 # Installs the application and starts it under systemd.
 set -euo pipefail
 dnf install -y -q python3.11 python3.11-pip
-id web > /dev/null 2>&1 || useradd --system --shell /sbin/nologin web
+# Its home, which libpq looks into, must not be under /home, which its unit hides.
+id web > /dev/null 2>&1 || useradd --system --home-dir /opt/web --shell /sbin/nologin web
 install -d /opt/web
 cat > /opt/web/requirements.txt <<'PACKAGES'
 @packages@
@@ -7056,18 +7086,29 @@ python3.11 -m venv /opt/web/venv
 cat > /opt/web/index.py <<'SOURCE'
 @source@
 SOURCE
+cat > /opt/web/environment <<'VARIABLES'
+AWS_DEFAULT_REGION=@region@
+DATABASE_HOST=@host@
+DATABASE_PORT=@port@
+DATABASE_NAME=@database@
+DATABASE_CA=/opt/web/rds.pem
+VARIABLES
+xargs -a /opt/web/environment sh -c 'exec env "$@" SECRET_ARN=@secret@ \\
+    /opt/web/venv/bin/python /opt/web/index.py migrate' sh
 cat > /etc/systemd/system/web.service <<'UNIT'
 [Unit]
 Description=The web application
 After=network-online.target
 Wants=network-online.target
+StartLimitIntervalSec=0
 [Service]
 User=web
 WorkingDirectory=/opt/web
-Environment=AWS_DEFAULT_REGION=@region@ SECRET_ARN=@secret@ DATABASE_HOST=@host@
-Environment=DATABASE_PORT=@port@ DATABASE_NAME=@database@ DATABASE_CA=/opt/web/rds.pem
-ExecStart=/opt/web/venv/bin/gunicorn --bind 0.0.0.0:@web_port@ --workers 2 --threads 8 \\
-    --timeout 30 --graceful-timeout 30 --access-logfile - index:web
+EnvironmentFile=/opt/web/environment
+# Kept longer than the load balancer keeps them: no request meets a connection that is closing.
+ExecStart=/opt/web/venv/bin/gunicorn --bind 0.0.0.0:@web_port@ --workers 2 --threads 32 \\
+    --keep-alive 75 --timeout 30 --graceful-timeout 30 --no-control-socket --access-logfile - \\
+    index:web
 StandardOutput=append:/var/log/web.log
 StandardError=append:/var/log/web.log
 Restart=always
@@ -7076,6 +7117,15 @@ NoNewPrivileges=yes
 ProtectSystem=strict
 ProtectHome=yes
 PrivateTmp=yes
+PrivateDevices=yes
+ProtectProc=invisible
+ProtectControlGroups=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+CapabilityBoundingSet=
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+SystemCallFilter=@system-service
 [Install]
 WantedBy=multi-user.target
 UNIT
@@ -7083,6 +7133,8 @@ printf '/var/log/web.log {\\n    daily\\n    rotate 3\\n    copytruncate\\n    m
     > /etc/logrotate.d/web
 systemctl daemon-reload
 systemctl enable --now web
+curl -sSf -o /dev/null --retry 300 --retry-delay 1 --retry-max-time 300 --retry-all-errors \\
+    http://127.0.0.1:@web_port@/readyz
 """
 BASTION_SCRIPT = """#!/bin/bash
 # Sends the log of logins away, where who comes in cannot change it.

@@ -53,6 +53,7 @@ class Recorder:
             "masterUserSecrets": [
                 {"secretArn": f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:db"}
             ],
+            "resourceId": f"{name}-resource",
             "url": f"https://sqs.{REGION}.amazonaws.com/{ACCOUNT}/{name}",
             "version": "1",
         }

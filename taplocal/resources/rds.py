@@ -120,7 +120,7 @@ class Instance(Handler):
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         name = inputs["identifier"]
-        cloud.client("rds").create_db_instance(
+        made = cloud.client("rds").create_db_instance(
             DBInstanceIdentifier=name,
             Tags=tag_list(inputs.get("tags")),
             **{argument: inputs[key] for key, argument in ARGUMENTS.items() if key in inputs},
@@ -130,6 +130,7 @@ class Instance(Handler):
             "arn": cloud.arn("rds", f"db:{name}"),
             "address": address,
             "endpoint": f"{address}:{inputs['port']}",
+            "resourceId": made["DBInstance"]["DbiResourceId"],
             "masterUserSecrets": [{"secretArn": self._secret(cloud, inputs)}],
         }
 

@@ -1,4 +1,7 @@
-"""A PostgreSQL of the tests' own, Debian's or any on the PATH, that takes nobody without TLS."""
+"""A PostgreSQL of the tests' own, Debian's or any on the PATH, that takes nobody without TLS.
+
+As on RDS, members of `rds_iam` come with a token of IAM: `Tokens` verifies its signature.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,15 @@ import datetime
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
+import threading
+from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import psycopg
 from cryptography import x509
@@ -17,7 +25,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+import tap_stack
+
 SECONDS = 60  # a guard against hanging
+SECRET_KEY = "local"  # of the roles in tests
 NOBODY = 65_534  # PostgreSQL refuses to run as root
 
 
@@ -35,12 +46,22 @@ def free_port() -> int:
 
 
 class Postgres:
-    """One server below a folder; `ca` is the certificate that clients must trust."""
+    """One server below a folder; `ca` is the certificate that clients must trust.
 
-    def __init__(self, folder: Path):
+    `host` is its name in the certificate.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        host: str = "localhost",
+        address: str = "127.0.0.1",
+        port: int = 0,
+    ):
         found = binaries()
         assert found
-        self.bin, self.folder, self.port = found, folder, free_port()
+        self.bin, self.folder, self.port = found, folder, port or free_port()
+        self.host, self.address = host, address
         self.data, self.ca = folder / "data", folder / "ca.pem"
         self.password = secrets.token_hex(8)
         self.user: Any = {"user": NOBODY, "group": NOBODY} if os.geteuid() == 0 else {}
@@ -60,7 +81,7 @@ class Postgres:
             "UTF8",
         )
         settings = {
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": address,
             "port": self.port,
             "unix_socket_directories": "",
             "ssl": "on",
@@ -72,33 +93,51 @@ class Postgres:
         lines = "".join(f"{key} = '{value}'\n" for key, value in settings.items())
         with (self.data / "postgresql.conf").open("a") as file:
             file.write(lines)
+        self.tokens = Tokens(self.host, self.port)
         # As with rds.force_ssl: whoever comes without TLS is refused.
-        (self.data / "pg_hba.conf").write_text("hostssl all all 127.0.0.1/32 scram-sha-256\n")
+        (self.data / "pg_hba.conf").write_text(
+            f'hostssl all +rds_iam all ldap ldapserver=127.0.0.1 ldapport={self.tokens.port} ldapprefix="user="\n'
+            "hostssl all all all scram-sha-256\n"
+        )
         self.start()
+        self.execute(f"CREATE DATABASE {tap_stack.DATABASE_NAME}", dbname="postgres")
+        self.execute("CREATE ROLE rds_iam")
 
     def start(self) -> None:
         """Starts it and waits until it answers."""
         log = str(self.folder / "log")
         self._run("pg_ctl", "-D", str(self.data), "-l", log, "-w", "-t", str(SECONDS), "start")
 
+    def close(self) -> None:
+        """Ends it for good."""
+        self.stop()
+        self.tokens.close()
+
     def stop(self, mode: str = "immediate") -> None:
         """Stops it; `immediate` is a crash."""
         self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "stop")
 
-    def execute(self, statement: str) -> list[Any]:
+    def freeze(self, by: int = signal.SIGSTOP) -> None:
+        """Stops all its processes where they are; connections stay open, and nothing answers."""
+        first = int((self.data / "postmaster.pid").read_text().split()[0])
+        listed = subprocess.run(["pgrep", "-P", str(first)], capture_output=True, check=True)
+        for each in (first, *map(int, listed.stdout.split())):
+            os.kill(each, by)
+
+    def execute(self, statement: str, **changes: Any) -> list[Any]:
         """Runs a statement as the master, whose password is `password`."""
-        with psycopg.connect(
-            **self.connection_arguments(), sslmode="verify-full", autocommit=True
-        ) as connection:
+        arguments = {**self.connection_arguments(), "sslmode": "verify-full", **changes}
+        with psycopg.connect(**arguments, autocommit=True) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
     def connection_arguments(self) -> dict[str, Any]:
         """What a client needs to know."""
         return {
-            "host": "localhost",
+            "host": self.host,
+            "hostaddr": self.address,
             "port": self.port,
-            "dbname": "postgres",
+            "dbname": tap_stack.DATABASE_NAME,
             "user": "master",
             "password": self.password,
             "sslrootcert": str(self.ca),
@@ -120,15 +159,9 @@ class Postgres:
     def _certificates(self) -> None:
         authority, key = certificate("tests' authority", None, None)
         self.ca.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
-        server, server_key = certificate("localhost", authority, key)
+        server, server_key = certificate(self.host, authority, key)
         (self.folder / "server.pem").write_bytes(server.public_bytes(serialization.Encoding.PEM))
-        (self.folder / "server.key").write_bytes(
-            server_key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
+        (self.folder / "server.key").write_bytes(pem(server_key))
         (self.folder / "server.key").chmod(0o600)
 
     def _give_away(self) -> None:
@@ -137,14 +170,84 @@ class Postgres:
                 os.chown(each, NOBODY, NOBODY)
 
 
+class Tokens:
+    """Verifies tokens of IAM for PostgreSQL, which asks by a simple bind of LDAP (RFC 4511)."""
+
+    def __init__(self, host: str, port: int):
+        self.address, self.users = f"{host}:{port}", Counter[str]()
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        """Verifies no more."""
+        self.socket.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                asker, _ = self.socket.accept()
+            except OSError:
+                return
+            with asker:
+                number, name, token = bind_request(asker.recv(65_536))
+                user = name.removeprefix("user=")
+                self.users[user] += 1
+                result = 0 if self._valid(user, token) else 49  # invalidCredentials
+                asker.sendall(bytes([0x30, 12, 2, 1, number, 0x61, 7, 10, 1, result, 4, 0, 4, 0]))
+
+    def _valid(self, user: str, token: str) -> bool:
+        """Whether a token lets this user in here, signed with the key of the tests' roles."""
+        address, _, query = token.partition("/?")
+        signed, _, signature = query.partition("&X-Amz-Signature=")
+        values = dict(parse_qsl(signed))
+        scope = values["X-Amz-Credential"].partition("/")[2]
+        request = f"GET\n/\n{'&'.join(sorted(signed.split('&')))}\nhost:{address}\n\nhost\n{sha256(b'').hexdigest()}"
+        text = f"AWS4-HMAC-SHA256\n{values['X-Amz-Date']}\n{scope}\n{sha256(request.encode()).hexdigest()}"
+        return (
+            (address, values["Action"], values["DBUser"]) == (self.address, "connect", user)
+            and scope.split("/")[2] == "rds-db"
+            and signature == tap_stack.sign(text, SECRET_KEY, scope)
+        )
+
+
+def bind_request(message: bytes) -> tuple[int, str, str]:
+    """Number, name and password of a simple bind."""
+
+    def value(data: bytes) -> tuple[bytes, bytes]:
+        """The first value of a BER encoding, and what follows it."""
+        size, start = data[1], 2
+        if size & 0x80:
+            start += size & 0x7F
+            size = int.from_bytes(data[2:start])
+        return data[start : start + size], data[start + size :]
+
+    envelope, _ = value(message)
+    number, rest = value(envelope)
+    bind, _ = value(rest)
+    _, rest = value(bind)  # the version
+    name, rest = value(rest)
+    return int.from_bytes(number), name.decode(), value(rest)[0].decode()
+
+
+def pem(key: Any) -> bytes:
+    """A private key as a file has it."""
+    kind = serialization.PrivateFormat.PKCS8
+    return bytes(key.private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption()))
+
+
 def certificate(
-    name: str, issuer: x509.Certificate | None, issuer_key: Any, serial: int | None = None
+    name: str,
+    issuer: x509.Certificate | None,
+    issuer_key: Any,
+    *more: str,
+    serial: int | None = None,
 ) -> tuple[x509.Certificate, Any]:
     """A certificate for a host, or without an issuer an authority's own, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
-    names = x509.SubjectAlternativeName([x509.DNSName(name)])
+    names = x509.SubjectAlternativeName([x509.DNSName(each) for each in (name, *more)])
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -160,4 +263,4 @@ def certificate(
     return builder.sign(issuer_key or key, hashes.SHA256()), key
 
 
-__all__ = ["Postgres", "binaries", "certificate", "free_port"]
+__all__ = ["SECRET_KEY", "Postgres", "binaries", "certificate", "free_port", "pem"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from taplocal import access
 from taplocal.access import Response
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
-from tests.local.postgres import Postgres, binaries, certificate, free_port
+from tests.local.postgres import SECRET_KEY, Postgres, binaries, certificate, free_port
 
 pytestmark = pytest.mark.skipif(
     binaries() is None, reason="there is no PostgreSQL: apt-get install postgresql"
@@ -39,7 +40,7 @@ def postgres() -> Iterator[Postgres]:
     with tempfile.TemporaryDirectory() as folder:  # pytest's own only its user may enter
         created = Postgres(Path(folder))
         yield created
-        created.stop()
+        created.close()
 
 
 class Application:
@@ -47,33 +48,41 @@ class Application:
 
     def __init__(self, deployed: Session, postgres: Postgres, folder: Path, **changes: str):
         self.port, self.secrets = free_port(), deployed.cloud.client("secretsmanager")
-        self.postgres, self.name = postgres, f"web-{uuid.uuid4().hex[:8]}"
+        self.postgres, self.password = postgres, postgres.password
+        self.name = f"web-{uuid.uuid4().hex[:8]}"
         self.arn = self.secrets.create_secret(Name=self.name, SecretString=self.secret())["ARN"]
-        source = tap_stack.bundle(tap_stack.web, modules=tap_stack.INSTANCE_MODULES)
+        source = tap_stack.bundle(tap_stack.web, tap_stack.migrate, tap_stack.INSTANCE_MODULES)
         (folder / "index.py").write_text(source)
-        environment = {
+        self.environment = {
             "PATH": os.environ["PATH"],
             "AWS_ENDPOINT_URL": deployed.cloud.emulator.url,
             "AWS_ACCESS_KEY_ID": deployed.cloud.account,
-            "AWS_SECRET_ACCESS_KEY": "local",
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_DEFAULT_REGION": deployed.cloud.region,
             "SECRET_ARN": self.arn,
             "DATABASE_HOST": "localhost",
             "DATABASE_PORT": str(postgres.port),
-            "DATABASE_NAME": "postgres",
+            "DATABASE_NAME": tap_stack.DATABASE_NAME,
             "DATABASE_CA": str(postgres.ca),
             **changes,
         }
-        (line,) = re.findall(r"bin/gunicorn (.+?) index:web", tap_stack.WEB_SCRIPT, re.DOTALL)
+        if not changes:
+            self.migrate(folder)
+        (line,) = re.findall(r"bin/gunicorn (.+?) \\?\s*index:web", tap_stack.WEB_SCRIPT, re.DOTALL)
         options = line.replace("\\\n", " ").replace("0.0.0.0:@web_port@", f"127.0.0.1:{self.port}")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", *options.split(), "index:web"],
             cwd=folder,
-            env=environment,
+            env=self.environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         self.until(lambda: self.get("/healthz").status == 200)
+
+    def migrate(self, folder: Path) -> None:
+        """What an instance does before it starts the application."""
+        command = [sys.executable, "index.py", "migrate"]
+        subprocess.run(command, cwd=folder, env=self.environment, check=True, timeout=60)
 
     def secret(self) -> str:
         """The master's user and password, as RDS has them in the secret."""
@@ -113,7 +122,7 @@ def web(
 
 
 @contextmanager
-def load(web: Application) -> Iterator[dict[str, Any]]:
+def load(web: Application, clients: int = 6) -> Iterator[dict[str, Any]]:
     """Visits by several clients, each tried again once after a moment if it fails."""
     results: dict[str, Any] = {"statuses": Counter(), "longest": 0.0, "visits": set(), "lost": []}
     stop, lock = threading.Event(), threading.Lock()
@@ -132,14 +141,14 @@ def load(web: Application) -> Iterator[dict[str, Any]]:
                 results["longest"] = max(results["longest"], seconds)
                 results["visits"].add(visit)
 
-    clients = [threading.Thread(target=client) for _ in range(6)]
-    for each in clients:
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for each in threads:
         each.start()
     try:
         yield results
     finally:
         stop.set()
-        for each in clients:
+        for each in threads:
             each.join()
 
 
@@ -201,24 +210,52 @@ def test_a_crash_of_the_database_under_load_loses_nothing(
     assert recorded(postgres, results["visits"]) == results["visits"]
 
 
-def test_a_rotated_password_under_load_is_noticed_by_nobody(
+def test_it_comes_as_a_role_of_its_own_that_may_do_no_more_than_it_does(
     web: Application, postgres: Postgres
 ) -> None:
     with load(web) as results:
         time.sleep(0.5)
-        old, new = postgres.password, uuid.uuid4().hex
-        postgres.execute(f"ALTER ROLE master PASSWORD '{new}'")
-        postgres.password = new
-        # Connections that are made now meet the old secret; it is changed a moment later.
-        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = 'master'"
-        postgres.execute(others)
+        # The master's password is rotated, and no secret has the new one: nobody notices.
+        postgres.password = uuid.uuid4().hex
+        postgres.execute(f"ALTER ROLE master PASSWORD '{postgres.password}'", password=web.password)
+        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'"
+        assert len(postgres.execute(others)) > 0
         time.sleep(1)
-        web.secrets.put_secret_value(SecretId=web.name, SecretString=web.secret())
-        time.sleep(2)
-    assert old != new
     assert set(results["statuses"]) == {200}
     assert results["longest"] < LONGEST
     assert recorded(postgres, results["visits"]) == results["visits"]
+    assert set(postgres.tokens.users) == {"app"}
+    for forbidden in ("DELETE FROM visits", "CREATE TABLE more ()", "SELECT * FROM pg_authid"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            postgres.execute(f"SET ROLE app; {forbidden}")
+
+
+def test_a_token_of_another_key_is_refused(deployed: Session, postgres: Postgres, tmp_path: Path) -> None:  # fmt: skip
+    web = Application(deployed, postgres, tmp_path, AWS_SECRET_ACCESS_KEY="another")
+    try:
+        assert web.get("/readyz").status == 503
+    finally:
+        web.stop()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_health_never_fails_while_many_clients_wait_for_a_database_that_is_down(
+    web: Application, postgres: Postgres, hangs: bool
+) -> None:
+    with load(web, clients=60) as results:
+        time.sleep(1)
+        postgres.freeze() if hangs else postgres.stop("immediate")
+        started, longest = time.monotonic(), 0.0
+        while time.monotonic() < started + 15:
+            asked = time.monotonic()
+            assert web.get("/healthz").status == 200
+            longest = max(longest, time.monotonic() - asked)
+            time.sleep(0.2)
+        postgres.freeze(signal.SIGCONT) if hangs else postgres.start()
+        web.until(lambda: web.get("/readyz").status == 200)
+        web.until(lambda: web.get("/readyz").status == 200)
+    assert longest < 5  # the load balancer's patience
+    assert set(results["statuses"]) <= {200, 503}
 
 
 def test_without_a_database_it_lives_and_says_so_in_time(

@@ -85,7 +85,7 @@ def run(script: str, folder: Path, **stubs: str) -> subprocess.CompletedProcess[
 
 
 def test_the_web_script_installs_the_application_and_starts_it(tmp_path: Path) -> None:
-    made = "mkdir -p $3/bin; printf '#!/bin/bash\\nexit 1\\n' > $3/bin/python; printf '#!/bin/bash\\ntouch $0.ran\\n' > $3/bin/pip; chmod +x $3/bin/*"
+    made = "mkdir -p $3/bin; printf '#!/bin/bash\\n[ $1 != -c ]\\n' > $3/bin/python; printf '#!/bin/bash\\ntouch $0.ran\\n' > $3/bin/pip; chmod +x $3/bin/*"
     fetched = 'while [ "$1" != -o ]; do shift; done; echo certificates > "$2"'
     completed = run(
         user_data(graph_of("dev"), "web-fleet"),
@@ -99,13 +99,13 @@ def test_the_web_script_installs_the_application_and_starts_it(tmp_path: Path) -
     )
     assert completed.returncode == 0, completed.stderr
     web = tmp_path / "opt/web"
-    source = tap_stack.bundle(tap_stack.web, modules=tap_stack.INSTANCE_MODULES).rstrip()
+    source = tap_stack.bundle(tap_stack.web, tap_stack.migrate, tap_stack.INSTANCE_MODULES).rstrip()
     assert (web / "index.py").read_text().rstrip() == source
     assert (web / "requirements.txt").read_text().strip() == tap_stack.WEB_PACKAGES.strip()
     assert (web / "rds.pem").read_text() == "certificates\n"
     assert (web / "venv/bin/pip.ran").exists()
     unit = (tmp_path / "etc/systemd/system/web.service").read_text()
-    assert "DATABASE_HOST=database.example" in unit
+    assert "DATABASE_HOST=database.example\n" in (web / "environment").read_text()
     assert "index:web" in unit
     agent = json.loads((tmp_path / "opt/aws/amazon-cloudwatch-agent/etc/agent.json").read_text())
     (shipped,) = agent["logs"]["logs_collected"]["files"]["collect_list"]

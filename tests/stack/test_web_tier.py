@@ -43,7 +43,7 @@ def test_the_zone_of_the_name_gets_the_proof() -> None:
 
 def test_the_instances_get_the_application_and_exactly_these_packages() -> None:
     script = user_data(graph_of("dev"), "web-fleet")
-    source = tap_stack.bundle(tap_stack.web, modules=tap_stack.INSTANCE_MODULES).rstrip()
+    source = tap_stack.bundle(tap_stack.web, tap_stack.migrate, tap_stack.INSTANCE_MODULES).rstrip()
     assert source in script
     compile(source, "index.py", "exec")
     packages = tap_stack.WEB_PACKAGES.split("\n")[1:-1]

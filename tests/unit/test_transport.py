@@ -609,7 +609,7 @@ class Authorities:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
         self.folder = folder
         long_name = "an authority whose serial number is like Amazon's"
-        self.amazon = certificate(long_name, None, None, 0x066C9F << 128 | 1)
+        self.amazon = certificate(long_name, None, None, serial=0x066C9F << 128 | 1)
         self.other, self.unknown = certificate("o", None, None), certificate("u", None, None)
         trusted = [each.public_bytes(Encoding.PEM) for each, _ in (self.other, self.amazon)]
         (folder / "trusted.pem").write_bytes(b"".join(trusted))

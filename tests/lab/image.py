@@ -1,0 +1,142 @@
+"""What stands in for the AMI: Debian with AL2023's cloud-init, systemd and networkd, and stubs for the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.stack.conftest import REGION
+
+ROOT = Path(__file__).parents[2]
+UV = Path(sys.executable).with_name("uv")
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+#: AL2023 has systemd 252 too, and cloud-init 22.2 where Debian 12 has 22.4.
+SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
+PACKAGES = """systemd-sysv dbus udev cloud-init iproute2 python3-venv curl ca-certificates procps kmod
+    openssh-server rsyslog logrotate""".split()
+AWS_CLI = "awscli==1.46.3"  # the AMI has the command line; this one checks the names of arguments
+INTERNET = "198.51.100.10"  # where the lab's internet answers as AWS's API, without TLS
+TLS = "198.51.100.11"
+HOSTS = ("truststore.pki.rds.amazonaws.com", f"ec2.{REGION}.amazonaws.com")
+DATABASE = "10.0.128.10"
+BUILD_SECONDS = 600  # a guard against hanging
+NEEDS = ("mmdebstrap", "dnsmasq", "nft", "ip", "unshare", "nsenter")
+
+FILES = {
+    "etc/cloud/cloud.cfg.d/99_lab.cfg": """\
+datasource_list: [Ec2]
+network: {config: disabled}  # amazon-ec2-net-utils owns it
+locale: false
+ssh_genkeytypes: [ed25519]
+""",
+    "etc/cloud/ds-identify.cfg": "policy: enabled\ndatasource: Ec2\n",
+    # Of amazon-ec2-net-utils: DHCP on every interface, at metric 512 and above.
+    "etc/systemd/network/80-ec2.network": """\
+[Match]
+Name=ens*
+[Network]
+DHCP=ipv4
+LinkLocalAddressing=no
+[DHCPv4]
+RouteMetric=512
+UseHostname=no
+""",
+    "etc/systemd/system.conf.d/lab.conf": f"""\
+[Manager]
+DefaultEnvironment=AWS_ENDPOINT_URL=http://{INTERNET}:443 AWS_RETRY_MODE=standard
+""",
+    "etc/machine-id": "",
+    "etc/resolv.conf": "nameserver 127.0.0.1\n",  # refuses at once; a dead one costs 20 s
+    "etc/hosts": f"""\
+127.0.0.1 localhost
+{TLS} {" ".join(HOSTS)}
+{DATABASE} database.example
+""",
+    "usr/local/bin/aws": """\
+#!/bin/sh
+PYTHONPATH=/opt/awscli exec python3 -m awscli "$@"
+""",
+    # The packages that user data may name; AL2023 has each of them (its own package lists).
+    "usr/local/bin/dnf": """\
+#!/bin/bash
+for each; do case $each in install|-y|-q) ;;
+    python3.11|python3.11-pip|amazon-cloudwatch-agent|rsyslog|postgresql17) ;;
+    *) echo "No match for argument: $each" >&2; exit 1;; esac; done
+[ ! -e /etc/dnf-fails ]
+""",
+    "opt/aws/amazon-cloudwatch-agent/bin/amazon-cloudwatch-agent-ctl": """\
+#!/bin/sh
+exec python3 -m json.tool /opt/aws/amazon-cloudwatch-agent/etc/agent.json /run/agent.json
+""",
+    "opt/aws/amazon-cloudwatch-agent/etc/.keep": "",
+    "opt/web/venv/bin/gunicorn": """\
+#!/opt/web/venv/bin/python
+from gunicorn.app.wsgiapp import run
+run()
+""",
+}
+
+
+def why_not() -> str:
+    """Why the lab cannot run here; empty if it can. CONTRIBUTING.md lists the reason."""
+    spaces = [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--net",
+        "--uts",
+        "--ipc",
+        "--cgroup",
+        "true",
+    ]
+    missing = [each for each in NEEDS if not shutil.which(each)]
+    if os.geteuid() or missing or not Path(KEYRING).exists():
+        return "the lab needs root and Debian's packages: .ci/run"
+    done = subprocess.run(spaces, capture_output=True, check=False)
+    return "" if done.returncode == 0 else "the lab needs root and Debian's packages: .ci/run"
+
+
+def build() -> Path:
+    """The root file system, built once for each version of this file and of the packages."""
+    parts = [Path(__file__).read_bytes(), (ROOT / "requirements-dev.txt").read_bytes()]
+    key = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+    root = Path(sys.prefix) / f"lab-{key}"
+    if root.exists():
+        return root
+    for old in Path(sys.prefix).glob("lab-*"):
+        shutil.rmtree(old)
+    new = root.with_name(f"lab-new-{key}")
+    include = f"--include={','.join(PACKAGES)}"
+    # As one layer of an overlay, which needs no cache of apt.
+    _run("mmdebstrap", "--quiet", "--variant=minbase", include, f"--keyring={KEYRING}", SUITE, new, MIRROR)  # fmt: skip
+    _install(new / "opt/awscli", AWS_CLI)
+    web = ["gunicorn", "psycopg[binary]", "boto3", "-c", str(ROOT / "requirements-dev.txt")]
+    _install(new / "opt/web/venv/lib/python3.11/site-packages", *web)
+    for name, text in FILES.items():
+        path = new / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_text(text)
+        path.chmod(0o755 if text.startswith("#!") else 0o644)
+    (new / "var/log/journal").mkdir(exist_ok=True)
+    _run("chroot", new, "systemctl", "--quiet", "enable", "systemd-networkd")
+    _run("chroot", new, "systemctl", "--quiet", "disable", "rsyslog", "logrotate.timer", "apt-daily.timer", "apt-daily-upgrade.timer")  # fmt: skip
+    _run("chroot", new, "systemctl", "--quiet", "mask", "console-getty")
+    return new.rename(root)
+
+
+def _install(target: Path, *what: str) -> None:
+    options = ["--quiet", "--python-version", "3.11", "--only-binary", ":all:", "--target"]
+    _run(UV, "pip", "install", *options, str(target), *what)
+
+
+def _run(*command: str | Path) -> None:
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
