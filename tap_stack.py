@@ -134,6 +134,11 @@ def valid_tags(tags: Mapping[str, str]) -> bool:
 
 
 ANYTHING: Rule = (lambda _: True, "anything")
+A_CERTIFICATE = text_like(r"(arn:aws[a-z-]*:acm:\S+)?", "the ARN of an ACM certificate, or empty")
+A_DOMAIN_NAME = text_like(
+    r"(?=.{0,253}$)(([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,})?",
+    "a domain name such as app.example.com, or empty",
+)
 A_TABLE_NAME = text_like(r"([A-Za-z0-9_.-]{3,255})?", "3 to 255 letters, digits and _.-, or empty")
 A_TAG_VALUE = text_like(f"{TAG}{{1,256}}", "1 to 256 letters, digits, spaces and _.:/=+-@")
 
@@ -196,8 +201,28 @@ class TapStackArgs:
         "Refuse to delete tables, files bucket, database, load balancer, user pool and key.",
         PerTier(False, False, True),
     )
+    hosted_zone_id: str = setting(
+        "Route 53 hosted zone of `domain_name` and `api_domain_name`, which gets their records. "
+        "Without it they are yours to add, and a certificate waits for its own.",
+        "",
+        text_like(r"(Z[A-Z0-9]{1,31})?", "a hosted zone's id such as Z0123456789ABC, or empty"),
+    )
 
     # Serverless API
+    api_domain_name: str = setting(
+        "Domain name of the API; empty for the address that API Gateway gives it. A certificate is "
+        "requested for it, unless `api_certificate_arn` is given.",
+        "",
+        A_DOMAIN_NAME,
+    )
+    api_certificate_arn: str = setting(
+        "ARN of a certificate of `api_domain_name`, in the stack's region.", "", A_CERTIFICATE
+    )
+    api_default_endpoint: bool = setting(
+        "Keep the address that API Gateway gives beside `api_domain_name`, until all callers have "
+        "moved.",
+        False,
+    )
     table_name: str = setting(
         "Name of the items table; empty for `<project>-items-<environment>`.", "", A_TABLE_NAME
     )
@@ -411,21 +436,10 @@ class TapStackArgs:
     domain_name: str = setting(
         "Domain name that a certificate is requested for, unless `certificate_arn` is given.",
         PerTier("", "staging.example.com", "app.example.com"),
-        text_like(
-            r"(?=.{0,253}$)(([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,})?",
-            "a domain name such as app.example.com, or empty",
-        ),
-    )
-    hosted_zone_id: str = setting(
-        "Route 53 hosted zone of the domain name; without it the certificate waits for your own "
-        "DNS record.",
-        "",
-        text_like(r"(Z[A-Z0-9]{1,31})?", "a hosted zone's id such as Z0123456789ABC, or empty"),
+        A_DOMAIN_NAME,
     )
     certificate_arn: str = setting(
-        "ARN of the load balancer's certificate, in the stack's region.",
-        "",
-        text_like(r"(arn:aws[a-z-]*:acm:\S+)?", "the ARN of an ACM certificate, or empty"),
+        "ARN of the load balancer's certificate, in the stack's region.", "", A_CERTIFICATE
     )
     instance_types: Sequence[str] = setting(
         "Instance types of the web tier, arm64, the first one preferred.",
@@ -707,6 +721,17 @@ def _api_errors(args: TapStackArgs) -> list[str]:
     if 0 < reserved < high:
         pair = f"{high} is more than {reserved}"
         found.append(f"provisioned_concurrency_max must be api_concurrency or less, but {pair}")
+    return found + _caller_errors(args)
+
+
+def _caller_errors(args: TapStackArgs) -> list[str]:
+    """What is wrong with the API's name, the mail to its people, and its machines."""
+    found = []
+    if args.api_certificate_arn and not args.api_domain_name:
+        found.append("api_domain_name must be given with an api_certificate_arn")
+    if "web" in args.systems and args.api_domain_name == args.domain_name != "":
+        why = "a name points to the API or to the load balancer"
+        found.append(f"api_domain_name must not be domain_name, {args.domain_name}: {why}")
     if args.email_identity_arn and not args.email_from:
         found.append("email_from must be given with an email_identity_arn")
     known = scopes_of(args.systems)
@@ -902,6 +927,46 @@ class Component(pulumi.ComponentResource):
             kms_key_id=key_arn,
             opts=self.parented,
         )
+
+    def certificate(self, domain_name: str) -> Output[str]:
+        """ARN of a certificate that ACM has issued; waits up to 20 minutes for its DNS record.
+
+        The record is in the stack's hosted zone or, without one, yours to add. Costs nothing.
+        """
+        certificate = aws.acm.Certificate(
+            f"{self.name}-certificate",
+            domain_name=domain_name,
+            validation_method="DNS",
+            opts=self.parented,
+        )
+        proof = certificate.domain_validation_options[0]
+        if self.args.hosted_zone_id:
+            aws.route53.Record(
+                f"{self.name}-certificate-record",
+                zone_id=self.args.hosted_zone_id,
+                name=proof.resource_record_name,
+                type=proof.resource_record_type,
+                records=[proof.resource_record_value],
+                ttl=300,
+                opts=self.parented,
+            )
+        return aws.acm.CertificateValidation(
+            f"{self.name}-certificate-validation",
+            certificate_arn=certificate.arn,
+            opts=ResourceOptions(parent=self, custom_timeouts=pulumi.CustomTimeouts(create="20m")),
+        ).certificate_arn
+
+    def point(self, domain_name: str, *kinds: str, target: Input[str], zone_id: Input[str]) -> None:
+        """Records of these kinds, from a name in the stack's hosted zone, if any, to AWS."""
+        for kind in kinds if self.args.hosted_zone_id and domain_name else ():
+            aws.route53.Record(
+                f"{self.name}-{kind.lower()}-record",
+                zone_id=self.args.hosted_zone_id,
+                name=domain_name,
+                type=kind,
+                aliases=[{"name": target, "zone_id": zone_id, "evaluate_target_health": False}],
+                opts=self.parented,
+            )
 
     def service_role(
         self,
@@ -3942,8 +4007,11 @@ class ServerlessApi(Component):
         self.integration = self._integration()
         self.routes = self._routes()
         self.stage = self._stage()
+        #: The API's own domain name, if it has one.
+        self.domain = self._domain() if args.api_domain_name else None
+        own = self.domain and Output.concat("https://", self.domain.domain_name)
         #: Base URL of the API.
-        self.url = self.api.api_endpoint
+        self.url = own or self.api.api_endpoint
         self.register_outputs({"url": self.url, "table_name": self.items.name})
 
     def _items(self) -> aws.dynamodb.Table:
@@ -4058,14 +4126,41 @@ class ServerlessApi(Component):
             "expose_headers": ["apigw-requestid", "etag", "location", "retry-after"],
             "max_age": 600,
         }
+        one_address = bool(self.args.api_domain_name) and not self.args.api_default_endpoint
         return aws.apigatewayv2.Api(
             f"{self.name}-http",
             name=self.args.name("api"),
             description="Items and files of people and machines",
             protocol_type="HTTP",
             cors_configuration=cors if self.args.cors_origins else None,
+            # One address: what guards the name cannot be passed by.
+            disable_execute_api_endpoint=one_address or None,
             opts=self.parented,
         )
+
+    def _domain(self) -> aws.apigatewayv2.DomainName:
+        name = self.args.api_domain_name
+        domain = aws.apigatewayv2.DomainName(
+            f"{self.name}-domain",
+            domain_name=name,
+            domain_name_configuration={
+                "certificate_arn": self.args.api_certificate_arn or self.certificate(name),
+                "endpoint_type": "REGIONAL",
+                "security_policy": "TLS_1_2",  # and 1.3
+                "ip_address_type": "dualstack",
+            },
+            opts=self.parented,
+        )
+        aws.apigatewayv2.ApiMapping(
+            f"{self.name}-mapping",
+            api_id=self.api.id,
+            domain_name=domain.id,
+            stage=self.stage.name,
+            opts=self.parented,
+        )
+        made: Any = domain.domain_name_configuration
+        self.point(name, "A", "AAAA", target=made.target_domain_name, zone_id=made.hosted_zone_id)
+        return domain
 
     def _authorizer(
         self, issuer: Input[str], audience: Sequence[Input[str]]
@@ -6053,6 +6148,8 @@ class WebTier(Component):
         self.logs = self.log_group("logs", f"/{args.name('web')}", key_arn)
         self.fleet = self._fleet(network, database, scaling_role_arn)
         self.scaling = [self._scaling(*each) for each in self._scaling_targets()]
+        balancer = self.load_balancer
+        self.point(args.domain_name, "A", target=balancer.dns_name, zone_id=balancer.zone_id)
         scheme = "http" if args.plain_http else "https"
         #: URL of the application.
         self.url = Output.concat(f"{scheme}://", args.domain_name or self.load_balancer.dns_name)
@@ -6063,28 +6160,7 @@ class WebTier(Component):
         if args.certificate_arn or args.plain_http:
             return args.certificate_arn
         _warn_of_placeholder("domain_name", args.domain_name)
-        certificate = aws.acm.Certificate(
-            f"{self.name}-certificate",
-            domain_name=args.domain_name,
-            validation_method="DNS",
-            opts=self.parented,
-        )
-        proof = certificate.domain_validation_options[0]
-        if args.hosted_zone_id:
-            aws.route53.Record(
-                f"{self.name}-certificate-record",
-                zone_id=args.hosted_zone_id,
-                name=proof.resource_record_name,
-                type=proof.resource_record_type,
-                records=[proof.resource_record_value],
-                ttl=300,
-                opts=self.parented,
-            )
-        return aws.acm.CertificateValidation(
-            f"{self.name}-certificate-validation",
-            certificate_arn=certificate.arn,
-            opts=ResourceOptions(parent=self, custom_timeouts=pulumi.CustomTimeouts(create="20m")),
-        ).certificate_arn
+        return self.certificate(args.domain_name)
 
     def _load_balancer(self, network: Network, storage: Storage) -> aws.lb.LoadBalancer:
         return aws.lb.LoadBalancer(
@@ -6495,6 +6571,9 @@ class TapStack(pulumi.ComponentResource):
     """The systems of a stack and what they share, composed; `api_handler` may wrap `api`."""
 
     api_url = StackOutput[str]("Base URL of the API")
+    api_domain_target = StackOutput[str](
+        "Where `api_domain_name` must point, as a CNAME, if its hosted zone is not the stack's"
+    )
     table_name = StackOutput[str]("Name of the items table")
     function_name = StackOutput[str]("Name of the api function")
     files_bucket_name = StackOutput[str]("Name of the bucket for files")
@@ -6574,6 +6653,9 @@ class TapStack(pulumi.ComponentResource):
         )
         self.components += [identity, api]
         self.api_url, self.table_name = api.url, api.items.name
+        if api.domain:
+            made: Any = api.domain.domain_name_configuration
+            self.api_domain_target = made.target_domain_name
         self.function_name = api.function.function.name
         self.user_pool_id, self.sign_in_url = identity.pool.id, identity.sign_in_url
         self.people_client_id = identity.people.id

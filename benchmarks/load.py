@@ -80,7 +80,7 @@ class Load:
         emulator.loopback_url(opened.cloud.emulator.url)
         token = access.person_token(opened, "load@example.com")
         made = [access.call(opened, "POST", "/items", token, f'{{"n": {n}}}') for n in range(20)]
-        self.base = opened.outputs["api_url"]
+        self.base = str(opened.state.api_url)
         self.paths = [each.headers["location"] for each in made]
         self.headers = {"authorization": f"Bearer {token}"}
         self.client = HTTPClient.from_url(

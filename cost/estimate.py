@@ -145,7 +145,8 @@ BY_USE = {
 }
 #: Types that cost nothing by themselves.
 FREE = {
-    "acm/certificate", "acm/certificateValidation", "apigatewayv2/api", "apigatewayv2/authorizer",
+    "acm/certificate", "acm/certificateValidation", "apigatewayv2/api",
+    "apigatewayv2/apiMapping", "apigatewayv2/authorizer", "apigatewayv2/domainName",
     "apigatewayv2/integration", "apigatewayv2/route", "apigatewayv2/stage",
     "appautoscaling/policy", "appautoscaling/target", "autoscaling/policy", "autoscaling/schedule",
     "budgets/budget", "cloudwatch/dashboard", "cloudwatch/logGroup", "cloudwatch/logMetricFilter",

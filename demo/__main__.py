@@ -134,7 +134,7 @@ class Demonstration:
         )
         self.check("DELETE", 204, ann("DELETE", path).status)
         preflight = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
-        url = f"{self.session.outputs['api_url']}/items"
+        url = f"{self.session.state.api_url}/items"
         if self.env == "dev":  # the other environments have no CORS origin
             allowed = access.request("OPTIONS", url, headers=preflight).headers.get(
                 "access-control-allow-origin"
@@ -380,7 +380,7 @@ def main(env: Annotated[str, typer.Option(help="dev, staging or prod")] = "dev")
         raise typer.Exit(1) from None
     status = report.summary()
     print("\nThe stack is still running.")
-    print(hints(demonstration.session.outputs["api_url"], env))
+    print(hints(demonstration.session.state.api_url, env))
     raise typer.Exit(status)
 
 

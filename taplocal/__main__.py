@@ -106,7 +106,7 @@ def up(
             }
         )
     else:
-        console.summary(env, summary, opened.outputs)
+        console.summary(env, summary, opened)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -136,7 +136,7 @@ def status(
         "emulator": found.url if found else None,
         "running": running,
         "environments": session.deployed_environments(folder),
-        "api_url": state.outputs.get("api_url"),
+        "api_url": state.api_url,
     }
     _print(fields) if as_json else Console().fields(fields)
 

@@ -66,7 +66,7 @@ def call(
     if body is not None:
         sent["content-type"] = "application/json"
     sent.update({name.lower(): value for name, value in headers.items()})
-    url = session.outputs["api_url"] + "/" + path.lstrip("/")
+    url = f"{session.state.api_url}/{path.lstrip('/')}"
     return request(method.upper(), url, None if body is None else body.encode(), sent)
 
 

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from taplocal.access import Response
 from taplocal.errors import InterruptError
+from taplocal.session import Session
 from taplocal.steps import Step, Summary
 
 SHOWN = 6  # resources in the line of a gap; --json has all of them
@@ -57,7 +58,7 @@ class Console:
             line = f"{step.action:9} {kind:26} {escape(step.name)}{took}"
             self._rich.print(f"{SIGNS[step.action]} {line}")
 
-    def summary(self, env: str, summary: Summary, outputs: Mapping[str, Any]) -> None:
+    def summary(self, env: str, summary: Summary, opened: Session) -> None:
         """Prints the end of `up`: what is not emulated, the counts, the outputs, what to try."""
         if summary.not_emulated:
             self._rich.print("\n[bold]Not emulated locally; it works on AWS:[/]")
@@ -67,8 +68,8 @@ class Console:
             f"{count} {action}" for action, count in sorted(summary.counts().items())
         )
         self._rich.print(f"\n[bold green]{env} is up[/]: {counts} in {summary.seconds:.1f} s\n")
-        self.fields(outputs)
-        self.say("\n" + hints(outputs.get("api_url"), env))
+        self.fields(opened.outputs)
+        self.say("\n" + hints(opened.state.api_url, env))
 
     def fields(self, fields: Mapping[str, Any]) -> None:
         """Prints names and values in two columns; values are not truncated."""

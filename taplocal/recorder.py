@@ -42,6 +42,11 @@ class Recorder:
             "clientSecret": f"{name}-secret",
             "certificateArn": f"arn:aws:test:{REGION}:{ACCOUNT}:{kind}/{name}",
             "dnsName": "balancer.example",
+            "zoneId": "ZBALANCER",
+            "domainNameConfiguration": {
+                "hostedZoneId": "ZAPI",
+                "targetDomainName": "d-1.execute-api.example",
+            },
             "domainValidationOptions": [
                 {
                     "resourceRecordName": "_proof",

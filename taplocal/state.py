@@ -62,6 +62,12 @@ class State:
                 "run `python -m taplocal down`, then `up` again"
             ) from None
 
+    @property
+    def api_url(self) -> str | None:
+        """Base URL of the API on the emulator, whatever its own domain name is."""
+        apis = (x for x in self.resources.values() if x.type == "aws:apigatewayv2/api:Api")
+        return next((x.outputs["apiEndpoint"] for x in apis if x.outputs), None)
+
     def put(self, urn: str, resource: Deployed) -> None:
         """Records a resource; a new one goes to the end of the order."""
         with self._lock:

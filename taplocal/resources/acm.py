@@ -60,4 +60,4 @@ class CertificateValidation(Recorded):
 
 class Record(Recorded):
     uses = "zoneId name type records ttl"
-    not_emulated = {"records": "DNS names are not resolved"}
+    not_emulated = dict.fromkeys(("records", "aliases"), "DNS names are not resolved")

@@ -9,6 +9,7 @@ from taplocal.resources.base import (
     Handler,
     Inputs,
     Outputs,
+    Recorded,
     given,
     id_by_name,
     pascal,
@@ -19,6 +20,7 @@ from taplocal.resources.base import (
 class Api(Handler):
     uses = "name description protocolType corsConfiguration tags"
     replace_on = "protocolType"
+    not_emulated = {"disableExecuteApiEndpoint": "the API stays at the emulator's own URL"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         made = cloud.client("apigatewayv2").create_api(
@@ -52,6 +54,29 @@ class Api(Handler):
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         apis = cloud.client("apigatewayv2").get_apis()["Items"]
         return id_by_name(apis, "ApiId", "Name", inputs["name"])
+
+
+class DomainName(Recorded):
+    replace_on = "domainName"
+    not_emulated = {
+        "domainName": "the API is at the emulator's own URL, which `status` shows",
+        "domainNameConfiguration": "the emulator serves no TLS",
+        "tags": "only the state has them",
+    }
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        name, made = inputs["domainName"], {"hostedZoneId": "Z0LOCAL"}
+        made["targetDomainName"] = f"d-local.execute-api.{cloud.region}.amazonaws.com"
+        return name, {"domainNameConfiguration": {**inputs["domainNameConfiguration"], **made}}
+
+
+class ApiMapping(Recorded):
+    uses = "apiId stage"
+    replace_on = "domainName"
+    not_emulated = {"domainName": DomainName.not_emulated["domainName"]}
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        return inputs["domainName"], {}
 
 
 class ApiPart(Handler):

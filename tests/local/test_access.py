@@ -108,7 +108,12 @@ def test_an_id_token_is_no_access_token(deployed: Session) -> None:
 def machines(deployed: Session, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     """A stack with two machines, beside that of the other tests."""
     folder = tmp_path_factory.mktemp("machines")
-    config = {"systems": "api", "machine_clients": '{"one": ["*"], "two": ["items/read"]}'}
+    config = {
+        "systems": "api",
+        "machine_clients": '{"one": ["*"], "two": ["items/read"]}',
+        "api_domain_name": "api.tap.dev",
+        "hosted_zone_id": "Z0123456789ABC",
+    }
     quiet: dict[str, Any] = {"say": lambda _: None, "report": lambda _: None}
     url = deployed.cloud.emulator.url
     try:
@@ -126,6 +131,13 @@ def test_each_machine_has_its_own_scopes_and_data(machines: Session) -> None:
     assert two("GET", path).status == 404, "of another machine"
     assert two("GET", "/items").json()["items"] == []
     assert two("POST", "/items", "{}").status == 403
+
+
+def test_an_api_with_its_own_domain_name_is_called_on_this_machine(machines: Session) -> None:
+    assert machines.outputs["api_url"] == "https://api.tap.dev"
+    url = str(machines.state.api_url)
+    assert url.startswith(machines.cloud.emulator.url)
+    assert access.request("GET", f"{url}/items").status == 401
 
 
 def test_a_machine_gets_no_scope_that_it_may_not_have(machines: Session) -> None:

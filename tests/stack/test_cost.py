@@ -21,6 +21,7 @@ API, FILES, WEB = (f'["{each}"]' for each in ("api", "files", "web"))
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_every_type_is_priced_or_known_to_be_free(env: str) -> None:
     assert unpriced(with_defaults(env)) == set()
+    assert unpriced(with_defaults(env, api_domain_name="a.tap.dev", hosted_zone_id="Z1")) == set()
     assert not {each[4:].rpartition(":")[0] for each in PRICED} & FREE
 
 

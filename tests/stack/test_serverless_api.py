@@ -103,6 +103,53 @@ def test_tokens_come_from_the_pool_for_its_clients(graph: Graph) -> None:
     assert jwt["audiences"] == ["identity-people-id", "identity-machine-default-id"]
 
 
+def test_the_default_address_is_the_only_one_without_a_domain_name(graph: Graph) -> None:
+    assert "disableExecuteApiEndpoint" not in graph.one("Api").inputs
+    assert not graph.of("DomainName") and not graph.of("ApiMapping")
+    assert graph.outputs["api_url"] == "https://api.example"
+
+
+DOMAIN = {"systems": "api", "api_domain_name": "api.tap.dev"}
+
+
+def test_the_apis_own_domain_name_is_its_only_address_over_tls_1_2() -> None:
+    graph = graph_of("dev", **DOMAIN, hosted_zone_id="Z01")
+    domain = graph.one("DomainName").inputs
+    certificate = graph.one("CertificateValidation", "api-certificate-validation")
+    assert domain["domainName"] == graph.one("Certificate").inputs["domainName"] == "api.tap.dev"
+    assert domain["domainNameConfiguration"] == {
+        "certificateArn": f"arn:aws:test:{REGION}:{ACCOUNT}:CertificateValidation/{certificate.name}",
+        "endpointType": "REGIONAL",
+        "ipAddressType": "dualstack",
+        "securityPolicy": "TLS_1_2",
+    }
+    mapping = graph.one("ApiMapping").inputs
+    assert (mapping["apiId"], mapping["domainName"]) == ("api-http-id", "api-domain-id")
+    assert (mapping["stage"], "apiMappingKey" in mapping) == ("$default", False)
+    assert graph.one("Api").inputs["disableExecuteApiEndpoint"] is True
+    assert graph.outputs["api_url"] == "https://api.tap.dev"
+    assert graph.outputs["api_domain_target"] == "d-1.execute-api.example"
+    for kind in ("A", "AAAA"):
+        record = graph.one("Record", f"api-{kind.lower()}-record").inputs
+        assert (record["zoneId"], record["name"], record["type"]) == ("Z01", "api.tap.dev", kind)
+        target = {"name": "d-1.execute-api.example", "zoneId": "ZAPI"}
+        assert record["aliases"] == [{**target, "evaluateTargetHealth": False}]
+    assert graph.one("Record", "api-certificate-record").inputs["zoneId"] == "Z01"
+
+
+def test_a_given_certificate_of_the_api_needs_no_zone() -> None:
+    arn = "arn:aws:acm:eu-west-1:111122223333:certificate/1"
+    graph = graph_of("dev", **DOMAIN, api_certificate_arn=arn)
+    assert not graph.of("Certificate") and not graph.of("Record")
+    assert graph.one("DomainName").inputs["domainNameConfiguration"]["certificateArn"] == arn
+
+
+def test_callers_of_the_default_address_can_move_before_it_is_gone() -> None:
+    graph = graph_of("dev", **DOMAIN, api_default_endpoint="true")
+    assert "disableExecuteApiEndpoint" not in graph.one("Api").inputs
+    assert graph.outputs["api_url"] == "https://api.tap.dev"
+
+
 def test_the_stage_throttles_with_both_limits_and_logs_json(graph: Graph, env: str) -> None:
     stage = graph.one("Stage").inputs
     limits = stage["defaultRouteSettings"]

@@ -35,6 +35,16 @@ def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> No
         ("prod", {"deletion_protection": "false"}, "deletion_protection must be true in prod"),
         ("prod", {"instances_min": "1"}, "instances_min must be 2 or more in prod"),
         ("prod", {"spot_percent": "100"}, "spot_percent must be 50 or less in prod"),
+        (
+            "staging",
+            {"api_domain_name": "staging.example.com"},
+            "api_domain_name must not be domain_name, staging.example.com",
+        ),
+        (
+            "dev",
+            {"api_certificate_arn": "arn:aws:acm:eu-west-1:111122223333:certificate/1"},
+            "api_domain_name must be given with an api_certificate_arn",
+        ),
         ("prod", {"mfa": "OFF"}, "mfa must be ON or OPTIONAL in prod"),
         (
             "prod",

@@ -19,6 +19,7 @@ from tests.stack.conftest import ENVIRONMENTS, ROOT
 CHOSEN = {
     "aws:region": "eu-north-1",
     "tap-stack:domain_name": "app.your-company.com",
+    "tap-stack:api_domain_name": "api.your-company.com",
     "tap-stack:hosted_zone_id": "Z0123456789ABC",
     "tap-stack:alarm_emails": ["you@your-company.com"],
     "tap-stack:callback_urls": ["https://app.your-company.com/callback"],
@@ -51,6 +52,7 @@ def test_what_a_user_sets_is_deployed(checkout: Path, env: str) -> None:
         "you@your-company.com"
     ]
     assert outputs["web_url"].endswith("//app.your-company.com")
+    assert outputs["api_url"] == "https://api.your-company.com"
     assert found["api-items"]["tags"]["Team"] == "payments"
 
 

@@ -31,13 +31,17 @@ def test_a_given_certificate_is_used_and_none_is_requested() -> None:
     arn = "arn:aws:acm:eu-west-1:111122223333:certificate/1"
     graph = graph_of("staging", systems=WEB, certificate_arn=arn)
     assert not graph.of("Certificate")
+    assert not graph.of("Record")
     assert graph.one("Listener", "web-https").inputs["certificateArn"] == arn
 
 
-def test_the_zone_of_the_name_gets_the_proof() -> None:
+def test_the_zone_of_the_name_gets_the_proof_and_the_name() -> None:
     graph = graph_of("staging", systems=WEB, domain_name="a.tap.dev", hosted_zone_id="Z01")
     assert graph.one("Certificate").inputs["domainName"] == "a.tap.dev"
-    assert graph.one("Record").inputs["zoneId"] == "Z01"
+    assert graph.one("Record", "web-certificate-record").inputs["zoneId"] == "Z01"
+    record = graph.one("Record", "web-a-record").inputs
+    assert (record["zoneId"], record["name"], record["type"]) == ("Z01", "a.tap.dev", "A")
+    assert record["aliases"][0]["name"] == "balancer.example"
     assert graph.outputs["web_url"] == "https://a.tap.dev"
 
 
