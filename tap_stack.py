@@ -64,6 +64,7 @@ from decimal import (
     Underflow,
 )
 from json.encoder import encode_basestring
+from math import exp, lgamma
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import unquote_plus
@@ -344,15 +345,23 @@ class TapStackArgs:
 
     # Releases
     canary_percent: int = setting(
-        "Share of the traffic that a new version of a function has while alarms are watched; 100 "
-        "shifts all at once, unwatched.",
+        "Share of the traffic that a new version of a function has while it is watched; 100 "
+        "shifts all at once, unwatched: for one release only, set `UNWATCHED_RELEASE=1` in the "
+        "environment of `pulumi up`.",
         PerTier(100, 10, 10),
         between(1, 100),
     )
     canary_minutes: int = setting(
-        "How long the new version has its share before it takes all traffic.",
-        PerTier(1, 1, 5),
+        "How long the new version has its share at least, 5 minutes outside dev; then the release "
+        "waits for the metrics of that time, which take one to four minutes.",
+        PerTier(1, 5, 5),
         between(1, 120),
+    )
+    canary_inconclusive: str = setting(
+        "What becomes of a version whose share was too few requests to judge: `promote` or "
+        "`roll_back`. Its release says how many.",
+        "promote",
+        one_of("promote", "roll_back"),
     )
     versions_kept: int = setting(
         "How many of the newest versions of each function are not deleted.", 5, between(2, 100)
@@ -559,6 +568,11 @@ class TapStackArgs:
         if re.fullmatch(ENVIRONMENT, stack):
             values.setdefault("environment_suffix", stack)
         args = cls(**values)
+        if args.tier == "prod" and args.canary_percent == 100:
+            pulumi.log.warn(
+                "canary_percent is 100: no release in prod is watched. Remove it with "
+                f"`pulumi config rm canary_percent`; for one release there is {UNWATCHED}=1"
+            )
         if args.environment_suffix != stack:
             pulumi.log.warn(
                 f"the stack {stack} deploys the environment {args.environment_suffix}: "
@@ -709,6 +723,11 @@ def _cross_field_errors(args: TapStackArgs) -> list[str]:
 
 def _api_errors(args: TapStackArgs) -> list[str]:
     found, reserved = [], args.api_concurrency
+    if args.canary_minutes < 5 and args.canary_percent < 100 and args.tier != "dev":
+        why = "metrics of a minute arrive one to four minutes later"
+        found.append(
+            f"canary_minutes must be 5 or more in {args.tier}, not {args.canary_minutes}: {why}"
+        )
     if 0 < reserved < args.throttle_burst:
         why = "the API rejects excess requests with 429, and Lambda would with 503"
         pair = f"not {reserved} with a burst of {args.throttle_burst}"
@@ -1249,14 +1268,16 @@ class Code:
 class Canary:
     """How a new version of a function is judged before it takes all traffic.
 
-    It must handle the event `smoke_event` first. Then it has a share of the traffic while the
-    alarms of these keys, and two of its own, are watched; without any, or where `canary_percent`
-    is 100, it takes all at once. 95 % of its calls must be faster than `latency_bound_ms`, 80 % of
-    the timeout by default.
+    It must answer the `probes` first: events that do no harm, each with the status of its response.
+    Then it has a share of the traffic while these are sent again and the alarms of these keys are
+    watched; without any, or where `canary_percent` is 100, it takes all at once. `failures` is the
+    metric of the requests that it answered with an error instead of raising. They must be faster
+    than `latency_bound_ms`, 80 % of the timeout by default.
     """
 
-    smoke_event: Event
+    probes: Sequence[tuple[Event, int | None]]
     alarms: Sequence[str] = ()
+    failures: str = ""
     latency_bound_ms: int = 0
 
 
@@ -1303,6 +1324,7 @@ class Function(Component):
             "Resource": Output.concat(self.function.name, ":live"),
         }
         self.rollout = self._rollout()
+        self.warm = False  # whether it has provisioned concurrency
         self.async_config = self._async_config(max_event_age_hours) if max_event_age_hours else None
         #: URL of the dead-letter queue, empty where there is none.
         queue = self.dead_letter_queue
@@ -1385,38 +1407,36 @@ class Function(Component):
 
     def _rollout(self) -> Rollout:
         percent = self.args.canary_percent if self.canary.alarms else 100
-        rows = self._rollout_alarms() if percent < 100 else []
-        alarms = [
-            metric_alarm(f"{self.name}-{row.key}", self.args, row, opts=self.parented)
-            for row in rows
-        ]
-        keys = (*self.canary.alarms, *(row.key for row in rows))
+        role, permissions = self._guard_role() if percent < 100 else (None, None)
+        metric = {"namespace": self.args.project, "environment": self.args.environment_suffix}
+        failures = self.canary.failures
         return Rollout(
             f"{self.name}-rollout",
             function=self.function.arn,
             alias=self.alias.name,
             version=self.function.version,
-            smoke_event=json.dumps(self.canary.smoke_event),
+            probes=json.dumps(self.canary.probes),
             percent=percent,
             bake_seconds=self.args.canary_minutes * 60,
-            alarms=[self.args.name(key) for key in keys],
+            alarms=[self.args.name(key) for key in self.canary.alarms],
+            failures={**metric, "metric": failures} if failures else {},
+            latency_bound_ms=self.latency_bound_ms,
+            inconclusive=self.args.canary_inconclusive,
+            guard_role=role.arn if role else "",
             versions_kept=self.args.versions_kept,
-            # The policies and the alarms of the new version, before it has any traffic.
-            opts=self.after(self.role_policy, *alarms),
+            # The policies of the new version, before it has any traffic.
+            opts=self.after(self.role_policy, *filter(None, [permissions])),
         )
 
-    def _rollout_alarms(self) -> list[Alarm]:
-        """Errors and latency of the newest version alone, while it has its share."""
-        version = {**self.alias_dimensions, "ExecutedVersion": self.function.version}
-
-        def row(name: str, metric: str, **threshold: Any) -> Alarm:
-            key = f"{self.component}-{name}"
-            return Alarm(key, f"AWS/Lambda/{metric}", version, runbook=name, **threshold)
-
-        return [
-            row("release-errors", "Errors", above=0),
-            row("release-duration", "Duration", above=self.latency_bound_ms, statistic="p95"),
-        ]
+    def _guard_role(self) -> tuple[aws.iam.Role, aws.iam.RolePolicy]:
+        return self.service_role(
+            "guard-role",
+            self.args.name(f"{self.component}-guard"),
+            f"Lets the scheduler take back the traffic of a version of {self.physical_name}",
+            "scheduler.amazonaws.com",
+            allow("lambda:UpdateAlias", on=self.function.arn),
+            when=self.aws_context.same_account,
+        )
 
     def _async_config(self, max_event_age_hours: int) -> aws.lambda_.FunctionEventInvokeConfig:
         # A destination rather than a dead-letter queue: its message has the error as well.
@@ -1438,6 +1458,7 @@ class Function(Component):
         while the alias has weights ("Alias with weights can not be used with Provisioned
         Concurrency"): the scaling policy tries again, and this waits for the rollout.
         """
+        self.warm = True
         warm = aws.lambda_.ProvisionedConcurrencyConfig(
             f"{self.name}-warm",
             function_name=self.function.name,
@@ -1499,6 +1520,9 @@ class Function(Component):
             Alarm(f"{key}-errors", "AWS/Lambda/Errors", live, above=0),
             Alarm(f"{key}-duration", "AWS/Lambda/Duration", live, above=slow, **p95),
         ]
+        if self.warm:
+            metric = "AWS/Lambda/ProvisionedConcurrencySpilloverInvocations"
+            rows.append(Alarm(f"{key}-spillover", metric, live, above=0, datapoints=(5, 5)))
         # Asynchronous events wait for reserved concurrency: their throttles are meant.
         if not (self.concurrency and self.dead_letter_queue):
             rows.append(Alarm(f"{key}-throttles", "AWS/Lambda/Throttles", function, above=0))
@@ -1510,9 +1534,11 @@ class Function(Component):
         key, queue = self.component, {"QueueName": self.dead_letter_queue.name}
         depth, age = "AWS/SQS/ApproximateNumberOfMessagesVisible", "AWS/Lambda/AsyncEventAge"
         lost, most = "AWS/Lambda/DestinationDeliveryFailures", "Maximum"
+        dropped = "AWS/Lambda/AsyncEventsDropped"  # without an attempt, or past their age
         return [
             Alarm(f"{key}-dead-letters", depth, queue, above=0, statistic=most),
             Alarm(f"{key}-destination-failures", lost, function, above=0),
+            Alarm(f"{key}-async-events-dropped", dropped, function, above=0),
             Alarm(f"{key}-async-event-age", age, function, ASYNC_EVENT_AGE_MS, statistic=most),
         ]
 
@@ -1666,18 +1692,20 @@ def metric_line(message: str, metric: str, log_fields: Json, failed: bool) -> st
     """A JSON log line that counts one of a metric (CloudWatch's embedded metric format)."""
     line = {"level": "ERROR" if failed else "INFO", "message": message, **log_fields}
     timestamp = f'"_aws": {{"Timestamp": {int(time.time() * 1000)}'
-    return f"{json.dumps(line)[:-1]}, {timestamp}, {metric_definition(metric)}"
+    return f"{json.dumps(line)[:-1]}, {timestamp}, {metric_definition(metric, failed)}"
 
 
 @functools.cache  # the same in each line: a third of what a line takes
-def metric_definition(metric: str) -> str:
+def metric_definition(metric: str, failed: bool) -> str:
     """The rest of a line from what the format says of a metric on: the end of a JSON object."""
+    by_version = [["Environment", "FunctionVersion"]] if failed else []  # for a release to read
     definition = {
         "Namespace": os.environ["METRICS_NAMESPACE"],
-        "Dimensions": [["Environment"]],
+        "Dimensions": [["Environment"], *by_version],
         "Metrics": [{"Name": metric, "Unit": "Count"}],
     }
-    counted = {"Environment": os.environ["ENVIRONMENT"], metric: 1}
+    version = os.environ.get("AWS_LAMBDA_FUNCTION_VERSION")
+    counted = {"Environment": os.environ["ENVIRONMENT"], "FunctionVersion": version, metric: 1}
     return f'"CloudWatchMetrics": {json.dumps([definition])}}}, {json.dumps(counted)[1:]}'
 
 
@@ -1841,11 +1869,31 @@ def _text(path: Path, node: ast.stmt, reached: Iterable[str]) -> str:
 # A rollout runs where `pulumi up` does: the engine starts the provider below in a process of its
 # own, from what the state holds.
 
-WATCH_SECONDS = 10  # between two looks at the alarms; CloudWatch evaluates them each minute
-BLOCKER_SECONDS = 120  # how long a rollout waits for alarms that fire before it begins
+WATCH_SECONDS = 10  # between two looks at a version
+EVALUATION_SECONDS = 120  # after the last metrics: CloudWatch evaluates its alarms each minute
+LATE_SECONDS = 900  # how long a rollout waits for metrics; one to four minutes are usual
+GUARD_SECONDS = 600  # after all of these AWS itself takes a share back
 SMOKE_PAUSES = (1, 2, 4, 8, 16)  # IAM is eventually consistent: a new policy may not hold yet
 BUSY_SECONDS = 900  # how long Lambda may be busy, as when it initializes environments for a version
 BUSY = {"ResourceConflictException", "TooManyRequestsException"}
+#: Refusals that end by themselves: while Lambda shifts weights, and while a role is new.
+REFUSALS = {"InvalidParameterValueException", "ValidationException"}
+REFUSED_FOR_NOW = re.compile("Provisioned Concurrency|execution role")
+CLOUDWATCH_OPERATIONS = {"describe_alarms", "get_metric_data"}
+EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
+#: A version fails whose bad requests are chance with less than this probability. It is asked at
+#: each look: with 0.001 a good version failed in 0 of 200 simulated releases (tests/unit).
+DOUBT, DOUBT_IN_ALARM = 0.001, 0.05
+CONCLUSIVE_REQUESTS = 30  # show a version that fails for 10 % in 96 % of the cases
+PROBE_ID = "release-probe"  # of requests, and of their caller, who owns nothing
+UNWATCHED = "UNWATCHED_RELEASE"  # an environment variable, because `pulumi up -c` saves a setting
+
+
+class Counts(NamedTuple):
+    """Requests of a version: those that failed or were slow, and all."""
+
+    bad: int
+    total: int
 
 
 class RolloutError(Exception):
@@ -1857,13 +1905,39 @@ def weights_of(alias: Json) -> Mapping[str, float]:
     return (alias.get("RoutingConfig") or {}).get("AdditionalVersionWeights") or {}
 
 
+def chance(new: Counts, old: Counts) -> float:
+    """How likely chance alone gives the new version so many of the bad requests, or more.
+
+    Fisher's exact test, one-sided: right also for few requests, where rates say little.
+    """
+    bad = new.bad + old.bad
+
+    def ways(total: int, chosen: int) -> float:  # its logarithm
+        return lgamma(total + 1) - lgamma(chosen + 1) - lgamma(total - chosen + 1)
+
+    return sum(
+        exp(ways(new.total, n) + ways(old.total, bad - n) - ways(new.total + old.total, bad))
+        for n in range(new.bad, min(new.total, bad) + 1)
+    )
+
+
+def metric_query(
+    key: str, namespace: str, metric: str, dimensions: Mapping[str, str], statistic: str = "Sum"
+) -> Json:
+    """What GetMetricData asks for: a metric by the minute."""
+    named = [{"Name": name, "Value": value} for name, value in dimensions.items()]
+    asked = {"Namespace": namespace, "MetricName": metric, "Dimensions": named}
+    return {"Id": key, "MetricStat": {"Metric": asked, "Period": 60, "Stat": statistic}}
+
+
 class RolloutRun:
     """Moves an alias to a version: smoke test, a share of the traffic, all of it, or back.
 
     What has been done stands in the alias alone, and each step reads it first: a rollout that was
     killed anywhere is finished by the next one, and one of another version is taken back. Until the
     last step the alias's own version has all the traffic but the share. `inputs` are those of
-    `Rollout`; `functions` and `alarms` are the SDK's clients of Lambda and CloudWatch.
+    `Rollout`; `connect` makes the SDK's client of a service; `clock` is the module `time`, and
+    `say` gets a line at each change.
 
     On an alias with provisioned concurrency the last step only begins a shift. Lambda itself gives
     the old version a weight of 1.0 until the new one is initialized, and leaves it there if that
@@ -1871,23 +1945,52 @@ class RolloutRun:
     queue, and be published ("Create a routing configuration for a Lambda alias").
     """
 
-    def __init__(self, functions: Any, alarms: Any, inputs: Json, sleep: Callable[[float], None]):
-        self.functions, self.alarms, self.inputs, self.sleep = functions, alarms, inputs, sleep
+    def __init__(
+        self, connect: Callable[[str], Any], inputs: Json, clock: Any, say: Callable[[str], None]
+    ):
+        self.inputs, self.clock, self.say = inputs, clock, say
+        self.client = functools.cache(connect)
         self.version, self.revision = inputs["version"], ""
-        self.label = f"{inputs['function'].split(':')[-1]}: version {self.version}"
+        self.name = inputs["function"].split(":")[-1]
+        self.label = f"{self.name}: version {self.version}"
+        self.probes = [
+            (json.dumps(event), status) for event, status in json.loads(inputs["probes"])
+        ]
+        #: Version -> what is known of our own requests to it, and of those of users.
+        self.probed: dict[str, Counts] = {}
+        self.served: dict[str, Counts] = {}
+        self.answered, self.measured = 0, 0  # probes of the new version, and those in its metrics
+        self.old_alarms: set[str] = set()  # in ALARM since before the share
+        self.new_alarms = ""  # the others in ALARM, with their reasons
+        self.failure = ""  # of the last probe that failed
 
-    def run(self) -> None:
-        """All steps from where the alias stands; RolloutError when the version is not good."""
-        before = self.settle()
-        self.smoke(before)
-        if before != self.version:
-            if self.inputs["percent"] < 100:
-                self.shift_traffic(before)
-            self.point_alias(self.version)
-            if problem := self.shift_problem():
-                self.point_alias(before)
-                raise RolloutError(f"{self.label} was rolled back to {before}: {problem}")
+    def run(self) -> str:
+        """All steps from where the alias stands; the verdict, or RolloutError if it is not good."""
+        try:
+            verdict = f"{self.label}: {self._release(self.settle())}"
+        except RolloutError:
+            self.prune()
+            raise
         self.prune()
+        self.say(verdict)
+        return verdict
+
+    def _release(self, before: str) -> str:
+        if self.inputs["guard_role"]:
+            self.remove_guard()  # of a rollout that was killed
+        self.smoke(before)
+        if before == self.version:
+            return "has the traffic"
+        verdict = "promoted, all at once and unwatched"
+        if self.inputs["percent"] < 100:
+            verdict = self.share(before)
+        self.point_alias(self.version)
+        if self.inputs["percent"] < 100:
+            self.remove_guard()
+        if problem := self.shift_problem():
+            self.point_alias(before)
+            raise RolloutError(f"{self.label} was rolled back to {before}: {problem}")
+        return verdict
 
     def settle(self) -> str:
         """The version that has all the traffic, once no weight is left of what went on before."""
@@ -1903,114 +2006,256 @@ class RolloutRun:
     def shift_problem(self) -> str:
         """Waits until provisioned concurrency serves the alias's version; why it does not."""
         for look in range(BUSY_SECONDS // WATCH_SECONDS):
-            concurrency, (_, weights) = self._provisioned_concurrency(), self.alias()
-            if concurrency["Status"] == "FAILED" and look:  # the first may be of an earlier shift
-                return f"its provisioned concurrency failed: {concurrency.get('StatusReason')}"
-            if concurrency["Status"] == "NONE" or (
-                concurrency["Status"] == "READY" and not weights
-            ):
+            (status, reason), (_, weights) = self._provisioned_concurrency(), self.alias()
+            if status == "FAILED" and look:  # the first may be of an earlier shift
+                return f"its provisioned concurrency failed: {reason}"
+            if status == "NONE" or (status == "READY" and not weights):
                 return ""
-            self.sleep(WATCH_SECONDS)
+            self.clock.sleep(WATCH_SECONDS)
         return f"its provisioned concurrency is not ready after {BUSY_SECONDS} s"
 
-    def _provisioned_concurrency(self) -> Json:
-        qualified = {"FunctionName": self.inputs["function"], "Qualifier": self.inputs["alias"]}
+    def _provisioned_concurrency(self) -> tuple[str, str]:
+        operation = "get_provisioned_concurrency_config"
         try:
-            return dict(self.functions.get_provisioned_concurrency_config(**qualified))
-        except self.functions.exceptions.ProvisionedConcurrencyConfigNotFoundException:
-            return {"Status": "NONE"}
+            found = self.call(operation, Qualifier=self.inputs["alias"])
+            return found["Status"], found.get("StatusReason", "")
+        except Exception as error:
+            if error_code(error) != "ProvisionedConcurrencyConfigNotFoundException":
+                raise
+            return "NONE", ""
 
     def alias(self) -> tuple[str, Mapping[str, float]]:
         """The alias's version, and the weights of other versions."""
-        alias = self.functions.get_alias(
-            FunctionName=self.inputs["function"], Name=self.inputs["alias"]
-        )
+        alias = self.call("get_alias", Name=self.inputs["alias"])
         self.revision = alias["RevisionId"]
         return alias["FunctionVersion"], weights_of(alias)
 
     def point_alias(self, version: str, **weights: float) -> None:
         """Gives a version all the traffic, but for the weights of others."""
         try:
-            alias = self._retry_while_busy(
-                self.functions.update_alias,
+            alias = self.call(
+                "update_alias",
                 Name=self.inputs["alias"],
                 FunctionVersion=version,
                 RoutingConfig={"AdditionalVersionWeights": weights},
                 RevisionId=self.revision,
             )
-        except self.functions.exceptions.PreconditionFailedException as error:
-            raise RolloutError(
-                f"{self.label} was given up: the alias was moved by another meanwhile"
-            ) from error
+        except Exception as error:
+            if error_code(error) != "PreconditionFailedException":
+                raise
+            problem = "was given up: the alias was moved by another meanwhile"
+            raise RolloutError(f"{self.label} {problem}") from None
         self.revision = alias["RevisionId"]
 
     def smoke(self, before: str) -> None:
         """Invokes the version itself, before anybody else does, until it responds well."""
-        for pause in SMOKE_PAUSES:
-            if not self._smoke_failure():
+        for pause in (*SMOKE_PAUSES, 0):
+            answers = (self._failure(self.version, *each, BUSY_SECONDS) for each in self.probes)
+            if not (failure := next(filter(None, answers), "")):
                 return
-            self.sleep(pause)
-        if failure := self._smoke_failure():
-            raise RolloutError(
-                f"{self.label} failed its smoke test; {before} has the traffic: {failure}"
-            )
+            self.clock.sleep(pause)
+        problem = f"failed its smoke test; {before} has the traffic: {failure}"
+        raise RolloutError(f"{self.label} {problem}")
 
-    def _smoke_failure(self) -> str:
-        response = self._retry_while_busy(
-            self.functions.invoke,
-            Qualifier=self.version,
-            Payload=self.inputs["smoke_event"].encode(),
-        )
+    def _failure(self, version: str, event: str, status: int | None, patience: float = 0) -> str:
+        response = self.call("invoke", patience, Qualifier=version, Payload=event.encode())
         text = response["Payload"].read().decode()
-        payload = json.loads(text)
-        status = payload.get("statusCode", 200) if isinstance(payload, dict) else 200
-        return text[:500] if "FunctionError" in response or status >= 400 else ""
+        payload = json.loads(text or "null")
+        answered = payload.get("statusCode") if isinstance(payload, dict) else None
+        return text[:500] if "FunctionError" in response or answered != status else ""
 
-    def shift_traffic(self, before: str) -> None:
-        """Gives the version its share while alarms are watched; takes it back when one fires."""
-        if firing := self._firing_after(BLOCKER_SECONDS):
-            raise RolloutError(
-                f"{self.label} was not begun, and {before} has the traffic, because alarms are in "
-                f"ALARM already: {firing}. Wait until they are OK, or shift all traffic at once, "
-                "unwatched: pulumi up -c canary_percent=100"
-            )
-        self.point_alias(before, **{self.version: self.inputs["percent"] / 100})
+    def share(self, before: str) -> str:
+        """Gives the version its share, watched; the verdict. However that ends, the share does."""
+        self.old_alarms = {name for name, (state, _) in self.alarms().items() if state == "ALARM"}
+        self.guard("create_schedule", before)
+        percent, minutes = self.inputs["percent"], self.inputs["bake_seconds"] / 60
         try:
-            self._bake()
-        except Exception as error:
-            self.point_alias(before)
-            raise RolloutError(f"{self.label} was rolled back to {before}: {error}") from error
+            self.point_alias(before, **{self.version: percent / 100})
+            self.say(f"{self.label} has {percent:g} % of the traffic for {minutes:g} min at least")
+            self.guard("update_schedule", before, RevisionId=self.revision)
+            return self.watch(before)
+        except BaseException as error:
+            if self.alias()[1].keys() == {self.version}:  # also where only the answer was lost
+                self.point_alias(before)
+            self.remove_guard()
+            if not isinstance(error, Exception):  # Ctrl-C, or the end of the process
+                raise
+            raise RolloutError(f"{self.label} was rolled back to {before}: {error}") from None
 
-    def _firing_after(self, seconds: float) -> str:
-        for _ in range(int(seconds // WATCH_SECONDS)):
-            if not self.firing_alarms():
-                return ""
-            self.sleep(WATCH_SECONDS)
-        return self.firing_alarms()
+    def watch(self, before: str) -> str:
+        """Looks at the version until all that is known of its share is good; the verdict.
 
-    def _bake(self) -> None:
-        waited = 0.0
-        while waited < self.inputs["bake_seconds"]:
-            pause = min(WATCH_SECONDS, self.inputs["bake_seconds"] - waited)
-            self.sleep(pause)
-            waited += pause
-            if firing := self.firing_alarms():
-                raise RolloutError(firing)
+        That is: the metrics of the whole `bake_seconds` have come, which those of our own requests
+        show, and the alarms have been evaluated on them.
+        """
+        ripe = self.clock.monotonic() + self.inputs["bake_seconds"]
+        expected, unknown_at, since = 0, 0.0, self.clock.time()
+        while (now := self.clock.monotonic()) < ripe + LATE_SECONDS:
+            self.probe(self.version, before)
+            self.read_metrics(before, since)
+            not_evaluated = self.look_at_alarms()
+            self.judge(before)
+            if now < ripe:
+                expected = self.answered
+            if now < ripe or not_evaluated or self.measured < expected:
+                unknown_at = now
+            elif now - unknown_at >= EVALUATION_SECONDS:
+                return self.verdict(before)
+            self.clock.sleep(WATCH_SECONDS)
+        return self.verdict(before, f"metrics or alarms are more than {LATE_SECONDS} s late; ")
 
-    def firing_alarms(self) -> str:
-        """The watched alarms in ALARM, with their reasons; RolloutError if one does not exist."""
-        wanted = list(self.inputs["alarms"])
-        found = self.alarms.describe_alarms(AlarmNames=wanted)["MetricAlarms"]
-        if missing := sorted(set(wanted) - {alarm["AlarmName"] for alarm in found}):
-            raise RolloutError(
-                f"there is no alarm {', '.join(missing)}, and nothing would notice a bad version; "
-                "create it, or set canary_percent to 100"
-            )
-        return "; ".join(
-            f"{alarm['AlarmName']} ({alarm['StateReason']})"
-            for alarm in found
-            if alarm["StateValue"] == "ALARM"
+    def probe(self, *versions: str) -> None:
+        """Sends our own requests to the versions in turns: the second one shows what is usual."""
+        for event, status in self.probes:
+            for version in versions:
+                began = self.clock.time()
+                try:
+                    failure = self._failure(version, event, status)
+                except Exception as error:
+                    if error_code(error) not in BUSY | EXPIRED:
+                        raise
+                    continue  # a throttled request says nothing about the version
+                slow = (self.clock.time() - began) * 1000 > self.inputs["latency_bound_ms"]
+                bad, total = self.probed.get(version, Counts(0, 0))
+                self.probed[version] = Counts(bad + bool(failure or slow), total + 1)
+                self.failure = failure or self.failure
+                self.answered += version == self.version
+
+    def read_metrics(self, before: str, since: float) -> None:
+        """Counts the requests of users by version, and our own that are in the metrics already."""
+        resource, failures = f"{self.name}:{self.inputs['alias']}", self.inputs["failures"]
+        own = {"FunctionName": self.name, "Resource": f"{self.name}:{self.version}"}
+        queries = [metric_query("own", "AWS/Lambda", "Invocations", own)]
+        versions = {"new": self.version, "old": before}
+        for key, version in versions.items():
+            live = {"FunctionName": self.name, "Resource": resource, "ExecutedVersion": version}
+            quick = f"PR(:{self.inputs['latency_bound_ms']:g})"  # how many percent are
+            queries += [
+                metric_query(f"{key}_total", "AWS/Lambda", "Invocations", live),
+                metric_query(f"{key}_errors", "AWS/Lambda", "Errors", live),
+                metric_query(f"{key}_quick", "AWS/Lambda", "Duration", live, quick),
+            ]
+            if failures:
+                of = {"Environment": failures["environment"], "FunctionVersion": version}
+                metric = (failures["namespace"], failures["metric"])
+                queries.append(metric_query(f"{key}_failures", *metric, of))
+        times = {"StartTime": since - since % 60, "EndTime": self.clock.time() + 60}
+        data = self.call("get_metric_data", MetricDataQueries=queries, **times)["MetricDataResults"]
+        found: dict[str, dict[Any, float]] = {
+            each["Id"]: dict(zip(each["Timestamps"], each["Values"], strict=True)) for each in data
+        }
+        self.measured = round(sum(found["own"].values()))
+        for key, version in versions.items():
+            total = found[f"{key}_total"]
+            kinds = (f"{key}_errors", f"{key}_failures")
+            failed = sum(sum(found.get(kind, {}).values()) for kind in kinds)
+            ranks = found[f"{key}_quick"].items()
+            slow = sum((1 - rank / 100) * total.get(at, 0) for at, rank in ranks)
+            # One that ran out of time is both.
+            self.served[version] = Counts(round(max(failed, slow)), round(sum(total.values())))
+
+    def judge(self, before: str) -> None:
+        """RolloutError when our own requests, or those of users, are worse than those before."""
+        for counts in (self.probed, self.served):
+            new, old = (counts.get(each, Counts(0, 0)) for each in (self.version, before))
+            doubt = DOUBT_IN_ALARM if self.new_alarms else DOUBT
+            if new.bad and (likely := chance(new, old)) < doubt:
+                seen = "; ".join(filter(None, [self.new_alarms, self.failure]))
+                raise RolloutError(f"{self.compared(before, counts)} (p = {likely:.1g}) {seen}")
+
+    def compared(self, before: str, counts: Mapping[str, Counts]) -> str:
+        """The requests of both versions in words."""
+        new, old = (counts.get(each, Counts(0, 0)) for each in (self.version, before))
+        whose = "our own requests" if counts is self.probed else "requests"
+        return (
+            f"{new.bad} of {new.total} {whose} failed or took more than "
+            f"{self.inputs['latency_bound_ms']:g} ms, and {old.bad} of {old.total} of {before}"
         )
+
+    def alarms(self) -> dict[str, tuple[str, str]]:
+        """Watched alarm -> its state and the reason; RolloutError if one does not exist."""
+        wanted, types = list(self.inputs["alarms"]), ["MetricAlarm", "CompositeAlarm", "LogAlarm"]
+        found = self.call("describe_alarms", AlarmNames=wanted, AlarmTypes=types)
+        states = {
+            alarm["AlarmName"]: (alarm["StateValue"], alarm.get("StateReason", ""))
+            for each in types
+            for alarm in found.get(f"{each}s", ())
+        }
+        if missing := sorted(set(wanted) - states.keys()):
+            problem = (
+                "and nothing would notice a bad version; create it, or set canary_percent to 100"
+            )
+            raise RolloutError(f"there is no alarm {', '.join(missing)}, {problem}")
+        return states
+
+    def look_at_alarms(self) -> bool:
+        """Notes the alarms that fire since the share began; whether one was not evaluated yet.
+
+        Metrics are late, so one may still be of a version that was rolled back a moment ago: it
+        decides at the end, and before that only with `DOUBT_IN_ALARM`. One that was in ALARM before
+        the share counts again once it has been OK.
+        """
+        states = self.alarms()
+        firing = {name for name, (state, _) in states.items() if state == "ALARM"}
+        self.old_alarms &= firing
+        new = sorted(firing - self.old_alarms)
+        self.new_alarms = "; ".join(f"{name} ({states[name][1]})" for name in new)
+        return any(state == "INSUFFICIENT_DATA" for state, _ in states.values())
+
+    def verdict(self, before: str, problem: str = "") -> str:
+        """What the promotion rests on; RolloutError where that is not enough."""
+        if self.new_alarms:
+            raise RolloutError(self.new_alarms)
+        quiet = ", ".join(sorted(set(self.inputs["alarms"]) - self.old_alarms)) or "none"
+        evidence = (
+            f"{self.compared(before, self.served)}; {self.compared(before, self.probed)}; no worse "
+            f"by Fisher's exact test (p < {DOUBT}); alarms that did not fire: {quiet}"
+        )
+        if self.served[self.version].total < CONCLUSIVE_REQUESTS:
+            problem += f"fewer than {CONCLUSIVE_REQUESTS} requests; "
+        if not problem:
+            return f"promoted: {evidence}"
+        choice = self.inputs["inconclusive"]
+        text = f"inconclusive, and canary_inconclusive is {choice}: {problem}{evidence}"
+        if choice == "roll_back":
+            raise RolloutError(text)
+        return text
+
+    def guard(self, operation: str, before: str, **revision: str) -> None:
+        """Lets AWS take the share back at a time when the watch must have ended.
+
+        With the revision of the share it does nothing once the alias was changed.
+        """
+        seconds = self.inputs["bake_seconds"] + LATE_SECONDS + GUARD_SECONDS
+        at = time.gmtime(self.clock.time() + seconds)
+        update = {
+            "FunctionName": self.inputs["function"],
+            "Name": self.inputs["alias"],
+            "FunctionVersion": before,
+            "RoutingConfig": {"AdditionalVersionWeights": {}},
+            **revision,
+        }
+        partition = self.inputs["function"].split(":")[1]
+        self.call(
+            operation,
+            Name=f"{self.name}-guard",
+            ScheduleExpression=time.strftime("at(%Y-%m-%dT%H:%M:%S)", at),
+            FlexibleTimeWindow={"Mode": "OFF"},
+            ActionAfterCompletion="DELETE",
+            Target={
+                "Arn": f"arn:{partition}:scheduler:::aws-sdk:lambda:updateAlias",
+                "RoleArn": self.inputs["guard_role"],
+                "Input": json.dumps(update),
+            },
+        )
+
+    def remove_guard(self) -> None:
+        """Deletes the schedule, if there is one."""
+        try:
+            self.call("delete_schedule", Name=f"{self.name}-guard")
+        except Exception as error:
+            if error_code(error) != "ResourceNotFoundException":
+                raise
 
     def prune(self) -> None:
         """Deletes what is older than the newest versions and named by no alias."""
@@ -2021,26 +2266,31 @@ class RolloutRun:
             named |= {alias["FunctionVersion"], *weights_of(alias)}
         for number in numbers[: -int(self.inputs["versions_kept"])]:
             if str(number) not in named:
-                self.functions.delete_function(
-                    FunctionName=self.inputs["function"], Qualifier=str(number)
-                )
+                self.call("delete_function", Qualifier=str(number))
 
     def _pages(self, operation: str, key: str) -> list[Json]:
-        paginator = self.functions.get_paginator(operation)
+        paginator = self.client("lambda").get_paginator(operation)
         pages = paginator.paginate(FunctionName=self.inputs["function"])
         return [each for page in pages for each in page[key]]
 
-    def _retry_while_busy(self, call: Callable[..., Any], **arguments: Any) -> Any:
-        """A call of Lambda, repeated while it or the function is busy."""
-        for _ in range(BUSY_SECONDS // WATCH_SECONDS):
+    def call(self, operation: str, patience: float = BUSY_SECONDS, **arguments: Any) -> Any:
+        """A call of AWS, repeated for so long while Lambda is busy or credentials are renewed."""
+        service = "scheduler" if operation.endswith("_schedule") else "lambda"
+        service = "cloudwatch" if operation in CLOUDWATCH_OPERATIONS else service
+        if service == "lambda":
+            arguments["FunctionName"] = self.inputs["function"]
+        while True:
             try:
-                return call(FunctionName=self.inputs["function"], **arguments)
+                return getattr(self.client(service), operation)(**arguments)
             except Exception as error:
-                # "... Provisioned Concurrency" is its refusal while it shifts the weights itself.
-                if not (error_code(error) in BUSY or "Provisioned Concurrency" in str(error)):
+                code = error_code(error)
+                if code in EXPIRED:
+                    self.client.cache_clear()
+                refused = code in REFUSALS and REFUSED_FOR_NOW.search(str(error))
+                if not (code in BUSY | EXPIRED or refused) or patience <= 0:
                     raise
-            self.sleep(WATCH_SECONDS)
-        return call(FunctionName=self.inputs["function"], **arguments)
+            patience -= WATCH_SECONDS
+            self.clock.sleep(WATCH_SECONDS)
 
 
 class RolloutProvider(pulumi.dynamic.ResourceProvider):
@@ -2049,7 +2299,7 @@ class RolloutProvider(pulumi.dynamic.ResourceProvider):
     def __init__(self) -> None:
         super().__init__()
         self.profile: str | None = None
-        self.sleep: Callable[[float], None] = time.sleep
+        self.clock: Any = time
 
     def configure(self, req: pulumi.dynamic.ConfigureRequest) -> None:
         """Takes the AWS profile from the stack's configuration."""
@@ -2058,7 +2308,7 @@ class RolloutProvider(pulumi.dynamic.ResourceProvider):
 
     def diff(self, _id: str, olds: Json, news: Json) -> pulumi.dynamic.DiffResult:
         """Other inputs are a change; other code of this provider is not."""
-        keys = [key for key in news if not key.startswith("__")]
+        keys = [key for key in news if not key.startswith("__") and key != "verdict"]
         return pulumi.dynamic.DiffResult(
             changes=any(olds.get(key) != news[key] for key in keys),
             replaces=["function"] if olds["function"] != news["function"] else [],
@@ -2066,27 +2316,39 @@ class RolloutProvider(pulumi.dynamic.ResourceProvider):
 
     def create(self, props: Json) -> pulumi.dynamic.CreateResult:
         """Brings the alias, whatever it names, to the version."""
-        self.roll_out(props)
-        return pulumi.dynamic.CreateResult(f"{props['function']}:{props['alias']}", props)
+        outputs = {**props, "verdict": self.roll_out(props)}
+        return pulumi.dynamic.CreateResult(f"{props['function']}:{props['alias']}", outputs)
 
     def update(self, _id: str, _olds: Json, news: Json) -> pulumi.dynamic.UpdateResult:
         """The same."""
-        self.roll_out(news)
-        return pulumi.dynamic.UpdateResult(news)
+        return pulumi.dynamic.UpdateResult({**news, "verdict": self.roll_out(news)})
 
     def read(self, id_: str, props: Json) -> pulumi.dynamic.ReadResult:
         """The version that the alias names, for `pulumi refresh`; nothing if it does not exist."""
-        functions = self.client("lambda", props)
         try:
-            version, _ = RolloutRun(functions, None, props, self.sleep).alias()
-        except functions.exceptions.ResourceNotFoundException:
+            version, _ = self.rollout(props).alias()
+        except Exception as error:
+            if error_code(error) != "ResourceNotFoundException":
+                raise
             return pulumi.dynamic.ReadResult("", {})
         return pulumi.dynamic.ReadResult(id_, {**props, "version": version})
 
-    def roll_out(self, inputs: Json) -> None:
-        """Runs a rollout against AWS."""
-        functions, alarms = self.client("lambda", inputs), self.client("cloudwatch", inputs)
-        RolloutRun(functions, alarms, inputs, self.sleep).run()
+    def roll_out(self, inputs: Json) -> str:
+        """Runs a rollout against AWS; the verdict."""
+        if os.environ.get(UNWATCHED) and inputs["percent"] < 100:
+            inputs = {**inputs, "percent": 100}
+            self.say(f"{inputs['function']}: all at once, unwatched, as {UNWATCHED} asks for")
+        return self.rollout(inputs).run()
+
+    def rollout(self, inputs: Json) -> RolloutRun:
+        """The rollout of these inputs."""
+        connect = functools.partial(self.client, inputs=inputs)
+        return RolloutRun(connect, inputs, self.clock, self.say)
+
+    @staticmethod
+    def say(text: str) -> None:
+        """Writes a line to where the engine reads it and shows it at once."""
+        print(text, file=sys.stderr, flush=True)
 
     def client(self, service: str, inputs: Json) -> Any:
         """The SDK's client of a service in the function's region."""
@@ -2117,37 +2379,21 @@ class PortableProvider(RolloutProvider):
 class Rollout(pulumi.dynamic.Resource, module="tap", name="Rollout"):
     """The only one that moves a function's alias: gradually, watched, and back on failure.
 
-    `version` takes the traffic of the `alias`, after it has handled the event `smoke_event` (JSON)
-    and then had `percent` of the traffic for `bake_seconds` without one of the `alarms` (names) in
-    ALARM. `versions_kept` is how many versions stay for going back. Fails the update with the
-    reason when the version is not good.
+    `version` takes the traffic of the `alias`, after it has answered the `probes` (JSON: pairs of
+    an event and the expected status) and then had `percent` of the traffic for `bake_seconds`
+    without failing more often than the version before and without one of the `alarms` (names) in
+    ALARM. A request fails that raises, is counted by `failures` (namespace, metric, environment) or
+    takes more than `latency_bound_ms`. With too little traffic to judge, `inconclusive` is
+    `promote` or `roll_back`. AWS takes a share back as `guard_role` that nobody watches any more.
+    `versions_kept` is how many versions stay for going back. Fails the update with the reason when
+    the version is not good. Costs its probes and less than a cent for metrics.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        function: Input[str],
-        alias: Input[str],
-        version: Input[str],
-        smoke_event: str,
-        percent: int,
-        bake_seconds: int,
-        alarms: Sequence[Input[str]],
-        versions_kept: int,
-        opts: Options = None,
-    ):
-        inputs = {
-            "function": function,
-            "alias": alias,
-            "version": version,
-            "smoke_event": smoke_event,
-            "percent": percent,
-            "bake_seconds": bake_seconds,
-            "alarms": alarms,
-            "versions_kept": versions_kept,
-        }
-        super().__init__(PortableProvider(), name, inputs, opts)
+    #: What became of the newest version, and the evidence.
+    verdict: Output[str]
+
+    def __init__(self, name: str, *, opts: Options = None, **inputs: Any):
+        super().__init__(PortableProvider(), name, {**inputs, "verdict": None}, opts)
 
 
 ###############################################################################
@@ -2796,6 +3042,8 @@ def log_line(request: Request, status: int, milliseconds: float) -> str:
     if status < 400:
         route = all_routes().get(request.route)
         metric = route.metric if route else "RequestsOther"
+    if request.id == PROBE_ID:
+        metric = "RequestsProbed"  # which is nobody's, and not counted as a user's failure
     log_fields = {
         "route": request.route,
         "method": request.method,
@@ -3947,6 +4195,7 @@ class Identity(Component):
 
 OPEN_ROUTE_RATE = 10  # requests per second of a route that anybody may call
 LATENCY_BOUND_MS = 2_000  # 95 % of the requests must be faster
+CONCURRENCY_BOUND = 800  # of all functions of an account, whose quota is 1,000
 #: Inputs of the paging key's parameter: another one makes a new parameter, and rotates it at once.
 PAGING_KEY_INPUTS: dict[str, Any] = {
     "description": "Keys that sign paging tokens, the current one first",
@@ -3955,18 +4204,25 @@ PAGING_KEY_INPUTS: dict[str, Any] = {
     "value_wo_version": 1,
 }
 CORS_REQUEST_HEADERS = "authorization content-type idempotency-key if-match if-none-match".split()
-#: The first request to a new version of the api function: the items of somebody who has none.
-SMOKE_REQUEST = {
-    "version": "2.0",
-    "routeKey": "GET /items",
-    "rawPath": "/items",
-    "queryStringParameters": {"limit": "1"},
-    "requestContext": {
-        "requestId": "smoke-test",
-        "http": {"method": "GET"},
-        "authorizer": {"jwt": {"claims": {"sub": "smoke-test", "scope": "items/read"}}},
-    },
-}
+
+
+def probe_request(route_key: str, scope: str) -> tuple[Event, int]:
+    """A request that a release sends to a version, of somebody who has nothing, and its status."""
+    path, missing = route_key.split()[1], "0" * 40  # what the id of an item and of a file may be
+    claims = {"sub": PROBE_ID, "scope": scope}
+    event: Event = {
+        "version": "2.0",
+        "routeKey": route_key,
+        "rawPath": path.replace("{id}", missing),
+        **({"pathParameters": {"id": missing}} if "{id}" in path else {}),
+        "queryStringParameters": {"limit": "1"},
+        "requestContext": {
+            "requestId": PROBE_ID,
+            "http": {"method": "GET"},
+            "authorizer": {"jwt": {"claims": claims}},
+        },
+    }
+    return event, 404 if "{id}" in path else 200
 
 
 class ServerlessApi(Component):
@@ -4059,7 +4315,7 @@ class ServerlessApi(Component):
                 environment={"PAGING_KEY": self.paging_key.name, "KEY_ARN": self.key_arn},
                 timeout_seconds=90,
             ),
-            canary=Canary(smoke_event={"dry_run": True}),
+            canary=Canary(probes=[({"dry_run": True}, None)]),
             statements=[
                 allow("ssm:GetParameter", "ssm:PutParameter", on=self.paging_key.arn),
                 allow("kms:Encrypt", on=self.key_arn),
@@ -4102,8 +4358,13 @@ class ServerlessApi(Component):
             component="api",
             code=code,
             canary=Canary(
-                smoke_event=SMOKE_REQUEST,
+                probes=[
+                    probe_request(key, route.scope)
+                    for key, route in self.route_table.items()
+                    if key.startswith("GET ")
+                ],
                 alarms=["api-5xx", "api-latency", "api-errors"],
+                failures="RequestsFailed",
                 latency_bound_ms=LATENCY_BOUND_MS,
             ),
             statements=[
@@ -4260,9 +4521,11 @@ class ServerlessApi(Component):
         stage = {"ApiId": self.api.id, "Stage": self.stage.name}
         errors, latency = "AWS/ApiGateway/5xx", "AWS/ApiGateway/Latency"
         p95: dict[str, Any] = {"statistic": "p95", "datapoints": (3, 5)}
+        claimed = "AWS/Lambda/ClaimedAccountConcurrency"
         return [
             Alarm("api-5xx", errors, stage, above=4, period=300),
             Alarm("api-latency", latency, stage, above=LATENCY_BOUND_MS, **p95),
+            Alarm("claimed-concurrency", claimed, {}, above=CONCURRENCY_BOUND, statistic="Maximum"),
             *throttle_alarms("items", self.items, ITEM_INDEXES),
             *self.function.alarms(),
             *self.rotation.alarms(),
@@ -5140,7 +5403,7 @@ class FilePipeline(Component):
                 timeout_seconds=60,
             ),
             canary=Canary(
-                smoke_event={"Records": [{"eventName": "SmokeTest"}]},  # which is ignored
+                probes=[({"Records": [{"eventName": "Probe"}]}, None)],  # which is ignored
                 alarms=["files-errors"],
             ),
             statements=[
@@ -5973,7 +6236,7 @@ class Database(Component):
                 },
                 timeout_seconds=120,
             ),
-            canary=Canary(smoke_event={"dry_run": True}),
+            canary=Canary(probes=[({"dry_run": True}, None)]),
             statements=[
                 allow("rds:CreateDBSnapshot", on=[instance.arn, own]),
                 allow("rds:AddTagsToResource", on=own, when=requests_tag),
@@ -6576,6 +6839,7 @@ class TapStack(pulumi.ComponentResource):
     )
     table_name = StackOutput[str]("Name of the items table")
     function_name = StackOutput[str]("Name of the api function")
+    api_release = StackOutput[str]("What became of its newest version, and on what evidence")
     files_bucket_name = StackOutput[str]("Name of the bucket for files")
     files_table_name = StackOutput[str]("Name of the table that describes them")
     files_function_name = StackOutput[str]("Name of the function that records them")
@@ -6657,6 +6921,7 @@ class TapStack(pulumi.ComponentResource):
             made: Any = api.domain.domain_name_configuration
             self.api_domain_target = made.target_domain_name
         self.function_name = api.function.function.name
+        self.api_release = api.function.rollout.verdict
         self.user_pool_id, self.sign_in_url = identity.pool.id, identity.sign_in_url
         self.people_client_id = identity.people.id
         ids: Any = {name: each.id for name, each in identity.machines.items()}

@@ -267,7 +267,7 @@ class Demonstration:
 
     def releases(self) -> None:
         path = f"/items/{self.run_id}-2"
-        Releases(self.session, self.env, self.report, lambda: self.ann("GET", path)).run()
+        Releases(self.env, self.report, lambda: self.ann("GET", path)).run()
 
     # Tools
 

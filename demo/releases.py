@@ -20,7 +20,6 @@ from demo.report import Report
 from taplocal import session
 from taplocal.access import Response
 from taplocal.errors import TapLocalError
-from taplocal.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "demo" / "program"
@@ -59,7 +58,7 @@ RELEASES = (
         options=(*CANARY, "-c", "canary_minutes=120"),  # long enough to receive a request
         error="was rolled back",
     ),
-    Release(9, "a header", "good.py", ALL_AT_ONCE),  # the hotfix, while alarms are still in ALARM
+    Release(9, "a header", "good.py", ALL_AT_ONCE),
     Release(10, "the original program", "", ()),
 )
 
@@ -89,10 +88,8 @@ def wait_until_ok(cloudwatch: Any, *names: str) -> None:
 class Releases:
     """The step on one deployed environment; `request` is sent at the rate all the time."""
 
-    def __init__(self, opened: Session, env: str, report: Report, request: Callable[[], Response]):
+    def __init__(self, env: str, report: Report, request: Callable[[], Response]):
         self.env, self.report, self.check, self.request = env, report, report.check, request
-        self.alarms = opened.cloud.client("cloudwatch")
-        self.names = [f"tap-stack-api-{each}-{env}" for each in ("errors", "5xx", "latency")]
 
     def run(self) -> None:
         """Makes the releases one by one, and counts the failed requests of each."""
@@ -100,13 +97,8 @@ class Releases:
             f"Ten releases, two of them bad, while {RATE} requests arrive a second; "
             f"{PERCENT} % first"
         )
-        wait_until_ok(self.alarms, *self.names)
-        gradual_by_default = self.env != "dev"
         with arriving(self.request, RATE, lambda answer: str(answer.status)) as outcomes:
             for release in RELEASES:
-                if not release.options and gradual_by_default:
-                    self.report.say("waiting a minute for the alarms of release 8 to return to OK")
-                    wait_until_ok(self.alarms, *self.names)
                 self.release(release, outcomes)
         total = outcomes.total()
         self.report.say(f"{total} requests in all, by status: {dict(outcomes)}")

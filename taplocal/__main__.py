@@ -137,6 +137,11 @@ def status(
         "running": running,
         "environments": session.deployed_environments(folder),
         "api_url": state.api_url,
+        "releases": [
+            f"{each.name} goes on, or failed" if each.pending else each.outputs.get("verdict")
+            for each in state.resources.values()
+            if each.type.endswith(":Rollout")
+        ],
     }
     _print(fields) if as_json else Console().fields(fields)
 

@@ -1,4 +1,4 @@
-"""MiniStack as the local cloud runs it, with six additions that make it behave as AWS does.
+"""MiniStack as the local cloud runs it, with seven additions that make it behave as AWS does.
 
 Lambda queues asynchronous events, invokes functions with limited concurrency, and does not count a
 throttled invocation as an attempt. MiniStack starts a process for each event at once, so that a
@@ -16,14 +16,21 @@ An alias routes its traffic to versions by weight. MiniStack only stores the wei
 An alias with provisioned concurrency goes over to another version once that is initialized: until
 then Lambda gives the old one a weight of 1.0, and refuses to change the concurrency.
 
-Functions have metrics by alias and version, an API has metrics of its requests, and an alarm
-evaluates the metric with its dimensions, period by period. MiniStack's alarms ignore dimensions.
+Functions have metrics by alias and version and those of their log lines (the embedded metric
+format), an API has metrics of its requests, and an alarm evaluates the metric with its dimensions,
+period by period. MiniStack's alarms ignore dimensions.
+
+A schedule may call UpdateAlias, as the guard of a release does; its time comes 100 times faster.
+
+With TAPLOCAL_METRICS_DELAY (seconds) all this has AWS's timing, 100 times faster: metrics arrive so
+late, alarms are evaluated once a minute, and a shift of provisioned concurrency takes a minute.
 """
 
 from __future__ import annotations
 
 import contextvars
 import functools
+import json
 import os
 import queue
 import random
@@ -32,11 +39,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from ministack.app import main
 from ministack.core import iam_evaluator, lambda_runtime
-from ministack.services import apigateway, cloudwatch, lambda_svc
+from ministack.services import apigateway, cloudwatch, eventbridge, lambda_svc, scheduler
 
 WORKERS = 2 * (
     os.cpu_count() or 1
@@ -46,7 +54,15 @@ THROTTLED_SECONDS = 0.5
 CONCURRENT_STARTS = os.cpu_count() or 1
 MAX_ENVIRONMENTS = 8 * CONCURRENT_STARTS  # of a version; more would share the same cores
 MAX_WAIT_SECONDS = 20.0  # for a function that invokes itself, and so waits for itself
-WARM_SECONDS = 0.2  # AWS: a minute or two
+TIME_SCALE = 100  # times faster than AWS
+METRICS_DELAY = os.environ.get("TAPLOCAL_METRICS_DELAY", "")
+DELAY_SECONDS = float(METRICS_DELAY or 0) / TIME_SCALE  # of metrics
+MINUTE_SECONDS = 60 / TIME_SCALE if METRICS_DELAY else 60
+EVALUATION_SECONDS = MINUTE_SECONDS if METRICS_DELAY else 0  # between two looks at the alarms
+WARM_SECONDS = 60 / TIME_SCALE if METRICS_DELAY else 0.2  # AWS: a minute or two
+UPDATE_ALIAS = "arn:aws:scheduler:::aws-sdk:lambda:updateAlias"
+#: The alias or version by which the function of this request is invoked.
+qualifier_of_call: contextvars.ContextVar[str] = contextvars.ContextVar("qualifier", default="")
 
 
 @dataclass(order=True)
@@ -144,6 +160,7 @@ def route_by_weight() -> None:
     resolve, invoke = lambda_svc._effective_func_record_for_qualifier, lambda_svc._invoke
 
     def resolved(function: Any, qualifier: str | None) -> Any:
+        qualifier_of_call.set(qualifier or "")
         alias = function and function.get("aliases", {}).get(qualifier)
         return resolve(function, choose_version(alias) if alias else qualifier)
 
@@ -151,6 +168,7 @@ def route_by_weight() -> None:
         name: str, event: Any, headers: Any, path_qualifier: Any = None, query_params: Any = None
     ) -> Any:
         qualifier = lambda_svc._qualifier_from_path_or_query(path_qualifier, query_params)
+        qualifier_of_call.set(qualifier or "")
         alias = name in lambda_svc._functions and lambda_svc._functions[name]["aliases"].get(
             qualifier
         )
@@ -275,6 +293,15 @@ class Environments:
 
 
 def count(namespace: str, dimensions: Mapping[str, str], **values: float) -> None:
+    """Adds values to metrics when they are due."""
+    if not DELAY_SECONDS:
+        record(namespace, dimensions, values)
+        return
+    context = contextvars.copy_context()
+    threading.Timer(DELAY_SECONDS, context.run, (record, namespace, dimensions, values)).start()
+
+
+def record(namespace: str, dimensions: Mapping[str, str], values: Mapping[str, float]) -> None:
     """Adds values to metrics; equal values within a second are one data point with a count."""
     for metric, value in values.items():
         key = (namespace, metric, cloudwatch._dims_key(dict(dimensions)))
@@ -311,11 +338,75 @@ def measure_functions(environments: Environments) -> None:
 
 def _dimension_sets(name: str, version: str) -> list[dict[str, str]]:
     sets = [{"FunctionName": name}]
-    for alias in lambda_svc._functions.get(name, {}).get("aliases", {}).values():
-        if version in (alias["FunctionVersion"], *weights_of(alias)):
-            by_alias = {**sets[0], "Resource": f"{name}:{alias['Name']}"}
-            sets += [by_alias, {**by_alias, "ExecutedVersion": version}]
+    if qualifier := qualifier_of_call.get():
+        by_resource = {**sets[0], "Resource": f"{name}:{qualifier}"}
+        sets += [by_resource, {**by_resource, "ExecutedVersion": version}]
     return sets
+
+
+def measure_logs() -> None:
+    """Records the metrics in the log lines of functions."""
+    emit = lambda_svc._emit_lambda_logs
+
+    def emitted(function: Any, request_id: str, text: str, *arguments: Any, **more: Any) -> None:
+        emit(function, request_id, text, *arguments, **more)
+        for line in (text or "").splitlines():
+            if '"_aws"' in line:
+                count_line(line)
+
+    lambda_svc._emit_lambda_logs = emitted
+
+
+def count_line(line: str) -> None:
+    """Counts the metrics of a line in the embedded metric format; other lines have none."""
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return
+    for each in fields["_aws"]["CloudWatchMetrics"]:
+        values = {metric["Name"]: fields[metric["Name"]] for metric in each["Metrics"]}
+        for names in each["Dimensions"]:
+            count(each["Namespace"], {name: str(fields[name]) for name in names}, **values)
+
+
+def answer_percentile_ranks() -> None:
+    """Makes a metric have the statistic PR(:x): how many percent of the values are x or less."""
+    statistic = cloudwatch._stat_value
+
+    def value(stats: Any, name: str, points: Any = None) -> Any:
+        rank = re.fullmatch(r"PR\(:([\d.]+)\)", name)
+        if not rank:
+            return statistic(stats, name, points)
+        samples = cloudwatch._percentile_samples(points or [])
+        below = sum(weight for sample, weight in samples if sample <= float(rank[1]))
+        return 100 * below / sum(weight for _, weight in samples)
+
+    cloudwatch._stat_value = value
+
+
+def run_guards() -> None:
+    """Makes schedules call UpdateAlias, at a time that comes faster."""
+    invoke = eventbridge._invoke_target
+    create, update = scheduler._create_schedule, scheduler._update_schedule
+
+    def invoked(target: Any, event: Any, rule: Any, view: Any = None) -> None:
+        if target.get("Arn") != UPDATE_ALIAS:
+            invoke(target, event, rule, view)
+            return
+        data = json.loads(target["Input"])
+        lambda_svc._update_alias(data["FunctionName"].split(":")[-1], data.pop("Name"), data)
+
+    def sooner(body: dict[str, Any]) -> dict[str, Any]:
+        if body["Target"]["Arn"] != UPDATE_ALIAS:
+            return body
+        now, at = time.time(), scheduler._at_time_epoch(body["ScheduleExpression"])
+        due = datetime.fromtimestamp(now + (at - now) / TIME_SCALE, UTC)
+        return {**body, "ScheduleExpression": f"at({due:%Y-%m-%dT%H:%M:%S})"}
+
+    eventbridge._invoke_target = invoked
+    scheduler._create_schedule = lambda name, body: create(name, sooner(body))
+    scheduler._update_schedule = lambda name, body: update(name, sooner(body))
+    scheduler._SCHEDULE_TICK_INTERVAL = 1
 
 
 def measure_apis() -> None:
@@ -350,8 +441,9 @@ def breaching(alarm: Mapping[str, Any], points: list[Any], now: float) -> list[b
     breaches = COMPARISONS[alarm["ComparisonOperator"]]
     found = []
     for period in range(alarm["EvaluationPeriods"]):
-        end = now - period * alarm["Period"]
-        inside = [each for each in points if end - alarm["Period"] < each["Timestamp"] <= end]
+        seconds = alarm["Period"] / 60 * MINUTE_SECONDS
+        end = now - period * seconds
+        inside = [each for each in points if end - seconds < each["Timestamp"] <= end]
         if inside:
             value = cloudwatch._stat_value(cloudwatch._calc_stats(inside), statistic, inside)
             found.append(breaches(float(value), float(alarm["Threshold"])))
@@ -370,7 +462,7 @@ def evaluate(alarm: dict[str, Any]) -> None:
     key = (alarm.get("Namespace"), alarm.get("MetricName"), cloudwatch._dims_key(dimensions))
     found = breaching(alarm, cloudwatch._metrics.get(key) or [], time.time())
     before = alarm["StateValue"]
-    if not found and before != "ALARM":
+    if not found and before == "OK":
         return
     needed = alarm.get("DatapointsToAlarm") or alarm["EvaluationPeriods"]
     state = "ALARM" if sum(found) >= needed else "OK"
@@ -384,10 +476,13 @@ def evaluate(alarm: dict[str, Any]) -> None:
 
 def evaluate_alarms() -> None:
     """Makes alarms evaluate as on AWS, at each DescribeAlarms and PutMetricData."""
-    describe = cloudwatch._describe_alarms
+    describe, evaluated_at = cloudwatch._describe_alarms, 0.0
 
     def described(*arguments: Any, **more: Any) -> Any:
-        cloudwatch._evaluate_all_alarms()
+        nonlocal evaluated_at
+        if time.monotonic() - evaluated_at >= EVALUATION_SECONDS:
+            cloudwatch._evaluate_all_alarms()
+            evaluated_at = time.monotonic()
         return describe(*arguments, **more)
 
     cloudwatch._evaluate_alarm = evaluate
@@ -401,6 +496,9 @@ if __name__ == "__main__":
     environments = Environments()
     environments.install()
     measure_functions(environments)
+    measure_logs()
+    answer_percentile_ranks()
+    run_guards()
     measure_apis()
     evaluate_alarms()
     lambda_svc.invoke_async_with_retry = EventQueue().put

@@ -61,6 +61,7 @@ class Recorder:
             "resourceId": f"{name}-resource",
             "url": f"https://sqs.{REGION}.amazonaws.com/{ACCOUNT}/{name}",
             "version": "1",
+            "verdict": f"{name}: has the traffic",
         }
 
     def invoke(self, _token: str, _arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,17 +6,15 @@ import base64
 import io
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from taplocal.cloud import Cloud
+from taplocal.emulator import time_scale
 from taplocal.errors import TapLocalError
 from taplocal.resources.base import Handler, Inputs, Outputs, given, pascal, removed_tags
-
-CALL_SECONDS = 0.05  # of a sleep, at most, is taken off for the calls between two sleeps
-TIME_SCALE = 1_000  # a release with a bake time of five minutes takes 0.3 seconds
 
 
 class Function(Handler):
@@ -106,24 +104,25 @@ class Alias(Handler):
 class Rollout(Handler):
     """The program's dynamic resource; its provider runs in this process."""
 
-    uses = "function alias version smoke_event percent bake_seconds alarms versions_kept __provider"
+    uses = """function alias version probes percent bake_seconds alarms failures latency_bound_ms
+        inconclusive guard_role versions_kept __provider"""
     replace_on = "function"
     ignored = "__provider"
-    not_emulated = {"bake_seconds": f"adapted: {TIME_SCALE} seconds of a release take one"}
+    not_emulated = {"bake_seconds": "adapted: 1,000 seconds of a release take one"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         import dill
 
         provider = dill.loads(base64.b64decode(inputs["__provider"]))  # noqa: S301 - made by this run
-        provider.client = lambda service, _plan: cloud.client(service)
-        provider.sleep = quick_sleep()
+        provider.client = lambda service, **_plan: cloud.client(service)
+        provider.clock = Clock()
         try:
             made = provider.create({key: inputs[key] for key in inputs if key != "__provider"})
         except (ClientError, BotoCoreError):
             raise
         except Exception as error:
             raise TapLocalError(str(error)) from error
-        return made.id, {}
+        return made.id, {"verdict": made.outs["verdict"]}
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         """Nothing to delete: the alias is a resource of its own."""
@@ -231,16 +230,18 @@ class Invocation(Handler):
         """Nothing to delete: an invocation has happened."""
 
 
-def quick_sleep() -> Callable[[float], None]:
-    """A sleep that is TIME_SCALE times shorter, less the time of the calls since the last one."""
-    due = 0.0
+class Clock:
+    """The time of a release, which passes faster here; dates stay real."""
 
-    def sleep(seconds: float) -> None:
-        nonlocal due
-        due = max(due, time.monotonic() - CALL_SECONDS) + seconds / TIME_SCALE
-        time.sleep(max(0.0, due - time.monotonic()))
+    time = staticmethod(time.time)
 
-    return sleep
+    def monotonic(self) -> float:
+        """Seconds since some moment."""
+        return time.monotonic() * time_scale()
+
+    def sleep(self, seconds: float) -> None:
+        """Waits for so many seconds of a release."""
+        time.sleep(seconds / time_scale())
 
 
 def invoke_arn(cloud: Cloud, arn: str) -> str:

@@ -54,19 +54,21 @@ METRICS = {
 
 #: What only some functions and tables have: asynchronous events, provisioned capacity.
 MORE = {
-    "AWS/Lambda": {"AsyncEventAge", "DestinationDeliveryFailures"},
+    "AWS/Lambda": {"AsyncEventAge", "AsyncEventsDropped", "DestinationDeliveryFailures"},
     "AWS/DynamoDB": {"ConsumedReadCapacityUnits", "ConsumedWriteCapacityUnits"},
 }
+
+
+#: What the account has, without dimensions, and a function with provisioned concurrency.
+CONCURRENCY = {"ClaimedAccountConcurrency", "ProvisionedConcurrencySpilloverInvocations"}
 
 
 def test_every_alarm_has_actions_real_dimensions_and_a_runbook(graph: Graph) -> None:
     runbook = (ROOT / "docs" / "operations.md").read_text()
     for each in graph.of("MetricAlarm"):
         alarm = each.inputs
-        # A release's own alarms are looked at by the release, which says what they found.
-        actions = [] if "-release-" in each.name else [graph.outputs["alerts_topic_arn"]]
-        assert alarm["alarmActions"] == alarm["okActions"] == actions
-        known = METRICS[alarm["namespace"]] | MORE.get(alarm["namespace"], set())
+        assert alarm["alarmActions"] == alarm["okActions"] == [graph.outputs["alerts_topic_arn"]]
+        known = METRICS[alarm["namespace"]] | MORE.get(alarm["namespace"], set()) | CONCURRENCY
         assert alarm["metricName"] in known, alarm
         assert ("statistic" in alarm) != ("extendedStatistic" in alarm)
         silent = "breaching" if alarm["metricName"] in HEARTBEATS else "notBreaching"
@@ -92,6 +94,9 @@ def check_dimensions(graph: Graph, alarm: dict[str, Any]) -> None:
     if alarm["namespace"] == "AWS/NATGateway":
         gateways = {f"{each.name}-id" for each in graph.of("NatGateway")}
         assert alarm["dimensions"]["NatGatewayId"] in gateways
+        return
+    if alarm["metricName"] == "ClaimedAccountConcurrency":
+        assert not alarm.get("dimensions")
         return
     kind, dimension, field = MEASURED[alarm["namespace"]]
     assert alarm["dimensions"][dimension] in {each.inputs[field] for each in graph.of(kind)}

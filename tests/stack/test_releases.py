@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import tap_stack
 from taplocal.errors import TapLocalError
 from tests.stack.conftest import Graph, graph_of
 
@@ -19,7 +20,7 @@ def test_every_function_is_released_by_its_rollout_alone(graph: Graph, env: str)
     for function in functions:
         plan = rollouts[f"arn:aws:test:eu-west-1:111122223333:Function/{function.name}"]
         assert (plan["alias"], plan["version"], plan["versions_kept"]) == ("live", "1", 5)
-        json.loads(plan["smoke_event"])
+        assert json.loads(plan["probes"])
     for alias in graph.of("aws:lambda/alias:Alias"):
         assert set(alias.ignore_changes) == {"functionVersion", "routingConfig"}
 
@@ -29,21 +30,49 @@ def test_what_has_traffic_goes_over_gradually_and_watched(graph: Graph, env: str
     gradual = {name for name, plan in plans.items() if plan["percent"] < 100}
     busy = {"api-items-rollout", "files-records-rollout"}
     assert gradual == (set() if env == "dev" else busy)
-    assert {plan["bake_seconds"] for plan in plans.values()} == {300 if env == "prod" else 60}
-    alarms = {each.inputs["name"]: each.inputs for each in graph.of("MetricAlarm")}
-    for name in gradual:
-        watched = plans[name]["alarms"]
-        assert set(watched) <= alarms.keys()
-        versions = [alarms[each]["dimensions"].get("ExecutedVersion") for each in watched]
-        assert versions.count("1") == 2  # errors and duration of the new version alone
-    api = [each.removesuffix(f"-{env}") for each in plans["api-items-rollout"]["alarms"]]
-    assert {"tap-stack-api-5xx", "tap-stack-api-latency", "tap-stack-api-errors"} <= set(api)
+    assert {plan["bake_seconds"] for plan in plans.values()} == {60 if env == "dev" else 300}
+    alarms = {each.inputs["name"] for each in graph.of("MetricAlarm")}
+    assert all(set(plan["alarms"]) <= alarms for plan in plans.values())
+    api = plans["api-items-rollout"]
+    assert {f"tap-stack-api-{each}-{env}" for each in ("5xx", "latency", "errors")} == set(
+        api["alarms"]
+    )
+    assert api["failures"] == {
+        "namespace": "tap-stack", "metric": "RequestsFailed", "environment": env
+    }  # fmt: skip
+
+
+def test_a_release_asks_every_route_that_changes_nothing(graph: Graph) -> None:
+    probes = json.loads(graph.one("Rollout", "api-items-rollout").inputs["probes"])
+    asked = {event["routeKey"]: status for event, status in probes}
+    reads = [key for key in tap_stack.all_routes() if key.startswith("GET ")]
+    assert asked == {key: 404 if "{" in key else 200 for key in reads}
+
+
+def test_a_guard_may_move_its_own_alias_alone(graph: Graph, env: str) -> None:
+    guards = [each for each in graph.of("RolePolicy") if "-guard-" in each.name]
+    assert len(guards) == (0 if env == "dev" else 2)
+    for each in guards:
+        (statement,) = json.loads(each.inputs["policy"])["Statement"]
+        assert statement["Action"] == ["lambda:UpdateAlias"]
+        assert (
+            statement["Resource"].startswith("arn:aws:test:") and "*" not in statement["Resource"]
+        )
+    plans = [each.inputs for each in graph.of("Rollout")]
+    assert all(bool(plan["guard_role"]) == (plan["percent"] < 100) for plan in plans)
+
+
+@pytest.mark.parametrize(("percent", "warned"), [("100", True), ("10", False)])
+def test_prod_without_canaries_is_warned_of_at_each_up(
+    percent: str, warned: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    graph_of("prod", systems=API, canary_percent=percent)
+    assert ("no release in prod is watched" in capfd.readouterr().err) == warned
 
 
 def test_a_hotfix_may_go_all_at_once() -> None:
     hotfix = graph_of("prod", systems=API, canary_percent="100")
     assert {each.inputs["percent"] for each in hotfix.of("Rollout")} == {100}
-    assert not [each for each in hotfix.of("MetricAlarm") if "-release-" in each.name]
 
 
 @pytest.mark.parametrize(
@@ -60,6 +89,8 @@ def test_a_hotfix_may_go_all_at_once() -> None:
             "provisioned_concurrency_max must be api_concurrency or less",
         ),
         ({"canary_percent": "0"}, "canary_percent must be 1 to 100"),
+        ({"canary_minutes": "4"}, "canary_minutes must be 5 or more in prod, not 4"),
+        ({"canary_inconclusive": "ask"}, "canary_inconclusive must be one of promote, roll_back"),
     ],
 )
 def test_settings_that_contradict_each_other_are_reported(

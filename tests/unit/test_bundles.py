@@ -266,7 +266,8 @@ def test_what_a_file_imports_from_tap_stack_is_shipped_before_its_own(
     namespace: dict[str, Any] = {"__name__": "index"}
     exec(compile(source, "index.py", "exec"), namespace)  # noqa: S102 - our own code
     answer = namespace["handler"](
-        {**tap_stack.SMOKE_REQUEST, "routeKey": "$default", "rawPath": "/"}, FakeContext()
+        {**tap_stack.probe_request("GET /items", "")[0], "routeKey": "$default", "rawPath": "/"},
+        FakeContext(),
     )
     assert (answer["statusCode"], answer["headers"]["x-release"]) == (404, 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
@@ -51,7 +52,7 @@ def test_missing_data_is_treated_as_not_breaching(measured: None) -> None:
     firing, new = alarm(StateValue="ALARM"), alarm(StateValue="INSUFFICIENT_DATA")
     server.evaluate(firing)
     server.evaluate(new)
-    assert (firing["StateValue"], new["StateValue"]) == ("OK", "INSUFFICIENT_DATA")
+    assert (firing["StateValue"], new["StateValue"]) == ("OK", "OK")
 
 
 def test_an_alarm_counts_the_periods_that_are_beyond(measured: None) -> None:
@@ -118,3 +119,39 @@ def test_calls_wait_their_turn_instead_of_starting_an_environment_each(
     assert not any(each.is_alive() for each in threads)
     assert most[0] <= server.CONCURRENT_STARTS
     assert len(pool) <= server.MAX_ENVIRONMENTS
+
+
+def test_a_log_line_in_the_embedded_metric_format_is_counted(measured: None) -> None:
+    line = {
+        "Environment": "dev", "FunctionVersion": "7", "Failed": 1,
+        "_aws": {"Timestamp": 1, "CloudWatchMetrics": [{
+            "Namespace": "Test", "Metrics": [{"Name": "Failed", "Unit": "Count"}],
+            "Dimensions": [["Environment"], ["Environment", "FunctionVersion"]],
+        }]},
+    }  # fmt: skip
+    server.count_line(json.dumps(line))
+    server.count_line('no JSON: "_aws"')
+    found = [key[2] for key in cloudwatch._metrics if key[:2] == ("Test", "Failed")]
+    by_version = {"Environment": "dev", "FunctionVersion": "7"}
+    assert found == [cloudwatch._dims_key(each) for each in ({"Environment": "dev"}, by_version)]
+
+
+def test_a_percentile_rank_says_how_many_values_are_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloudwatch, "_stat_value", cloudwatch._stat_value)
+    server.answer_percentile_ranks()
+    points = [{"Value": 40.0, "Count": 3}, {"Value": 2_000.0}, {"Value": 2_001.0}]
+    stats = cloudwatch._calc_stats(points)
+    assert cloudwatch._stat_value(stats, "PR(:2000)", points) == 80
+    assert cloudwatch._stat_value(stats, "SampleCount", points) == 5
+
+
+def test_late_metrics_are_not_seen_before(monkeypatch: pytest.MonkeyPatch, measured: None) -> None:
+    monkeypatch.setattr(server, "DELAY_SECONDS", 0.2)
+    server.count("Test", {}, Late=1)
+    assert not [key for key in cloudwatch._metrics if key[:2] == ("Test", "Late")]
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if [key for key in cloudwatch._metrics if key[:2] == ("Test", "Late")]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the metric has not arrived")
