@@ -18,7 +18,8 @@ def test_an_alarm_reaches_a_subscriber(deployed: Session) -> None:
     subscription = sns.subscribe(
         TopicArn=topic, Protocol="sqs", Endpoint=queue, ReturnSubscriptionArn=True
     )
-    dimensions = [{"Name": "FunctionName", "Value": API}]
+    through = {"FunctionName": API, "Resource": f"{API}:live"}
+    dimensions = [{"Name": name, "Value": value} for name, value in through.items()]
     metrics.put_metric_data(
         Namespace="AWS/Lambda",
         MetricData=[{"MetricName": "Errors", "Dimensions": dimensions, "Value": 3}],
