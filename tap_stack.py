@@ -52,7 +52,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import (
     Context,
     Decimal,
@@ -67,7 +67,7 @@ from json.encoder import encode_basestring
 from math import exp, lgamma
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
-from urllib.parse import unquote_plus
+from urllib.parse import quote, unquote_plus, urlencode
 
 import pulumi
 import pulumi_aws as aws
@@ -3388,15 +3388,18 @@ def delete_item(request: Request) -> Response:
 
 
 def list_items(request: Request) -> Response:
-    """GET /items: the caller's items by time, all or of one category, a page at a time."""
-    filters, order, limit = list_query(request.query, {"category": read_text})
+    """GET /items: the caller's items by time, of a category or not, from a time to another."""
+    readers = {"category": read_text, "from": parse_time, "to": parse_time}
+    filters, order, limit = list_query(request.query, readers)
+    condition, values = created_between(filters)
     index, key, value = "by_owner", "owner", {"S": request.caller}
     if (category := filters.get("category")) is not None:
         index, key, value = "by_category", "owner_category", category_key(request.caller, category)
-    scope = ("items", request.caller, category, order)
+    times = [each["S"] for each in values.values()]
+    scope = ("items", request.caller, category, *times, order)
     page = Page(request, "created_at", order, limit, scope)
-    page.query({key: value}, IndexName=index)
-    return respond(200, json_object(page.members("items", item_json)))
+    page.query({key: value}, condition, values, IndexName=index)
+    return page.response("items", item_json)
 
 
 def write_fields(request: Request, item: Item, fields: Item) -> Item:
@@ -3666,8 +3669,8 @@ class Page:
         )
         self.items, self.more = response["Items"], "LastEvaluatedKey" in response
 
-    def members(self, name: str, show: Callable[[Item], str]) -> dict[str, str]:
-        """The page as members of a JSON object, cut where it would grow too large."""
+    def response(self, name: str, show: Callable[[Item], str], /, **members: str) -> Response:
+        """The page behind these members, as JSON texts; it ends where it would grow too large."""
         texts: list[str] = []
         size = 0
         for item in self.items[: self.limit]:
@@ -3675,12 +3678,52 @@ class Page:
             size += len(texts[-1])
             if size > PAGE_LIMIT:
                 break
-        members = {name: f"[{','.join(texts)}]"}
-        if texts and (self.more or len(texts) < len(self.items)):
-            last = self.items[len(texts) - 1]
-            token = sign_page_token(last[self.sort]["S"], last["id"]["S"], self.scope)
-            members["next"] = f'"{token}"'
-        return members
+        members[name] = f"[{','.join(texts)}]"
+        if not texts or (not self.more and len(texts) == len(self.items)):
+            return respond(200, json_object(members))
+        last = self.items[len(texts) - 1]
+        token = sign_page_token(last[self.sort]["S"], last["id"]["S"], self.scope)
+        return respond_more(self.request, members, token)
+
+
+def respond_more(request: Request, members: dict[str, str], token: str) -> Response:
+    """A page that is not the last: the token of the next in its body, and in a Link (RFC 8288)."""
+    query = urlencode({**request.query, "next": token}, quote_via=quote)
+    link = f'<{request.event["rawPath"]}?{query}>; rel="next"'
+    return respond(200, json_object({**members, "next": f'"{token}"'}), link=link)
+
+
+#: A day, or a time of RFC 3339, which has no 24:00.
+TIME = re.compile(r"\d{4}-\d\d-\d\d(T(?!24)\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d))?", re.ASCII)
+
+
+def created_between(filters: Mapping[str, str]) -> tuple[str, Item]:
+    """Condition and values of the sort key from `from` to `to`, as far as they are given."""
+    if not filters.keys() & {"from", "to"}:
+        return "", {}
+    return during(filters.get("from", str(date.min)), filters.get("to", str(date.max)))
+
+
+def during(first: str, last: str) -> tuple[str, Item]:
+    """Condition and values of the sort key from one day or time to another, both included."""
+    end = f"{last}U" if len(last) == len("2026-11-30") else last  # U is after the T of a time
+    if end < first:
+        raise invalid_parameters(dict.fromkeys(("from", "to"), "from is later than to."))
+    return " AND #sort BETWEEN :from AND :to", {":from": {"S": first}, ":to": {"S": end}}
+
+
+def parse_time(name: str, text: str) -> str:
+    """A day as it is, or a time as items have it, or Problem 400."""
+    try:
+        if TIME.fullmatch(text):
+            found = datetime.fromisoformat(text)
+            if found.tzinfo is None:
+                return text
+            return found.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+    except (OverflowError, ValueError):
+        pass  # 30 February; a time that is in the year 0 in UTC
+    examples = "2026-11-30 or 2026-11-30T08:00:00Z"
+    raise Problem(400, f"{name} is a day or a time such as {examples}, not {printable(text)}.")
 
 
 def page_mac(key: bytes, position: str, item_id: str, scope: Scope) -> bytes:
@@ -4381,7 +4424,7 @@ class ServerlessApi(Component):
             "allow_origins": self.args.cors_origins,
             "allow_methods": ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
             "allow_headers": CORS_REQUEST_HEADERS,
-            "expose_headers": ["apigw-requestid", "etag", "location", "retry-after"],
+            "expose_headers": ["apigw-requestid", "etag", "link", "location", "retry-after"],
             "max_age": 600,
         }
         one_address = bool(self.args.api_domain_name) and not self.args.api_default_endpoint
@@ -5151,25 +5194,24 @@ def list_files(request: Request) -> Response:
         reason = f"Only one of {', '.join(filters)} can be given."
         raise invalid_parameters(dict.fromkeys(filters, reason))
     name, value = next(iter(filters.items()), ("", ""))
-    index, key, attribute, condition, values = "by_owner", "", "files_of", "", {}
+    index, key, attribute = "by_owner", "", "files_of"
+    condition: tuple[str, Item] = "", {}
     if name == "folder":
         index, key, attribute = "by_folder", value, "folder_of"
     if name == "content_type":
         index, key, attribute = "by_content_type", value, "type_of"
     if name == "day":
-        day, condition = str(value), " AND #sort BETWEEN :from AND :to"
-        values = {":from": {"S": day}, ":to": {"S": f"{day}U"}}  # U comes after the T of the time
+        condition = during(str(value), str(value))
     scope = ("files", request.caller, name, str(value), order)
     page = Page(request, "uploaded_at", order, limit, scope)
     page.query(
         {attribute: {"S": f"{request.caller}/{key}"}},
-        condition,
-        values,
+        *condition,
         start_key={"record": {"S": "newest"}},
         TableName=os.environ["FILES_TABLE_NAME"],
         IndexName=index,
     )
-    return respond(200, json_object(page.members("files", file_json)))
+    return page.response("files", file_json)
 
 
 def get_file(request: Request) -> Response:
@@ -5186,8 +5228,7 @@ def get_file(request: Request) -> Response:
     page = Page(request, "record", order, limit, ("versions", request.caller, key["S"], order))
     versions = {":versions": {"S": "version#"}}
     page.query({"id": key}, " AND begins_with(#sort, :versions)", versions, **files)
-    members = {**file_members(file), **page.members("versions", file_json)}
-    return respond(200, json_object(members))
+    return page.response("versions", file_json, **file_members(file))
 
 
 def file_json(item: Item) -> str:
@@ -5218,7 +5259,7 @@ def list_totals(request: Request) -> Response:
     for (day, content_type), group in itertools.groupby(shards, total_key):
         if len(totals) == limit:
             token = sign_page_token(totals[-1]["day"], totals[-1]["content_type"], scope)
-            return respond(200, json.dumps({"totals": totals, "next": token}))
+            return respond_more(request, {"totals": json.dumps(totals)}, token)
         counts = [(int(each["count"]["N"]), int(each["bytes"]["N"])) for each in group]
         count, size = map(sum, zip(*counts, strict=True))
         totals.append({"day": day, "content_type": content_type, "count": count, "bytes": size})

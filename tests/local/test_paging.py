@@ -15,16 +15,28 @@ from tests.local.conftest import Call, assert_problem
 from tests.local.test_policies import KEY
 
 
-def test_lists_page_through_a_category_newest_first(ann: Call, bob: Call, fresh: str) -> None:
-    ids = [ann("POST", "/items", json.dumps({"category": fresh})).json()["id"] for _ in range(5)]
-    found, path = [], f"/items?category={fresh}&limit=2"
+def linked(caller: Call, path: str) -> list[list[str]]:
+    """The ids on each page of a list, by the links of its pages."""
+    found = []
     while path:
-        response = ann("GET", path).json()
-        found.append([item["id"] for item in response["items"]])
-        path = (
-            f"/items?category={fresh}&limit=2&next={response['next']}" if "next" in response else ""
-        )
-    assert found == [[ids[4], ids[3]], [ids[2], ids[1]], [ids[0]]]
+        response = caller("GET", path)
+        found.append([item["id"] for item in response.json()["items"]])
+        path = response.headers.get("link", "").partition(">")[0][1:]
+    return found
+
+
+def test_lists_page_through_a_category_newest_first(ann: Call, bob: Call, fresh: str) -> None:
+    items = [ann("POST", "/items", json.dumps({"category": fresh})).json() for _ in range(5)]
+    ids = [item["id"] for item in items]
+    assert linked(ann, f"/items?category={fresh}&limit=2") == [
+        [ids[4], ids[3]], [ids[2], ids[1]], [ids[0]]
+    ]  # fmt: skip
+    first, last = (items[n]["created_at"] for n in (1, 3))
+    for query in ("", f"category={fresh}&"):
+        path = f"/items?{query}from={first}&to={last}&order=asc&limit=2"
+        assert linked(ann, path) == [[ids[1], ids[2]], [ids[3]]]
+    assert linked(bob, f"/items?category={fresh}&from={first[:10]}") == [[]]
+    assert_problem(ann("GET", f"/items?from={last}&to={first}"), 400)
     oldest = ann("GET", f"/items?category={fresh}&order=asc&limit=5").json()
     assert ([item["id"] for item in oldest["items"]], "next" in oldest) == (ids, False)
     token = ann("GET", f"/items?category={fresh}&limit=2").json()["next"]

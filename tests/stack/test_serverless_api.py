@@ -204,6 +204,7 @@ def test_cors_lets_only_configured_origins_in(graph: Graph, env: str) -> None:
     assert own["allowOrigins"] == ["https://app.example.com"]
     assert {"if-match", "idempotency-key"} <= set(own["allowHeaders"])
     assert {key.split()[0] for key in tap_stack.all_routes()} == set(own["allowMethods"])
+    assert {"etag", "link", "location", "retry-after"} <= set(own["exposeHeaders"])
 
 
 def test_the_paging_key_is_written_by_nobody_but_the_rotation(graph: Graph) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 
@@ -82,9 +83,7 @@ class Api:
             "routeKey": route if route in tap_stack.all_routes() else "$default",
             "rawPath": path,
             "headers": headers or {},
-            "queryStringParameters": dict(each.split("=", 1) for each in query.split("&"))
-            if query
-            else None,
+            "queryStringParameters": dict(parse_qsl(query, keep_blank_values=True)) or None,
             "pathParameters": parameters,
             "body": text,
             "isBase64Encoded": False,

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import json
+import re
 import time
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tap_stack
-from tap_stack import paging_keys, sign_page_token, verify_page_token
+from tap_stack import file_id, paging_keys, sign_page_token, verify_page_token
 from tests.fakes import FakeContext, service_error
-from tests.unit.conftest import ENVIRONMENT, KEY, NEVER, Api, assert_problem
+from tests.unit.conftest import ENVIRONMENT, KEY, NEVER, Api, Response, assert_problem
+from tests.unit.test_files import upload
 
 fixture_is_fine = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50
@@ -22,15 +27,31 @@ fixture_is_fine = settings(
 
 
 def pages(api: Api, query: str = "", caller: str = "ann") -> list[list[str]]:
-    """The ids on each page of a list, to its end."""
-    found, token = [], ""
-    while True:
-        response = api("GET", f"/items?{query}{token}", caller=caller)
+    """The ids on each page of a list, to its end, by the links of its pages."""
+    found, path = [], f"/items?{query}"
+    while path:
+        response = api("GET", path, caller=caller)
         assert response.status == 200, response.text
         found.append([item["id"] for item in response.json["items"]])
-        if "next" not in response.json:
-            return found
-        token = f"&next={response.json['next']}"
+        path = next_path(response)
+    return found
+
+
+def next_path(response: Response) -> str:
+    """The path and query in the Link of a page, which has the token of its body; "" on the last."""
+    if "next" not in response.json:
+        assert "link" not in response.headers
+        return ""
+    (path,) = re.findall('^<([!#-;=?-~]+)>; rel="next"$', response.headers["link"])
+    assert dict(parse_qsl(urlsplit(path).query))["next"] == response.json["next"]
+    return str(path)
+
+
+def item_at(api: Api, created: str, caller: str = "ann", **fields: Any) -> str:
+    """The id of a new item that was created at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tap_stack, "now", lambda: created)
+        return str(api("POST", "/items", fields, caller=caller).json["id"])
 
 
 @fixture_is_fine
@@ -65,6 +86,77 @@ def test_a_list_holds_only_the_callers_items_of_the_category(api: Api) -> None:
     assert "Scan" not in api.table.calls
 
 
+times = st.datetimes(datetime(2026, 11, 28), datetime(2026, 12, 2)).map(
+    lambda at: at.replace(microsecond=at.microsecond // 250_000 * 250_000, second=0, minute=0)
+)
+zones = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+bounds = st.none() | times.map(datetime.date) | st.builds(datetime.astimezone, times, zones)
+
+
+def stored(at: datetime) -> str:
+    return at.isoformat(timespec="microseconds") + "Z"
+
+
+@fixture_is_fine
+@given(
+    created=st.lists(st.tuples(times, st.booleans(), st.booleans()), max_size=12),
+    first=bounds,
+    last=bounds,
+    order=st.sampled_from(["asc", "desc"]),
+    category=st.sampled_from(["", 'x" &=+/é']),
+)
+def test_a_range_holds_what_was_created_in_it_both_ends_included(
+    api: Api, created: list[Any], first: Any, last: Any, order: str, category: str
+) -> None:
+    def moment(bound: Any, default: datetime, of_day: dt.time) -> datetime:
+        if isinstance(bound, datetime):
+            return bound.astimezone(UTC).replace(tzinfo=None)
+        return datetime.combine(bound, of_day) if bound else default
+
+    low = moment(first, datetime.min, dt.time.min)
+    high = moment(last, datetime.max, dt.time.max)
+    api.table.items.clear()
+    expected = []
+    for at, mine, categorised in sorted(created):
+        fields = {"category": category} if categorised and category else {}
+        new = item_at(api, stored(at), "ann" if mine else "bob", **fields)
+        if mine and low <= at <= high and (categorised or not category):
+            expected.append((stored(at), new))
+    query = {"from": first, "to": last, "category": category, "order": order, "limit": 2}
+    given_ones = {
+        k: v.isoformat() if isinstance(v, date) else v
+        for k, v in query.items()
+        if v not in (None, "")
+    }
+    api.table.calls.clear()
+    if low > high:
+        assert_problem(api("GET", f"/items?{urlencode(given_ones)}"), 400, "from is later than to.")
+        return
+    found = pages(api, urlencode(given_ones))
+    expected.sort(reverse=order == "desc")
+    assert [each for page in found for each in page] == [each for _, each in expected]
+    assert api.table.calls == ["Query"] * len(found)  # it reads nothing that it does not show
+    assert len(found) == max(1, -(-len(expected) // 2))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "from=2026-02-30",
+        "to=2026-11-30T24:00:00Z",
+        "to=2026-11-30T08:00:00",
+        "from=2026-11-30 08:00:00Z",
+        "from=0001-01-01T00:00:00%2B14:00",
+        "to=9999-12-31T23:59:59-14:00",
+        "from=20261130",
+        "to=\u0662026-11-30",
+        "from=",
+    ],
+)
+def test_what_is_no_time_is_400(api: Api, query: str) -> None:
+    assert_problem(api("GET", f"/items?{query}"), 400, "is a day or a time such as 2026-11-30")
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -89,18 +181,19 @@ def test_a_page_is_cut_before_it_grows_too_large(api: Api, monkeypatch: pytest.M
     assert pages(api, "order=asc") == [["i0", "i1"], ["i2", "i3"], ["i4", "i5"]]
 
 
-scopes = st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=3).map(tuple)
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+scopes = st.lists(st.none() | texts, max_size=3).map(tuple)
 
 
 @fixture_is_fine
 @given(
-    created=st.text(st.characters(exclude_categories=["Cs"])),
-    item=st.text(st.characters(exclude_categories=["Cs"])),
+    created=texts,
+    item=texts,
     scope=scopes,
     other=scopes,
 )
 def test_a_token_opens_only_in_its_scope(
-    api: Api, created: str, item: str, scope: tuple[str, ...], other: tuple[str, ...]
+    api: Api, created: str, item: str, scope: tap_stack.Scope, other: tap_stack.Scope
 ) -> None:
     token = sign_page_token(created, item, scope)
     assert verify_page_token(token, scope) == (created, item)
@@ -117,30 +210,62 @@ def test_no_text_in_a_filter_moves_the_boundary(api: Api) -> None:
     assert mac("items", 'a", "b') != mac("items", "a", "b")
 
 
-def test_a_token_of_one_list_is_400_in_any_other(api: Api) -> None:
-    for n in range(3):
-        api("POST", "/items", {"id": f"i{n}"})
-    token = api("GET", "/items?limit=1").json["next"]
-    for path in ("/files", "/files/totals", "/items?category=x", "/items?order=asc"):
-        response = api("GET", f"{path}{'&' if '?' in path else '?'}next={token}")
-        assert_problem(response, 400)
+LISTS = (
+    "/items",
+    "/items?order=asc",
+    "/items?category=x",
+    "/items?category=x&order=asc",
+    "/items?category=",
+    "/items?from=2026-11-20",
+    "/items?to=2026-11-30",
+    "/items?from=2026-11-20&to=2026-11-30",
+    "/items?from=2026-11-20&to=2026-11-30&category=x",
+    "/files",
+    "/files?order=asc",
+    "/files?folder=x",
+    "/files?folder=",
+    "/files?content_type=text/plain",
+    "/files?day=2026-11-21",
+    "/files/{x}",
+    "/files/{x}?order=asc",
+    "/files/{root}",
+    "/files/totals?from=2026-11-20&to=2026-11-30",
+    "/files/totals?from=2026-11-21&to=2026-11-30",
+    "/files/totals?from=2026-11-21&to=2026-11-30&order=asc",
+)
 
 
-def test_a_token_is_bound_to_caller_category_and_order(api: Api) -> None:
+def test_a_token_opens_the_list_that_it_is_of_and_is_400_in_every_other(api: Api) -> None:
+    lists = []
+    for caller in ("ann", "bob"):
+        for category in ("x", "x", "", ""):
+            item_at(api, "2026-11-25T10:00:00.000000Z", caller, category=category)
+        for name in ("x/1", "x/2", "1", "2"):
+            upload(api, f"{caller}/{name}", b"%PDF-")
+            upload(api, f"{caller}/{name}")
+        x, root = (file_id(f"{caller}/{each}") for each in ("x/1", "1"))
+        paths = [each.replace("{x}", x).replace("{root}", root) for each in LISTS]
+        lists += [(caller, path) for path in paths]
+    tokens = {}
+    for caller, path in lists:
+        response = api("GET", f"{path}{'&' if '?' in path else '?'}limit=1", caller=caller)
+        tokens[caller, path] = response.json["next"]
+    assert len(set(tokens.values())) == len(lists)
+    for source, token in tokens.items():
+        for target in lists:
+            caller, path = target
+            response = api("GET", f"{path}{'&' if '?' in path else '?'}next={token}", caller=caller)
+            assert response.status == (200 if source == target else 400), (source, target)
+
+
+def test_a_page_links_to_the_next_with_the_callers_parameters(api: Api) -> None:
     for n in range(3):
-        api("POST", "/items", {"id": f"i{n}", "category": "x"})
-    token = api("GET", "/items?category=x&limit=1").json["next"]
-    assert api("GET", f"/items?category=x&next={token}&limit=2").status == 200
-    for query, caller in (
-        ("category=x", "bob"),
-        ("category=y", "ann"),
-        ("order=asc&category=x", "ann"),
-        ("", "ann"),
-    ):
-        assert (
-            api("GET", f"/items?{query}&next={token}".replace("?&", "?"), caller=caller).status
-            == 400
-        )
+        item_at(api, f"2026-11-0{n + 1}T00:00:00.000000Z", category='<a>; b="c"&d+é')
+    category = "%3Ca%3E%3B%20b%3D%22c%22%26d%2B%C3%A9"
+    response = api("GET", f"/items?limit=2&order=asc&from=2026-11-01&category={category}")
+    given_ones, _, token = next_path(response).rpartition("&next=")
+    assert given_ones == f"/items?limit=2&order=asc&from=2026-11-01&category={category}"
+    assert token == response.json["next"]
 
 
 @fixture_is_fine
