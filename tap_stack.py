@@ -2846,14 +2846,14 @@ def encode_user_data(script: str) -> str:
 # The handler answers all requests of the HTTP API. A request goes through it from top to bottom:
 # api, dispatch, an operation (Items, Files), the table, a response.
 #
-# The items table has two types of items, by `id`:
+# The items table has two types of items, by `owner`, the caller, and `id`:
 #
 #   type                 id                         attributes
-#   item                 the item's id              owner, content (the caller's fields), version,
+#   item                 the item's id              content (the caller's fields), version,
 #                                                   revision (its ETag), created_at, updated_at,
 #                                                   owner_category (<owner>#<category>, if any)
-#   Idempotency-Key      idempotency#<digest of     item_id, created_at and revision of what it
-#                        caller and key>            created, fingerprint of the body, expires_at
+#   Idempotency-Key      idempotency#<digest of     item_id, item_created_at and revision of what it
+#                        the key>                   created, fingerprint of the body, expires_at
 #
 # and two indexes, both with all attributes and sorted by created_at, for GET /items:
 #
@@ -3228,7 +3228,6 @@ def service_unavailable() -> Problem:
 READ_ONLY_FIELDS = ("id", "version", "created_at", "updated_at")
 CATEGORY_LIMIT = 1_024  # bytes: a partition key has 2,048, and the owner needs some
 WRITE_ATTEMPTS = 10
-OWNER = {"#owner": "owner"}  # the one attribute of ours whose name DynamoDB reserves
 
 
 def create_item(request: Request) -> Response:
@@ -3247,8 +3246,7 @@ def new_item(request: Request, item_id: str, fields: Item, created: str = "") ->
     category = fields.get("category", {}).get("S")
     created = created or now()
     return {
-        "id": {"S": item_id},
-        "owner": {"S": request.caller},
+        **item_key(request, item_id),
         "version": {"N": "1"},
         "revision": {"S": request.revision},
         "created_at": {"S": created},
@@ -3256,6 +3254,11 @@ def new_item(request: Request, item_id: str, fields: Item, created: str = "") ->
         "content": {"M": fields},
         **({} if category is None else {"owner_category": category_key(request.caller, category)}),
     }
+
+
+def item_key(request: Request, item_id: str) -> Item:
+    """The key of a caller's item: two callers may have the same id, and neither learns of it."""
+    return {"owner": {"S": request.caller}, "id": {"S": item_id}}
 
 
 def put(item: Item, condition: str = "attribute_not_exists(id)", **values: AttributeValue) -> Write:
@@ -3295,12 +3298,10 @@ def create_once(request: Request, item: Item, wanted_id: str | None) -> Item:
     body = json.dumps([wanted_id, item["content"]], sort_keys=True)
     seconds = int(time.time())
     record = {
-        "id": {
-            "S": "idempotency#" + hashlib.sha256(f"{request.caller}#{key}".encode()).hexdigest()
-        },
+        **item_key(request, "idempotency#" + hashlib.sha256(key.encode()).hexdigest()),
         "fingerprint": {"S": hashlib.sha256(body.encode()).hexdigest()},
         "item_id": item["id"],
-        "created_at": item["created_at"],
+        "item_created_at": item["created_at"],  # with a created_at it would be in by_owner
         "revision": item["revision"],
         "expires_at": {"N": str(seconds + int(os.environ["IDEMPOTENCY_SECONDS"]))},
     }
@@ -3316,7 +3317,8 @@ def create_once(request: Request, item: Item, wanted_id: str | None) -> Item:
         text = "The Idempotency-Key was used with another body."
         raise Problem(422, text, "idempotency-key-reused")
     request.revision = first["revision"]["S"]
-    return new_item(request, first["item_id"]["S"], item["content"]["M"], first["created_at"]["S"])
+    item_id, created = first["item_id"]["S"], first["item_created_at"]["S"]
+    return new_item(request, item_id, item["content"]["M"], created)
 
 
 def get_item(request: Request) -> Response:
@@ -3370,20 +3372,21 @@ def change_item(request: Request, item_id: str, changed: Callable[[Item], Item])
 
 def delete_item(request: Request) -> Response:
     """DELETE /items/{id}: deletes the item; a second time it is 404."""
-    item_id, (condition, values) = request.item_id(), delete_condition(request)
+    condition, values = delete_condition(request)
     try:
         table(
             request,
             "delete_item",
-            Key={"id": {"S": item_id}},
+            Key=item_key(request, request.item_id()),
             ConditionExpression=condition,
-            ExpressionAttributeNames=OWNER,
             ExpressionAttributeValues=values,
             ReturnValuesOnConditionCheckFailure="ALL_OLD",
         )
     except ConditionFailed as failure:
-        if failure.item or not failure.repeated:
-            raise condition_problem(failure, request) from None
+        if failure.item:
+            raise precondition_failed() from None
+        if not failure.repeated:
+            raise not_found() from None
     return respond(204)
 
 
@@ -3398,7 +3401,8 @@ def list_items(request: Request) -> Response:
     times = [each["S"] for each in values.values()]
     scope = ("items", request.caller, category, *times, order)
     page = Page(request, "created_at", order, limit, scope)
-    page.query({key: value}, condition, values, IndexName=index)
+    start_key = {"owner": {"S": request.caller}}
+    page.query({key: value}, condition, values, start_key, IndexName=index)
     return page.response("items", item_json)
 
 
@@ -3421,7 +3425,7 @@ def write_fields(request: Request, item: Item, fields: Item) -> Item:
         response = table(
             request,
             "update_item",
-            Key={"id": item["id"]},
+            Key=item_key(request, item["id"]["S"]),
             UpdateExpression=f"SET {changes}{by_category}",
             ConditionExpression="revision = :seen",
             ExpressionAttributeValues=values,
@@ -3438,16 +3442,11 @@ def write_fields(request: Request, item: Item, fields: Item) -> Item:
 
 def read_item(request: Request, item_id: str) -> Item:
     """The caller's own item, read consistently, or Problem 404."""
-    response = table(request, "get_item", Key={"id": {"S": item_id}}, ConsistentRead=True)
+    response = table(request, "get_item", Key=item_key(request, item_id), ConsistentRead=True)
     item: Item | None = response.get("Item")
-    if not is_callers(item, request):
+    if item is None:
         raise not_found()
-    return item or {}
-
-
-def is_callers(item: Item | None, request: Request) -> bool:
-    """Whether there is an item of the caller's; an Idempotency-Key has no content."""
-    return bool(item and "content" in item and item["owner"]["S"] == request.caller)
+    return item
 
 
 def etag(item: Item) -> str:
@@ -3456,8 +3455,8 @@ def etag(item: Item) -> str:
 
 
 def delete_condition(request: Request) -> tuple[str, Item]:
-    """Condition and values: the caller's own item, as If-Match and If-None-Match want it."""
-    condition, values = "#owner = :owner", {":owner": {"S": request.caller}}
+    """Condition and values: the item exists, as If-Match and If-None-Match want it."""
+    condition, values = "id = :id", {":id": {"S": request.item_id()}}
     # A weak tag never matches If-Match (RFC 9110, 13.1.1): with its W/ it is no revision.
     wanted = request.etags("if-match")
     seen = [tag.removeprefix("W/") for tag in request.etags("if-none-match")]
@@ -3471,18 +3470,13 @@ def delete_condition(request: Request) -> tuple[str, Item]:
     return condition, values
 
 
-def condition_problem(failure: ConditionFailed, request: Request) -> Problem:
-    """Why the condition of the caller's write failed."""
-    return precondition_failed() if is_callers(failure.item, request) else not_found()
-
-
 def precondition_failed() -> Problem:
     """What is there is not what the caller expects."""
     return Problem(412, "The current ETag is not what If-Match or If-None-Match asks for.")
 
 
 def not_found() -> Problem:
-    """The same for a missing item and for another caller's, so that nobody learns of it."""
+    """The caller has no item of this id."""
     return Problem(404, "There is no such item.")
 
 
@@ -4315,7 +4309,8 @@ class ServerlessApi(Component):
             f"{self.name}-items",
             name=self.args.table_name or self.args.name("items"),
             billing_mode="PAY_PER_REQUEST",
-            hash_key="id",
+            hash_key="owner",
+            range_key="id",
             attributes=[
                 {"name": key, "type": "S"} for key in ("id", "created_at", *ITEM_INDEXES.values())
             ],

@@ -55,6 +55,10 @@ class FakeContext:
         return int(self.seconds * 1000)
 
 
+#: Table -> its key.
+KEYS = {"items": ("owner", "id"), "files": ("id", "record")}
+
+
 class FakeDynamoDB:
     """Tables with conditional writes, transactions and queries, for the expressions that we use.
 
@@ -72,7 +76,7 @@ class FakeDynamoDB:
 
     @property
     def items(self) -> dict[str, Item]:
-        """The items table, by id."""
+        """The items table, by owner and id with a space between."""
         return self.tables["items"]
 
     @property
@@ -124,8 +128,8 @@ class FakeDynamoDB:
         sort = SORTS[arguments["TableName"]].get(arguments.get("IndexName", ""), "record")
 
         key = arguments["KeyConditionExpression"].split()[0]
-        names = {"id", sort, arguments["ExpressionAttributeNames"].get(key, key)}
-        names |= {"record"} if arguments["TableName"] == "files" else set()
+        names = {sort, arguments["ExpressionAttributeNames"].get(key, key)}
+        names |= set(KEYS[arguments["TableName"]])
 
         def position(item: Item) -> tuple[str, str]:
             return item[sort]["S"], item["id"]["S"]
@@ -182,7 +186,7 @@ class FakeDynamoDB:
     def _update(self, arguments: Item) -> Item:
         if arguments["UpdateExpression"].startswith("ADD "):
             return self._add(arguments)
-        item = self.items[arguments["Key"]["id"]["S"]]
+        item = self.items[_identity(arguments)]
         values = arguments["ExpressionAttributeValues"]
         changes, _, removed = (
             arguments["UpdateExpression"].removeprefix("SET ").partition(" REMOVE ")
@@ -208,7 +212,7 @@ class FakeDynamoDB:
         return item
 
     def _delete(self, arguments: Item) -> None:
-        self.items.pop(arguments["Key"]["id"]["S"], None)
+        self.items.pop(_identity(arguments), None)
 
 
 def _capacity(units: float) -> dict[str, Any]:
@@ -217,7 +221,7 @@ def _capacity(units: float) -> dict[str, Any]:
 
 def _identity(arguments: Item) -> str:
     key = arguments.get("Key") or arguments["Item"]
-    return " ".join(key[name]["S"] for name in ("id", "record") if name in key)
+    return " ".join(key[name]["S"] for name in KEYS[arguments["TableName"]])
 
 
 def _holds(arguments: Item, item: Item | None) -> bool:

@@ -94,8 +94,10 @@ def test_what_is_somebody_elses_is_not_there(ann: Call, bob: Call, robot: Call, 
         responses += [other("PATCH", f"/items/{fresh}", "{}"), other("DELETE", f"/items/{fresh}")]
         for response in responses:
             assert_problem(response, 404)
-        assert_problem(other("POST", "/items", json.dumps({"id": fresh})), 409)
         assert other("GET", f"/items?category={fresh}").json() == {"items": []}
+        assert other("POST", "/items", json.dumps({"id": fresh})).status == 201
+        assert_problem(other("POST", "/items", json.dumps({"id": fresh})), 409)
+        assert other("DELETE", f"/items/{fresh}").status == 204
     assert ann("GET", f"/items/{fresh}").json()["version"] == 1
 
 

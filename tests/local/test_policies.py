@@ -38,15 +38,16 @@ API, ROTATION, FILES = "tap-stack-api-dev", "tap-stack-rotation-dev", "tap-stack
 TABLE, KEY = "tap-stack-items-dev", "/tap-stack/dev/paging-key"
 GROUP = {"logGroupName": f"/aws/lambda/{API}", "logStreamName": "s"}
 ID = {"id": {"S": "nothing"}}
+ITEM = {**ID, "owner": {"S": "nobody"}}
 OBJECT = {"Bucket": "tap-stack-files-dev-000000000000", "Key": "t-permissions/x"}
 LOG_OBJECT = {**OBJECT, "Bucket": "tap-stack-files-logs-dev-000000000000"}
 RECORD = {"TableName": FILES, "Item": {**ID, "record": {"S": "permissions"}}}
 
 #: Role, service, operation, arguments, whether it may.
 CALLS: list[tuple[str, str, str, dict[str, Any], bool]] = [
-    (API, "dynamodb", "get_item", {"TableName": TABLE, "Key": ID}, True),
-    (API, "dynamodb", "put_item", {"TableName": TABLE, "Item": ID}, True),
-    (API, "dynamodb", "delete_item", {"TableName": TABLE, "Key": ID}, True),
+    (API, "dynamodb", "get_item", {"TableName": TABLE, "Key": ITEM}, True),
+    (API, "dynamodb", "put_item", {"TableName": TABLE, "Item": ITEM}, True),
+    (API, "dynamodb", "delete_item", {"TableName": TABLE, "Key": ITEM}, True),
     (API, "dynamodb", "scan", {"TableName": TABLE}, False),
     (API, "dynamodb", "delete_table", {"TableName": TABLE}, False),
     (API, "dynamodb", "get_item", {"TableName": "other", "Key": ID}, False),

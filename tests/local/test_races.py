@@ -57,6 +57,19 @@ def test_of_many_deletes_one_succeeds_and_a_patch_revives_nothing(ann: Call, fre
         assert ann("GET", path).status == 404
 
 
+def test_of_many_creates_of_one_id_one_succeeds_for_each_caller(
+    ann: Call, bob: Call, fresh: str
+) -> None:
+    for race in range(10):
+        body = json.dumps({"id": f"{fresh}-{race}"})
+
+        def create(n: int, body: str = body) -> tuple[int, int]:
+            return n % 2, (ann, bob)[n % 2]("POST", "/items", body).status
+
+        answers = Counter(at_once(create, 12))
+        assert answers == {(0, 201): 1, (0, 409): 5, (1, 201): 1, (1, 409): 5}
+
+
 def test_of_many_creates_under_one_key_one_item_is_made(ann: Call, fresh: str) -> None:
     body = json.dumps({"category": fresh})
     responses = at_once(lambda _: ann("POST", "/items", body, idempotency_key=fresh), 50)

@@ -14,7 +14,8 @@ def test_the_table_is_on_demand_recoverable_and_indexed_for_its_queries(
     graph: Graph, env: str
 ) -> None:
     table = graph.one("Table", "api-items").inputs
-    assert (table["billingMode"], table["hashKey"]) == ("PAY_PER_REQUEST", "id")
+    assert table["billingMode"] == "PAY_PER_REQUEST"
+    assert (table["hashKey"], table["rangeKey"]) == ("owner", "id")
     assert table["pointInTimeRecovery"] == {"enabled": True}
     assert table["ttl"] == {"attributeName": "expires_at", "enabled": True}
     assert table["deletionProtectionEnabled"] is (env == "prod")

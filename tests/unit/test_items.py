@@ -8,6 +8,8 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import tap_stack
 from tests.fakes import service_error
@@ -38,15 +40,48 @@ def test_generated_ids_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(re.fullmatch(UUID7, each) for each in ids)
 
 
-def test_a_taken_id_is_409_and_does_not_say_whose(api: Api) -> None:
-    assert api("POST", "/items", {"id": "a"}).status == 201
-    mine, others = (
-        api("POST", "/items", {"id": "a"}),
-        api("POST", "/items", {"id": "a"}, caller="bob"),
-    )
-    assert_problem(mine, 409)
-    assert mine.text == others.text
-    assert api.table.items["a"]["owner"] == {"S": "ann"}
+def test_an_id_is_taken_for_its_owner_only(api: Api) -> None:
+    for caller in ("ann", "bob"):
+        assert api("POST", "/items", {"id": "a", "of": caller}, caller=caller).status == 201
+        assert_problem(api("POST", "/items", {"id": "a"}, caller=caller), 409)
+    assert api("DELETE", "/items/a", caller="bob").status == 204
+    assert api("GET", "/items/a").json["of"] == "ann"
+
+
+IDS = st.sampled_from(["a", "b"])
+CALLS: st.SearchStrategy[Any] = st.one_of(
+    st.tuples(st.just("POST"), IDS, st.sampled_from([{}, {"idempotency_key": "k"}])),
+    st.tuples(st.sampled_from(["GET", "PUT", "PATCH"]), IDS, st.just({})),
+    st.tuples(st.just("DELETE"), IDS, st.sampled_from([{}, {"if_match": '"x"'}])),
+    st.tuples(st.just("LIST"), st.sampled_from(["", "category=c&", "order=asc&"]), st.just({})),
+)
+
+
+def answer(api: Api, caller: str, call: tuple[str, str, dict[str, str]]) -> Any:
+    """What a caller sees of a call, but for times, tags and tokens, which differ each time."""
+    method, on, headers = call
+    if method == "LIST":
+        response = api("GET", f"/items?{on}limit=1", caller=caller)
+        return [each["id"] for each in response.json["items"]], "next" in response.json
+    path, body = f"/items/{on}", None if method in ("GET", "DELETE") else {"category": "c"}
+    if method == "POST":
+        path, body = "/items", {"id": on, "of": caller, "category": "c"}
+    response = api(method, path, body, caller=caller, **headers)
+    shown = json.loads(response.text or "{}")
+    return response.status, {k: v for k, v in shown.items() if not k.endswith("_at")}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(st.lists(st.tuples(st.sampled_from(["ann", "bob"]), CALLS), max_size=15))
+def test_nobody_sees_what_another_caller_does_with_the_same_ids_and_keys(
+    api: Api, calls: list[tuple[str, Any]]
+) -> None:
+    def answers(of: list[tuple[str, Any]]) -> list[Any]:
+        api.table.items.clear()
+        given = [(caller, answer(api, caller, call)) for caller, call in of]
+        return [each for caller, each in given if caller == "ann"]
+
+    assert answers(calls) == answers([each for each in calls if each[0] == "ann"])
 
 
 @pytest.mark.parametrize(
@@ -159,7 +194,7 @@ def test_a_key_belongs_to_its_caller(api: Api) -> None:
 
 
 def test_a_taken_id_is_409_with_a_key_too_and_the_key_stays_free(api: Api) -> None:
-    api("POST", "/items", {"id": "a"}, caller="bob")
+    api("POST", "/items", {"id": "a"})
     assert_problem(api("POST", "/items", {"id": "a"}, idempotency_key="k"), 409)
     assert api("POST", "/items", {"id": "b"}, idempotency_key="k").status == 201
 
@@ -197,7 +232,7 @@ def test_an_etag_is_not_reused_after_delete_and_create(api: Api) -> None:
 def test_somebody_elses_item_is_as_missing_as_a_missing_one(api: Api, method: str) -> None:
     api("POST", "/items", {"id": "a"}, caller="bob")
     api("POST", "/items", {"id": "b"}, idempotency_key="k")
-    record = next(each for each in api.table.items if each.startswith("idempotency#"))
+    record = next(each.split()[1] for each in api.table.items if "idempotency#" in each)
     body: Any = {} if method in ("PUT", "PATCH") else None
     responses = [api(method, f"/items/{each}", body) for each in ("a", "nothing", "%20", record)]
     for response in responses:
@@ -221,7 +256,7 @@ def test_put_replaces_all_fields_and_keeps_the_services_own(api: Api) -> None:
         "updated_at": response.json["updated_at"],
     }
     assert "category" not in api("PUT", "/items/a", {}).json
-    assert "owner_category" not in api.table.items["a"]
+    assert "owner_category" not in api.table.items["ann a"]
 
 
 def test_put_of_another_id_is_422(api: Api) -> None:
@@ -259,7 +294,7 @@ def test_patch_merges_with_either_media_type(api: Api) -> None:
     assert {key: response.json[key] for key in "xw"} == {"x": {"z": 2, "v": 3}, "w": [2]}
     assert response.json["version"] == 2
     assert api("PATCH", "/items/a", {"category": "c"}).json["category"] == "c"
-    assert api.table.items["a"]["owner_category"] == {"S": "ann#c"}
+    assert api.table.items["ann a"]["owner_category"] == {"S": "ann#c"}
 
 
 def test_patch_merges_into_what_a_faster_writer_left(api: Api) -> None:
@@ -268,8 +303,8 @@ def test_patch_merges_into_what_a_faster_writer_left(api: Api) -> None:
 
     def interfere(operation: str, arguments: Any) -> None:
         if operation == "UpdateItem" and (turn := next(others, None)) is not None:
-            api.table.items["a"]["revision"] = {"S": f"other-{turn}"}
-            api.table.items["a"]["content"]["M"][f"other{turn}"] = {"N": "1"}
+            api.table.items["ann a"]["revision"] = {"S": f"other-{turn}"}
+            api.table.items["ann a"]["content"]["M"][f"other{turn}"] = {"N": "1"}
 
     api.table.before = interfere
     response = api("PATCH", "/items/a", {"n": 2})
@@ -289,7 +324,7 @@ def test_patch_gives_up_with_409_when_it_never_gets_through(api: Api) -> None:
 
     def interfere(operation: str, arguments: Any) -> None:
         if operation == "UpdateItem":
-            api.table.items["a"]["revision"] = {"S": f"other-{next(counter)}"}
+            api.table.items["ann a"]["revision"] = {"S": f"other-{next(counter)}"}
 
     api.table.before = interfere
     response = api("PATCH", "/items/a", {"n": 2})
@@ -301,7 +336,7 @@ def test_patch_gives_up_with_409_when_it_never_gets_through(api: Api) -> None:
 def test_patch_of_an_item_deleted_meanwhile_is_404(api: Api) -> None:
     api("POST", "/items", {"id": "a"})
     api.table.before = lambda operation, _: (
-        api.table.items.pop("a", None) if operation == "UpdateItem" else None
+        api.table.items.pop("ann a", None) if operation == "UpdateItem" else None
     )  # type: ignore[assignment]
     assert_problem(api("PATCH", "/items/a", {"n": 2}), 404)
 

@@ -81,7 +81,7 @@ def test_a_machine_owns_what_its_client_makes(api: Api) -> None:
         api.raw("POST", "/items", text='{"id":"a"}', headers=headers, requestContext=context).status
         == 201
     )
-    assert api.table.items["a"]["owner"] == {"S": "robot"}
+    assert api.table.items["robot a"]["owner"] == {"S": "robot"}
 
 
 # Without a token
