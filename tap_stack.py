@@ -83,6 +83,7 @@ TIERS = ("dev", "staging", "prod")
 ENVIRONMENT = rf"(?=.{{1,16}}$)({'|'.join(TIERS)})(-[a-z0-9]+)*"
 HTTP_API_TIMEOUT_SECONDS = 29  # an HTTP API integration ends at 30 s
 REDIRECTS = "https or http on localhost, without a fragment, of up to 1,024 characters"
+DATABASE_VERSIONS = ("17", "18")
 MACHINE_CLIENTS = 49  # an authorizer accepts 50 audiences, that of people among them
 EMAIL = r"[^@\s]+@[^@\s]+\.[^@\s]+"
 TAG = r"[\w .:/=+\-@]"  # what IAM, DynamoDB and Lambda all accept in a tag
@@ -482,9 +483,15 @@ class TapStackArgs:
         PerTier("db.t4g.micro", "db.t4g.small", "db.m7g.large"),
         text_like(r"db\.[a-z0-9]+\.[a-z0-9]+", "a class such as db.t4g.small"),
     )
+    database_version: str = setting(
+        "Major version of PostgreSQL. It can be raised, after the steps of "
+        "[operations](operations.md#upgrading-postgresql), and never lowered.",
+        "17",
+        one_of(*DATABASE_VERSIONS),
+    )
     database_gb: int = setting(
-        "Storage of the database, in GB; RDS grows it up to five times that. {database_gb} a GB "
-        "and month.",
+        "Storage of the database, in GB; RDS grows it up to five times that. A larger value grows "
+        "it too, a tenth at least; nothing shrinks it. {database_gb} a GB and month.",
         20,
         between(20, 13_000, ", a fifth of RDS's limit"),
     )
@@ -498,7 +505,9 @@ class TapStackArgs:
 
     # Snapshots
     snapshot_days: int = setting(
-        "Age at which the stack's own daily snapshots are deleted.", 35, between(1, 3_650)
+        "Age at which the stack's own daily snapshots are deleted. A region keeps 100 in all.",
+        PerTier(7, 35, 35),
+        between(1, 3_650),
     )
     snapshot_keep: int = setting(
         "How many of the newest are never deleted, whatever their age.", 7, between(1, 100)
@@ -1079,7 +1088,11 @@ class Encryption(Component):
             enable_key_rotation=True,
             deletion_window_in_days=30 if self.args.deletion_protection else 7,
             policy=self._policy(),
-            opts=self.protected,
+            opts=ResourceOptions(
+                parent=self,
+                protect=self.args.deletion_protection,
+                retain_on_delete=self.args.tier != "dev",  # the last backups are under it
+            ),
         )
 
     def _policy(self) -> Output[str]:
@@ -6135,7 +6148,8 @@ class Database(Component):
         super().__init__(name, args, opts, "database")
         self.key_arn, self.physical_name = key_arn, args.name("database")
         self.subnets = self._subnets(network)
-        self.parameters = self._parameters()
+        #: Of each version, so that an upgrade's old one is there until the maintenance window.
+        self.parameters = {each: self._parameters(each) for each in DATABASE_VERSIONS}
         self.logs = [self._logs(each) for each in ("postgresql", "upgrade")]
         self.monitoring_role = self._monitoring_role()
         self.instance = self._instance(network)
@@ -6158,11 +6172,11 @@ class Database(Component):
             opts=self.parented,
         )
 
-    def _parameters(self) -> aws.rds.ParameterGroup:
+    def _parameters(self, version: str) -> aws.rds.ParameterGroup:
         return aws.rds.ParameterGroup(
-            f"{self.name}-parameters",
-            name=self.physical_name,
-            family="postgres17",
+            f"{self.name}-parameters-{version}",
+            name=f"{self.physical_name}-{version}",
+            family=f"postgres{version}",
             description="TLS forced, connections and slow statements logged",
             parameters=[
                 {"name": name, "value": value, "apply_method": method}
@@ -6176,15 +6190,18 @@ class Database(Component):
         return self.log_group(f"{kind}-logs", log_group_name, self.key_arn)
 
     def _monitoring_role(self) -> aws.iam.Role:
-        logs = self.aws_context.arn("logs", "log-group:RDSOSMetrics")
-        streams = self.aws_context.arn("logs", "log-group:RDSOSMetrics:log-stream:*")
+        # A log group's creation is authorized on its ARN with a suffix.
+        logs = self.aws_context.arn("logs", "log-group:RDSOSMetrics:*")
         role, _ = self.service_role(
             "monitoring-role",
             self.args.name("database-monitoring"),
             "Lets RDS publish the metrics of the database's machine",
             "monitoring.rds.amazonaws.com",
-            allow("logs:CreateLogGroup", "logs:PutRetentionPolicy", on=logs),
-            allow(*WRITE_LOGS, "logs:GetLogEvents", on=streams),
+            allow(
+                *("logs:CreateLogGroup", "logs:PutRetentionPolicy", "logs:GetLogEvents"),
+                *WRITE_LOGS,
+                on=logs,
+            ),
             when=self.aws_context.same_account,
         )
         return role
@@ -6195,7 +6212,8 @@ class Database(Component):
             f"{self.name}-instance",
             identifier=name,
             engine="postgres",
-            engine_version="17",
+            engine_version=args.database_version,
+            allow_major_version_upgrade=True,  # never on its own: engine_version has it
             instance_class=args.database_class,
             allocated_storage=args.database_gb,
             max_allocated_storage=5 * args.database_gb,
@@ -6211,7 +6229,7 @@ class Database(Component):
             publicly_accessible=False,
             db_subnet_group_name=self.subnets.name,
             vpc_security_group_ids=[network.security_groups["database"].id],
-            parameter_group_name=self.parameters.name,
+            parameter_group_name=self.parameters[args.database_version].name,
             ca_cert_identifier="rds-ca-rsa2048-g1",
             multi_az=args.database_multi_az,
             backup_retention_period=args.backup_days,
@@ -6221,7 +6239,10 @@ class Database(Component):
             delete_automated_backups=not args.deletion_protection,
             deletion_protection=args.deletion_protection,
             skip_final_snapshot=args.tier == "dev",
-            final_snapshot_identifier=None if args.tier == "dev" else f"{name}-final",
+            # The VPC's id is new in each life of the stack, and so is the name.
+            final_snapshot_identifier=(
+                None if args.tier == "dev" else Output.concat(f"{name}-final-", network.vpc.id)
+            ),
             auto_minor_version_upgrade=True,
             apply_immediately=args.tier == "dev",
             enabled_cloudwatch_logs_exports=["postgresql", "upgrade"],
@@ -6234,7 +6255,6 @@ class Database(Component):
                 parent=self,
                 protect=args.deletion_protection,
                 depends_on=self.logs,  # which RDS would create, without retention
-                ignore_changes=["allocatedStorage"],  # which RDS grows
             ),
         )
 
@@ -6332,20 +6352,21 @@ class Database(Component):
 
 
 def take_snapshot(event: Event, context: Any) -> Json:
-    """Lambda handler: takes a snapshot of the database, then deletes its own past retention.
+    """Lambda handler: deletes its own snapshots past retention, then takes the day's.
 
-    With `{"dry_run": true}` it only says what it would do. Raises RDS's error when the snapshot
-    could not be taken; one that could not be deleted is tried again the next day.
+    In this order, because RDS refuses one above the region's quota. With `{"dry_run": true}` it
+    only says what it would do. Raises RDS's error when the snapshot could not be taken; one that
+    could not be deleted is tried again the next day.
     """
     start_clock(context)
     dry_run = bool(event.get("dry_run"))
-    name = f"{os.environ['DATABASE']}-{time.strftime('%Y-%m-%d-%H%M', time.gmtime())}"
-    if not dry_run:
-        within(seconds_left(), create_snapshot, name)
+    name = f"{os.environ['DATABASE']}-{time.strftime('%Y-%m-%d', time.gmtime())}"
     days, keep = int(os.environ["SNAPSHOT_DAYS"]), int(os.environ["SNAPSHOT_KEEP"])
     found = within(seconds_left(), own_snapshots)
     old = past_retention(found, time.time(), days, keep)
     deleted = [each for each in old if dry_run or delete_snapshot(each)]
+    if not dry_run:
+        within(seconds_left(), create_snapshot, name)
     log_fields = {"snapshot": name, "found": len(found), "deleted": deleted, "dry_run": dry_run}
     metric = "SnapshotDryRuns" if dry_run else "SnapshotsTaken"
     print(metric_line("snapshot", metric, log_fields, failed=False))
@@ -6353,14 +6374,15 @@ def take_snapshot(event: Event, context: Any) -> Json:
 
 
 def create_snapshot(name: str) -> None:
-    """Begins a snapshot, unless an earlier attempt has."""
+    """Begins a snapshot, unless an earlier attempt of the day has: RDS's error may be due to it."""
     tags = [{"Key": "CreatedBy", "Value": os.environ["CREATED_BY"]}]
     try:
         client("rds").create_db_snapshot(
             DBInstanceIdentifier=os.environ["DATABASE"], DBSnapshotIdentifier=name, Tags=tags
         )
-    except Exception as error:
-        if error_code(error) != "DBSnapshotAlreadyExists":
+    except Exception:
+        begun = {x["DBSnapshotIdentifier"] for x in own_snapshots() if x["Status"] != "failed"}
+        if name not in begun:
             raise
 
 
@@ -6376,22 +6398,25 @@ def own_snapshots() -> list[Json]:
 def past_retention(snapshots: Iterable[Json], now: float, days: int, keep: int) -> list[str]:
     """The names of the snapshots to delete: older than `days`, and not among the `keep` newest.
 
-    Those that are still being created or copied, and those that are not manual, neither count nor
-    are deleted. `now` is in seconds since 1970.
+    Those that failed all go. Those that are still being created or copied, and those that are not
+    manual, neither count nor are deleted. `now` is in seconds since 1970.
     """
+    manual = [each for each in snapshots if each["SnapshotType"] == "manual"]
+    failed = [each["DBSnapshotIdentifier"] for each in manual if each["Status"] == "failed"]
     complete = [
         (each["SnapshotCreateTime"].timestamp(), each["DBSnapshotIdentifier"])
-        for each in snapshots
-        if each["Status"] == "available" and each["SnapshotType"] == "manual"
+        for each in manual
+        if each["Status"] == "available"
     ]
     older = sorted(complete, reverse=True)[keep:]
-    return [name for taken, name in older if now - taken > days * 86_400]
+    return failed + [name for taken, name in older if now - taken > days * 86_400]
 
 
 def delete_snapshot(name: str) -> bool:
     """Deletes a snapshot that is not shared; logs it if that fails."""
     try:
-        return bool(within(seconds_left(), delete_unshared, name))
+        # A quarter of the time that is left: the day's snapshot is still to be taken.
+        return bool(within(seconds_left() / 4, delete_unshared, name))
     except Exception as error:  # noqa: BLE001 - the others are still to be deleted
         log_fields = {"snapshot": name, "error": format_error(error)}
         print(metric_line("snapshot", "SnapshotDeleteFailures", log_fields, failed=True))

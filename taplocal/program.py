@@ -56,6 +56,7 @@ class Registration:
     protect: bool = False
     ignore_changes: tuple[str, ...] = ()
     replace_on_changes: tuple[str, ...] = ()
+    retain_on_delete: bool = False
     secret_outputs: tuple[str, ...] = ()  # which the engine encrypts in its state
 
 
@@ -142,6 +143,7 @@ def _registration(urn: str, request: Any) -> Registration:
         protect=request.protect,
         ignore_changes=tuple(request.ignoreChanges),
         replace_on_changes=tuple(request.replaceOnChanges),
+        retain_on_delete=request.retainOnDelete,
         secret_outputs=tuple(request.additionalSecretOutputs),
     )
 

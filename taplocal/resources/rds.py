@@ -107,8 +107,8 @@ FIXED = "engine storageEncrypted kmsKeyId dbName username dbSubnetGroupName"
 
 
 class Instance(Handler):
-    uses = f"""identifier {" ".join(ARGUMENTS)} deleteAutomatedBackups skipFinalSnapshot
-        finalSnapshotIdentifier applyImmediately tags"""
+    uses = f"""identifier {" ".join(ARGUMENTS)} allowMajorVersionUpgrade deleteAutomatedBackups
+        skipFinalSnapshot finalSnapshotIdentifier applyImmediately tags"""
     id_input = "identifier"
     replace_on = f"identifier {FIXED}"
     not_emulated = {

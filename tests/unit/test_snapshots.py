@@ -56,6 +56,13 @@ def test_only_whole_manual_snapshots_past_their_days_go_and_never_the_newest(
         for each in snapshots
         if each["Status"] == "available" and each["SnapshotType"] == "manual"
     ]
+    failed = {
+        each["DBSnapshotIdentifier"]
+        for each in snapshots
+        if each["Status"] == "failed" and each["SnapshotType"] == "manual"
+    }
+    assert failed <= expired
+    expired -= failed
     assert expired <= {each["DBSnapshotIdentifier"] for each in whole}
     ages = {
         each["DBSnapshotIdentifier"]: (NOW - each["SnapshotCreateTime"]).total_seconds()
@@ -76,11 +83,17 @@ class FakeRDS:
         self.snapshots, self.created, self.deleted = list(snapshots), [""], [""]
         self.fail: dict[str, str] = {}
         self.shared: set[str] = set()
+        self.quota = 100
 
     def create_db_snapshot(self, **arguments: Any) -> None:
         self._maybe("CreateDBSnapshot")
-        assert arguments["Tags"] == [TAG]
-        self.created.append(arguments["DBSnapshotIdentifier"])
+        name = arguments["DBSnapshotIdentifier"]
+        if name in (each["DBSnapshotIdentifier"] for each in self.snapshots):
+            raise client_error("DBSnapshotAlreadyExists", "CreateDBSnapshot")
+        if len(self.snapshots) >= self.quota:
+            raise client_error("SnapshotQuotaExceeded", "CreateDBSnapshot")
+        self.snapshots.append(snapshot(name, 0, Status="creating", TagList=arguments["Tags"]))
+        self.created.append(name)
 
     def get_paginator(self, name: str) -> FakeRDS:
         assert name == "describe_db_snapshots"
@@ -98,7 +111,9 @@ class FakeRDS:
 
     def delete_db_snapshot(self, **arguments: Any) -> None:
         self._maybe(f"DeleteDBSnapshot {arguments['DBSnapshotIdentifier']}")
-        self.deleted.append(arguments["DBSnapshotIdentifier"])
+        name = arguments["DBSnapshotIdentifier"]
+        self.snapshots = [x for x in self.snapshots if x["DBSnapshotIdentifier"] != name]
+        self.deleted.append(name)
 
     def _maybe(self, operation: str) -> None:
         if operation in self.fail:
@@ -135,7 +150,7 @@ def test_one_is_taken_and_the_old_ones_of_its_own_go(
     rds: FakeRDS, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = take_snapshot({}, FakeContext())
-    assert rds.created[1:] == ["db-2026-11-21-0200"]
+    assert rds.created[1:] == ["db-2026-11-21"]
     assert sorted(rds.deleted[1:]) == ["old", "older"] == sorted(result["deleted"])
     line = json.loads(capsys.readouterr().out)
     assert (line["SnapshotsTaken"], line["found"]) == (1, 3)
@@ -162,16 +177,41 @@ def test_one_that_cannot_be_deleted_does_not_hold_back_the_others(
     assert "SnapshotDeleteFailures" in capsys.readouterr().out
 
 
-def test_a_repeated_attempt_finds_its_snapshot(rds: FakeRDS) -> None:
-    rds.fail = {"CreateDBSnapshot": "DBSnapshotAlreadyExists"}
-    assert take_snapshot({}, FakeContext())["snapshot"] == "db-2026-11-21-0200"
+def test_a_full_quota_is_relieved_before_a_snapshot_is_taken(rds: FakeRDS) -> None:
+    rds.quota = len(rds.snapshots)
+    take_snapshot({}, FakeContext())
+    assert rds.created[1:] == ["db-2026-11-21"]
 
 
-def test_a_snapshot_that_cannot_be_taken_fails_and_nothing_is_deleted(rds: FakeRDS) -> None:
-    rds.fail = {"CreateDBSnapshot": "InvalidDBInstanceState"}
-    with pytest.raises(Exception, match="InvalidDBInstanceState"):
+@pytest.mark.parametrize("error", ["DBSnapshotAlreadyExists", "InvalidDBInstanceState"])
+def test_an_attempt_that_is_repeated_later_finds_the_snapshot_of_its_day(
+    error: str, rds: FakeRDS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_snapshot({}, FakeContext())
+    later = NOW + datetime.timedelta(minutes=7)
+    monkeypatch.setattr(time, "gmtime", lambda *_: later.timetuple())
+    rds.fail = {"CreateDBSnapshot": error}  # as RDS says while the first is being created
+    assert take_snapshot({}, FakeContext())["snapshot"] == "db-2026-11-21"
+    assert rds.created[1:] == ["db-2026-11-21"]
+
+
+def test_a_snapshot_that_failed_is_deleted_and_taken_again(rds: FakeRDS) -> None:
+    rds.snapshots.append(snapshot("db-2026-11-21", 0, Status="failed"))
+    assert "db-2026-11-21" in take_snapshot({}, FakeContext())["deleted"]
+    assert rds.created[1:] == ["db-2026-11-21"]
+
+
+@pytest.mark.parametrize(
+    "others", [[], [snapshot("db-2026-11-21", 0, TagList=[])]], ids=["none", "somebody's"]
+)
+def test_a_snapshot_that_cannot_be_taken_fails_after_the_old_ones_are_gone(
+    others: list[dict[str, Any]], rds: FakeRDS
+) -> None:
+    rds.snapshots += others
+    rds.fail = {} if others else {"CreateDBSnapshot": "InvalidDBInstanceState"}
+    with pytest.raises(Exception, match=r"InvalidDBInstanceState|DBSnapshotAlreadyExists"):
         take_snapshot({}, FakeContext())
-    assert rds.deleted == [""]
+    assert sorted(rds.deleted[1:]) == ["old", "older"]
 
 
 @pytest.mark.parametrize("operation", ["create_db_snapshot", "describe_db_snapshot_attributes"])
@@ -190,5 +230,6 @@ def test_rds_that_stands_still_does_not_outlast_the_function(
     else:  # tried again the next day
         assert take_snapshot({}, context)["deleted"] == []
         assert '"SnapshotDeleteFailures": 1' in capsys.readouterr().out
+        assert rds.created[1:] == ["db-2026-11-21"]
     assert not released.is_set()
     released.set()
