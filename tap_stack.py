@@ -84,8 +84,11 @@ ENVIRONMENT = rf"(?=.{{1,16}}$)({'|'.join(TIERS)})(-[a-z0-9]+)*"
 HTTP_API_TIMEOUT_SECONDS = 29  # an HTTP API integration ends at 30 s
 REDIRECTS = "https or http on localhost, without a fragment, of up to 1,024 characters"
 DATABASE_VERSIONS = ("17", "18")
+#: What web instances and their agents call.
+INSTANCE_SERVICES = {"ec2", "logs", "monitoring", "secretsmanager", "ssm", "ssmmessages"}
 MACHINE_CLIENTS = 49  # an authorizer accepts 50 audiences, that of people among them
 EMAIL = r"[^@\s]+@[^@\s]+\.[^@\s]+"
+RESERVED_TAGS = ("Component", "CreatedBy", "Environment", "Project")
 TAG = r"[\w .:/=+\-@]"  # what IAM, DynamoDB and Lambda all accept in a tag
 # What CloudWatch Logs accepts (PutRetentionPolicy).
 RETENTION_DAYS = (
@@ -130,17 +133,16 @@ def one_of(*values: Any) -> Rule:
 
 
 def valid_tags(tags: Mapping[str, str]) -> bool:
-    """Whether all AWS services accept these tags."""
-    key, value = rf"(?!(?i:aws:)){TAG}{{1,128}}", f"{TAG}{{0,256}}"
+    """Whether all AWS services accept these tags, and no permission rests on them."""
+    key = rf"(?!(?i:aws:|({'|'.join(RESERVED_TAGS)})$)){TAG}{{1,128}}"
+    value = f"{TAG}{{0,256}}"
     return all(re.fullmatch(key, k) and re.fullmatch(value, v) for k, v in tags.items())
 
 
 ANYTHING: Rule = (lambda _: True, "anything")
 A_CERTIFICATE = text_like(r"(arn:aws[a-z-]*:acm:\S+)?", "the ARN of an ACM certificate, or empty")
-A_DOMAIN_NAME = text_like(
-    r"(?=.{0,253}$)(([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,})?",
-    "a domain name such as app.example.com, or empty",
-)
+DOMAIN_NAME = r"(?=.{0,253}$)(([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,})?"
+A_DOMAIN_NAME = text_like(DOMAIN_NAME, "a domain name such as app.example.com, or empty")
 A_TABLE_NAME = text_like(r"([A-Za-z0-9_.-]{3,255})?", "3 to 255 letters, digits and _.-, or empty")
 A_TAG_VALUE = text_like(f"{TAG}{{1,256}}", "1 to 256 letters, digits, spaces and _.:/=+-@")
 
@@ -178,12 +180,14 @@ class TapStackArgs:
         (lambda v: v and set(v) <= set(SYSTEMS), f"a list of some of {', '.join(SYSTEMS)}"),
     )
     tags: Mapping[str, str] = setting(
-        "Tags added to all resources, as a JSON object; they win over the standard ones.",
+        "Tags added to all resources, as a JSON object; they win over the standard "
+        "ones, but for those that permissions and the budget rest on.",
         {},
         (
             valid_tags,
             "tags as AWS accepts them: keys of 1 to 128 letters, digits, spaces and _.:/=+-@, "
-            "not starting with aws:, and values of up to 256",
+            f"not starting with aws:, and values of up to 256; not {', '.join(RESERVED_TAGS)}, "
+            "which permissions and the budget rest on",
         ),
     )
     project: str = setting(
@@ -419,7 +423,8 @@ class TapStackArgs:
 
     # Network
     vpc_cidr: str = setting(
-        "CIDR block of the VPC, /16 to /24; each tier of each zone has a sixteenth of it.",
+        "CIDR block of the VPC, /16 to /24; each tier of each zone has a sixteenth of it. Another "
+        "one replaces the VPC with all that is in it, the database too.",
         PerTier("10.0.0.0/16", "10.1.0.0/16", "10.2.0.0/16"),
     )
     disjoint_cidrs: Sequence[str] = setting(
@@ -447,6 +452,11 @@ class TapStackArgs:
         "Domain name that a certificate is requested for, unless `certificate_arn` is given.",
         PerTier("", "staging.example.com", "app.example.com"),
         A_DOMAIN_NAME,
+    )
+    alternative_names: Sequence[str] = setting(
+        "Further domain names of the web environment, in its certificate and the hosted zone.",
+        (),
+        texts_like(rf"(?!$){DOMAIN_NAME}", "a list of domain names such as www.example.com"),
     )
     certificate_arn: str = setting(
         "ARN of the load balancer's certificate, in the stack's region.", "", A_CERTIFICATE
@@ -524,9 +534,13 @@ class TapStackArgs:
         ),
     )
     bastion_hours: str = setting(
-        "Hours of working days, in UTC, at which the bastion runs, as `8-18`; empty for always.",
+        "Hours of working days, in UTC, at which the bastion runs, as `8-18`, or over night, as "
+        "`22-6`; empty for always.",
         PerTier("8-18", "", ""),
-        text_like(r"((1?\d|2[0-3])-(1?\d|2[0-3]))?", "two hours such as 8-18, or empty for always"),
+        text_like(
+            r"((1?\d|2[0-3])-(?!\2$)(1?\d|2[0-3]))?",
+            "two different hours such as 8-18 or 22-6, or empty for always",
+        ),
     )
 
     # Monitoring
@@ -544,7 +558,7 @@ class TapStackArgs:
     )
     budget_usd: int = setting(
         "Monthly budget; notifies at 80 % actual and 100 % forecast spend.",
-        PerTier(250, 350, 700),
+        PerTier(300, 400, 850),
         between(1, 1_000_000),
     )
 
@@ -557,8 +571,7 @@ class TapStackArgs:
                 value = getattr(value, tier) if isinstance(value, PerTier) else value
             object.__setattr__(self, each.name, tuple(value) if isinstance(value, list) else value)
         if errors := _errors(self):
-            lines = "\n".join(f"  - {error}" for error in errors)
-            raise SettingsError(f"the settings are wrong:\n{lines}")
+            raise SettingsError(_mistakes(errors))
 
     @classmethod
     def load(cls) -> TapStackArgs:
@@ -570,8 +583,7 @@ class TapStackArgs:
         config, stack = pulumi.Config(), pulumi.get_stack()
         types = {each.name: str(each.type) for each in fields(cls)}
         if unknown := _configured_keys(config.name) - types.keys():
-            lines = "\n".join(f"  - {_unknown_key(key, types)}" for key in sorted(unknown))
-            raise SettingsError(f"the settings are wrong:\n{lines}")
+            raise SettingsError(_mistakes(_unknown_key(key, types) for key in sorted(unknown)))
         texts = {key: config.get(key) for key in types}
         values = {key: _parsed(types[key], x) for key, x in texts.items() if x is not None}
         if re.fullmatch(ENVIRONMENT, stack):
@@ -695,10 +707,31 @@ def _are_redirects(urls: Iterable[str]) -> bool:
     return all(re.fullmatch(pattern, each) for each in urls)
 
 
-def _warn_of_placeholder(name: str, value: str) -> None:
-    """Warns of a default that is nobody's domain name (RFC 2606)."""
-    if re.search(r"\bexample\.com\b", value):
-        pulumi.log.warn(f"{name} is {value}, a placeholder: set your own")
+#: System -> its settings that hold domain names and addresses.
+NAMES = {
+    "api": ("api_domain_name", "callback_urls", "cors_origins", "email_from", "logout_urls"),
+    "web": ("alternative_names", "domain_name"),
+}
+
+
+def reject_placeholders(args: TapStackArgs) -> None:
+    """Raises SettingsError for names of nobody (RFC 2606), defaults among them, on AWS.
+
+    A provider with `aws:endpoints`, which the local cloud sets, reaches another cloud.
+    """
+    names = ["alarm_emails", *(name for each in args.systems for name in NAMES.get(each, ()))]
+    values = {name: getattr(args, name) for name in names}
+    found = [
+        f"{name} must be your own, not {json.dumps(value)}: example.com is a placeholder"
+        for name, value in values.items()
+        if re.search(r"(?<![\w-])example\.(com|net|org)(?![\w.-])", json.dumps(value))
+    ]
+    if found and not pulumi.Config("aws").get("endpoints"):
+        raise SettingsError(_mistakes(found))
+
+
+def _mistakes(errors: Iterable[str]) -> str:
+    return "\n".join(("the settings are wrong:", *(f"  - {error}" for error in errors)))
 
 
 def _is_cidr(text: str, shortest_prefix: int = 0) -> bool:
@@ -781,15 +814,24 @@ def _web_errors(args: TapStackArgs) -> list[str]:
     if args.instances_min > args.instances_max:
         pair = f"{args.instances_min} is more than instances_max, {args.instances_max}"
         found.append(f"instances_min must be instances_max or less, but {pair}")
-    if args.nat == "none" and not args.image_id:
-        why = "instances without internet access cannot install what they run"
-        found.append(f"nat must not be none without an image_id: {why}")
+    if args.alternative_names and not args.domain_name:
+        found.append("domain_name must be given with alternative_names")
+    found += _isolation_errors(args) if args.nat == "none" else []
     if len(name := args.name("web")) > 32:
         found.append(
             f"project and environment_suffix are too long: {name} has {len(name)} "
             "characters, and the name of a load balancer 32 at most"
         )
     return found
+
+
+def _isolation_errors(args: TapStackArgs) -> Iterable[str]:
+    """What instances without internet access lack."""
+    if not args.image_id:
+        yield "nat must not be none without an image_id: instances cannot install what they run"
+    if missing := INSTANCE_SERVICES - {*args.interface_endpoints}:
+        names = ", ".join(sorted(missing))
+        yield f"interface_endpoints must have {names} with nat none: instances call them"
 
 
 ###############################################################################
@@ -953,21 +995,22 @@ class Component(pulumi.ComponentResource):
             opts=self.parented,
         )
 
-    def certificate(self, domain_name: str) -> Output[str]:
-        """ARN of a certificate that ACM has issued; waits up to 20 minutes for its DNS record.
+    def certificate(self, *domain_names: str) -> Output[str]:
+        """ARN of a certificate that ACM has issued; waits up to 20 minutes for its DNS records.
 
-        The record is in the stack's hosted zone or, without one, yours to add. Costs nothing.
+        The records are in the stack's hosted zone or, without one, yours to add. Costs nothing.
         """
         certificate = aws.acm.Certificate(
             f"{self.name}-certificate",
-            domain_name=domain_name,
+            domain_name=domain_names[0],
+            subject_alternative_names=domain_names[1:] or None,
             validation_method="DNS",
             opts=self.parented,
         )
-        proof = certificate.domain_validation_options[0]
-        if self.args.hosted_zone_id:
+        for number in range(len(domain_names) if self.args.hosted_zone_id else 0):
+            proof = certificate.domain_validation_options[number]
             aws.route53.Record(
-                f"{self.name}-certificate-record",
+                f"{self.name}-certificate-record-{number}",
                 zone_id=self.args.hosted_zone_id,
                 name=proof.resource_record_name,
                 type=proof.resource_record_type,
@@ -985,7 +1028,7 @@ class Component(pulumi.ComponentResource):
         """Records of these kinds, from a name in the stack's hosted zone, if any, to AWS."""
         for kind in kinds if self.args.hosted_zone_id and domain_name else ():
             aws.route53.Record(
-                f"{self.name}-{kind.lower()}-record",
+                f"{self.name}-{kind.lower()}-record-{domain_name}",
                 zone_id=self.args.hosted_zone_id,
                 name=domain_name,
                 type=kind,
@@ -1143,7 +1186,7 @@ class Alarm:
     statistic: str = "Sum"  # or a percentile such as p95
     period: int = 60  # seconds
     datapoints: tuple[int, int] = (1, 1)  # datapoints to alarm, evaluation periods
-    treat_missing_data: str = "notBreaching"
+    treat_missing_data: str = "notBreaching"  # or missing: silence notifies, but not at the start
     runbook: str = ""
 
 
@@ -1184,6 +1227,7 @@ def metric_alarm(
         treat_missing_data=alarm.treat_missing_data,
         alarm_actions=actions,
         ok_actions=actions,
+        insufficient_data_actions=actions if alarm.treat_missing_data == "missing" else [],
         opts=opts,
     )
 
@@ -4179,8 +4223,6 @@ class Identity(Component):
         }
 
     def _people(self) -> aws.cognito.UserPoolClient:
-        for url in self.args.callback_urls:
-            _warn_of_placeholder("callback_urls", url)
         return aws.cognito.UserPoolClient(
             f"{self.name}-people",
             name=self.args.name("people"),
@@ -6197,11 +6239,8 @@ class Database(Component):
             self.args.name("database-monitoring"),
             "Lets RDS publish the metrics of the database's machine",
             "monitoring.rds.amazonaws.com",
-            allow(
-                *("logs:CreateLogGroup", "logs:PutRetentionPolicy", "logs:GetLogEvents"),
-                *WRITE_LOGS,
-                on=logs,
-            ),
+            allow("logs:CreateLogGroup", "logs:PutRetentionPolicy", *WRITE_LOGS, on=logs),
+            allow("logs:GetLogEvents", on=logs),
             when=self.aws_context.same_account,
         )
         return role
@@ -6327,7 +6366,7 @@ class Database(Component):
                 below=1,
                 period=3600,
                 datapoints=(26, 26),
-                treat_missing_data="breaching",
+                treat_missing_data="missing",
             ),
             *self.snapshots.alarms(),
         ]
@@ -6470,7 +6509,8 @@ class WebTier(Component):
         self.fleet = self._fleet(network, database, scaling_role_arn)
         self.scaling = [self._scaling(*each) for each in self._scaling_targets()]
         balancer = self.load_balancer
-        self.point(args.domain_name, "A", target=balancer.dns_name, zone_id=balancer.zone_id)
+        for each in (args.domain_name, *args.alternative_names):
+            self.point(each, "A", target=balancer.dns_name, zone_id=balancer.zone_id)
         scheme = "http" if args.plain_http else "https"
         #: URL of the application.
         self.url = Output.concat(f"{scheme}://", args.domain_name or self.load_balancer.dns_name)
@@ -6480,8 +6520,7 @@ class WebTier(Component):
         args = self.args
         if args.certificate_arn or args.plain_http:
             return args.certificate_arn
-        _warn_of_placeholder("domain_name", args.domain_name)
-        return self.certificate(args.domain_name)
+        return self.certificate(args.domain_name, *args.alternative_names)
 
     def _load_balancer(self, network: Network, storage: Storage) -> aws.lb.LoadBalancer:
         return aws.lb.LoadBalancer(
@@ -6629,10 +6668,12 @@ class WebTier(Component):
 
         failures: dict[str, Any] = {"above": 10, "datapoints": (2, 3)}
         slow: dict[str, Any] = {"above": 1, "statistic": "p95", "datapoints": (3, 5)}
-        unhealthy: dict[str, Any] = {"above": 0, "statistic": "Maximum", "datapoints": (3, 3)}
+        # Longer than an instance may take to start (health_check_grace_period).
+        unhealthy: dict[str, Any] = {"above": 0, "statistic": "Maximum", "datapoints": (5, 5)}
         too_few: dict[str, Any] = {"below": self.args.instances_min, "statistic": "Minimum"}
-        too_few |= {"datapoints": (5, 5), "treat_missing_data": "breaching"}
-        use: dict[str, Any] = {"statistic": "Average", "period": 300, "datapoints": (3, 3)}
+        too_few |= {"datapoints": (10, 10), "treat_missing_data": "missing"}
+        use: dict[str, Any] = {"period": 300, "datapoints": (3, 3)}
+        fullest = {"above": 85, "statistic": "Maximum", **use}  # of the fleet's instances
         return [
             elb("web-5xx", "HTTPCode_Target_5XX_Count", targets, **failures),
             elb("balancer-5xx", "HTTPCode_ELB_5XX_Count", balancer, **failures),
@@ -6640,9 +6681,9 @@ class WebTier(Component):
             elb("balancer-rejected", "RejectedConnectionCount", balancer, above=0),
             elb("web-unhealthy", "UnHealthyHostCount", targets, **unhealthy),
             elb("web-hosts", "HealthyHostCount", targets, **too_few),
-            Alarm("web-cpu", "AWS/EC2/CPUUtilization", group, above=80, **use),
-            Alarm("web-memory", "CWAgent/mem_used_percent", group, above=85, **use),
-            Alarm("web-disk", "CWAgent/disk_used_percent", group, above=85, **use),
+            Alarm("web-cpu", "AWS/EC2/CPUUtilization", group, 80, statistic="Average", **use),
+            Alarm("web-memory", "CWAgent/mem_used_percent", group, **fullest),
+            Alarm("web-disk", "CWAgent/disk_used_percent", group, **fullest),
             *self.fleet.alarms(),
         ]
 
@@ -6653,7 +6694,7 @@ class WebTier(Component):
         times = [(alb, "TargetResponseTime", targets, each) for each in ("p50", "p95", "p99")]
         hosts = [(alb, f"{each}HostCount", targets, "Maximum") for each in ("Healthy", "UnHealthy")]
         use = [("AWS/EC2", "CPUUtilization", group, "Average")]
-        use += [("CWAgent", f"{x}_used_percent", group, "Average") for x in ("mem", "disk")]
+        use += [("CWAgent", f"{x}_used_percent", group, "Maximum") for x in ("mem", "disk")]
         return [
             Graph("Web requests", [(alb, each, balancer, "Sum") for each in counts]),
             Graph("Web latency", times),
@@ -6719,7 +6760,7 @@ class Bastion(Component):
     """A way in for people: Session Manager, or SSH from known CIDR blocks with a key of one minute.
 
     There is no key pair: EC2 Instance Connect pushes a person's public key for 60 s, if IAM allows
-    it. Each login by SSH is logged and alarmed.
+    it. Each login by SSH is logged and alarmed; sessions of Session Manager are in CloudTrail.
 
     Costs a t4g.nano by the hour, less where `bastion_hours` stop it, and its IPv4 address.
     """
@@ -6772,19 +6813,23 @@ class Bastion(Component):
         )
 
     def _hours(self) -> list[aws.autoscaling.Schedule]:
-        begin, end = self.args.bastion_hours.split("-")
+        begin, end = map(int, self.args.bastion_hours.split("-"))
+        stop_days = "1-5" if begin < end else "2-6"
         return [
             aws.autoscaling.Schedule(
                 f"{self.name}-{action}",
                 scheduled_action_name=self.args.name(f"bastion-{action}"),
                 autoscaling_group_name=self.fleet.scaling_group.name,
-                recurrence=f"0 {hour} * * 1-5",
+                recurrence=f"0 {hour} * * {days}",
                 min_size=count,
                 max_size=1,
                 desired_capacity=count,
                 opts=self.parented,
             )
-            for action, hour, count in (("start", begin, 1), ("stop", end, 0))
+            for action, hour, days, count in (
+                ("start", begin, "1-5", 1),
+                ("stop", end, stop_days, 0),
+            )
         ]
 
     def alarms(self) -> list[Alarm]:
@@ -6912,6 +6957,9 @@ class TapStack(pulumi.ComponentResource):
         "Base URL of the OAuth 2.0 endpoints, `/oauth2/authorize` and `/oauth2/token`"
     )
     web_url = StackOutput[str]("URL of the web application")
+    web_domain_target = StackOutput[str](
+        "The load balancer's name, where `domain_name` must point if its hosted zone is another"
+    )
     vpc_id = StackOutput[str]("Id of the VPC")
     assets_bucket_name = StackOutput[str]("Name of the bucket of assets")
     database_name = StackOutput[str]("Identifier of the database instance")
@@ -6934,6 +6982,7 @@ class TapStack(pulumi.ComponentResource):
     ):
         super().__init__("tap:stack:TapStack", name, None, opts)
         self.args = args = args or TapStackArgs()
+        reject_placeholders(args)
         self.parented = ResourceOptions(parent=self)
         self.outputs: dict[str, Output[Any]] = {}
         self.encryption = Encryption("encryption", args, self.parented)
@@ -7011,6 +7060,7 @@ class TapStack(pulumi.ComponentResource):
         )
         self.components += [network, storage, database, web, bastion]
         self.web_url, self.vpc_id = web.url, network.vpc.id
+        self.web_domain_target = web.load_balancer.dns_name
         self.assets_bucket_name = storage.assets.bucket.bucket
         self.database_name = database.instance.identifier
         self.database_secret_arn = database.secret_arn

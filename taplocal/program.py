@@ -153,7 +153,8 @@ def run(project: Project, backend: Backend, preview: bool = False) -> dict[str, 
     monitor = Monitor(backend)
     mock_settings: Any = mocks.MockSettings  # Pulumi leaves it untyped
     settings.SETTINGS.outputs.clear()  # of an earlier run in this process that failed
-    pulumi_config.set_all_config(dict(project.config), [])
+    # As for a provider of the real engine that is to reach another cloud.
+    pulumi_config.set_all_config({"aws:endpoints": "[]", **project.config}, [])
     settings.configure(
         mock_settings(
             monitor=monitor,

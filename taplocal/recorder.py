@@ -53,6 +53,7 @@ class Recorder:
                     "resourceRecordType": "CNAME",
                     "resourceRecordValue": "_value",
                 }
+                for _ in (0, *resource.inputs.get("subjectAlternativeNames", ()))
             ],
             "latestVersion": 1,
             "masterUserSecrets": [

@@ -8,6 +8,7 @@ from taplocal.resources.base import (
     Inputs,
     Outputs,
     Recorded,
+    given,
     id_by_name,
     removed_tags,
     tag_list,
@@ -15,22 +16,26 @@ from taplocal.resources.base import (
 
 
 class Certificate(Handler):
-    uses = "domainName validationMethod tags"
-    replace_on = "domainName validationMethod"
+    uses = "domainName subjectAlternativeNames validationMethod tags"
+    replace_on = "domainName subjectAlternativeNames validationMethod"
     not_emulated = {"validationMethod": "a certificate is issued without validation"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         arn = cloud.client("acm").request_certificate(
             DomainName=inputs["domainName"],
+            **given(SubjectAlternativeNames=inputs.get("subjectAlternativeNames")),
             ValidationMethod=inputs["validationMethod"],
             Tags=tag_list(inputs.get("tags")),
         )["CertificateArn"]
-        record = {
-            "resourceRecordName": f"_validation.{inputs['domainName']}.",
-            "resourceRecordType": "CNAME",
-            "resourceRecordValue": "_validation.acm-validations.aws.",
-        }
-        return arn, {"arn": arn, "domainValidationOptions": [record]}
+        records = [
+            {
+                "resourceRecordName": f"_validation.{name}.",
+                "resourceRecordType": "CNAME",
+                "resourceRecordValue": "_validation.acm-validations.aws.",
+            }
+            for name in (inputs["domainName"], *inputs.get("subjectAlternativeNames", ()))
+        ]
+        return arn, {"arn": arn, "domainValidationOptions": records}
 
     def update(
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs

@@ -42,7 +42,7 @@ class LogGroup(Handler):
 class MetricAlarm(Handler):
     uses = """name alarmDescription namespace metricName dimensions statistic extendedStatistic
         comparisonOperator threshold period evaluationPeriods datapointsToAlarm alarmActions
-        okActions tags"""
+        okActions insufficientDataActions tags"""
     replace_on = "name"
     not_emulated = {"treatMissingData": "missing data is always treated as notBreaching"}
 
@@ -66,6 +66,7 @@ class MetricAlarm(Handler):
                 TreatMissingData=inputs.get("treatMissingData"),
                 AlarmActions=inputs.get("alarmActions"),
                 OKActions=inputs.get("okActions"),
+                InsufficientDataActions=inputs.get("insufficientDataActions"),
             ),
         )
         return name, {"arn": cloud.arn("cloudwatch", f"alarm:{name}")}

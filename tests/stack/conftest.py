@@ -13,15 +13,22 @@ import pytest
 import yaml
 
 from cost.estimate import with_defaults
+from tap_stack import INSTANCE_SERVICES
 from taplocal.program import Registration, run
 from taplocal.project import Project
 from taplocal.recorder import ACCOUNT, REGION, Recorder
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ("dev", "staging", "prod")
+#: Settings of instances that work without NAT.
+ISOLATED = {
+    "image_id": "ami-0123456789abcdef0",
+    "interface_endpoints": ",".join(INSTANCE_SERVICES),
+}
 __all__ = [
     "ACCOUNT",
     "ENVIRONMENTS",
+    "ISOLATED",
     "REGION",
     "ROOT",
     "Graph",

@@ -13,7 +13,7 @@ from cost import prices
 from cost.estimate import FREE, PRICED, Estimate, estimate, unpriced
 from tap_stack import TapStackArgs
 from taplocal.errors import TapLocalError
-from tests.stack.conftest import ENVIRONMENTS, ROOT, with_defaults
+from tests.stack.conftest import ENVIRONMENTS, ISOLATED, ROOT, with_defaults
 
 API, FILES, WEB = (f'["{each}"]' for each in ("api", "files", "web"))
 
@@ -52,7 +52,8 @@ def test_a_unit_pair_and_its_indexes_cost_what_the_setting_says() -> None:
 
 def test_nat_costs_by_strategy() -> None:
     one = prices.monthly(prices.NAT_GATEWAY + prices.PUBLIC_ADDRESS)
-    without = web(nat="none", image_id="ami-0123456789abcdef0").total()
+    isolated = web(nat="none", **ISOLATED)
+    without = isolated.total() - isolated.fixed["web"]["interface endpoints"]
     alarm = 2 * prices.ALARM  # each gateway has two
     assert round(web(nat="single").total() - without - alarm, 2) == round(one, 2)
     assert round(web(nat="per_az").total() - without - 2 * alarm, 2) == round(2 * one, 2)
@@ -72,6 +73,12 @@ def test_an_api_without_traffic_costs_its_key_and_alarms() -> None:
     assert found.fixed.pop("api") == {"app clients of machines": prices.MACHINE_CLIENT}
     assert set(found.fixed) == {"shared"}
     assert set(found.fixed["shared"]) == {"alarms", "key"}
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_an_idle_month_is_below_what_the_budget_warns_of(env: str) -> None:
+    budget = TapStackArgs(environment_suffix=env).budget_usd
+    assert estimate(with_defaults(env)).total() < 0.8 * budget
 
 
 def test_an_unknown_class_is_a_clear_error() -> None:

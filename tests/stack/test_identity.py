@@ -139,17 +139,6 @@ def test_mail_is_sent_by_cognito_or_by_an_identity_of_ses(
     assert graph_of("dev", **settings).one("UserPool").inputs["emailConfiguration"] == expected
 
 
-def test_a_callback_that_is_a_placeholder_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
-    graph_of.cache_clear()
-    graph_of("prod", systems="api")
-    assert (
-        "callback_urls is https://app.example.com/callback, a placeholder"
-        in capsys.readouterr().err
-    )
-    graph_of("prod", systems="api", callback_urls="https://a.tap.dev")
-    assert "placeholder" not in capsys.readouterr().err
-
-
 def test_threat_protection_and_second_factor_are_settings() -> None:
     pool = graph_of("dev", threat_protection="true", mfa="ON").one("UserPool").inputs
     assert (pool["userPoolTier"], pool["userPoolAddOns"]) == (

@@ -67,11 +67,14 @@ def test_every_alarm_has_actions_real_dimensions_and_a_runbook(graph: Graph) -> 
     runbook = (ROOT / "docs" / "operations.md").read_text()
     for each in graph.of("MetricAlarm"):
         alarm = each.inputs
-        assert alarm["alarmActions"] == alarm["okActions"] == [graph.outputs["alerts_topic_arn"]]
+        actions = [graph.outputs["alerts_topic_arn"]]
+        assert alarm["alarmActions"] == alarm["okActions"] == actions
+        silence = alarm["treatMissingData"] == "missing"
+        assert alarm["insufficientDataActions"] == (actions if silence else [])
         known = METRICS[alarm["namespace"]] | MORE.get(alarm["namespace"], set()) | CONCURRENCY
         assert alarm["metricName"] in known, alarm
         assert ("statistic" in alarm) != ("extendedStatistic" in alarm)
-        silent = "breaching" if alarm["metricName"] in HEARTBEATS else "notBreaching"
+        silent = "missing" if alarm["metricName"] in HEARTBEATS else "notBreaching"
         assert alarm["treatMissingData"] == silent
         assert alarm["datapointsToAlarm"] <= alarm["evaluationPeriods"]
         check_dimensions(graph, alarm)
@@ -107,6 +110,21 @@ def check_dimensions(graph: Graph, alarm: dict[str, Any]) -> None:
             if each.inputs["name"] == alarm["dimensions"]["TableName"]
         )
         assert index in {each["name"] for each in indexes}
+
+
+def test_nothing_is_red_on_the_first_day(graph: Graph) -> None:
+    """Neither because a metric has no data yet, nor because instances are still starting."""
+    grace = max(each.inputs["healthCheckGracePeriod"] for each in graph.of("Group"))
+    for alarm in (each.inputs for each in graph.of("MetricAlarm")):
+        assert alarm["treatMissingData"] != "breaching"
+        if alarm["metricName"].endswith(("HostCount", "InServiceInstances")):
+            assert alarm["period"] * alarm["datapointsToAlarm"] > grace, alarm["name"]
+
+
+def test_one_full_machine_is_enough_for_an_alarm(graph: Graph) -> None:
+    used = [x.inputs for x in graph.of("MetricAlarm") if x.inputs["namespace"] == "CWAgent"]
+    assert {each["statistic"] for each in used} == {"Maximum"}
+    assert len(used) == 2
 
 
 def watched(graph: Graph) -> set[tuple[str, ...]]:

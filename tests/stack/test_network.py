@@ -8,7 +8,7 @@ import pytest
 
 import tap_stack
 from taplocal.errors import TapLocalError
-from tests.stack.conftest import Graph, graph_of
+from tests.stack.conftest import ISOLATED, Graph, graph_of
 
 WEB = '["web"]'
 #: Every pair that may talk, and the port. Anything else is a hole.
@@ -98,8 +98,7 @@ def test_each_tier_has_its_way_out_and_the_isolated_one_has_none(graph: Graph, e
     [("per_az", 2, 0), ("single", 1, 0), ("instance", 0, 1), ("instance_ha", 0, 2), ("none", 0, 0)],
 )
 def test_nat_is_what_the_setting_says(nat: str, gateways: int, instances: int) -> None:
-    image = {"image_id": "ami-0123456789abcdef0"} if nat == "none" else {}
-    graph = graph_of("dev", systems=WEB, nat=nat, **image)
+    graph = graph_of("dev", systems=WEB, nat=nat, **(ISOLATED if nat == "none" else {}))
     fleets = [each for each in graph.of("aws:autoscaling/group:Group") if "-nat" in each.name]
     assert (len(graph.of("NatGateway")), len(fleets)) == (gateways, instances)
     assert len(graph.of("Eip")) == gateways + instances

@@ -60,6 +60,18 @@ def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> No
         ("prod", {"domain_name": ""}, "domain_name or certificate_arn must be given"),
         ("staging", {"plain_http": "true"}, "plain_http must be false in staging"),
         ("dev", {"nat": "none"}, "nat must not be none without an image_id"),
+        (
+            "dev",
+            {"nat": "none", "interface_endpoints": "ec2,logs,monitoring,ssm"},
+            "interface_endpoints must have secretsmanager, ssmmessages with nat none",
+        ),
+        ("dev", {"alternative_names": "www.tap.dev"}, "domain_name must be given with alt"),
+        ("dev", {"alternative_names": '[""]'}, "alternative_names must be a list of domain names"),
+        *(
+            ("dev", {"tags": json.dumps({tag: "x"})}, "tags must be .*; not Component, CreatedBy")
+            for tag in ("Environment", "environment", "Project", "Component", "CreatedBy")
+        ),
+        ("dev", {"bastion_hours": "8-8"}, "bastion_hours must be two different hours"),
         ("dev", {"instances_min": "3"}, "3 is more than instances_max, 2"),
         ("dev", {"vpc_cidr": "10.0.0.0/28"}, "vpc_cidr must be /16 to /24"),
         ("dev", {"disjoint_cidrs": '["10.0.128.0/17"]'}, "share 32,768 addresses"),
@@ -114,6 +126,32 @@ def test_what_breaks_a_promise_is_rejected(
 ) -> None:
     with pytest.raises(TapLocalError, match=expected):
         graph_of(tier, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({}, {"callback_urls", "domain_name"}),
+        ({"systems": "api"}, {"callback_urls"}),
+        ({"systems": "files", "alarm_emails": "ann@example.org"}, {"alarm_emails"}),
+        ({"callback_urls": "https://a.tap.dev", "domain_name": "my-example.com"}, set()),
+    ],
+)
+def test_a_placeholder_is_an_error_on_aws_before_anything_is_registered(
+    settings: dict[str, str], found: set[str]
+) -> None:
+    recorder = Recorder()
+    project = with_defaults("prod", **{"aws:endpoints": "", **settings})
+    assert run(with_defaults("prod", **settings), Recorder())  # the local cloud takes it
+    if not found:
+        run(project, recorder)
+        return
+    with pytest.raises(TapLocalError) as caught:
+        run(project, recorder)
+    lines = str(caught.value).splitlines()[1:]
+    assert {line.split()[1] for line in lines} == found
+    assert all("example.com is a placeholder" in line for line in lines)
+    assert not [each for each in recorder.resources if each.custom]
 
 
 def test_all_mistakes_are_reported_at_once() -> None:

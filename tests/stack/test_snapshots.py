@@ -23,6 +23,7 @@ def test_the_snapshot_function_may_touch_its_own_snapshots_only(graph: Graph, en
 
 def test_silence_of_the_snapshots_is_an_alarm_after_26_hours(graph: Graph) -> None:
     alarm = graph.one("MetricAlarm", "monitoring-snapshot-missing").inputs
-    assert alarm["treatMissingData"] == "breaching"
+    assert alarm["treatMissingData"] == "missing"
+    assert alarm["insufficientDataActions"] == alarm["alarmActions"]
     assert alarm["comparisonOperator"] == "LessThanThreshold"
     assert alarm["period"] * alarm["evaluationPeriods"] == 26 * 3600

@@ -38,11 +38,31 @@ def test_a_given_certificate_is_used_and_none_is_requested() -> None:
 def test_the_zone_of_the_name_gets_the_proof_and_the_name() -> None:
     graph = graph_of("staging", systems=WEB, domain_name="a.tap.dev", hosted_zone_id="Z01")
     assert graph.one("Certificate").inputs["domainName"] == "a.tap.dev"
-    assert graph.one("Record", "web-certificate-record").inputs["zoneId"] == "Z01"
-    record = graph.one("Record", "web-a-record").inputs
+    assert graph.one("Record", "web-certificate-record-0").inputs["zoneId"] == "Z01"
+    record = graph.one("Record", "web-a-record-a.tap.dev").inputs
     assert (record["zoneId"], record["name"], record["type"]) == ("Z01", "a.tap.dev", "A")
     assert record["aliases"][0]["name"] == "balancer.example"
     assert graph.outputs["web_url"] == "https://a.tap.dev"
+    assert "subjectAlternativeNames" not in graph.one("Certificate").inputs
+
+
+def test_further_names_are_in_the_certificate_and_the_zone() -> None:
+    names = {"domain_name": "a.tap.dev", "alternative_names": "b.tap.dev,c.tap.dev"}
+    graph = graph_of("staging", systems=WEB, hosted_zone_id="Z01", **names)
+    certificate = graph.one("Certificate").inputs
+    assert certificate["domainName"] == "a.tap.dev"
+    assert certificate["subjectAlternativeNames"] == ["b.tap.dev", "c.tap.dev"]
+    records = [each.inputs for each in graph.of("Record")]
+    pointing = {each["name"] for each in records if each.get("aliases")}
+    assert pointing == {"a.tap.dev", "b.tap.dev", "c.tap.dev"}
+    assert len(records) == 2 * len(pointing)  # and a proof of each
+    assert not graph_of("staging", systems=WEB, **names).of("Record")
+
+
+def test_the_balancers_own_name_is_an_output_whatever_the_web_environment_is_called() -> None:
+    for name in ("", "a.tap.dev"):
+        graph = graph_of("dev", systems=WEB, domain_name=name)
+        assert graph.outputs["web_domain_target"] == "balancer.example"
 
 
 def test_the_instances_get_the_application_and_exactly_these_packages() -> None:

@@ -51,6 +51,7 @@ FOREIGN = {
     "TransactionConflict": "DynamoDB",
     "OPTIONS": "HTTP",
     "SendSSHPublicKey": "EC2 Instance Connect, in CloudTrail",
+    "StartSession": "Session Manager, in CloudTrail",
     "RandomPassword": "Pulumi's random provider",
     "Retry-After": "HTTP",
     "If-Match": "HTTP",
