@@ -6217,7 +6217,7 @@ class Database(Component):
     def _parameters(self, version: str) -> aws.rds.ParameterGroup:
         return aws.rds.ParameterGroup(
             f"{self.name}-parameters-{version}",
-            name=f"{self.physical_name}-{version}",
+            name=self.args.name(f"database-{version}"),
             family=f"postgres{version}",
             description="TLS forced, connections and slow statements logged",
             parameters=[

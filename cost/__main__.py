@@ -66,6 +66,7 @@ def main(
         console.print(shown(f"{env}, {system}: a month without traffic", rows))
     console.print(f"{env} together: ${base.total():,.2f} a month without traffic\n")
     console.print(shown(f"with {USE}", base.by_use))
+    console.print(f"left out: {'; '.join(base.left_out)}\n")
     if choices:
         console.print(compared(env, settings, base))
 

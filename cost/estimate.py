@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ class Estimate:
 
     fixed: dict[str, dict[str, float]] = field(default_factory=dict)
     by_use: dict[str, float] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
     def total(self) -> float:
         """What a month without traffic costs."""
@@ -51,13 +53,14 @@ def hourly(instance_class: str) -> float:
 
 
 def fleet(inputs: Mapping[str, Any]) -> float:
-    """The instances of a group that are always there, their volumes and their addresses."""
+    """The instances of a group that are always there, their volumes and detailed metrics."""
     mixed = inputs["mixedInstancesPolicy"]
     kind = mixed["launchTemplate"]["overrides"][0]["instanceType"]
     on_demand: float = mixed["instancesDistribution"]["onDemandPercentageAboveBaseCapacity"] / 100
     price = hourly(kind) * (1 - (1 - on_demand) * prices.SPOT_DISCOUNT)
     least: int = inputs["minSize"]
-    return least * (monthly(price) + prices.VOLUME_SIZE_GB * prices.VOLUME_GB)
+    detailed = prices.DETAILED_METRICS * prices.METRIC if inputs["detailed"] else 0.0
+    return least * (monthly(price) + prices.VOLUME_SIZE_GB * prices.VOLUME_GB + detailed)
 
 
 def database(inputs: Mapping[str, Any]) -> float:
@@ -78,11 +81,17 @@ def table(inputs: Mapping[str, Any]) -> float:
 
 
 def template(inputs: Mapping[str, Any]) -> float:
-    """The public address of an instance, where its template asks for one."""
+    """The public address of an instance and the metrics of its agent, where it has them."""
     (interface,) = inputs["networkInterfaces"]
-    return (
-        monthly(prices.PUBLIC_ADDRESS) if interface["associatePublicIpAddress"] == "true" else 0.0
-    )
+    public = interface["associatePublicIpAddress"] == "true"
+    has_agent = b"amazon-cloudwatch-agent" in base64.b64decode(inputs["userData"])
+    agent: float = prices.AGENT_METRICS * prices.METRIC
+    return (monthly(prices.PUBLIC_ADDRESS) if public else 0.0) + (agent if has_agent else 0.0)
+
+
+def tracking(inputs: Mapping[str, Any]) -> float:
+    """The alarms that a target tracking policy creates: two, and four for a table's units."""
+    return (4 if inputs.get("serviceNamespace") == "dynamodb" else 2) * prices.ALARM
 
 
 def balancer(inputs: Mapping[str, Any]) -> float:
@@ -107,12 +116,17 @@ def provisioned_concurrency(inputs: Mapping[str, Any]) -> float:
 
 #: Type -> what it is, and dollars a month of one. A type in neither table fails a test.
 PRICED: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
-    "aws:autoscaling/group:Group": ("instances and their volumes", fleet),
+    "aws:appautoscaling/policy:Policy": ("alarms of target tracking", tracking),
+    "aws:autoscaling/group:Group": ("instances, their volumes and metrics", fleet),
+    "aws:autoscaling/policy:Policy": ("alarms of target tracking", tracking),
     "aws:cloudwatch/metricAlarm:MetricAlarm": ("alarms", lambda _: prices.ALARM),
     "aws:cognito/userPoolClient:UserPoolClient": ("app clients of machines", app_client),
     "aws:dynamodb/table:Table": ("tables, provisioned", table),
     "aws:ec2/eip:Eip": ("public addresses of NAT", lambda _: monthly(prices.PUBLIC_ADDRESS)),
-    "aws:ec2/launchTemplate:LaunchTemplate": ("public addresses of instances", template),
+    "aws:ec2/launchTemplate:LaunchTemplate": (
+        "public addresses of instances, metrics of agents",
+        template,
+    ),
     "aws:ec2/natGateway:NatGateway": ("NAT gateways", lambda _: monthly(prices.NAT_GATEWAY)),
     "aws:ec2/vpcEndpoint:VpcEndpoint": ("interface endpoints", endpoint),
     "aws:kms/key:Key": ("key", lambda _: prices.KEY),
@@ -139,16 +153,31 @@ BY_USE = {
         100 * prices.NAT_GB,
     ),
     "aws:lb/loadBalancer:LoadBalancer": (
-        "one capacity unit of the load balancer",
-        monthly(prices.BALANCER_UNIT),
+        "load balancer: one capacity unit, 100 GB out, 100 GB to other zones",
+        monthly(prices.BALANCER_UNIT) + 100 * (prices.DATA_OUT_GB + 2 * prices.CROSS_ZONE_GB),
     ),
+}
+#: Type -> what it costs by use that is left out of the estimate.
+LEFT_OUT = {
+    "aws:apigatewayv2/stage:Stage": "data out of the API",
+    "aws:cognito/userPool:UserPool": "people above 10,000, tokens of machines",
+    "aws:dynamodb/table:Table": "reads and writes on demand, storage, backups",
+    "aws:ec2/launchTemplate:LaunchTemplate": "CPU credits beyond the baseline of t4g",
+    "aws:ec2/vpcEndpoint:VpcEndpoint": "data through interface endpoints",
+    "aws:kms/key:Key": "requests to KMS, earlier versions of the key",
+    "aws:lambda/function:Function": "business metrics, data out, X-Ray",
+    "aws:rds/instance:Instance": "storage that RDS adds, backups and snapshots, CPU credits",
+    "aws:s3/bucket:Bucket": "data out of S3, replaced versions, access logs",
+    "aws:scheduler/schedule:Schedule": "invocations by EventBridge Scheduler",
+    "aws:sns/topic:Topic": "notifications",
+    "aws:sqs/queue:Queue": "requests to SQS",
 }
 #: Types that cost nothing by themselves.
 FREE = {
     "acm/certificate", "acm/certificateValidation", "apigatewayv2/api",
     "apigatewayv2/apiMapping", "apigatewayv2/authorizer", "apigatewayv2/domainName",
     "apigatewayv2/integration", "apigatewayv2/route", "apigatewayv2/stage",
-    "appautoscaling/policy", "appautoscaling/target", "autoscaling/policy", "autoscaling/schedule",
+    "appautoscaling/target", "autoscaling/schedule",
     "budgets/budget", "cloudwatch/dashboard", "cloudwatch/logGroup", "cloudwatch/logMetricFilter",
     "cognito/resourceServer", "cognito/userPool", "cognito/userPoolDomain",
     "ec2/defaultSecurityGroup", "ec2/flowLog", "ec2/internetGateway",
@@ -186,25 +215,49 @@ def estimate(project: Project) -> Estimate:
     found = Estimate()
     functions = [x.inputs for x in recorder.resources if x.type.endswith("/function:Function")]
     memory = {each["name"]: each["memorySize"] for each in functions}
+    templates = [x for x in recorder.resources if x.type.endswith("/launchTemplate:LaunchTemplate")]
+    detailed = {f"{x.name}-id" for x in templates if x.inputs["monitoring"]["enabled"]}
     for each in recorder.resources:
         if not each.custom:
             continue
         part = SYSTEMS.get(each.name.partition("-")[0], "shared")
         label, price = PRICED.get(each.type, ("", free))
-        if dollars := price({**each.inputs, "memory": memory.get(each.inputs.get("functionName"))}):
+        of_others = {
+            "memory": memory.get(each.inputs.get("functionName")),
+            "detailed": _template_id(each.inputs) in detailed,
+        }
+        if dollars := price({**each.inputs, **of_others}):
             rows = found.fixed.setdefault(part, {})
             rows[label] = rows.get(label, 0.0) + dollars
         if each.type in BY_USE:
             label, dollars = BY_USE[each.type]
             found.by_use[label] = found.by_use.get(label, 0.0) + dollars
     _add_volumes(found, recorder.resources)
+    types = {each.type for each in recorder.resources}
+    found.left_out = [what for kind, what in LEFT_OUT.items() if kind in types]
     return found
+
+
+def _template_id(inputs: Mapping[str, Any]) -> str:
+    """The launch template of an Auto Scaling group; empty for other resources."""
+    template = inputs.get("mixedInstancesPolicy", {}).get("launchTemplate", {})
+    return str(template.get("launchTemplateSpecification", {}).get("launchTemplateId", ""))
 
 
 def _add_volumes(found: Estimate, resources: list[Registration]) -> None:
     """What is stored: 1 TB of files, 100 GB of logs for as long as they are kept."""
     uploads = [x for x in resources if x.name == "files-uploads-bucket"]
     found.by_use["S3 storage, 1 TB in each bucket but logs"] = 1_000 * prices.S3_GB * len(uploads)
+    detailed = any(
+        x.inputs["defaultRouteSettings"].get("detailedMetricsEnabled")
+        for x in resources
+        if x.type == "aws:apigatewayv2/stage:Stage"
+    )
+    routes = sum(x.type == "aws:apigatewayv2/route:Route" for x in resources) if detailed else 0
+    if routes:
+        found.by_use["metrics of each route, if all are used"] = (
+            routes * prices.ROUTE_METRICS * prices.METRIC
+        )
     groups = [x for x in resources if x.type == "aws:cloudwatch/logGroup:LogGroup"]
     days = max((x.inputs["retentionInDays"] for x in groups), default=0)
     kept = prices.LOG_STORAGE_GB * 100 * days / 30  # a month's logs, as long as they are kept

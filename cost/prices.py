@@ -71,6 +71,8 @@ USER = Price(0.015, "Cognito, Essentials, monthly active user above 10,000", "mo
 PLUS_USER = Price(0.02, "Cognito, Plus, monthly active user", "month", COGNITO)
 MACHINE_CLIENT = Price(6.00, "Cognito, app client of a machine", "month", COGNITO)
 MACHINE_TOKEN = Price(0.00225, "Cognito, token of a machine", "token", COGNITO)
+DATA_OUT_GB = Price(0.09, "data out to the internet, first 10 TB", "GB", EC2)
+CROSS_ZONE_GB = Price(0.01, "data to another zone, each way", "GB", EC2)
 KEY = Price(1.00, "KMS, customer-managed key", "month", "kms/pricing")
 SECRET = Price(0.40, "Secrets Manager, secret", "month", "secrets-manager/pricing")
 ALARM = Price(0.10, "CloudWatch, standard alarm", "month", CLOUDWATCH)
@@ -86,6 +88,9 @@ S3_INFREQUENT_GB = Price(0.0125, "S3 Standard-IA", "GB and month", S3)
 S3_ARCHIVE_GB = Price(0.004, "S3 Glacier Instant Retrieval", "GB and month", S3)
 
 VOLUME_SIZE_GB = 8  # of each instance
+DETAILED_METRICS = 7  # of an instance with detailed monitoring
+AGENT_METRICS = 3  # of a fleet: memory; disk with and without its device
+ROUTE_METRICS = 6  # count, 4xx, 5xx, latency, integration latency, data
 
 
 def monthly(per_hour: float) -> float:
@@ -125,7 +130,9 @@ PLACEHOLDERS = {
     "nat_gb": written(NAT_GB),
     # A public address of its own while it starts, and the one that it keeps for NAT.
     "nat_instance": written(
-        monthly(HOURLY["t4g.nano"] + 2 * PUBLIC_ADDRESS) + VOLUME_SIZE_GB * VOLUME_GB
+        monthly(HOURLY["t4g.nano"] + 2 * PUBLIC_ADDRESS)
+        + VOLUME_SIZE_GB * VOLUME_GB
+        + DETAILED_METRICS * METRIC
     ),
     "spot_discount": f"{SPOT_DISCOUNT:.0%}".replace("%", " %"),
     "unit_pair": written(round(monthly(READ_UNIT + WRITE_UNIT), 2)),

@@ -12,8 +12,6 @@ from tap_stack import TIERS, TapStackArgs, all_routes
 from taplocal.errors import TapLocalError
 
 SYSTEM_NAMES = ("api", "files", "web", "shared")
-#: Of each route with detailed metrics: count, 4xx, 5xx, latency, integration latency, data.
-METRICS_OF_ROUTE = 6
 OTHER_ROUTES = 2  # preflights and $default
 OTHER_METRICS = 2  # rejected and failed requests
 
@@ -89,11 +87,16 @@ def requests() -> Iterator[str]:
     yield row("DynamoDB on demand, one in ten writes 1 KB to table and indexes", cents(on_demand))
     yield row("logs, 0.6 KB each in two groups", cents(2 * 0.6 * prices.LOG_GB))
     yield row(f"business metrics, {metrics} at most, a month", cents(metrics * prices.METRIC))
-    detailed = METRICS_OF_ROUTE * routes
+    detailed = prices.ROUTE_METRICS * routes
     yield row(
         f"`detailed_metrics`, {detailed} if all {routes} routes are used, a month",
         cents(detailed * prices.METRIC),
     )
+
+
+def left_out() -> Iterator[str]:
+    """What costs by use and is in no estimate."""
+    yield from (f"- {each}" for each in of("prod").left_out)
 
 
 def files() -> Iterator[str]:

@@ -147,6 +147,7 @@ BLOCKS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
         "resources": tables.resources,
         "choices": tables.choices,
         "requests": tables.requests,
+        "left_out": tables.left_out,
         "files": tables.files,
         "sign_ins": tables.sign_ins,
         "prices": tables.unit_prices,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cost import prices
-from cost.estimate import FREE, PRICED, Estimate, estimate, unpriced
+from cost.__main__ import main
+from cost.estimate import FREE, LEFT_OUT, PRICED, Estimate, estimate, unpriced
 from tap_stack import TapStackArgs
 from taplocal.errors import TapLocalError
 from tests.stack.conftest import ENVIRONMENTS, ISOLATED, ROOT, with_defaults
@@ -73,6 +74,35 @@ def test_an_api_without_traffic_costs_its_key_and_alarms() -> None:
     assert found.fixed.pop("api") == {"app clients of machines": prices.MACHINE_CLIENT}
     assert set(found.fixed) == {"shared"}
     assert set(found.fixed["shared"]) == {"alarms", "key"}
+
+
+def test_what_resources_bring_with_them_is_priced_too() -> None:
+    prod = estimate(with_defaults("prod")).fixed
+    tracking = {part: round(x.get("alarms of target tracking", 0), 6) for part, x in prod.items()}
+    alarm = prices.ALARM  # two of a policy; of the units of the table and three indexes, four
+    assert tracking == {"api": 2 * alarm, "files": 32 * alarm, "web": 4 * alarm, "shared": 0}
+    dev = web(spot_percent="0").fixed["web"]  # instances of web, NAT and bastion
+    hours = 2 * prices.HOURLY["t4g.nano"] + prices.HOURLY["t4g.small"]
+    each = 8 * prices.VOLUME_GB + 7 * prices.METRIC
+    fleets = dev["instances, their volumes and metrics"]
+    assert round(fleets, 6) == round(prices.monthly(hours) + 3 * each, 6)
+    agents = dev["public addresses of instances, metrics of agents"]  # web and bastion have one
+    addresses = 2 * prices.monthly(prices.PUBLIC_ADDRESS)
+    assert round(agents - addresses, 6) == round(2 * 3 * prices.METRIC, 6)
+
+
+def test_metrics_of_each_route_are_by_use() -> None:
+    label = "metrics of each route, if all are used"
+    assert label not in estimate(with_defaults("dev", systems=API)).by_use
+    assert estimate(with_defaults("prod", systems=API)).by_use[label] > 10
+
+
+def test_what_is_left_out_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert estimate(with_defaults("prod")).left_out == list(LEFT_OUT.values())
+    main("dev", ['systems=["files"]'], choices=False)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"left out: {LEFT_OUT['aws:dynamodb/table:Table']}; " in printed
+    assert LEFT_OUT["aws:rds/instance:Instance"] not in printed
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
