@@ -2,7 +2,8 @@
 
 GET /items/tea by whole handlers, each in a fresh process, taking turns, against a server on this machine
 that answers GetItem at once, over TLS. CPU is the handler's process alone, from its first import. Both
-sides trust the SDK's own bundle of authorities and the server's certificate in the same file.
+sides trust the SDK's own bundle of authorities and the server's certificate in the same file. "traced"
+is ours in a sampled invocation, with X-Ray's daemon: the difference is what one subsegment costs.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import datetime
 import ipaddress
 import json
 import os
+import socket
 import ssl
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -60,6 +63,13 @@ def ours() -> Handler:
     index = shipped()
     index["open_services"]()
     return lambda event: index["api"](event, Context())
+
+
+def ours_traced() -> Handler:
+    os.environ["_X_AMZN_TRACE_ID"] = (
+        "Root=1-581cf771-a006649127e371903a2de979;Parent=53995c3f42cd8ad8;Sampled=1"
+    )
+    return ours()
 
 
 def ours_with(make: Callable[[str], Any]) -> Handler:
@@ -145,6 +155,7 @@ def powertools() -> Handler:
 
 APPS: dict[str, Callable[[], Handler]] = {
     "tap-stack": ours,
+    "tap-stack, traced": ours_traced,
     "tap-stack on botocore": ours_on_botocore,
     "tap-stack on boto3": ours_on_boto3,
     "the same, not configured": ours_on_default_boto3,
@@ -233,6 +244,20 @@ def serve(folder: Path) -> None:
     server.serve_forever()
 
 
+def daemon() -> tuple[str, list[int]]:
+    """Takes packets as X-Ray's daemon would; returns its address and the sizes of the packets."""
+    received = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    received.bind(("127.0.0.1", 0))
+    sizes: list[int] = []
+
+    def listen() -> None:
+        while True:
+            sizes.append(len(received.recv(65_536)))
+
+    threading.Thread(target=listen, daemon=True).start()
+    return f"127.0.0.1:{received.getsockname()[1]}", sizes
+
+
 def measure(name: str, environment: dict[str, str]) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.sdk", "--child", name]
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
@@ -254,6 +279,7 @@ def main(rounds: int = 7) -> None:
     for heading in headings:
         table.add_column(heading, justify="right" if heading else "left")
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in APPS}
+    address, sizes = daemon()
     with tempfile.TemporaryDirectory() as folder:
         certify(Path(folder))
         bundle, trusted = Path(folder, "index.py"), str(Path(folder, "trusted.pem"))
@@ -265,6 +291,7 @@ def main(rounds: int = 7) -> None:
             **os.environ, **ENVIRONMENT, "BUNDLE": str(bundle),
             "AWS_ENDPOINT_URL": serving.stdout.readline().strip(),
             "SSL_CERT_FILE": trusted, "AWS_CA_BUNDLE": trusted,
+            "AWS_XRAY_DAEMON_ADDRESS": address,
         }  # fmt: skip
         try:
             for _ in range(rounds):
@@ -286,6 +313,9 @@ def main(rounds: int = 7) -> None:
             f"{found['mib']:.0f}",
         )  # fmt: skip
     Console(width=130).print(table)
+    cost = of["tap-stack, traced"]["warm_cpu_us"] - own["warm_cpu_us"]
+    size = f"{len(sizes)} arrived, {statistics.mean(sizes):.0f} bytes each"
+    print(f"A subsegment costs {cost:.0f} us of CPU; {size}.")
 
 
 if __name__ == "__main__":

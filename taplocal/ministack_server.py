@@ -1,4 +1,4 @@
-"""MiniStack as the local cloud runs it, with seven additions that make it behave as AWS does.
+"""MiniStack as the local cloud runs it, with eight additions that make it behave as AWS does.
 
 Lambda queues asynchronous events, invokes functions with limited concurrency, and does not count a
 throttled invocation as an attempt. MiniStack starts a process for each event at once, so that a
@@ -24,6 +24,8 @@ A schedule may call UpdateAlias, as the guard of a release does; its time comes 
 
 With TAPLOCAL_METRICS_DELAY (seconds) all this has AWS's timing, 100 times faster: metrics arrive so
 late, alarms are evaluated once a minute, and a shift of provisioned concurrency takes a minute.
+
+X-Ray's daemon takes what functions tell of their calls. MiniStack makes traces, and has no daemon.
 """
 
 from __future__ import annotations
@@ -35,11 +37,13 @@ import os
 import queue
 import random
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from ministack.app import main
@@ -489,7 +493,22 @@ def evaluate_alarms() -> None:
     cloudwatch._describe_alarms = described
 
 
+def receive_traces(path: Path) -> None:
+    """Is X-Ray's daemon for the functions: writes each subsegment as a line of a file."""
+    daemon = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    daemon.bind(("127.0.0.1", 0))
+    os.environ["AWS_XRAY_DAEMON_ADDRESS"] = f"127.0.0.1:{daemon.getsockname()[1]}"
+
+    def receive() -> None:
+        with path.open("wb", buffering=0) as lines:
+            while True:
+                lines.write(daemon.recv(65_536).partition(b"\n")[2] + b"\n")
+
+    threading.Thread(target=receive, daemon=True).start()
+
+
 if __name__ == "__main__":
+    receive_traces(Path("traces.jsonl"))
     match_newlines()
     route_by_weight()
     shift_warm_aliases()
