@@ -266,6 +266,12 @@ class TapStackArgs:
         15,
         between(5, HTTP_API_TIMEOUT_SECONDS, ": the API ends a request at 30 s"),
     )
+    api_client: str = setting(
+        "How all functions call DynamoDB and SSM: `signed`, the program's own client, or `sdk`, "
+        "boto3, with a cold start five times as long.",
+        "signed",
+        one_of("signed", "sdk"),
+    )
     idempotency_hours: int = setting(
         "How long an `Idempotency-Key` is remembered.", 24, between(1, 168)
     )
@@ -1434,7 +1440,7 @@ class Function(Component):
             timeout=code.timeout_seconds,
             reserved_concurrent_executions=self.concurrency or None,
             publish=True,
-            environment={"variables": code.environment},
+            environment={"variables": {"API_CLIENT": self.args.api_client, **code.environment}},
             kms_key_arn=self.key_arn,
             tracing_config={"mode": "Active"},
             logging_config={
@@ -1732,7 +1738,9 @@ def sdk_client(name: str) -> Any:
 
 
 def service(name: str) -> Any:
-    """The container's one `Service` of a name: what `client` is, without the SDK."""
+    """The container's one client of DynamoDB or SSM, which the setting `api_client` chooses."""
+    if os.environ.get("API_CLIENT") == "sdk":
+        return SdkService(client(name))
     if name not in _clients:
         _clients[name] = Service(name)
     return _clients[name]
@@ -7407,6 +7415,34 @@ def malformed(what: str) -> ConnectionError:
 AMAZON_ROOT = re.compile(
     "-----BEGIN CERTIFICATE-----\n.{16}AgITBmyf[^-]+-----END CERTIFICATE-----\n"
 )
+
+
+class SdkService:
+    """What `Service` is, by a client of the SDK: the same operations, results and errors."""
+
+    def __init__(self, sdk_client: Any):
+        self.client = sdk_client
+
+    def __getattr__(self, operation: str) -> Callable[..., Json]:
+        return functools.partial(self.call, operation)
+
+    def call(self, operation: str, **arguments: Any) -> Json:
+        """An operation, with the SDK's own attempts; its errors become ServiceError."""
+        from botocore import exceptions
+
+        action = operation.title().replace("_", "")
+        try:
+            response: Json = getattr(self.client, operation)(**arguments)
+        except exceptions.ClientError as error:
+            code, metadata = error_code(error), error.response["ResponseMetadata"]
+            transient = code in TRANSIENT_CODES or metadata["HTTPStatusCode"] in TRANSIENT_STATUSES
+            raise ServiceError(action, error.response, transient=transient) from error
+        except exceptions.ParamValidationError:
+            raise
+        except exceptions.BotoCoreError as error:
+            raise connection_error(action, format_error(error), cost=0) from error
+        response.pop("ResponseMetadata", None)
+        return response
 
 
 @functools.cache

@@ -178,18 +178,23 @@ def outcome(client: Any, operation: str, arguments: dict[str, Any]) -> Any:
     try:
         result = getattr(client, operation)(**arguments)
     except (ClientError, ServiceError) as failure:
-        response = dict(failure.response)
-        retries = response.pop("ResponseMetadata")["RetryAttempts"]
-        if response["Error"]["Code"] == "ConnectionError":
-            return "no answer"
-        response.pop("message", None)  # the SDK has it once more for some errors
-        if response["Error"]["Code"].isdigit():
-            response["Error"]["Message"] = ""  # the SDK tells the status in words
-        return response, retries
+        return outcome_of(failure)
     except BotoCoreError:
         return "no answer"
     result.pop("ResponseMetadata", None)
     return result
+
+
+def outcome_of(failure: Any) -> Any:
+    """What is known of an error, and after how many attempts more."""
+    response = dict(failure.response)
+    retries = response.pop("ResponseMetadata")["RetryAttempts"]
+    if response["Error"]["Code"] == "ConnectionError":
+        return "no answer"
+    response.pop("message", None)  # the SDK has it once more for some errors
+    if response["Error"]["Code"].isdigit():
+        response["Error"]["Message"] = ""  # the SDK tells the status in words
+    return response, retries
 
 
 ITEM: dict[str, Any] = {"Item": {"id": {"S": "tea"}, "n": {"N": "1"}}}
@@ -252,6 +257,24 @@ def test_it_does_what_the_sdk_does(
         assert found == expected
     assert len(own_script.requests) == len(sdk_script.requests)
     assert pauses == pytest.approx(waits)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_sdk_in_its_place_has_the_same_results_and_errors(
+    script: str, serve: Any, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def result(client: Any) -> Any:
+        try:
+            return client.get_item(**GET[1])
+        except ServiceError as failure:
+            return outcome_of(failure), failure.transient
+
+    sdk = result(tap_stack.SdkService(sdk_client(serve(SCRIPTS[script])[0])))
+    own = result(own_client(serve(SCRIPTS[script])[0], monkeypatch))
+    if script in SAFER:
+        assert (sdk, own[0]) == (SAFER[script], "no answer")
+    else:
+        assert sdk == own
 
 
 @pytest.mark.parametrize("content", [b"null", b"[]", b"1", b'"{}"'])
