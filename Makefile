@@ -6,7 +6,7 @@ ENV ?= dev
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every command would compile its imports again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint unit stack local lab bench load cost docs lock clean pr
+.PHONY: help demo dev test lint unit stack local lab smoke bench load cost docs lock clean pr
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ local: $(VENV)/.dev ## tests of the deployed thing on the local cloud
 
 lab: $(VENV)/.dev ## tests of what instances run, as root: real systemd, cloud-init, networks
 	$(BIN)/pytest tests/lab
+
+smoke: $(VENV)/.dev ## compare the client of AWS with the SDK on a deployed stack (ENV=dev)
+	pulumi stack output --json --stack $(ENV) | $(BIN)/python -m ops.smoke
 
 bench: $(VENV)/.bench ## compare with other frameworks, time deployments
 	$(BIN)/python -m benchmarks.requests

@@ -7418,7 +7418,10 @@ AMAZON_ROOT = re.compile(
 
 
 class SdkService:
-    """What `Service` is, by a client of the SDK: the same operations, results and errors."""
+    """What `Service` is, by a client of the SDK: the same operations, results and errors.
+
+    A write whose time is over may still happen, as one whose response is lost.
+    """
 
     def __init__(self, sdk_client: Any):
         self.client = sdk_client
@@ -7427,22 +7430,25 @@ class SdkService:
         return functools.partial(self.call, operation)
 
     def call(self, operation: str, **arguments: Any) -> Json:
-        """An operation, with the SDK's own attempts; its errors become ServiceError."""
+        """An operation, with the SDK's own attempts, within the time that is left."""
         from botocore import exceptions
+
+        def call_sdk() -> Json:
+            response: Json = getattr(self.client, operation)(**arguments)
+            return response
 
         action = operation.title().replace("_", "")
         try:
-            response: Json = getattr(self.client, operation)(**arguments)
+            response = within(seconds_left(), call_sdk)
         except exceptions.ClientError as error:
             code, metadata = error_code(error), error.response["ResponseMetadata"]
             transient = code in TRANSIENT_CODES or metadata["HTTPStatusCode"] in TRANSIENT_STATUSES
             raise ServiceError(action, error.response, transient=transient) from error
-        except exceptions.ParamValidationError:
+        except exceptions.ParamValidationError:  # a mistake of the program's
             raise
-        except exceptions.BotoCoreError as error:
+        except (TimeoutError, exceptions.BotoCoreError) as error:
             raise connection_error(action, format_error(error), cost=0) from error
-        response.pop("ResponseMetadata", None)
-        return response
+        return {name: response[name] for name in response if name != "ResponseMetadata"}
 
 
 @functools.cache

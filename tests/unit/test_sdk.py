@@ -39,6 +39,14 @@ class AsSdk:
         return call
 
 
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The time of an invocation, long enough."""
+    clock = {"end": time.monotonic() + 60_000}
+    monkeypatch.setattr(tap_stack, "_clock", clock)
+    return clock
+
+
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     """The API on an empty table, which it reaches by the SDK."""

@@ -261,8 +261,11 @@ def test_it_does_what_the_sdk_does(
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_sdk_in_its_place_has_the_same_results_and_errors(
-    script: str, serve: Any, pauses: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    script: str, serve: Any, pauses: list[float], clock: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    clock["end"] = time.monotonic() + 60
+
     def result(client: Any) -> Any:
         try:
             return client.get_item(**GET[1])
@@ -275,6 +278,16 @@ def test_the_sdk_in_its_place_has_the_same_results_and_errors(
         assert (sdk, own[0]) == (SAFER[script], "no answer")
     else:
         assert sdk == own
+
+
+def test_the_sdk_in_its_place_ends_with_the_time_of_the_invocation(
+    serve: Any, clock: dict[str, float]
+) -> None:
+    url, script = serve(["hang"])
+    clock["end"] = time.monotonic() + PATIENCE / 3
+    with pytest.raises(ServiceError, match=r"TimeoutError.*s that were left") as caught:
+        tap_stack.SdkService(sdk_client(url)).get_item(**GET[1])
+    assert caught.value.transient and len(script.requests) <= 1
 
 
 @pytest.mark.parametrize("content", [b"null", b"[]", b"1", b'"{}"'])
