@@ -767,7 +767,11 @@ def _errors(args: TapStackArgs) -> list[str]:
 def _cross_field_errors(args: TapStackArgs) -> list[str]:
     """What is wrong with fields that are right each by itself."""
     rules = {"api": _api_errors, "web": _web_errors}
-    return [error for each in rules if each in args.systems for error in rules[each](args)]
+    found = [error for each in rules if each in args.systems for error in rules[each](args)]
+    if args.canary_minutes < 5 and args.canary_percent < 100 and args.tier != "dev":
+        why = f"not {args.canary_minutes}: metrics of a minute arrive one to four minutes later"
+        found.append(f"canary_minutes must be 5 or more in {args.tier}, {why}")
+    return found
 
 
 def _api_errors(args: TapStackArgs) -> list[str]:
@@ -6964,9 +6968,8 @@ class TapStack(pulumi.ComponentResource):
     files_dead_letters_url = StackOutput[str]("URL of that function's dead-letter queue")
     user_pool_id = StackOutput[str]("Id of the Cognito user pool")
     people_client_id = StackOutput[str]("Client id of apps that people sign in to (PKCE)")
-    machine_client_ids = StackOutput[dict[str, str]]("Client id of each machine, by its name")
-    machine_client_secrets = StackOutput[dict[str, str]](
-        "Client secret of each machine, by its name; a secret"
+    machine_client_ids = StackOutput[dict[str, str]](
+        "Client id of each machine; its secret is read with cognito-idp:DescribeUserPoolClient"
     )
     sign_in_url = StackOutput[str](
         "Base URL of the OAuth 2.0 endpoints, `/oauth2/authorize` and `/oauth2/token`"
@@ -7047,9 +7050,7 @@ class TapStack(pulumi.ComponentResource):
         self.user_pool_id, self.sign_in_url = identity.pool.id, identity.sign_in_url
         self.people_client_id = identity.people.id
         ids: Any = {name: each.id for name, each in identity.machines.items()}
-        secrets: Any = {name: each.client_secret for name, each in identity.machines.items()}
         self.machine_client_ids = Output.from_input(ids)
-        self.machine_client_secrets = Output.secret(secrets)
         return api
 
     def _web(self) -> WebTier:

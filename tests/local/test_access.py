@@ -152,16 +152,6 @@ def test_one_of_several_machines_is_named(machines: Session) -> None:
         access.machine_token(machines, "", "three")
 
 
-def test_the_secret_of_each_machine_is_an_output(machines: Session) -> None:
-    outputs, cognito = machines.outputs, machines.cloud.client("cognito-idp")
-    assert outputs["machine_client_secrets"].keys() == {"one", "two"}
-    for name, secret in outputs["machine_client_secrets"].items():
-        client = cognito.describe_user_pool_client(
-            UserPoolId=outputs["user_pool_id"], ClientId=outputs["machine_client_ids"][name]
-        )
-        assert client["UserPoolClient"]["ClientSecret"] == secret
-
-
 def test_people_sign_in_with_pkce_and_own_their_items(deployed: Session) -> None:
     token = access.person_token(deployed, "carol@example.com")
     claims = decoded(token, 1)

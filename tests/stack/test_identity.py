@@ -59,7 +59,7 @@ def test_each_machine_has_a_client_with_its_scopes_and_is_accepted() -> None:
 def test_a_stack_without_machines_has_people_only() -> None:
     graph = graph_of("dev", machine_clients="{}")
     assert [each.name for each in graph.of("UserPoolClient")] == ["identity-people"]
-    assert graph.outputs["machine_client_ids"] == graph.outputs["machine_client_secrets"] == {}
+    assert graph.outputs["machine_client_ids"] == {}
 
 
 def test_a_stack_without_files_has_no_scopes_of_files() -> None:

@@ -90,6 +90,10 @@ def test_a_hotfix_may_go_all_at_once() -> None:
         ),
         ({"canary_percent": "0"}, "canary_percent must be 1 to 100"),
         ({"canary_minutes": "4"}, "canary_minutes must be 5 or more in prod, not 4"),
+        (
+            {"canary_minutes": "4", "systems": "files"},
+            "canary_minutes must be 5 or more in prod, not 4",
+        ),
         ({"canary_inconclusive": "ask"}, "canary_inconclusive must be one of promote, roll_back"),
     ],
 )
@@ -97,4 +101,4 @@ def test_settings_that_contradict_each_other_are_reported(
     settings: dict[str, str], message: str
 ) -> None:
     with pytest.raises(TapLocalError, match=message):
-        graph_of("prod", systems=API, **settings)
+        graph_of("prod", **{"systems": API, **settings})
