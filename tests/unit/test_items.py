@@ -49,7 +49,7 @@ def test_an_id_is_taken_for_its_owner_only(api: Api) -> None:
 
 
 IDS = st.sampled_from(["a", "b"])
-CALLS: st.SearchStrategy[Any] = st.one_of(
+ANY_CALL: st.SearchStrategy[Any] = st.one_of(
     st.tuples(st.just("POST"), IDS, st.sampled_from([{}, {"idempotency_key": "k"}])),
     st.tuples(st.sampled_from(["GET", "PUT", "PATCH"]), IDS, st.just({})),
     st.tuples(st.just("DELETE"), IDS, st.sampled_from([{}, {"if_match": '"x"'}])),
@@ -72,7 +72,7 @@ def answer(api: Api, caller: str, call: tuple[str, str, dict[str, str]]) -> Any:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
-@given(st.lists(st.tuples(st.sampled_from(["ann", "bob"]), CALLS), max_size=15))
+@given(st.lists(st.tuples(st.sampled_from(["ann", "bob"]), ANY_CALL), max_size=15))
 def test_nobody_sees_what_another_caller_does_with_the_same_ids_and_keys(
     api: Api, calls: list[tuple[str, Any]]
 ) -> None:
