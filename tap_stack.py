@@ -487,7 +487,8 @@ class TapStackArgs:
 
     # Fleets
     image_id: str = setting(
-        "AMI of all instances; empty for the latest Amazon Linux 2023 at each `pulumi up`.",
+        "AMI of all instances; empty for the Amazon Linux 2023 that was the latest at the first "
+        "deployment. Another one replaces all instances.",
         "",
         text_like(
             r"(ami-[0-9a-f]{8,17})?", "an image's id such as ami-0123456789abcdef0, or empty"
@@ -2369,6 +2370,8 @@ class RolloutRun:
 class RolloutProvider(pulumi.dynamic.ResourceProvider):
     """What the engine calls for a `Rollout`, with the credentials of whoever runs it."""
 
+    key = "function"  # the input whose change replaces it; an ARN or a name in a region
+
     def __init__(self) -> None:
         super().__init__()
         self.profile: str | None = None
@@ -2384,7 +2387,7 @@ class RolloutProvider(pulumi.dynamic.ResourceProvider):
         keys = [key for key in news if not key.startswith("__") and key != "verdict"]
         return pulumi.dynamic.DiffResult(
             changes=any(olds.get(key) != news[key] for key in keys),
-            replaces=["function"] if olds["function"] != news["function"] else [],
+            replaces=[self.key] if olds[self.key] != news[self.key] else [],
         )
 
     def create(self, props: Json) -> pulumi.dynamic.CreateResult:
@@ -2431,7 +2434,7 @@ class RolloutProvider(pulumi.dynamic.ResourceProvider):
         session = boto3.Session(profile_name=self.profile)
         # A smoke test responds within the longest run of a function.
         config = Config(read_timeout=920, retries={"mode": "standard", "total_max_attempts": 8})
-        return session.client(service, region_name=inputs["function"].split(":")[3], config=config)
+        return session.client(service, region_name=inputs[self.key].split(":")[3], config=config)
 
 
 def rollout_provider() -> RolloutProvider:
@@ -2443,9 +2446,12 @@ class PortableProvider(RolloutProvider):
     """Pickles itself as source: refresh and destroy start from the state alone, in any folder, and
     bytecode of one Python crashes another."""
 
+    maker: Callable[[], RolloutProvider] = rollout_provider
+
     def __reduce__(self) -> tuple[Any, ...]:
-        source = bundle(rollout_provider, modules=LAMBDA_MODULES | {"pulumi"})
-        load = f"exec({source!r}, names) or names['rollout_provider']()"
+        maker = type(self).maker
+        source = bundle(maker, modules=LAMBDA_MODULES | {"pulumi"})
+        load = f"exec({source!r}, names) or names['{maker.__name__}']()"
         return eval, (f"(lambda names: {load})({{'__name__': 'rollout'}})",)
 
 
@@ -2695,8 +2701,14 @@ SESSION_MANAGER = (
     "ssmmessages:OpenControlChannel",
     "ssmmessages:OpenDataChannel",
 )
+READY_HOOK, READY_SECONDS = "ready", 900  # an instance that is silent for so long is replaced
+REFRESH_SECONDS = 3_600  # how long instances may take to be replaced
+#: States in which an instance refresh has ended.
+REFRESH_ENDS = ("Successful", "Failed", "Cancelled", "RollbackSuccessful", "RollbackFailed")
 AMI_NAMES = "al2023-ami-2023.*-kernel-*-arm64"
 SETUP_PATH = "/var/lib/setup.sh"
+#: Where a group has the version of its launch template.
+VERSION_PATH = "mixedInstancesPolicy.launchTemplate.launchTemplateSpecification.version"
 USER_DATA_LIMIT = 16_384  # bytes, EC2's, before base64
 
 
@@ -2704,7 +2716,8 @@ USER_DATA_LIMIT = 16_384  # bytes, EC2's, before base64
 class Launch:
     """How the instances of a fleet start, and what they may do."""
 
-    user_data: Input[str]  # a script
+    user_data: Input[str]  # a script, whose failure has the instance replaced
+    after: Sequence[pulumi.Resource] = ()  # what instances need at their start: routes, rules
     security_group: aws.ec2.SecurityGroup
     subnets: Sequence[aws.ec2.Subnet]
     instance_types: Sequence[str]  # arm64, the first one preferred
@@ -2726,16 +2739,17 @@ class Health:
     """What tells that the instances of a fleet work, beyond EC2's status checks."""
 
     target_groups: Sequence[aws.lb.TargetGroup] = ()  # whose health checks replace instances
-    alarms: Sequence[str] = ()  # names; one that fires rolls an instance refresh back
+    alarms: Sequence[str] = ()  # names; one that fires rolls a changed fleet back
 
 
 class Fleet(Component):
     """Instances of one kind that replace themselves: launch template, role, Auto Scaling group.
 
     arm64, IMDSv2 with one hop, an encrypted gp3 volume of 8 GB, no key pair: people come by Session
-    Manager or EC2 Instance Connect. A change of the template replaces instance after instance and
-    goes back if the new ones fail. `scaling_role_arn` is the role that starts instances with
-    volumes under the key.
+    Manager or EC2 Instance Connect. An instance comes into service when its user data ends well,
+    or is replaced; the first ones are waited for. A change of the template is a FleetRollout's.
+    Without `image_id` the image is the latest of the first deployment. `scaling_role_arn` is the
+    role that starts instances with volumes under the key.
 
     Costs instances by the hour, a volume and, if public, an IPv4 address for each.
     """
@@ -2760,6 +2774,7 @@ class Fleet(Component):
         self.profile = self._profile()
         self.template = self._template()
         self.scaling_group = self._scaling_group(scaling_role_arn)
+        self.rollout = self._rollout()
         self.register_outputs({"group_name": self.scaling_group.name})
 
     def _role(self) -> tuple[aws.iam.Role, aws.iam.RolePolicy]:
@@ -2769,6 +2784,13 @@ class Fleet(Component):
             f"What instances of {self.physical_name} may do",
             "ec2.amazonaws.com",
             allow(*SESSION_MANAGER, on="*"),
+            allow(
+                "autoscaling:CompleteLifecycleAction",
+                "autoscaling:SetInstanceHealth",
+                on=self.aws_context.arn(
+                    "autoscaling", f"autoScalingGroup:*:autoScalingGroupName/{self.physical_name}"
+                ),
+            ),
             *self.launch.statements,
         )
 
@@ -2780,6 +2802,7 @@ class Fleet(Component):
     def _template(self) -> aws.ec2.LaunchTemplate:
         launch = self.launch
         tags = {**self.args.all_tags(), "Component": self.component, "Name": self.physical_name}
+        known = Output.all(self.aws_context.region, launch.user_data)
         return aws.ec2.LaunchTemplate(
             f"{self.name}-template",
             name=self.physical_name,
@@ -2812,18 +2835,24 @@ class Fleet(Component):
                 }
             ],
             monitoring={"enabled": True},
-            user_data=Output.from_input(launch.user_data).apply(encode_user_data),
+            user_data=known.apply(lambda x: encode_user_data(self._script(*x))),
             tag_specifications=[
-                {"resource_type": kind, "tags": tags} for kind in ("instance", "volume")
+                {"resource_type": kind, "tags": tags}
+                for kind in ("instance", "volume", "network-interface")
             ],
-            opts=self.parented,
+            # Another image is a choice of its own: no other change must bring it along.
+            opts=self.after(ignore_changes=[] if self.args.image_id else ["imageId"]),
         )
+
+    def _script(self, region: str, script: str) -> str:
+        group = self.physical_name
+        return rendered(START_SCRIPT, region=region, group=group, hook=READY_HOOK, script=script)
 
     def _scaling_group(self, scaling_role_arn: Input[str]) -> aws.autoscaling.Group:
         capacity, health = self.capacity, self.health
         template: Any = {
             "launch_template_id": self.template.id,
-            "version": self.template.latest_version.apply(str),  # $Latest would start no refresh
+            "version": self.template.latest_version.apply(str),  # $Latest could not be left again
         }
         return aws.autoscaling.Group(
             f"{self.name}-group",
@@ -2846,25 +2875,43 @@ class Fleet(Component):
             health_check_type="ELB" if health.target_groups else "EC2",
             health_check_grace_period=180,
             default_instance_warmup=120,
-            instance_refresh={"strategy": "Rolling", "preferences": self._refresh_preferences()},
+            initial_lifecycle_hooks=[
+                {
+                    "name": READY_HOOK,
+                    "lifecycle_transition": "autoscaling:EC2_INSTANCE_LAUNCHING",
+                    "default_result": "ABANDON",
+                    "heartbeat_timeout": READY_SECONDS,
+                }
+            ],
+            wait_for_capacity_timeout="30m",
+            min_elb_capacity=capacity.minimum if health.target_groups else None,
             enabled_metrics=[
                 aws.autoscaling.Metric.GROUP_DESIRED_CAPACITY,
                 aws.autoscaling.Metric.GROUP_IN_SERVICE_INSTANCES,
             ],
             metrics_granularity="1Minute",
             service_linked_role_arn=scaling_role_arn,
-            # Within the limits the desired capacity is the scaling policies'.
-            opts=ResourceOptions(parent=self, ignore_changes=["desiredCapacity"]),
+            # Within the limits the desired capacity is the scaling policies', and the version the
+            # rollout's: what the group has when a refresh begins is what it goes back to.
+            opts=self.after(*self.launch.after, ignore_changes=["desiredCapacity", VERSION_PATH]),
         )
 
-    def _refresh_preferences(self) -> Any:
-        several, alarms = self.capacity.maximum > 1, self.health.alarms
-        return {
-            "min_healthy_percentage": 100 if several else 0,
-            "max_healthy_percentage": 110 if several else 100,
-            "auto_rollback": True,
-            **({"alarm_specification": {"alarms": alarms}} if alarms else {}),
+    def _rollout(self) -> FleetRollout:
+        alarms = self.health.alarms
+        preferences = {
+            "MinHealthyPercentage": 100,
+            "MaxHealthyPercentage": 110 if self.capacity.maximum > 1 else 200,
+            "AutoRollback": True,
+            "SkipMatching": True,
+            **({"AlarmSpecification": {"Alarms": alarms}, "BakeTime": 300} if alarms else {}),
         }
+        return FleetRollout(
+            f"{self.name}-rollout",
+            group=self.scaling_group.arn,
+            version=self.template.latest_version.apply(str),
+            preferences=preferences,
+            opts=self.parented,
+        )
 
     def alarms(self) -> list[Alarm]:
         """Fewer instances in service than the minimum."""
@@ -2881,8 +2928,138 @@ class Fleet(Component):
         ]
 
 
+class FleetRun:
+    """Gives a group the version of its launch template, instance by instance, or goes back.
+
+    What the group has is the only state. AWS writes the version to it when the refresh succeeded,
+    so that until then new instances have the version before. `groups` is the SDK's client.
+    """
+
+    def __init__(self, groups: Any, inputs: Json, sleep: Callable[[float], None]):
+        self.groups, self.inputs, self.sleep = groups, inputs, sleep
+        self.name = inputs["group"].rpartition("/")[2]
+
+    def run(self) -> str:
+        """Waits for a refresh that runs already, then does its own; RolloutError if that fails."""
+        if running := [x for x in self._refreshes() if x["Status"] not in REFRESH_ENDS]:
+            self._end_of(running[0]["InstanceRefreshId"])
+        policy = self.policy()
+        before, wanted = version_of(policy)["Version"], self.inputs["version"]
+        if before == wanted:
+            return f"{self.name} has version {wanted}"
+        template = version_of(policy)
+        template["Version"] = wanted
+        template.pop("LaunchTemplateName", None)  # AWS takes the id or the name
+        started = self.groups.start_instance_refresh(
+            AutoScalingGroupName=self.name,
+            DesiredConfiguration={"MixedInstancesPolicy": policy},
+            Preferences=self.inputs["preferences"],
+        )
+        end = self._end_of(started["InstanceRefreshId"])
+        if end["Status"] != "Successful":
+            raise RolloutError(
+                f"{self.name}: version {wanted} of the launch template failed, and the group keeps "
+                f"version {before} ({end['Status']}): "
+                + "; ".join([end.get("StatusReason", "no reason"), *self._failures(end)])
+            )
+        return f"{self.name} went from version {before} to {wanted}"
+
+    def policy(self) -> Json:
+        """The group's policy of instances."""
+        (group,) = self.groups.describe_auto_scaling_groups(AutoScalingGroupNames=[self.name])[
+            "AutoScalingGroups"
+        ]
+        return dict(group["MixedInstancesPolicy"])
+
+    def _refreshes(self, **which: Any) -> list[Json]:
+        found = self.groups.describe_instance_refreshes(AutoScalingGroupName=self.name, **which)
+        return list(found["InstanceRefreshes"])
+
+    def _end_of(self, refresh_id: str) -> Json:
+        """The refresh when it has ended; one that takes too long is rolled back first."""
+        for second in range(0, 2 * REFRESH_SECONDS, WATCH_SECONDS):
+            (refresh,) = self._refreshes(InstanceRefreshIds=[refresh_id])
+            if refresh["Status"] in REFRESH_ENDS:
+                return refresh
+            if second == REFRESH_SECONDS:
+                self.groups.rollback_instance_refresh(AutoScalingGroupName=self.name)
+            self.sleep(WATCH_SECONDS)
+        raise RolloutError(f"{self.name}: the instance refresh {refresh_id} does not end")
+
+    def _failures(self, refresh: Json) -> list[str]:
+        """What AWS says of the launches that failed meanwhile."""
+        found = self.groups.describe_scaling_activities(AutoScalingGroupName=self.name)
+        return [
+            each.get("StatusMessage") or each["Description"]
+            for each in found["Activities"]
+            if each["StatusCode"] in ("Failed", "Cancelled")
+            and each["StartTime"] >= refresh["StartTime"]
+        ][:3]
+
+
+def version_of(policy: Json) -> Json:
+    """The launch template's version in a policy of instances."""
+    found: Json = policy["LaunchTemplate"]["LaunchTemplateSpecification"]
+    return found
+
+
+class FleetProvider(RolloutProvider):
+    """What the engine calls for a `FleetRollout`."""
+
+    key = "group"
+
+    def create(self, props: Json) -> pulumi.dynamic.CreateResult:
+        """Brings the group, whatever version it has, to the one that is wanted."""
+        outputs = {**props, "verdict": self.roll_out(props)}
+        return pulumi.dynamic.CreateResult(props["group"], outputs)
+
+    def read(self, id_: str, props: Json) -> pulumi.dynamic.ReadResult:
+        """The version that the group has, for `pulumi refresh`."""
+        version = version_of(self._run(props).policy())["Version"]
+        return pulumi.dynamic.ReadResult(id_, {**props, "version": version})
+
+    def roll_out(self, inputs: Json) -> str:
+        """Runs a rollout against AWS; the verdict."""
+        return self._run(inputs).run()
+
+    def _run(self, inputs: Json) -> FleetRun:
+        return FleetRun(self.client("autoscaling", inputs), inputs, self.clock.sleep)
+
+
+def fleet_provider() -> FleetProvider:
+    """Where bundle() begins, to ship the provider to the state."""
+    return FleetProvider()
+
+
+class PortableFleetProvider(PortableProvider, FleetProvider):
+    """As PortableProvider."""
+
+    maker = fleet_provider
+
+
+class FleetRollout(pulumi.dynamic.Resource, module="tap", name="FleetRollout"):
+    """The only one that gives a group another version of its launch template.
+
+    `group` is its ARN, `preferences` are those of StartInstanceRefresh. Waits until all instances
+    are replaced; fails the update with AWS's reason if the group went back, and the next update
+    tries again.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        group: Input[str],
+        version: Input[str],
+        preferences: Json,
+        opts: Options = None,
+    ):
+        inputs = {"group": group, "version": version, "preferences": preferences}
+        super().__init__(PortableFleetProvider(), name, inputs, opts)
+
+
 def latest_ami() -> Output[str]:
-    """The latest Amazon Linux 2023 at the time of `pulumi up`.
+    """The latest Amazon Linux 2023.
 
     Not `resolve:ssm:` in the template, which would be read at each launch: two instances could
     differ, and a refresh could not go back.
@@ -2893,7 +3070,7 @@ def latest_ami() -> Output[str]:
     return found.id
 
 
-def rendered(script: str, **values: str) -> str:
+def rendered(script: str, /, **values: str) -> str:
     """A script with its @names@ replaced."""
     for name, value in values.items():
         script = script.replace(f"@{name}@", value)
@@ -5845,13 +6022,15 @@ class Network(Component):
             group: self._security_group(group) for group in SECURITY_GROUPS if self._needed(group)
         }
         self.rules = self._rules()
-        self.gateway_endpoints = [self._gateway_endpoint(each) for each in ("s3", "dynamodb")]
-        self.interface_endpoints = [
-            self._interface_endpoint(each) for each in args.interface_endpoints
+        self.endpoints = [
+            *map(self._gateway_endpoint, ("s3", "dynamodb")),
+            *map(self._interface_endpoint, args.interface_endpoints),
         ]
         self.flow_log = self._flow_log()
         self.nat_gateways: list[aws.ec2.NatGateway] = []
         self.nat_fleets: list[Fleet] = []
+        #: What private instances wait for, to reach the internet.
+        self.ways_out: list[pulumi.Resource] = []
         self._nat()
         self.register_outputs({"vpc_id": self.vpc.id})
 
@@ -5930,13 +6109,15 @@ class Network(Component):
                     route_table_id=route_tables[tier][number % counts[tier]].id,
                     opts=self.parented,
                 )
-        aws.ec2.Route(
-            f"{self.name}-to-internet",
-            route_table_id=route_tables["public"][0].id,
-            destination_cidr_block=ANYWHERE,
-            gateway_id=self.internet_gateway.id,
-            opts=self.parented,
-        )
+        self.public_routes = [
+            aws.ec2.Route(
+                f"{self.name}-to-internet",
+                route_table_id=route_tables["public"][0].id,
+                destination_cidr_block=ANYWHERE,
+                gateway_id=self.internet_gateway.id,
+                opts=self.parented,
+            )
+        ]
         return route_tables
 
     def _needed(self, group: str) -> bool:
@@ -6051,27 +6232,19 @@ class Network(Component):
         if strategy == "none":
             return
         count = self.args.zones if strategy in ("per_az", "instance_ha") else 1
-        make = self._nat_interface if strategy.startswith("instance") else self._nat_gateway
-        targets = [make(number) for number in range(count)]
-        for number, route_table in enumerate(route_tables):
-            aws.ec2.Route(
-                f"{self.name}-out-{number}",
-                route_table_id=route_table.id,
-                destination_cidr_block=ANYWHERE,
-                opts=self.parented,
-                **targets[number % count],
-            )
+        make = self._nat_instance if strategy.startswith("instance") else self._nat_gateway
+        for number in range(count):
+            make(number, route_tables[number::count])
 
-    def _address(self, number: int, **more: Any) -> aws.ec2.Eip:
+    def _address(self, number: int) -> aws.ec2.Eip:
         return aws.ec2.Eip(
             f"{self.name}-nat-address-{number}",
             domain="vpc",
             tags=self._named(f"nat-{number}"),
             opts=self.after(self.internet_gateway),
-            **more,
         )
 
-    def _nat_gateway(self, number: int) -> dict[str, Input[str]]:
+    def _nat_gateway(self, number: int, route_tables: Sequence[aws.ec2.RouteTable]) -> None:
         gateway = aws.ec2.NatGateway(
             f"{self.name}-nat-{number}",
             allocation_id=self._address(number).allocation_id,
@@ -6080,43 +6253,63 @@ class Network(Component):
             opts=self.after(self.internet_gateway),
         )
         self.nat_gateways.append(gateway)
-        return {"nat_gateway_id": gateway.id}
+        self.ways_out += [
+            aws.ec2.Route(
+                f"{self.name}-out-{self.route_tables['private'].index(each)}",
+                route_table_id=each.id,
+                destination_cidr_block=ANYWHERE,
+                nat_gateway_id=gateway.id,
+                opts=self.parented,
+            )
+            for each in route_tables
+        ]
 
-    def _nat_interface(self, number: int) -> dict[str, Input[str]]:
-        """An interface that has the address and the route, and a fleet of one that attaches it."""
-        subnet, security_group = self.subnets["public"][number], self.security_groups["nat"]
-        interface = aws.ec2.NetworkInterface(
-            f"{self.name}-nat-interface-{number}",
-            description="What private instances reach the internet through",
-            subnet_id=subnet.id,
-            security_groups=[security_group.id],
-            source_dest_check=False,  # it forwards packets of others
-            tags=self._named(f"nat-{number}"),
-            opts=self.parented,
-        )
-        self._address(number, network_interface=interface.id)
-        has_tag = {"StringEquals": {"aws:ResourceTag/Environment": self.args.environment_suffix}}
-        attached = [interface.arn, self.aws_context.arn("ec2", "instance/*")]
+    def _nat_instance(self, number: int, route_tables: Sequence[aws.ec2.RouteTable]) -> None:
+        """A fleet of one; the newest takes the address and the routes, which no resource has."""
+        component, arn = f"nat-{number}" if number else "nat", self.aws_context.arn
+        address, instances = self._address(number), arn("ec2", "instance/*")
+        own = {"aws:ResourceTag/Name": self.args.name(component)}
+        unchecked = {**own, "ec2:Attribute/SourceDestCheck": "false"}
+        interfaces = arn("ec2", "network-interface/*")
+        tables = [each.id for each in route_tables]
         fleet = Fleet(
             f"{self.name}-nat-{number}",
             self.args,
-            component=f"nat-{number}" if number else "nat",
+            component=component,
             key_arn=self.key_arn,
             scaling_role_arn=self.scaling_role_arn,
             launch=Launch(
-                user_data=Output.all(interface.id, self.aws_context.region).apply(
-                    lambda known: nat_script(known[0], known[1], self.args.vpc_cidr)
+                user_data=Output.all(address.allocation_id, *tables).apply(
+                    lambda known: nat_script(self.args.vpc_cidr, *known)
                 ),
-                security_group=security_group,
-                subnets=[subnet],
+                after=[*self.rules, *self.public_routes],
+                security_group=self.security_groups["nat"],
+                subnets=[self.subnets["public"][number]],
                 instance_types=["t4g.nano"],
-                statements=[allow("ec2:AttachNetworkInterface", on=attached, when=has_tag)],
+                statements=[
+                    allow(
+                        "ec2:CreateRoute",
+                        "ec2:ReplaceRoute",
+                        on=[each.arn for each in route_tables],
+                    ),
+                    allow("ec2:AssociateAddress", on=address.arn),
+                    allow(
+                        "ec2:AssociateAddress",
+                        on=[instances, interfaces],
+                        when={"StringEquals": own},
+                    ),
+                    allow(
+                        "ec2:ModifyInstanceAttribute",
+                        on=instances,
+                        when={"StringEquals": unchecked},
+                    ),
+                ],
                 public=True,
             ),
             opts=self.parented,
         )
         self.nat_fleets.append(fleet)
-        return {"network_interface_id": interface.id}
+        self.ways_out.append(fleet.scaling_group)
 
     def alarms(self) -> list[Alarm]:
         """Connections and packets that NAT gateways lose; NAT instances that are missing."""
@@ -6129,9 +6322,16 @@ class Network(Component):
         return rows + [alarm for fleet in self.nat_fleets for alarm in fleet.alarms()]
 
 
-def nat_script(interface: str, region: str, network: str) -> str:
+def nat_script(cidr: str, address: str, *route_tables: str) -> str:
     """The user data of a NAT instance."""
-    return rendered(NAT_SCRIPT, interface=interface, region=region, network=network)
+    network = ipaddress.IPv4Network(cidr)
+    return rendered(
+        NAT_SCRIPT,
+        inside=f"{network[-2]}/{network.prefixlen}",
+        address=address,
+        tables=" ".join(route_tables),
+        anywhere=ANYWHERE,
+    )
 
 
 ###############################################################################
@@ -6630,6 +6830,7 @@ class WebTier(Component):
             scaling_role_arn=scaling_role_arn,
             launch=Launch(
                 user_data=Output.all(**values).apply(lambda x: web_script(log_group_name, **x)),
+                after=[*network.rules, *network.ways_out, *network.endpoints, *self.listeners],
                 security_group=network.security_groups["web"],
                 subnets=network.subnets["private"],
                 instance_types=args.instance_types,
@@ -6806,6 +7007,7 @@ class Bastion(Component):
             scaling_role_arn=scaling_role_arn,
             launch=Launch(
                 user_data=BASTION_SCRIPT + agent_script(log_group_name, "/var/log/secure"),
+                after=[*network.rules, *network.public_routes],
                 security_group=network.security_groups["bastion"],
                 subnets=network.subnets["public"],
                 instance_types=["t4g.nano"],
@@ -7635,49 +7837,86 @@ six==1.17.0 --hash=sha256:4721f391ed90541fddacab5acf947aa0d3dc7d27b2e1e8eda2be89
 typing-extensions==4.16.0 --hash=sha256:481caa481374e813c1b176ada14e97f1f67a4539ce9cfeb3f350d78d6370c2e8
 urllib3==2.8.0 --hash=sha256:0cf3cae568d36aa9576b28dfb35f11328f1cb974ca7647d9475ebb86c75ac6e3
 """  # noqa: E501 - a line each
-NAT_SCRIPT = """#!/bin/bash
-# Takes hold of the interface that the private subnets route to, and forwards what arrives there.
+START_SCRIPT = """#!/bin/bash
+# Sets the instance up; then it comes into service, or is replaced if anything here failed.
 set -euo pipefail
-interface=@interface@ region=@region@ network=@network@
-about() {
-    local token
-    token=$(curl -sf -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 300' \
-        http://169.254.169.254/latest/api/token)
-    curl -sf -H "X-aws-ec2-metadata-token: $token" "http://169.254.169.254/latest/meta-data/$1"
+export AWS_DEFAULT_REGION=@region@
+instance=$(cat /var/lib/cloud/data/instance-id)
+finish() {
+    aws autoscaling complete-lifecycle-action --auto-scaling-group-name @group@ \\
+        --lifecycle-hook-name @hook@ --instance-id "$instance" --lifecycle-action-result "$1"
 }
-dnf install -y -q nftables
-instance=$(about instance-id)
-attached=
-for _ in $(seq 60); do  # the instance before may still hold it
-    if aws ec2 attach-network-interface --region "$region" --network-interface-id "$interface" \
-        --instance-id "$instance" --device-index 1; then attached=yes; break; fi
-    sleep 5
-done
-[ "$attached" ]
-device=
-for _ in $(seq 60); do
-    for mac in $(about network/interfaces/macs/); do
-        if [ "$(about "network/interfaces/macs/${mac}interface-id")" = "$interface" ]; then
-            device=$(ip -o link | awk -v mac="${mac%/}" '$0 ~ mac {sub(":", "", $2); print $2}')
-        fi
-    done
-    if [ -n "$device" ] && ip -4 -o address show dev "$device" | grep -q inet; then break; fi
-    sleep 1
-done
-[ "$device" ]
-gateway=$(ip -4 route show default | awk '{print $3; exit}')
-ip route replace default via "$gateway" dev "$device" metric 1
-printf 'net.ipv4.ip_forward = 1\nnet.ipv4.conf.all.rp_filter = 0\n' > /etc/sysctl.d/90-nat.conf
-sysctl --quiet --system
-cat > /etc/sysconfig/nftables.conf <<RULES
-table ip nat {
-    chain postrouting {
-        type nat hook postrouting priority srcnat; policy accept;
-        oifname "$device" ip saddr $network masquerade
-    }
+trap '[ $? = 0 ] || finish ABANDON' EXIT
+@script@
+finish CONTINUE
+"""
+NAT_SCRIPT = """
+# networkd translates what comes from this network, and does so again after each reload and boot.
+cat > /etc/systemd/network/10-nat.netdev <<'NETDEV'
+[NetDev]
+Name=nat0
+Kind=bridge
+NETDEV
+cat > /etc/systemd/network/10-nat.network <<'NETWORK'
+[Match]
+Name=nat0
+[Network]
+IPMasquerade=ipv4
+LinkLocalAddressing=no
+ConfigureWithoutCarrier=yes
+[Address]
+Address=@inside@
+AddPrefixRoute=no
+NETWORK
+networkctl reload
+cat > /usr/local/sbin/nat <<'SCRIPT'
+#!/bin/bash
+# Makes this instance the way out, at each boot; then has it replaced when it is none any more.
+set -euo pipefail
+instance=$(cat /var/lib/cloud/data/instance-id)
+case $AWS_DEFAULT_REGION in cn-*) suffix=com.cn ;; *) suffix=com ;; esac
+works() {
+    [ "$(cat /proc/sys/net/ipv4/ip_forward)" = 1 ] && networkctl status nat0 | grep -q @inside@ &&
+        curl -s -o /dev/null -m 5 "https://ec2.$AWS_DEFAULT_REGION.amazonaws.$suffix"
 }
-RULES
-systemctl enable --now nftables
+# A response may be lost while the address changes; everything here may be repeated.
+aws() { command aws --cli-connect-timeout 5 --cli-read-timeout 5 "$@"; }
+aws ec2 modify-instance-attribute --instance-id "$instance" --no-source-dest-check
+# First the routes, to an instance that gets out, then the address: nobody waits for either.
+for table in @tables@; do
+    route=(--route-table-id "$table" --destination-cidr-block @anywhere@ --instance-id "$instance")
+    aws ec2 replace-route "${route[@]}" || aws ec2 create-route "${route[@]}"
+done
+aws ec2 associate-address --instance-id "$instance" --allocation-id @address@ --allow-reassociation
+systemd-notify --ready
+failures=0
+while [ $failures -lt 3 ]; do
+    sleep 30
+    if works; then failures=0; else failures=$((failures + 1)); fi
+done
+aws autoscaling set-instance-health --instance-id "$instance" --health-status Unhealthy ||
+    systemctl poweroff  # it cannot get out at all
+SCRIPT
+chmod +x /usr/local/sbin/nat
+cat > /etc/systemd/system/nat.service <<UNIT
+[Unit]
+Description=The way out of the private subnets
+After=network-online.target
+Wants=network-online.target
+StartLimitIntervalSec=0
+[Service]
+Type=notify
+NotifyAccess=all
+Environment=AWS_DEFAULT_REGION=$AWS_DEFAULT_REGION
+ExecStart=/usr/local/sbin/nat
+Restart=on-failure
+RestartSec=5
+[Install]
+WantedBy=multi-user.target
+UNIT
+systemctl daemon-reload
+systemctl enable nat
+until systemctl start nat; do sleep 5; done
 """
 AGENT_SCRIPT = """
 dnf install -y -q amazon-cloudwatch-agent
@@ -7687,9 +7926,8 @@ JSON
 /opt/aws/amazon-cloudwatch-agent/bin/amazon-cloudwatch-agent-ctl -a fetch-config -m ec2 -s \\
     -c file:/opt/aws/amazon-cloudwatch-agent/etc/agent.json
 """
-WEB_SCRIPT = """#!/bin/bash
+WEB_SCRIPT = """
 # Installs the application and starts it under systemd.
-set -euo pipefail
 dnf install -y -q python3.11 python3.11-pip
 # Its home, which libpq looks into, must not be under /home, which its unit hides.
 id web > /dev/null 2>&1 || useradd --system --home-dir /opt/web --shell /sbin/nologin web
@@ -7755,9 +7993,8 @@ systemctl enable --now web
 curl -sSf -o /dev/null --retry 300 --retry-delay 1 --retry-max-time 300 --retry-all-errors \\
     http://127.0.0.1:@web_port@/readyz
 """
-BASTION_SCRIPT = """#!/bin/bash
+BASTION_SCRIPT = """
 # Sends the log of logins away, where who comes in cannot change it.
-set -euo pipefail
 dnf install -y -q rsyslog postgresql17
 systemctl enable --now rsyslog
 """

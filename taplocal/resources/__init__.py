@@ -57,7 +57,6 @@ HANDLERS: dict[str, Handler] = {
     "aws:ec2/internetGateway:InternetGateway": ec2.InternetGateway(),
     "aws:ec2/launchTemplate:LaunchTemplate": ec2.LaunchTemplate(),
     "aws:ec2/natGateway:NatGateway": ec2.NatGateway(),
-    "aws:ec2/networkInterface:NetworkInterface": ec2.NetworkInterface(),
     "aws:ec2/route:Route": ec2.Route(),
     "aws:ec2/routeTable:RouteTable": ec2.RouteTable(),
     "aws:ec2/routeTableAssociation:RouteTableAssociation": ec2.RouteTableAssociation(),
@@ -108,6 +107,7 @@ HANDLERS: dict[str, Handler] = {
     "aws:ssm/parameter:Parameter": ssm.Parameter(),
     "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": ec2.EgressRule(),
     "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule": ec2.IngressRule(),
+    "pulumi-python:dynamic/tap:FleetRollout": autoscaling.FleetRollout(),
     "pulumi-python:dynamic/tap:Rollout": awslambda.Rollout(),
 }
 

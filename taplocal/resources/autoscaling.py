@@ -21,12 +21,13 @@ class Policy(Recorded):
 
 class Group(Handler):
     uses = """name minSize maxSize vpcZoneIdentifiers mixedInstancesPolicy capacityRebalance
-        targetGroupArns healthCheckType healthCheckGracePeriod defaultInstanceWarmup instanceRefresh
+        targetGroupArns healthCheckType healthCheckGracePeriod defaultInstanceWarmup
+        initialLifecycleHooks waitForCapacityTimeout minElbCapacity
         enabledMetrics metricsGranularity serviceLinkedRoleArn tags"""
     replace_on = "name"
     not_emulated = {
         "mixedInstancesPolicy": "no instance runs",
-        "instanceRefresh": "no instance is replaced",
+        "initialLifecycleHooks": "no instance runs",
         "healthCheckType": "nothing is checked",
         "enabledMetrics": "nothing is measured",
     }
@@ -75,6 +76,17 @@ class Group(Handler):
             HealthCheckGracePeriod=inputs["healthCheckGracePeriod"],
             Tags=tags,
         )
+
+
+class FleetRollout(Recorded):
+    """The program's dynamic resource."""
+
+    uses = "group version preferences __provider"
+    ignored = "__provider"
+    not_emulated = {"version": "no instance is replaced"}
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        return inputs["group"], {}
 
 
 class GroupPolicy(Handler):

@@ -170,19 +170,6 @@ class NatGateway(Ec2Resource):
         return {"AllocationId": inputs["allocationId"], "SubnetId": inputs["subnetId"]}
 
 
-class NetworkInterface(Ec2Resource):
-    uses = "description subnetId securityGroups sourceDestCheck tags"
-    noun = "network_interface"
-    not_emulated = {"sourceDestCheck": "no packet is forwarded"}
-
-    def arguments(self, inputs: Inputs) -> dict[str, Any]:
-        return {
-            "SubnetId": inputs["subnetId"],
-            "Description": inputs["description"],
-            "Groups": inputs["securityGroups"],
-        }
-
-
 class SecurityGroup(Ec2Resource):
     uses = "name description vpcId tags"
     noun = "security_group"

@@ -26,7 +26,7 @@ from tests.lab.vpc import METADATA, Machine, Vpc, inside
 from tests.local.postgres import SECRET_KEY, certificate, pem
 from tests.stack.conftest import ACCOUNT, REGION, statements
 
-CONDITION_KEYS = {"tag": "aws:ResourceTag/Component", "attribute": "ec2:Attribute"}
+CONDITION_KEYS = {"tag": "aws:ResourceTag/Name", "unchecked": "ec2:Attribute/SourceDestCheck"}
 
 
 class DeniedError(Exception):
@@ -41,6 +41,7 @@ class Aws:
         self.calls: list[tuple[str, str]] = []  # instance, operation
         #: Instance -> its lifecycle action's result, or its health.
         self.states: dict[str, str] = {}
+        self.denied: set[str] = set()  # actions, whatever the role says
         self.page = ""  # what any address with TLS answers
         self.servers: list[ThreadingHTTPServer] = []
 
@@ -171,7 +172,8 @@ class Aws:
         role = self.vpc.graph.one("RolePolicy", f"{machine.fleet}-role-policy").inputs["policy"]
         known = {CONDITION_KEYS[key]: value for key, value in condition_keys.items()}
         for resource in resources:
-            if not any(allows(each, action, resource, known) for each in statements(role)):
+            given = any(allows(each, action, resource, known) for each in statements(role))
+            if action in self.denied or not given:
                 raise DeniedError(f"{machine.fleet} may not {action} on {resource} with {known}")
 
 
@@ -200,7 +202,7 @@ def arn(service: str, resource: str) -> str:
 def modify_instance_attribute(aws: Aws, machine: Machine, arguments: dict[str, str]) -> str:
     instance = arn("ec2", f"instance/{arguments['InstanceId']}")
     action = "ec2:ModifyInstanceAttribute"
-    aws.authorize(machine, action, [instance], attribute="SourceDestCheck", tag=machine.tag)
+    aws.authorize(machine, action, [instance], unchecked="false", tag=machine.tag)
     assert arguments["SourceDestCheck.Value"] == "false"
     machine.checked = False
     aws.vpc.apply()
@@ -210,7 +212,8 @@ def modify_instance_attribute(aws: Aws, machine: Machine, arguments: dict[str, s
 def associate_address(aws: Aws, machine: Machine, arguments: dict[str, str]) -> str:
     allocation = arguments["AllocationId"]
     assert arguments["InstanceId"] == machine.id
-    resources = [arn("ec2", f"elastic-ip/{allocation}"), arn("ec2", f"instance/{machine.id}")]
+    address = registered("Eip", allocation.removesuffix("-allocation"))
+    resources = [address, arn("ec2", f"instance/{machine.id}")]
     aws.authorize(machine, "ec2:AssociateAddress", resources, tag=machine.tag)
     before = aws.vpc.elastic[allocation]
     if before not in (None, machine) and arguments.get("AllowReassociation") != "true":
@@ -225,7 +228,9 @@ def associate_address(aws: Aws, machine: Machine, arguments: dict[str, str]) -> 
 
 def change_route(aws: Aws, machine: Machine, arguments: dict[str, str]) -> str:
     table, operation = arguments["RouteTableId"], arguments["Action"]
-    aws.authorize(machine, f"ec2:{operation}", [arn("ec2", f"route-table/{table}")])
+    aws.authorize(
+        machine, f"ec2:{operation}", [registered("RouteTable", table.removesuffix("-id"))]
+    )
     exists = table.removesuffix("-id") in aws.vpc.defaults
     if exists is (operation == "CreateRoute"):
         raise DeniedError("RouteAlreadyExists" if exists else "InvalidParameterValue")
@@ -247,6 +252,11 @@ def set_instance_health(aws: Aws, machine: Machine, arguments: dict[str, str]) -
     assert arguments["InstanceId"] == machine.id
     aws.states[machine.name] = arguments["HealthStatus"]
     return "<R/>"
+
+
+def registered(kind: str, name: str) -> str:
+    """The ARN that the recorder gave a resource."""
+    return arn("test", f"{kind}/{name}")
 
 
 def group_arn(name: str) -> str:

@@ -93,9 +93,9 @@ class Machine:
 
     @property
     def tag(self) -> str:
-        """The value of its `Component` tag."""
+        """The value of its `Name` tag."""
         template = self.vpc.graph.one("LaunchTemplate", f"{self.fleet}-template").inputs
-        return str(template["tagSpecifications"][0]["tags"]["Component"])
+        return str(template["tagSpecifications"][0]["tags"]["Name"])
 
     @property
     def mac(self) -> str:

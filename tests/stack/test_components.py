@@ -19,8 +19,8 @@ TAGS = {"Project", "Environment", "Component", "ManagedBy", "Owner", "CostCenter
 
 
 def class_of(resource: Registration) -> Any:
-    if resource.type == "pulumi-python:dynamic/tap:Rollout":
-        return tap_stack.Rollout
+    if resource.type.startswith("pulumi-python:dynamic/tap:"):
+        return getattr(tap_stack, resource.type.split(":")[-1])
     module, _, name = resource.type.removeprefix("aws:").partition("/")
     return getattr(getattr(aws, {"lambda": "lambda_"}.get(module, module)), name.split(":")[1])
 
@@ -46,7 +46,7 @@ def test_every_taggable_resource_carries_the_standard_tags(graph: Graph, env: st
 def test_instances_and_volumes_carry_the_standard_tags(graph: Graph, env: str) -> None:
     for template in graph.of("LaunchTemplate"):
         kinds = {x["resourceType"]: x["tags"] for x in template.inputs["tagSpecifications"]}
-        assert kinds.keys() == {"instance", "volume"}
+        assert kinds.keys() == {"instance", "volume", "network-interface"}
         for tags in kinds.values():
             assert tags.keys() >= TAGS
             assert tags["Environment"] == env

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 
-from tests.stack.conftest import (
-    Graph,
-)
+from tap_stack import VERSION_PATH
+from tests.stack.conftest import Graph, graph_of, statements, user_data
 
 
 def test_every_instance_is_locked_down(graph: Graph) -> None:
@@ -23,17 +22,45 @@ def test_every_instance_is_locked_down(graph: Graph) -> None:
         assert len(base64.b64decode(template["userData"])) <= 16_384
 
 
-def test_a_changed_template_replaces_the_instances_and_goes_back_on_alarms(graph: Graph) -> None:
-    names = {each.inputs["name"] for each in graph.of("MetricAlarm")}
+def test_an_instance_comes_into_service_when_its_user_data_ends_well(graph: Graph) -> None:
     for each in graph.of("aws:autoscaling/group:Group"):
-        group = each.inputs
-        refresh = group["instanceRefresh"]
-        assert refresh["strategy"] == "Rolling"
-        assert refresh["preferences"]["autoRollback"] is True
-        template = group["mixedInstancesPolicy"]["launchTemplate"]["launchTemplateSpecification"]
-        assert template["version"] == "1"  # a number: $Latest would start no refresh
-        alarms = refresh["preferences"].get("alarmSpecification", {}).get("alarms", [])
+        (hook,) = each.inputs["initialLifecycleHooks"]
+        assert hook["lifecycleTransition"] == "autoscaling:EC2_INSTANCE_LAUNCHING"
+        assert hook["defaultResult"] == "ABANDON"
+        script = user_data(graph, each.name.removesuffix("-group"))
+        assert script.endswith("\nfinish CONTINUE\n")
+        assert f"--auto-scaling-group-name {each.inputs['name']} " in script
+        role = graph.one("RolePolicy", each.name.replace("-group", "-role-policy")).inputs
+        (statement,) = [
+            each
+            for each in statements(role["policy"])
+            if "autoscaling:CompleteLifecycleAction" in each["Action"]
+        ]
+        assert statement["Resource"].endswith(f":autoScalingGroupName/{each.inputs['name']}")
+    web = graph.one("aws:autoscaling/group:Group", "web-fleet-group").inputs
+    assert web["minElbCapacity"] == web["minSize"]  # the first `up` waits for it
+
+
+def test_a_changed_template_is_rolled_out_and_the_group_knows_the_old_one_till_then(
+    graph: Graph,
+) -> None:
+    names = {each.inputs["name"] for each in graph.of("MetricAlarm")}
+    rollouts = {each.name: each.inputs for each in graph.of("FleetRollout")}
+    for each in graph.of("aws:autoscaling/group:Group"):
+        assert "instanceRefresh" not in each.inputs  # AWS would go back to the new one
+        assert VERSION_PATH in each.ignore_changes
+        rollout = rollouts[each.name.replace("-group", "-rollout")]
+        assert rollout["version"] == "1"  # a number: AWS cannot go back from $Latest
+        preferences = rollout["preferences"]
+        assert (preferences["AutoRollback"], preferences["MinHealthyPercentage"]) == (True, 100)
+        alarms = preferences.get("AlarmSpecification", {}).get("Alarms", [])
         assert set(alarms) <= names
         if each.name == "web-fleet-group":
             assert len(alarms) == 2
-            assert group["healthCheckType"] == "ELB"
+            assert each.inputs["healthCheckType"] == "ELB"
+
+
+def test_another_image_is_moved_to_on_purpose_only() -> None:
+    for image, ignored in (("", ("imageId",)), ("ami-0aaaaaaaaaaaaaaaa", ())):
+        graph = graph_of("dev", image_id=image)
+        assert graph.one("LaunchTemplate", "web-fleet-template").ignore_changes == ignored

@@ -8,7 +8,7 @@ import pytest
 
 import tap_stack
 from taplocal.errors import TapLocalError
-from tests.stack.conftest import ISOLATED, Graph, graph_of
+from tests.stack.conftest import ACCOUNT, ISOLATED, REGION, Graph, graph_of, statements
 
 WEB = '["web"]'
 #: Every pair that may talk, and the port. Anything else is a hole.
@@ -80,11 +80,12 @@ def test_each_tier_has_its_way_out_and_the_isolated_one_has_none(graph: Graph, e
         if each.inputs["destinationCidrBlock"] == "0.0.0.0/0"
     }
     assert routes["network-public-routes-0-id"]["gatewayId"] == "network-internet-id"
-    private = [routes[f"network-private-routes-{n}-id"] for n in range(tier.zones)]
-    assert len(routes) == 1 + tier.zones
-    assert not any("isolated" in table for table in routes)
-    exits = {each.get("natGatewayId") or each["networkInterfaceId"] for each in private}
-    assert len(exits) == (tier.zones if tier.nat == "per_az" else 1)
+    del routes["network-public-routes-0-id"]
+    # A NAT instance makes its route itself: whatever stood here would take it back.
+    tables = {f"network-private-routes-{n}-id" for n in range(tier.zones)}
+    assert routes.keys() == (set() if tier.nat == "instance" else tables)
+    gateways = {each["natGatewayId"] for each in routes.values()}
+    assert len(gateways) == {"per_az": tier.zones, "single": 1, "instance": 0}[tier.nat]
     for name in ("s3", "dynamodb"):
         endpoint = graph.one("VpcEndpoint", f"network-{name}").inputs
         assert endpoint["vpcEndpointType"] == "Gateway"
@@ -102,10 +103,45 @@ def test_nat_is_what_the_setting_says(nat: str, gateways: int, instances: int) -
     fleets = [each for each in graph.of("aws:autoscaling/group:Group") if "-nat" in each.name]
     assert (len(graph.of("NatGateway")), len(fleets)) == (gateways, instances)
     assert len(graph.of("Eip")) == gateways + instances
-    for interface in graph.of("NetworkInterface"):
-        assert interface.inputs["sourceDestCheck"] is False
     out = [each for each in graph.of("aws:ec2/route:Route") if "-out-" in each.name]
-    assert len(out) == (0 if nat == "none" else 2)
+    assert len(out) == (2 if gateways else 0)
+
+
+@pytest.mark.parametrize(("nat", "tables"), [("instance", [[0, 1]]), ("instance_ha", [[0], [1]])])
+def test_a_nat_instance_may_change_its_own_routes_address_and_check_and_no_others(
+    nat: str, tables: list[list[int]]
+) -> None:
+    graph = graph_of("dev", systems=WEB, nat=nat)
+    own = f"arn:aws:ec2:{REGION}:{ACCOUNT}"
+    for number, of in enumerate(tables):
+        name = f"tap-stack-nat{f'-{number}' if number else ''}-dev"
+        role = graph.one("RolePolicy", f"network-nat-{number}-role-policy").inputs
+        tag = {"aws:ResourceTag/Name": name}
+        made = f"arn:aws:test:{REGION}:{ACCOUNT}"
+        assert [each for each in statements(role["policy"]) if each["Action"][0].startswith("ec2:")] == [
+            {
+                "Effect": "Allow",
+                "Action": ["ec2:CreateRoute", "ec2:ReplaceRoute"],
+                "Resource": [f"{made}:RouteTable/network-private-routes-{n}" for n in of],
+            },
+            {
+                "Effect": "Allow",
+                "Action": ["ec2:AssociateAddress"],
+                "Resource": f"{made}:Eip/network-nat-address-{number}",
+            },
+            {
+                "Effect": "Allow",
+                "Action": ["ec2:AssociateAddress"],
+                "Resource": [f"{own}:instance/*", f"{own}:network-interface/*"],
+                "Condition": {"StringEquals": tag},
+            },
+            {
+                "Effect": "Allow",
+                "Action": ["ec2:ModifyInstanceAttribute"],
+                "Resource": f"{own}:instance/*",
+                "Condition": {"StringEquals": {**tag, "ec2:Attribute/SourceDestCheck": "false"}},
+            },
+        ]  # fmt: skip
 
 
 def test_interface_endpoints_are_private_and_behind_their_group() -> None:

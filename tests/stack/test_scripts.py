@@ -58,16 +58,16 @@ def run(script: str, folder: Path, **stubs: str) -> subprocess.CompletedProcess[
         stub = folder / "bin" / name.replace("_", "-").replace("python3-11", "python3.11")
         stub.write_text(f'#!/bin/bash\necho {name} "$@" >> {folder}/calls\n{body}\n')
         stub.chmod(0o755)
-    script = re.sub(r"(?<![\w.-])/(opt|etc|var/log)/", rf"{folder}/\1/", script)
+    script = re.sub(r"(?<![\w.-])/(opt|etc|var/log|var/lib)/", rf"{folder}/\1/", script)
     for path in (
         "opt/aws/amazon-cloudwatch-agent/etc",
         "opt/aws/amazon-cloudwatch-agent/bin",
         "etc/systemd/system",
         "etc/logrotate.d",
-        "etc/sysctl.d",
-        "etc/sysconfig",
+        "var/lib/cloud/data",
     ):
         (folder / path).mkdir(parents=True, exist_ok=True)
+    (folder / "var/lib/cloud/data/instance-id").write_text("i-1\n")
     agent = folder / "opt/aws/amazon-cloudwatch-agent/bin/amazon-cloudwatch-agent-ctl"
     agent.write_text(f"#!/bin/bash\necho agent >> {folder}/calls\n")
     agent.chmod(0o755)
@@ -96,6 +96,7 @@ def test_the_web_script_installs_the_application_and_starts_it(tmp_path: Path) -
         id="exit 1",
         python3_11=made,
         curl=fetched,
+        aws="",
     )
     assert completed.returncode == 0, completed.stderr
     web = tmp_path / "opt/web"
@@ -113,39 +114,3 @@ def test_the_web_script_installs_the_application_and_starts_it(tmp_path: Path) -
     calls = (tmp_path / "calls").read_text()
     assert "systemctl enable --now web" in calls
     assert "agent" in calls
-
-
-def nat(tmp_path: Path, **changes: str) -> subprocess.CompletedProcess[str]:
-    about = """case "$*" in
-*api/token*) echo token;; *instance-id*) echo i-1;; *macs/) echo 0a:0b/;;
-*interface-id*) echo network-nat-interface-0-id;; esac"""
-    links = """case "$*" in
-*link*) echo '3: ens6: <UP> mtu 9001 link/ether 0a:0b brd ff';;
-*show\\ default*) echo 'default via 10.0.0.1 dev ens5';; *address*) echo '3: ens6 inet 10.0.0.9/20';; esac"""
-    stubs = {
-        "dnf": "",
-        "aws": "",
-        "curl": about,
-        "ip": links,
-        "sysctl": "",
-        "systemctl": "",
-        "sleep": "",
-    }
-    script = user_data(graph_of("dev"), "network-nat-0")
-    return run(script, tmp_path, **{**stubs, **changes})
-
-
-def test_the_nat_script_takes_its_interface_and_translates_the_network_only(tmp_path: Path) -> None:
-    completed = nat(tmp_path)
-    assert completed.returncode == 0, completed.stderr
-    rules = (tmp_path / "etc/sysconfig/nftables.conf").read_text()
-    assert 'oifname "ens6" ip saddr 10.0.0.0/16 masquerade' in rules
-    calls = (tmp_path / "calls").read_text()
-    assert "--network-interface-id network-nat-interface-0-id --instance-id i-1" in calls
-    assert "ip route replace default via 10.0.0.1 dev ens6 metric 1" in calls
-    assert "systemctl enable --now nftables" in calls
-
-
-def test_the_nat_script_fails_if_it_never_gets_its_interface(tmp_path: Path) -> None:
-    assert nat(tmp_path, aws="exit 1").returncode != 0
-    assert not (tmp_path / "etc/sysconfig/nftables.conf").exists()

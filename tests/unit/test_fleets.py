@@ -1,14 +1,23 @@
-"""User data: cloud-config that EC2 accepts."""
+"""Fleets: user data that EC2 accepts, rollouts of a template against a group that honours them."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
+from typing import Any
 
+import dill
 import pytest
 
-from tap_stack import SETUP_PATH, USER_DATA_LIMIT, encode_user_data
+from tap_stack import (
+    SETUP_PATH,
+    USER_DATA_LIMIT,
+    FleetRun,
+    PortableFleetProvider,
+    RolloutError,
+    encode_user_data,
+)
 
 
 def test_user_data_writes_the_script_and_runs_it_once() -> None:
@@ -27,3 +36,122 @@ def test_user_data_above_the_limit_of_ec2_is_an_error_with_both_numbers() -> Non
     message = "user data has 16,385 bytes; EC2 accepts 16,384"
     with pytest.raises(ValueError, match=re.escape(message)):
         encode_user_data(largest + "x")
+
+
+GROUP = "arn:aws:autoscaling:eu-west-1:111122223333:autoScalingGroup:1:autoScalingGroupName/web"
+
+
+class FakeGroups:
+    """A group, as Auto Scaling keeps it: what a refresh wants is written to it when it succeeds."""
+
+    def __init__(self, end: str = "Successful", looks: int = 3) -> None:
+        self.end, self.looks, self.version = end, looks, "1"
+        self.refreshes: list[dict[str, Any]] = []
+        self.rolled_back = False
+
+    def start_instance_refresh(self, **arguments: Any) -> Any:
+        assert not [each for each in self.refreshes if each["Status"] == "InProgress"]
+        assert "LaunchTemplateName" not in str(arguments["DesiredConfiguration"])
+        new = {
+            "InstanceRefreshId": str(len(self.refreshes)),
+            "Status": "InProgress",
+            "StartTime": 5,
+        }
+        self.refreshes.insert(0, {**new, "wanted": arguments["DesiredConfiguration"]})
+        return new
+
+    def describe_instance_refreshes(self, AutoScalingGroupName: str, **which: Any) -> Any:
+        wanted = which.get("InstanceRefreshIds")
+        return {
+            "InstanceRefreshes": [
+                each for each in self.refreshes if wanted in (None, [each["InstanceRefreshId"]])
+            ]
+        }
+
+    def rollback_instance_refresh(self, AutoScalingGroupName: str) -> None:
+        self.rolled_back, self.looks, self.end = True, 3, "RollbackSuccessful"
+
+    def describe_auto_scaling_groups(self, AutoScalingGroupNames: list[str]) -> Any:
+        assert AutoScalingGroupNames == ["web"]
+        specification = {
+            "LaunchTemplateId": "lt-1",
+            "LaunchTemplateName": "web",
+            "Version": self.version,
+        }
+        template = {
+            "LaunchTemplateSpecification": specification,
+            "Overrides": [{"InstanceType": "t4g.small"}],
+        }
+        return {"AutoScalingGroups": [{"MixedInstancesPolicy": {"LaunchTemplate": template}}]}  # fmt: skip
+
+    def describe_scaling_activities(self, AutoScalingGroupName: str) -> Any:
+        failed = {"StatusCode": "Cancelled", "Description": "Launching"}
+        return {
+            "Activities": [
+                {**failed, "StatusMessage": "the hook was abandoned", "StartTime": 6},
+                {**failed, "StatusMessage": "long ago", "StartTime": 1},
+            ]
+        }
+
+    def sleep(self, _seconds: float) -> None:
+        self.looks -= 1
+        if self.looks == 0:
+            (refresh,) = [each for each in self.refreshes if each["Status"] == "InProgress"]
+            refresh["Status"], refresh["StatusReason"] = self.end, "an instance failed"
+            if self.end == "Successful" and "wanted" in refresh:
+                policy = refresh["wanted"]["MixedInstancesPolicy"]
+                self.version = policy["LaunchTemplate"]["LaunchTemplateSpecification"]["Version"]
+
+    def roll_out(self, version: str) -> None:
+        FleetRun(self, {"group": GROUP, "version": version, "preferences": {}}, self.sleep).run()
+
+
+def test_a_rollout_gives_the_group_the_version_and_does_nothing_again() -> None:
+    groups = FakeGroups()
+    for _ in range(2):
+        groups.roll_out("2")
+    assert (groups.version, len(groups.refreshes)) == ("2", 1)
+
+
+@pytest.mark.parametrize("end", ["Failed", "RollbackSuccessful", "RollbackFailed", "Cancelled"])
+def test_a_version_that_fails_leaves_the_old_one_and_says_why(end: str) -> None:
+    groups = FakeGroups(end)
+    with pytest.raises(RolloutError) as failure:
+        groups.roll_out("2")
+    assert str(failure.value) == (
+        "web: version 2 of the launch template failed, and the group keeps version 1 "
+        f"({end}): an instance failed; the hook was abandoned"
+    )
+    assert groups.version == "1"
+    groups.end, groups.looks = "Successful", 3
+    groups.roll_out("2")  # the next update tries again
+    assert groups.version == "2"
+
+
+def test_one_that_takes_too_long_is_rolled_back() -> None:
+    groups = FakeGroups(looks=-1)
+    with pytest.raises(RolloutError, match=r"RollbackSuccessful"):
+        groups.roll_out("2")
+    assert groups.rolled_back
+
+
+def test_a_refresh_that_somebody_else_began_is_waited_for() -> None:
+    groups = FakeGroups()
+    groups.refreshes = [{"InstanceRefreshId": "other", "Status": "InProgress", "StartTime": 1}]
+    FleetRun(groups, {"group": GROUP, "version": "1", "preferences": {}}, groups.sleep).run()
+    assert [each["Status"] for each in groups.refreshes] == ["Successful"]
+
+
+def test_its_provider_starts_from_the_state_alone() -> None:
+    source = dill.dumps(PortableFleetProvider())
+    loaded = dill.loads(source)  # noqa: S301 - made a line above
+    assert type(loaded).__name__ == "FleetProvider"
+    assert type(loaded).__module__ == "rollout"
+    groups = FakeGroups()
+    loaded.client, loaded.clock = lambda *_: groups, groups
+    inputs = {"group": GROUP, "version": "2", "preferences": {}}
+    assert loaded.create(inputs).id == GROUP
+    assert groups.version == "2"
+    groups.version = "3"  # by hand
+    assert loaded.read(GROUP, inputs).outs["version"] == "3"
+    assert loaded.diff(GROUP, inputs, {**inputs, "group": "another"}).replaces == ["group"]
