@@ -131,11 +131,11 @@ def test_the_apis_own_domain_name_is_its_only_address_over_tls_1_2() -> None:
     assert graph.outputs["api_url"] == "https://api.tap.dev"
     assert graph.outputs["api_domain_target"] == "d-1.execute-api.example"
     for kind in ("A", "AAAA"):
-        record = graph.one("Record", f"api-{kind.lower()}-record").inputs
+        record = graph.one("Record", f"api-{kind.lower()}-record-api.tap.dev").inputs
         assert (record["zoneId"], record["name"], record["type"]) == ("Z01", "api.tap.dev", kind)
         target = {"name": "d-1.execute-api.example", "zoneId": "ZAPI"}
         assert record["aliases"] == [{**target, "evaluateTargetHealth": False}]
-    assert graph.one("Record", "api-certificate-record").inputs["zoneId"] == "Z01"
+    assert graph.one("Record", "api-certificate-record-0").inputs["zoneId"] == "Z01"
 
 
 def test_a_given_certificate_of_the_api_needs_no_zone() -> None:
