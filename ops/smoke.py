@@ -67,12 +67,17 @@ class Stack:
         self.own = {name: tap_stack.Service(name) for name in self.sdk}
 
 
+def key_of(item_id: str) -> dict[str, Any]:
+    """The key of an item of the check, which is its own owner."""
+    return {"owner": {"S": item_id}, "id": {"S": item_id}}
+
+
 def calls_of_dynamodb(stack: Stack, item_id: str) -> Iterator[Call]:
     """The operations that the functions use, and each kind of error; what is written is deleted."""
-    table, key = {"TableName": stack.table}, {"Key": {"id": {"S": item_id}}}
+    table, key = {"TableName": stack.table}, {"Key": key_of(item_id)}
     new = {**table, "ConditionExpression": "attribute_not_exists(id)"}
     item = {
-        "id": {"S": item_id},
+        **key_of(item_id),
         "expires_at": {"N": str(int(time.time()) + 3600)},
         "content": {"M": {"täa ☕": {"L": [{"N": "1.50"}, {"NULL": True}, {"BOOL": False}]}}},
     }
@@ -151,7 +156,7 @@ def shown(found: Outcome) -> str:
 def check_calls(stack: Stack) -> Iterator[Check]:
     """All operations and errors by both clients, then that the item is gone."""
     item_id = f"smoke#{uuid.uuid4().hex}"
-    here = {"TableName": stack.table, "Key": {"id": {"S": item_id}}}
+    here = {"TableName": stack.table, "Key": key_of(item_id)}
     table = stack.sdk["dynamodb"]
     try:
         for call in calls_of_dynamodb(stack, item_id):
@@ -172,7 +177,7 @@ def check_calls(stack: Stack) -> Iterator[Check]:
 
 def check_connections(stack: Stack) -> Iterator[Check]:
     """One kept connection, the checksum, the authorities that it trusts."""
-    here = {"TableName": stack.table, "Key": {"id": {"S": "smoke#"}}}
+    here = {"TableName": stack.table, "Key": key_of("smoke#")}
     calls = {"dynamodb": ("get_item", here), "ssm": ("get_parameter", {"Name": stack.paging_key})}
     for name, (operation, arguments) in calls.items():
         sockets = []

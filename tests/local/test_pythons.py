@@ -89,11 +89,11 @@ def test_another_python_goes_on_from_the_state(
     )
     with engine_host(reader, tmp_path, deployed.cloud.emulator.url) as host:
         for program in PROGRAMS:
-            (pickled,) = {
-                each["__provider"]
-                for each in registered(writer)[program].values()
-                if "__provider" in each
-            }
+            (pickled,) = (
+                inputs["__provider"]
+                for urn, inputs in registered(writer)[program].items()
+                if urn.endswith("-items-rollout")
+            )
             olds = as_struct({**rollout.inputs, "version": "1", "__provider": pickled})
             news = as_struct({**rollout.inputs, "version": "2", "__provider": pickled})
             diff = host.Diff(provider_pb2.DiffRequest(id=rollout.id, olds=olds, news=news))
