@@ -777,8 +777,6 @@ def _cross_field_errors(args: TapStackArgs) -> list[str]:
 
 def _api_errors(args: TapStackArgs) -> list[str]:
     found, reserved = [], args.api_concurrency
-    if (minutes := args.canary_minutes) < 5 and args.canary_percent < 100 and args.tier != "dev":
-        found.append(f"canary_minutes must be 5 or more in {args.tier}, not {minutes}")
     if 0 < reserved < args.throttle_burst:
         why = "the API rejects excess requests with 429, and Lambda would with 503"
         pair = f"not {reserved} with a burst of {args.throttle_burst}"

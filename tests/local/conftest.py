@@ -47,19 +47,19 @@ def deployed(data: Path) -> Iterator[Session]:
 Call = Callable[..., Response]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # as a module may have a stack of its own
 def ann(deployed: Session) -> Call:
     """Calls the API as a person, with method, path, body and headers."""
     return caller(deployed, access.person_token(deployed, "ann@example.com"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bob(deployed: Session) -> Call:
     """Calls the API as another person."""
     return caller(deployed, access.person_token(deployed, "bob@example.com"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def robot(deployed: Session) -> Call:
     """Calls the API as a machine."""
     return caller(deployed, access.machine_token(deployed))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from taplocal import access, session
+from taplocal import session
 from taplocal.session import Session
-from tests.local.conftest import ROOT, Call, caller
+from tests.local.conftest import ROOT
 from tests.local.test_items import *  # noqa: F403 - its tests, with the fixtures below
 
 
@@ -24,21 +24,3 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         )[0]
     finally:
         session.down(ROOT, None, folder=folder, report=lambda _: None)
-
-
-@pytest.fixture(scope="module")
-def ann(deployed: Session) -> Call:
-    """Calls the API as a person."""
-    return caller(deployed, access.person_token(deployed, "ann@example.com"))
-
-
-@pytest.fixture(scope="module")
-def bob(deployed: Session) -> Call:
-    """Calls the API as another person."""
-    return caller(deployed, access.person_token(deployed, "bob@example.com"))
-
-
-@pytest.fixture(scope="module")
-def robot(deployed: Session) -> Call:
-    """Calls the API as a machine."""
-    return caller(deployed, access.machine_token(deployed))
