@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).with_name("uv")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 #: AL2023 has systemd 252 too, and cloud-init 22.2 where Debian 12 has 22.4.
-SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
+SUITE = "bookworm"  # with its updates, from where mmdebstrap gets them by default
 PACKAGES = """systemd-sysv dbus udev cloud-init iproute2 python3-venv curl ca-certificates procps kmod
     openssh-server rsyslog logrotate""".split()
 AWS_CLI = "awscli==1.46.3"  # the AMI has the command line; this one checks the names of arguments
@@ -113,7 +113,7 @@ def build() -> Path:
     new = root.with_name(f"lab-new-{key}")
     include = f"--include={','.join(PACKAGES)}"
     # As one layer of an overlay, which needs no cache of apt.
-    _run("mmdebstrap", "--quiet", "--variant=minbase", include, f"--keyring={KEYRING}", SUITE, new, MIRROR)  # fmt: skip
+    _run("mmdebstrap", "--quiet", "--variant=minbase", include, f"--keyring={KEYRING}", SUITE, new)  # fmt: skip
     _install(new / "opt/awscli", AWS_CLI)
     web = ["gunicorn", "psycopg[binary]", "boto3", "-c", str(ROOT / "requirements-dev.txt")]
     _install(new / "opt/web/venv/lib/python3.11/site-packages", *web)
