@@ -973,13 +973,20 @@ class Component(pulumi.ComponentResource):
         )
         self.name, self.args, self.component = name, args, component
         self.parented = ResourceOptions(parent=self)
-        #: Options of resources with data: protected where the settings say so.
-        self.protected = ResourceOptions(parent=self, protect=args.deletion_protection)
 
     @functools.cached_property
     def aws_context(self) -> AwsContext:
         """The account, region and partition."""
         return AwsContext.current()
+
+    def child(
+        self, key: str, *after: pulumi.Resource, **options: Any
+    ) -> tuple[str, ResourceOptions]:
+        """Logical name and options of a resource of this component, created after others.
+
+        What holds data passes `protect=self.args.deletion_protection`.
+        """
+        return f"{self.name}-{key}", self.after(*after, **options)
 
     def after(self, *resources: pulumi.Resource, **options: Any) -> ResourceOptions:
         """Options of a child that is created after other resources."""
@@ -998,11 +1005,10 @@ class Component(pulumi.ComponentResource):
     ) -> aws.cloudwatch.LogGroup:
         """An encrypted log group with the stack's retention; `key` is part of its logical name."""
         return aws.cloudwatch.LogGroup(
-            f"{self.name}-{key}",
+            *self.child(key),
             name=log_group_name,
             retention_in_days=self.args.log_retention_days,
             kms_key_id=key_arn,
-            opts=self.parented,
         )
 
     def certificate(self, *domain_names: str) -> Output[str]:
@@ -1011,39 +1017,37 @@ class Component(pulumi.ComponentResource):
         The records are in the stack's hosted zone or, without one, yours to add. Costs nothing.
         """
         certificate = aws.acm.Certificate(
-            f"{self.name}-certificate",
+            *self.child("certificate"),
             domain_name=domain_names[0],
             subject_alternative_names=domain_names[1:] or None,
             validation_method="DNS",
-            opts=self.parented,
         )
         for number in range(len(domain_names) if self.args.hosted_zone_id else 0):
             proof = certificate.domain_validation_options[number]
             aws.route53.Record(
-                f"{self.name}-certificate-record-{number}",
+                *self.child(f"certificate-record-{number}"),
                 zone_id=self.args.hosted_zone_id,
                 name=proof.resource_record_name,
                 type=proof.resource_record_type,
                 records=[proof.resource_record_value],
                 ttl=300,
-                opts=self.parented,
             )
         return aws.acm.CertificateValidation(
-            f"{self.name}-certificate-validation",
+            *self.child(
+                "certificate-validation", custom_timeouts=pulumi.CustomTimeouts(create="20m")
+            ),
             certificate_arn=certificate.arn,
-            opts=ResourceOptions(parent=self, custom_timeouts=pulumi.CustomTimeouts(create="20m")),
         ).certificate_arn
 
     def point(self, domain_name: str, *kinds: str, target: Input[str], zone_id: Input[str]) -> None:
         """Records of these kinds, from a name in the stack's hosted zone, if any, to AWS."""
         for kind in kinds if self.args.hosted_zone_id and domain_name else ():
             aws.route53.Record(
-                f"{self.name}-{kind.lower()}-record-{domain_name}",
+                *self.child(f"{kind.lower()}-record-{domain_name}"),
                 zone_id=self.args.hosted_zone_id,
                 name=domain_name,
                 type=kind,
                 aliases=[{"name": target, "zone_id": zone_id, "evaluate_target_health": False}],
-                opts=self.parented,
             )
 
     def service_role(
@@ -1060,18 +1064,16 @@ class Component(pulumi.ComponentResource):
         `key` is the role's part of the logical names.
         """
         role = aws.iam.Role(
-            f"{self.name}-{key}",
+            *self.child(key),
             name=role_name,
             description=description,
             assume_role_policy=policy(trust(service, "sts:AssumeRole", when=when)),
-            opts=self.parented,
         )
         permissions = aws.iam.RolePolicy(
-            f"{self.name}-{key}-policy",
+            *self.child(f"{key}-policy"),
             name=role_name,
             role=role.name,
             policy=policy(*statements),
-            opts=self.parented,
         )
         return role, permissions
 
@@ -1117,35 +1119,32 @@ class Encryption(Component):
         #: ARN of the key, for every resource that encrypts.
         self.key_arn = self.key.arn
         self.alias = aws.kms.Alias(
-            f"{name}-alias",
+            *self.child("alias"),
             name=f"alias/{args.project}-{args.environment_suffix}",
             target_key_id=self.key.key_id,
-            opts=self.parented,
         )
         self.register_outputs({"key_arn": self.key_arn})
 
     def _scaling_role(self) -> aws.iam.ServiceLinkedRole:
         # A role of this stack: a key policy can name it before there is any Auto Scaling group.
         return aws.iam.ServiceLinkedRole(
-            f"{self.name}-scaling-role",
+            *self.child("scaling-role"),
             aws_service_name="autoscaling.amazonaws.com",
             custom_suffix=f"{self.args.project}-{self.args.environment_suffix}",
             description="Starts instances with volumes under the stack's key",
-            opts=self.parented,
         )
 
     def _key(self) -> aws.kms.Key:
         return aws.kms.Key(
-            f"{self.name}-key",
+            *self.child(
+                "key",
+                protect=self.args.deletion_protection,
+                retain_on_delete=self.args.tier != "dev",  # the last backups are under it
+            ),
             description=f"All data of {self.args.project} in {self.args.environment_suffix}",
             enable_key_rotation=True,
             deletion_window_in_days=30 if self.args.deletion_protection else 7,
             policy=self._policy(),
-            opts=ResourceOptions(
-                parent=self,
-                protect=self.args.deletion_protection,
-                retain_on_delete=self.args.tier != "dev",  # the last backups are under it
-            ),
         )
 
     def _policy(self) -> Output[str]:
@@ -1251,7 +1250,9 @@ class Alerts(Component):
     def __init__(self, name: str, args: TapStackArgs, *, key_arn: Input[str], opts: Options = None):
         super().__init__(name, args, opts, "alerts")
         self.topic = aws.sns.Topic(
-            f"{name}-topic", name=args.name("alerts"), kms_master_key_id=key_arn, opts=self.parented
+            *self.child("topic"),
+            name=args.name("alerts"),
+            kms_master_key_id=key_arn,
         )
         #: ARN of the topic, for alarm actions.
         self.topic_arn = self.topic.arn
@@ -1272,16 +1273,17 @@ class Alerts(Component):
             tls_only("sns:Publish", topic),
         )
         return aws.sns.TopicPolicy(
-            f"{self.name}-topic-policy", arn=topic, policy=document, opts=self.parented
+            *self.child("topic-policy"),
+            arn=topic,
+            policy=document,
         )
 
     def _email(self, address: str) -> aws.sns.TopicSubscription:
         return aws.sns.TopicSubscription(
-            f"{self.name}-email-{address}",
+            *self.child(f"email-{address}"),
             topic=self.topic.arn,
             protocol="email",
             endpoint=address,
-            opts=self.parented,
         )
 
     def _budget(self) -> aws.budgets.Budget:
@@ -1295,7 +1297,7 @@ class Alerts(Component):
             }
 
         return aws.budgets.Budget(
-            f"{self.name}-budget",
+            *self.child("budget", self.topic_policy),  # AWS tests the topic at its creation
             name=self.args.name("monthly"),
             budget_type="COST",
             limit_amount=f"{self.args.budget_usd}.0",  # as AWS returns it
@@ -1304,7 +1306,6 @@ class Alerts(Component):
             # Counts what carries the tag, once Project is activated as a cost allocation tag.
             cost_filters=[{"name": "TagKeyValue", "values": [f"user:Project${self.args.project}"]}],
             notifications=[notify("ACTUAL", 80), notify("FORECASTED", 100)],
-            opts=self.after(self.topic_policy),  # AWS tests the topic when the budget is created
         )
 
 
@@ -1397,17 +1398,15 @@ class Function(Component):
 
     def _dead_letter_queue(self) -> aws.sqs.Queue:
         queue = aws.sqs.Queue(
-            f"{self.name}-dead-letters",
+            *self.child("dead-letters"),
             name=f"{self.physical_name}-dead-letters",
             kms_master_key_id=self.key_arn,
             message_retention_seconds=14 * 24 * 3600,
-            opts=self.parented,
         )
         aws.sqs.QueuePolicy(
-            f"{self.name}-dead-letters-policy",
+            *self.child("dead-letters-policy"),
             queue_url=queue.url,
             policy=policy(tls_only("sqs:*", queue.arn)),  # a Deny: of all actions
-            opts=self.parented,
         )
         return queue
 
@@ -1431,7 +1430,7 @@ class Function(Component):
     def _function(self, code: Code) -> aws.lambda_.Function:
         files = {**code.files, "index.py": bundle(code.handler, code.init)}
         return aws.lambda_.Function(
-            f"{self.name}-function",
+            *self.child("function", self.role_policy),  # in force at the first call
             name=self.physical_name,
             description=(code.handler.__doc__ or "").split("\n")[0],
             runtime=self.RUNTIME,
@@ -1453,7 +1452,6 @@ class Function(Component):
                 # START and REPORT lines would triple the bill; the metrics say the same.
                 "system_log_level": "WARN",
             },
-            opts=self.after(self.role_policy),  # which must be in force at the first call
         )
 
     def _alias(self) -> aws.lambda_.Alias:
@@ -1461,12 +1459,11 @@ class Function(Component):
         # change: an update of this resource would write the version of its creation.
         moved = ["functionVersion", "routingConfig"]
         return aws.lambda_.Alias(
-            f"{self.name}-live",
+            *self.child("live", ignore_changes=moved),
             name="live",
             description="The version that takes the traffic",
             function_name=self.function.name,
             function_version=self.function.version,
-            opts=ResourceOptions(parent=self, ignore_changes=moved),
         )
 
     def _rollout(self) -> Rollout:
@@ -1506,13 +1503,12 @@ class Function(Component):
         # A destination rather than a dead-letter queue: its message has the error as well.
         queue = self.dead_letter_queue
         return aws.lambda_.FunctionEventInvokeConfig(
-            f"{self.name}-retries",
+            *self.child("retries"),
             function_name=self.function.name,
             qualifier=self.alias.name,
             maximum_retry_attempts=2,
             maximum_event_age_in_seconds=max_event_age_hours * 3600,
             destination_config={"on_failure": {"destination": queue.arn}} if queue else None,
-            opts=self.parented,
         )
 
     def provisioned_concurrency(self, minimum: int, maximum: int) -> aws.appautoscaling.Policy:
@@ -1524,12 +1520,11 @@ class Function(Component):
         """
         self.warm = True
         warm = aws.lambda_.ProvisionedConcurrencyConfig(
-            f"{self.name}-warm",
+            *self.child("warm", self.rollout, ignore_changes=["provisionedConcurrentExecutions"]),
             function_name=self.function.name,
             qualifier=self.alias.name,
             provisioned_concurrent_executions=minimum,
             # Their number is the scaling policy's.
-            opts=self.after(self.rollout, ignore_changes=["provisionedConcurrentExecutions"]),
         )
         return target_tracking(
             f"{self.name}-warm",
@@ -1558,7 +1553,7 @@ class Function(Component):
             when=self.aws_context.same_account,
         )
         return aws.scheduler.Schedule(
-            f"{self.name}-schedule",
+            *self.child("schedule", permissions),
             name=self.physical_name,
             description=description,
             schedule_expression=expression,
@@ -1572,7 +1567,6 @@ class Function(Component):
                     "maximum_event_age_in_seconds": 3600,
                 },
             },
-            opts=self.after(permissions),
         )
 
     def alarms(self) -> list[Alarm]:
@@ -2571,29 +2565,26 @@ class Bucket(Component):
 
     def _bucket(self, physical_name: Input[str]) -> aws.s3.Bucket:
         return aws.s3.Bucket(
-            f"{self.name}-bucket",
+            *self.child("bucket", protect=self.args.deletion_protection),
             bucket=physical_name,
             force_destroy=self.args.tier == "dev",
-            opts=self.protected,
         )
 
     def _public_access_block(self) -> aws.s3.BucketPublicAccessBlock:
         return aws.s3.BucketPublicAccessBlock(
-            f"{self.name}-private",
+            *self.child("private"),
             bucket=self.bucket.bucket,
             block_public_acls=True,
             block_public_policy=True,
             ignore_public_acls=True,
             restrict_public_buckets=True,
-            opts=self.parented,
         )
 
     def _ownership(self) -> aws.s3.BucketOwnershipControls:
         return aws.s3.BucketOwnershipControls(
-            f"{self.name}-ownership",
+            *self.child("ownership"),
             bucket=self.bucket.bucket,
             rule={"object_ownership": "BucketOwnerEnforced"},
-            opts=self.parented,
         )
 
     def _encryption(
@@ -2603,7 +2594,7 @@ class Bucket(Component):
         if key_arn is not None:
             by_default = {"sse_algorithm": "aws:kms", "kms_master_key_id": key_arn}
         return aws.s3.BucketServerSideEncryptionConfiguration(
-            f"{self.name}-encryption",
+            *self.child("encryption"),
             bucket=self.bucket.bucket,
             rules=[
                 {
@@ -2612,15 +2603,13 @@ class Bucket(Component):
                     "bucket_key_enabled": key_arn is not None,
                 }
             ],
-            opts=self.parented,
         )
 
     def _versioning(self) -> aws.s3.BucketVersioning:
         return aws.s3.BucketVersioning(
-            f"{self.name}-versioning",
+            *self.child("versioning"),
             bucket=self.bucket.bucket,
             versioning_configuration={"status": "Enabled"},
-            opts=self.parented,
         )
 
     def _policy(
@@ -2642,11 +2631,10 @@ class Bucket(Component):
             when = {**context.same_account, "ArnEquals": {"aws:SourceArn": sources}}
             statements.append(trust(ACCESS_LOGS_SERVICE, "s3:PutObject", on=objects, when=when))
         return aws.s3.BucketPolicy(
-            f"{self.name}-policy",
+            *self.child("policy", self.public_access_block),
             bucket=self.bucket.bucket,
             policy=policy(*statements),
             # S3 rejects two changes of a bucket's access at once.
-            opts=self.after(self.public_access_block),
         )
 
     def _lifecycle(self, days: int) -> aws.s3.BucketLifecycleConfiguration:
@@ -2670,20 +2658,18 @@ class Bucket(Component):
         if transitions:
             rules.append({**enabled, "id": "cooler", "transitions": transitions})
         return aws.s3.BucketLifecycleConfiguration(
-            f"{self.name}-lifecycle",
+            *self.child("lifecycle", self.versioning),  # which makes versions noncurrent
             bucket=self.bucket.bucket,
             rules=rules,
-            opts=self.after(self.versioning),  # which makes versions noncurrent
         )
 
     def _logging(self, logs: Bucket) -> aws.s3.BucketLogging:
         return aws.s3.BucketLogging(
-            f"{self.name}-logging",
+            *self.child("logging", logs.policy),
             bucket=self.bucket.bucket,
             target_bucket=logs.bucket.bucket,
             target_prefix="access/",
             target_object_key_format={"partitioned_prefix": {"partition_date_source": "EventTime"}},
-            opts=self.after(logs.policy),
         )
 
 
@@ -4362,7 +4348,7 @@ class Identity(Component):
     def _pool(self) -> aws.cognito.UserPool:
         args = self.args
         return aws.cognito.UserPool(
-            f"{self.name}-pool",
+            *self.child("pool", protect=self.args.deletion_protection),
             name=args.name("users"),
             user_pool_tier="PLUS" if args.threat_protection else "ESSENTIALS",
             username_attributes=["email"],
@@ -4387,12 +4373,11 @@ class Identity(Component):
             user_pool_add_ons={"advanced_security_mode": "ENFORCED"}
             if args.threat_protection
             else None,
-            opts=self.protected,
         )
 
     def _server(self, server: str) -> aws.cognito.ResourceServer:
         return aws.cognito.ResourceServer(
-            f"{self.name}-{server}",
+            *self.child(server),
             identifier=server,
             name=server,
             user_pool_id=self.pool.id,
@@ -4401,7 +4386,6 @@ class Identity(Component):
                 for owner, s, doc in SCOPES
                 if owner == server
             ],
-            opts=self.parented,
         )
 
     def _sender(self) -> aws.cognito.UserPoolEmailConfigurationArgsDict:
@@ -4418,7 +4402,7 @@ class Identity(Component):
 
     def _people(self) -> aws.cognito.UserPoolClient:
         return aws.cognito.UserPoolClient(
-            f"{self.name}-people",
+            *self.child("people", *self.servers.values()),
             name=self.args.name("people"),
             user_pool_id=self.pool.id,
             generate_secret=False,  # an app in a browser cannot keep one: PKCE takes its place
@@ -4429,13 +4413,12 @@ class Identity(Component):
             logout_urls=self.args.logout_urls,
             supported_identity_providers=["COGNITO"],
             explicit_auth_flows=["ALLOW_REFRESH_TOKEN_AUTH", "ALLOW_USER_SRP_AUTH"],
-            opts=self.after(*self.servers.values()),
             **self._tokens(refresh_days=30),
         )
 
     def _machine(self, name: str, scopes: Sequence[str]) -> aws.cognito.UserPoolClient:
         return aws.cognito.UserPoolClient(
-            f"{self.name}-machine-{name}",
+            *self.child(f"machine-{name}", *self.servers.values()),
             name=self.args.name(f"machine-{name}"),
             user_pool_id=self.pool.id,
             generate_secret=True,
@@ -4445,7 +4428,6 @@ class Identity(Component):
             supported_identity_providers=["COGNITO"],
             # Cognito requires a flow; no user can sign in with this one.
             explicit_auth_flows=["ALLOW_REFRESH_TOKEN_AUTH"],
-            opts=self.after(*self.servers.values()),
             **self._tokens(refresh_days=1),
         )
 
@@ -4468,7 +4450,9 @@ class Identity(Component):
         # A prefix is unique in its region, in all accounts.
         prefix = self.aws_context.unique_name(f"{self.args.project}-{self.args.environment_suffix}")
         return aws.cognito.UserPoolDomain(
-            f"{self.name}-domain", domain=prefix, user_pool_id=self.pool.id, opts=self.parented
+            *self.child("domain"),
+            domain=prefix,
+            user_pool_id=self.pool.id,
         )
 
 
@@ -4555,7 +4539,7 @@ class ServerlessApi(Component):
 
     def _items(self) -> aws.dynamodb.Table:
         return aws.dynamodb.Table(
-            f"{self.name}-items",
+            *self.child("items", protect=self.args.deletion_protection),
             name=self.args.table_name or self.args.name("items"),
             billing_mode="PAY_PER_REQUEST",
             hash_key="owner",
@@ -4570,7 +4554,6 @@ class ServerlessApi(Component):
             point_in_time_recovery={"enabled": True},
             server_side_encryption={"enabled": True, "kms_key_arn": self.key_arn},
             deletion_protection_enabled=self.args.deletion_protection,
-            opts=self.protected,
         )
 
     def _paging_key(self) -> aws.ssm.Parameter:
@@ -4580,13 +4563,10 @@ class ServerlessApi(Component):
         # valueWo, which is missing after a refresh.
         replaced = ["description", "keyId", "type", "valueWoVersion"]
         return aws.ssm.Parameter(
-            f"{self.name}-paging-key",
+            *self.child("paging-key", replace_on_changes=replaced, delete_before_replace=True),
             name=f"/{self.args.project}/{self.args.environment_suffix}/paging-key",
             key_id=self.key_arn,
             **PAGING_KEY_INPUTS,
-            opts=ResourceOptions(
-                parent=self, replace_on_changes=replaced, delete_before_replace=True
-            ),
         )
 
     def _rotation(self) -> Function:
@@ -4611,13 +4591,12 @@ class ServerlessApi(Component):
 
     def _first_rotation(self) -> aws.lambda_.Invocation:
         return aws.lambda_.Invocation(
-            f"{self.name}-first-rotation",
+            *self.child("first-rotation"),
             function_name=self.rotation.function.name,
             qualifier=self.rotation.alias.name,
             input="{}",
             # Again for a parameter that is replaced, also if that run was interrupted in between.
             triggers={"parameter": Output.concat(self.key_arn, " ", str(PAGING_KEY_INPUTS))},
-            opts=self.parented,
         )
 
     def _function(self, handler: Handler) -> Function:
@@ -4673,20 +4652,19 @@ class ServerlessApi(Component):
         }
         one_address = bool(self.args.api_domain_name) and not self.args.api_default_endpoint
         return aws.apigatewayv2.Api(
-            f"{self.name}-http",
+            *self.child("http"),
             name=self.args.name("api"),
             description="Items and files of people and machines",
             protocol_type="HTTP",
             cors_configuration=cors if self.args.cors_origins else None,
             # One address: what guards the name cannot be passed by.
             disable_execute_api_endpoint=one_address or None,
-            opts=self.parented,
         )
 
     def _domain(self) -> aws.apigatewayv2.DomainName:
         name = self.args.api_domain_name
         domain = aws.apigatewayv2.DomainName(
-            f"{self.name}-domain",
+            *self.child("domain"),
             domain_name=name,
             domain_name_configuration={
                 "certificate_arn": self.args.api_certificate_arn or self.certificate(name),
@@ -4694,14 +4672,12 @@ class ServerlessApi(Component):
                 "security_policy": "TLS_1_2",  # and 1.3
                 "ip_address_type": "dualstack",
             },
-            opts=self.parented,
         )
         aws.apigatewayv2.ApiMapping(
-            f"{self.name}-mapping",
+            *self.child("mapping"),
             api_id=self.api.id,
             domain_name=domain.id,
             stage=self.stage.name,
-            opts=self.parented,
         )
         made: Any = domain.domain_name_configuration
         self.point(name, "A", "AAAA", target=made.target_domain_name, zone_id=made.hosted_zone_id)
@@ -4711,36 +4687,33 @@ class ServerlessApi(Component):
         self, issuer: Input[str], audience: Sequence[Input[str]]
     ) -> aws.apigatewayv2.Authorizer:
         return aws.apigatewayv2.Authorizer(
-            f"{self.name}-tokens",
+            *self.child("tokens"),
             name="tokens",
             api_id=self.api.id,
             authorizer_type="JWT",
             identity_sources=["$request.header.Authorization"],
             jwt_configuration={"issuer": issuer, "audiences": audience},
-            opts=self.parented,
         )
 
     def _integration(self) -> aws.apigatewayv2.Integration:
         alias = self.function.alias
         aws.lambda_.Permission(
-            f"{self.name}-invoke",
+            *self.child("invoke"),
             statement_id="http-api",
             action="lambda:InvokeFunction",
             principal="apigateway.amazonaws.com",
             function=self.function.function.name,
             qualifier=alias.name,
             source_arn=Output.concat(self.api.execution_arn, "/*"),
-            opts=self.parented,
         )
         return aws.apigatewayv2.Integration(
-            f"{self.name}-integration",
+            *self.child("integration"),
             api_id=self.api.id,
             integration_type="AWS_PROXY",
             integration_method="POST",
             integration_uri=alias.invoke_arn,
             payload_format_version="2.0",
             timeout_milliseconds=(self.args.timeout_seconds + 1) * 1000,
-            opts=self.parented,
         )
 
     def _routes(self) -> dict[str, aws.apigatewayv2.Route]:
@@ -4756,11 +4729,10 @@ class ServerlessApi(Component):
         fallback = {"$default": tokens, "OPTIONS /{proxy+}": free}
         return {
             key: aws.apigatewayv2.Route(
-                f"{self.name}-{_slug(key)}",
+                *self.child(_slug(key)),
                 api_id=self.api.id,
                 route_key=key,
                 target=target,
-                opts=self.parented,
                 **security,
             )
             for key, security in {**secured, **fallback}.items()
@@ -4776,14 +4748,13 @@ class ServerlessApi(Component):
             {"route_key": key, **self._limits(rate, burst=10)} for key, rate in throttles.items()
         ]
         return aws.apigatewayv2.Stage(
-            f"{self.name}-stage",
+            *self.child("stage", *(self.routes[key] for key in throttles)),  # they must exist
             api_id=self.api.id,
             name="$default",
             auto_deploy=True,
             access_log_settings={"destination_arn": logs.arn, "format": json.dumps(ACCESS_LOG)},
             default_route_settings=self._limits(self.args.throttle_rate, self.args.throttle_burst),
             route_settings=own,
-            opts=self.after(*(self.routes[key] for key in throttles)),  # they must exist
         )
 
     def _throttles(self) -> dict[str, float]:
@@ -5603,7 +5574,7 @@ class FilePipeline(Component):
 
     def _cors(self) -> aws.s3.BucketCorsConfiguration:
         return aws.s3.BucketCorsConfiguration(
-            f"{self.name}-cors",
+            *self.child("cors"),
             bucket=self.uploads.bucket.bucket,
             cors_rules=[
                 {
@@ -5614,7 +5585,6 @@ class FilePipeline(Component):
                     "max_age_seconds": 600,
                 }
             ],
-            opts=self.parented,
         )
 
     def _table(self) -> aws.dynamodb.Table:
@@ -5625,7 +5595,12 @@ class FilePipeline(Component):
         scaled += [f"globalSecondaryIndexes[*].{each}" for each in scaled]
         keys = ("id", "record", "uploaded_at", *FILE_INDEXES.values())
         return aws.dynamodb.Table(
-            f"{self.name}-table",
+            *self.child(
+                "table",
+                protect=self.args.deletion_protection,
+                # Where it scales, the capacity is the scaler's.
+                ignore_changes=scaled if self.args.files_table_scaling > 1 else [],
+            ),
             name=self.args.files_table_name or self.args.name("files"),
             billing_mode="PROVISIONED",
             read_capacity=units,
@@ -5639,12 +5614,6 @@ class FilePipeline(Component):
             point_in_time_recovery={"enabled": True},
             server_side_encryption={"enabled": True, "kms_key_arn": self.key_arn},
             deletion_protection_enabled=self.args.deletion_protection,
-            opts=ResourceOptions(
-                parent=self,
-                protect=self.args.deletion_protection,
-                # Where it scales, the capacity is the scaler's.
-                ignore_changes=scaled if self.args.files_table_scaling > 1 else [],
-            ),
         )
 
     def _scaling(self) -> list[aws.appautoscaling.Policy]:
@@ -5704,7 +5673,7 @@ class FilePipeline(Component):
     def _notification(self) -> aws.s3.BucketNotification:
         function, bucket = self.function, self.uploads.bucket
         permission = aws.lambda_.Permission(
-            f"{self.name}-invoke",
+            *self.child("invoke"),
             statement_id="s3",
             action="lambda:InvokeFunction",
             principal="s3.amazonaws.com",
@@ -5712,10 +5681,9 @@ class FilePipeline(Component):
             qualifier=function.alias.name,
             source_arn=bucket.arn,
             source_account=self.aws_context.account,  # which a bucket's ARN does not name
-            opts=self.parented,
         )
         return aws.s3.BucketNotification(
-            f"{self.name}-notification",
+            *self.child("notification", permission, *filter(None, [function.async_config])),
             bucket=bucket.bucket,
             lambda_functions=[
                 {
@@ -5725,7 +5693,6 @@ class FilePipeline(Component):
                 }
             ],
             # S3 tests the permission, and the first events need the retries.
-            opts=self.after(permission, *filter(None, [function.async_config])),
         )
 
     def api_environment(self) -> Variables:
@@ -6037,31 +6004,28 @@ class Network(Component):
 
     def _vpc(self) -> aws.ec2.Vpc:
         return aws.ec2.Vpc(
-            f"{self.name}-vpc",
+            *self.child("vpc"),
             cidr_block=self.args.vpc_cidr,
             enable_dns_support=True,
             enable_dns_hostnames=True,
             tags=self._named("network"),
-            opts=self.parented,
         )
 
     def _default_security_group(self) -> aws.ec2.DefaultSecurityGroup:
         """The security group that a VPC comes with, emptied: what names none reaches nothing."""
         return aws.ec2.DefaultSecurityGroup(
-            f"{self.name}-default-group",
+            *self.child("default-group"),
             vpc_id=self.vpc.id,
             ingress=[],
             egress=[],
             tags=self._named("unused"),
-            opts=self.parented,
         )
 
     def _internet_gateway(self) -> aws.ec2.InternetGateway:
         return aws.ec2.InternetGateway(
-            f"{self.name}-internet",
+            *self.child("internet"),
             vpc_id=self.vpc.id,
             tags=self._named("internet"),
-            opts=self.parented,
         )
 
     def _subnets(self) -> dict[str, list[aws.ec2.Subnet]]:
@@ -6072,13 +6036,12 @@ class Network(Component):
         return {
             tier: [
                 aws.ec2.Subnet(
-                    f"{self.name}-{tier}-{number}",
+                    *self.child(f"{tier}-{number}"),
                     vpc_id=self.vpc.id,
                     cidr_block=cidr,
                     availability_zone=zones[number],
                     map_public_ip_on_launch=False,  # a fleet asks for addresses
                     tags=self._named(f"{tier}-{number}"),
-                    opts=self.parented,
                 )
                 for number, cidr in enumerate(cidrs)
             ]
@@ -6090,10 +6053,9 @@ class Network(Component):
         route_tables = {
             tier: [
                 aws.ec2.RouteTable(
-                    f"{self.name}-{tier}-routes-{number}",
+                    *self.child(f"{tier}-routes-{number}"),
                     vpc_id=self.vpc.id,
                     tags=self._named(f"{tier}-{number}"),
-                    opts=self.parented,
                 )
                 for number in range(count)
             ]
@@ -6102,18 +6064,16 @@ class Network(Component):
         for tier, subnets in self.subnets.items():
             for number, subnet in enumerate(subnets):
                 aws.ec2.RouteTableAssociation(
-                    f"{self.name}-{tier}-{number}-routes",
+                    *self.child(f"{tier}-{number}-routes"),
                     subnet_id=subnet.id,
                     route_table_id=route_tables[tier][number % counts[tier]].id,
-                    opts=self.parented,
                 )
         self.public_routes = [
             aws.ec2.Route(
-                f"{self.name}-to-internet",
+                *self.child("to-internet"),
                 route_table_id=route_tables["public"][0].id,
                 destination_cidr_block=ANYWHERE,
                 gateway_id=self.internet_gateway.id,
-                opts=self.parented,
             )
         ]
         return route_tables
@@ -6126,12 +6086,11 @@ class Network(Component):
 
     def _security_group(self, group: str) -> aws.ec2.SecurityGroup:
         return aws.ec2.SecurityGroup(
-            f"{self.name}-{group}-group",
+            *self.child(f"{group}-group"),
             name=self.args.name(group),
             description=f"What {group} may reach and be reached by",
             vpc_id=self.vpc.id,
             tags=self._named(group),
-            opts=self.parented,
         )
 
     def _rules(self) -> list[pulumi.CustomResource]:
@@ -6176,18 +6135,17 @@ class Network(Component):
     def _gateway_endpoint(self, service: str) -> aws.ec2.VpcEndpoint:
         route_tables = [each.id for tables in self.route_tables.values() for each in tables]
         return aws.ec2.VpcEndpoint(
-            f"{self.name}-{service}",
+            *self.child(service),
             vpc_id=self.vpc.id,
             service_name=Output.format("com.amazonaws.{0}.{1}", self.aws_context.region, service),
             vpc_endpoint_type="Gateway",
             route_table_ids=route_tables,
             tags=self._named(service),
-            opts=self.parented,
         )
 
     def _interface_endpoint(self, service: str) -> aws.ec2.VpcEndpoint:
         return aws.ec2.VpcEndpoint(
-            f"{self.name}-{_slug(service)}-interface",
+            *self.child(f"{_slug(service)}-interface"),
             vpc_id=self.vpc.id,
             service_name=Output.format("com.amazonaws.{0}.{1}", self.aws_context.region, service),
             vpc_endpoint_type="Interface",
@@ -6195,7 +6153,6 @@ class Network(Component):
             subnet_ids=[each.id for each in self.subnets["private"]],
             security_group_ids=[self.security_groups["endpoints"].id],
             tags=self._named(_slug(service)),
-            opts=self.parented,
         )
 
     def _flow_log(self) -> aws.ec2.FlowLog:
@@ -6214,14 +6171,13 @@ class Network(Component):
             },
         )
         return aws.ec2.FlowLog(
-            f"{self.name}-flow-log",
+            *self.child("flow-log"),
             vpc_id=self.vpc.id,
             traffic_type="ALL" if self.args.tier == "prod" else "REJECT",
             log_destination=logs.arn,
             iam_role_arn=role.arn,
             max_aggregation_interval=600,
             tags=self._named("flow-log"),
-            opts=self.parented,
         )
 
     def _nat(self) -> None:
@@ -6236,28 +6192,25 @@ class Network(Component):
 
     def _address(self, number: int) -> aws.ec2.Eip:
         return aws.ec2.Eip(
-            f"{self.name}-nat-address-{number}",
+            *self.child(f"nat-address-{number}", self.internet_gateway),
             domain="vpc",
             tags=self._named(f"nat-{number}"),
-            opts=self.after(self.internet_gateway),
         )
 
     def _nat_gateway(self, number: int, route_tables: Sequence[aws.ec2.RouteTable]) -> None:
         gateway = aws.ec2.NatGateway(
-            f"{self.name}-nat-{number}",
+            *self.child(f"nat-{number}", self.internet_gateway),
             allocation_id=self._address(number).allocation_id,
             subnet_id=self.subnets["public"][number].id,
             tags=self._named(f"nat-{number}"),
-            opts=self.after(self.internet_gateway),
         )
         self.nat_gateways.append(gateway)
         self.ways_out += [
             aws.ec2.Route(
-                f"{self.name}-out-{self.route_tables['private'].index(each)}",
+                *self.child(f"out-{self.route_tables['private'].index(each)}"),
                 route_table_id=each.id,
                 destination_cidr_block=ANYWHERE,
                 nat_gateway_id=gateway.id,
-                opts=self.parented,
             )
             for each in route_tables
         ]
@@ -6424,16 +6377,15 @@ class Database(Component):
 
     def _subnets(self, network: Network) -> aws.rds.SubnetGroup:
         return aws.rds.SubnetGroup(
-            f"{self.name}-subnets",
+            *self.child("subnets"),
             name=self.physical_name,
             description="The isolated subnets",
             subnet_ids=[each.id for each in network.subnets["isolated"]],
-            opts=self.parented,
         )
 
     def _parameters(self, version: str) -> aws.rds.ParameterGroup:
         return aws.rds.ParameterGroup(
-            f"{self.name}-parameters-{version}",
+            *self.child(f"parameters-{version}"),
             name=self.args.name(f"database-{version}"),
             family=f"postgres{version}",
             description="TLS forced, connections and slow statements logged",
@@ -6441,7 +6393,6 @@ class Database(Component):
                 {"name": name, "value": value, "apply_method": method}
                 for name, value, method in DATABASE_PARAMETERS
             ],
-            opts=self.parented,
         )
 
     def _logs(self, kind: str) -> aws.cloudwatch.LogGroup:
@@ -6465,7 +6416,8 @@ class Database(Component):
     def _instance(self, network: Network) -> aws.rds.Instance:
         args, name = self.args, self.physical_name
         return aws.rds.Instance(
-            f"{self.name}-instance",
+            # RDS would create the log groups, without retention.
+            *self.child("instance", *self.logs, protect=args.deletion_protection),
             identifier=name,
             engine="postgres",
             engine_version=args.database_version,
@@ -6507,22 +6459,16 @@ class Database(Component):
             performance_insights_retention_period=7,
             monitoring_interval=60,
             monitoring_role_arn=self.monitoring_role.arn,
-            opts=ResourceOptions(
-                parent=self,
-                protect=args.deletion_protection,
-                depends_on=self.logs,  # which RDS would create, without retention
-            ),
         )
 
     def _events(self, topic_arn: Input[str]) -> aws.rds.EventSubscription:
         return aws.rds.EventSubscription(
-            f"{self.name}-events",
+            *self.child("events"),
             name=self.physical_name,
             sns_topic=topic_arn,
             source_type="db-instance",
             source_ids=[self.instance.identifier],
             event_categories=["availability", "backup", "failover", "failure", "low storage"],
-            opts=self.parented,
         )
 
     def _snapshots(self) -> Function:
@@ -6741,7 +6687,8 @@ class WebTier(Component):
 
     def _load_balancer(self, network: Network, storage: Storage) -> aws.lb.LoadBalancer:
         return aws.lb.LoadBalancer(
-            f"{self.name}-balancer",
+            # It tries to write its log on creation.
+            *self.child("balancer", storage.logs.policy, protect=self.args.deletion_protection),
             name=self.args.name("web"),
             load_balancer_type="application",
             subnets=[each.id for each in network.subnets["public"]],
@@ -6755,16 +6702,11 @@ class WebTier(Component):
                 "prefix": "balancer",
                 "enabled": True,
             },
-            opts=ResourceOptions(
-                parent=self,
-                protect=self.args.deletion_protection,
-                depends_on=[storage.logs.policy],  # it tries to write on creation
-            ),
         )
 
     def _target_group(self, network: Network) -> aws.lb.TargetGroup:
         return aws.lb.TargetGroup(
-            f"{self.name}-targets",
+            *self.child("targets"),
             name=self.args.name("web"),
             vpc_id=network.vpc.id,
             port=WEB_PORT,
@@ -6781,7 +6723,6 @@ class WebTier(Component):
                 "unhealthy_threshold": 3,
                 "matcher": "200",
             },
-            opts=self.parented,
         )
 
     def _listeners(self) -> list[aws.lb.Listener]:
@@ -6791,24 +6732,22 @@ class WebTier(Component):
             "redirect": {"port": "443", "protocol": "HTTPS", "status_code": "HTTP_301"},
         }
         plain = aws.lb.Listener(
-            f"{self.name}-http",
+            *self.child("http"),
             load_balancer_arn=self.load_balancer.arn,
             port=80,
             protocol="HTTP",
             default_actions=[forward if self.args.plain_http else redirect],
-            opts=self.parented,
         )
         if self.args.plain_http:
             return [plain]
         secure = aws.lb.Listener(
-            f"{self.name}-https",
+            *self.child("https"),
             load_balancer_arn=self.load_balancer.arn,
             port=443,
             protocol="HTTPS",
             ssl_policy=TLS_POLICY,
             certificate_arn=self.certificate_arn,
             default_actions=[forward],
-            opts=self.parented,
         )
         return [plain, secure]
 
@@ -6863,12 +6802,11 @@ class WebTier(Component):
     def _scaling(self, key: str, metric: Json, target: float) -> aws.autoscaling.Policy:
         tracking: Any = {"predefined_metric_specification": metric, "target_value": target}
         return aws.autoscaling.Policy(
-            f"{self.name}-by-{key}",
+            *self.child(f"by-{key}", *self.listeners),
             name=self.args.name(f"web-{key}"),
             autoscaling_group_name=self.fleet.scaling_group.name,
             policy_type="TargetTrackingScaling",
             target_tracking_configuration=tracking,
-            opts=self.after(*self.listeners),
         )
 
     def _dimensions(self) -> tuple[Dimensions, Dimensions, Dimensions]:
@@ -7019,7 +6957,7 @@ class Bastion(Component):
 
     def _logins(self) -> aws.cloudwatch.LogMetricFilter:
         return aws.cloudwatch.LogMetricFilter(
-            f"{self.name}-logins",
+            *self.child("logins"),
             name=self.args.name("bastion-logins"),
             log_group_name=self.logs.name,
             pattern='"Accepted publickey"',
@@ -7028,7 +6966,6 @@ class Bastion(Component):
                 "name": f"BastionLogins-{self.args.environment_suffix}",
                 "value": "1",
             },
-            opts=self.parented,
         )
 
     def _hours(self) -> list[aws.autoscaling.Schedule]:
@@ -7036,14 +6973,13 @@ class Bastion(Component):
         stop_days = "1-5" if begin < end else "2-6"
         return [
             aws.autoscaling.Schedule(
-                f"{self.name}-{action}",
+                *self.child(action),
                 scheduled_action_name=self.args.name(f"bastion-{action}"),
                 autoscaling_group_name=self.fleet.scaling_group.name,
                 recurrence=f"0 {hour} * * {days}",
                 min_size=count,
                 max_size=1,
                 desired_capacity=count,
-                opts=self.parented,
             )
             for action, hour, days, count in (
                 ("start", begin, "1-5", 1),
@@ -7099,10 +7035,9 @@ class Monitoring(Component):
         region = self.aws_context.region
         body = {"widgets": [_widget(region, *each) for each in enumerate(graphs)]}
         return aws.cloudwatch.Dashboard(
-            f"{self.name}-dashboard",
+            *self.child("dashboard"),
             dashboard_name=f"{self.args.project}-{self.args.environment_suffix}",
             dashboard_body=Output.json_dumps(body),
-            opts=self.parented,
         )
 
 
