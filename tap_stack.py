@@ -83,7 +83,6 @@ SYSTEMS = ("api", "files", "web")
 TIERS = ("dev", "staging", "prod")
 ENVIRONMENT = rf"(?=.{{1,16}}$)({'|'.join(TIERS)})(-[a-z0-9]+)*"
 HTTP_API_TIMEOUT_SECONDS = 29  # an HTTP API integration ends at 30 s
-REDIRECTS = "https or http on localhost, without a fragment, of up to 1,024 characters"
 DATABASE_VERSIONS = ("17", "18")
 #: What web instances and their agents call.
 INSTANCE_SERVICES = {"ec2", "logs", "monitoring", "secretsmanager", "ssm", "ssmmessages"}
@@ -133,6 +132,20 @@ def one_of(*values: Any) -> Rule:
     return (lambda value: value in values, f"one of {', '.join(map(str, values))}")
 
 
+def redirects(least: int) -> Rule:
+    """URLs that Cognito may redirect to.
+
+    RFC 8252, 7.3: an app on the user's own machine gets its code on the loopback interface.
+    """
+    url = r"(?=.{1,1024}$)(https://[^\s/#]+|http://localhost(:\d{1,5})?)(/[^\s#]*)?"
+    words = "https or http on localhost, without a fragment, of up to 1,024 characters"
+    are_urls, _ = texts_like(url, words)
+    return (
+        lambda urls: least <= len(urls) <= 100 and are_urls(urls),
+        f"a list of {least} to 100 URLs, {words}",
+    )
+
+
 def valid_tags(tags: Mapping[str, str]) -> bool:
     """Whether all AWS services accept these tags, and no permission rests on them."""
     key = rf"(?!(?i:aws:|({'|'.join(RESERVED_TAGS)})$)){TAG}{{1,128}}"
@@ -148,12 +161,13 @@ A_TABLE_NAME = text_like(r"([A-Za-z0-9_.-]{3,255})?", "3 to 255 letters, digits 
 A_TAG_VALUE = text_like(f"{TAG}{{1,256}}", "1 to 256 letters, digits, spaces and _.:/=+-@")
 
 
-def setting(doc: str, default: Any, rule: Rule = ANYTHING) -> Any:
-    """A field of TapStackArgs: its meaning, its default (one, or one per tier), its rule.
+def setting(default: Any, rule: Rule = ANYTHING) -> Any:
+    """A field of TapStackArgs: its default (one, or one per tier), and its rule.
 
-    `{names}` in `doc` are prices, which `make docs` fills in from `cost/prices.py`.
+    Its meaning stands below it, where editors and `make docs` find it; `{names}` in it are prices,
+    from `cost/prices.py`.
     """
-    return field(default=None, metadata={"doc": doc, "default": default, "rule": rule})
+    return field(default=None, metadata={"default": default, "rule": rule})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,22 +181,19 @@ class TapStackArgs:
 
     # TapStack
     environment_suffix: str = setting(
-        "`dev`, `staging` or `prod`, or one of them with a name behind it, as in `dev-jane`, which "
-        "has the defaults of its tier. In the Pulumi configuration: the stack's name by default.",
         "dev",
         text_like(
             ENVIRONMENT,
             "dev, staging or prod, or one of them with a name behind it (dev-jane), up to 16 long",
         ),
     )
+    """`dev`, `staging` or `prod`, or one of them with a name behind it, as in `dev-jane`, which has
+    the defaults of its tier. In the Pulumi configuration: the stack's name by default."""
     systems: Sequence[str] = setting(
-        "The systems of the stack: some of `api`, `files`, `web`.",
-        SYSTEMS,
-        (lambda v: v and set(v) <= set(SYSTEMS), f"a list of some of {', '.join(SYSTEMS)}"),
+        SYSTEMS, (lambda v: v and set(v) <= set(SYSTEMS), f"a list of some of {', '.join(SYSTEMS)}")
     )
+    """The systems of the stack: some of `api`, `files`, `web`."""
     tags: Mapping[str, str] = setting(
-        "Tags added to all resources, as a JSON object; they win over the standard "
-        "ones, but for those that permissions and the budget rest on.",
         {},
         (
             valid_tags,
@@ -191,8 +202,9 @@ class TapStackArgs:
             "which permissions and the budget rest on",
         ),
     )
+    """Tags added to all resources, as a JSON object; they win over the standard ones, but for those
+    that permissions and the budget rest on."""
     project: str = setting(
-        "First part of all names and the `Project` tag.",
         "tap-stack",
         text_like(
             r"(?=.{2,22}$)(?!.*(aws|amazon|cognito))[a-z][a-z0-9]*(-[a-z0-9]+)*",
@@ -200,125 +212,85 @@ class TapStackArgs:
             "without aws, amazon and cognito, which a Cognito domain cannot have",
         ),
     )
-    owner: str = setting(
-        "The `Owner` tag: the team responsible for the stack.", "platform", A_TAG_VALUE
-    )
-    cost_center: str = setting("The `CostCenter` tag.", "engineering", A_TAG_VALUE)
-    deletion_protection: bool = setting(
-        "Refuse to delete tables, files bucket, database, load balancer, user pool and key.",
-        PerTier(False, False, True),
-    )
+    """First part of all names and the `Project` tag."""
+    owner: str = setting("platform", A_TAG_VALUE)
+    """The `Owner` tag: the team responsible for the stack."""
+    cost_center: str = setting("engineering", A_TAG_VALUE)
+    """The `CostCenter` tag."""
+    deletion_protection: bool = setting(PerTier(False, False, True))
+    """Refuse to delete tables, files bucket, database, load balancer, user pool and key."""
     hosted_zone_id: str = setting(
-        "Route 53 hosted zone of `domain_name` and `api_domain_name`, which gets their records. "
-        "Without it they are yours to add, and a certificate waits for its own.",
-        "",
-        text_like(r"(Z[A-Z0-9]{1,31})?", "a hosted zone's id such as Z0123456789ABC, or empty"),
+        "", text_like(r"(Z[A-Z0-9]{1,31})?", "a hosted zone's id such as Z0123456789ABC, or empty")
     )
+    """Route 53 hosted zone of `domain_name` and `api_domain_name`, which gets their records.
+    Without it they are yours to add, and a certificate waits for its own."""
 
     # Serverless API
-    api_domain_name: str = setting(
-        "Domain name of the API; empty for the address that API Gateway gives it. A certificate is "
-        "requested for it, unless `api_certificate_arn` is given.",
-        "",
-        A_DOMAIN_NAME,
-    )
-    api_certificate_arn: str = setting(
-        "ARN of a certificate of `api_domain_name`, in the stack's region.", "", A_CERTIFICATE
-    )
-    api_default_endpoint: bool = setting(
-        "Keep the address that API Gateway gives beside `api_domain_name`, until all callers have "
-        "moved.",
-        False,
-    )
-    table_name: str = setting(
-        "Name of the items table; empty for `<project>-items-<environment>`.", "", A_TABLE_NAME
-    )
+    api_domain_name: str = setting("", A_DOMAIN_NAME)
+    """Domain name of the API; empty for the address that API Gateway gives it. A certificate is
+    requested for it, unless `api_certificate_arn` is given."""
+    api_certificate_arn: str = setting("", A_CERTIFICATE)
+    """ARN of a certificate of `api_domain_name`, in the stack's region."""
+    api_default_endpoint: bool = setting(False)
+    """Keep the address that API Gateway gives beside `api_domain_name`, until all callers have
+    moved."""
+    table_name: str = setting("", A_TABLE_NAME)
+    """Name of the items table; empty for `<project>-items-<environment>`."""
     cors_origins: Sequence[str] = setting(
-        "Origins whose pages may call the API and upload; an empty list turns CORS off. Never `*` "
-        "in prod.",
         PerTier(("http://localhost:3000",), (), ()),
         texts_like(
             r"\*|https?://[a-z0-9.-]+(:\d{1,5})?",
             "a list of origins such as https://app.example.com, without a path",
         ),
     )
+    """Origins whose pages may call the API and upload; an empty list turns CORS off. Never `*` in
+    prod."""
     throttle_rate: int = setting(
-        "Requests per second that the API admits; more get 429.",
-        PerTier(50, 100, 500),
-        between(1, 10_000, ", the account's own limit"),
+        PerTier(50, 100, 500), between(1, 10_000, ", the account's own limit")
     )
+    """Requests per second that the API admits; more get 429."""
     throttle_burst: int = setting(
-        "Requests at once that the API admits above the rate.",
-        PerTier(100, 200, 500),
-        between(1, 5_000, ", the account's own limit"),
+        PerTier(100, 200, 500), between(1, 5_000, ", the account's own limit")
     )
-    detailed_metrics: bool = setting(
-        "CloudWatch metrics of each route; six a route, {metric} a month each.",
-        PerTier(False, True, True),
-    )
-    memory_mb: int = setting(
-        "Memory of the api function, 128 to 10240 MB; CPU grows with it, and so does the price.",
-        512,
-        between(128, 10_240),
-    )
+    """Requests at once that the API admits above the rate."""
+    detailed_metrics: bool = setting(PerTier(False, True, True))
+    """CloudWatch metrics of each route; six a route, {metric} a month each."""
+    memory_mb: int = setting(512, between(128, 10_240))
+    """Memory of the api function, 128 to 10240 MB; CPU grows with it, and so does the price."""
     timeout_seconds: int = setting(
-        "Longest run of the api function, 5 to 29 s; the last second is for the response.",
-        15,
-        between(5, HTTP_API_TIMEOUT_SECONDS, ": the API ends a request at 30 s"),
+        15, between(5, HTTP_API_TIMEOUT_SECONDS, ": the API ends a request at 30 s")
     )
-    api_client: str = setting(
-        "How all functions call DynamoDB and SSM: `signed`, the program's own client, or `sdk`, "
-        "boto3, with a cold start five times as long.",
-        "signed",
-        one_of("signed", "sdk"),
-    )
-    idempotency_hours: int = setting(
-        "How long an `Idempotency-Key` is remembered.", 24, between(1, 168)
-    )
-    api_concurrency: int = setting(
-        "Concurrency reserved for the api function, which it cannot exceed; 0 reserves nothing. An "
-        "account has 1,000 in all, a new one 10, and keeps 100 for functions without.",
-        PerTier(0, 200, 500),
-        between(0, 100_000),
-    )
-    provisioned_concurrency_min: int = setting(
-        "Provisioned concurrency of the api function, its lower limit; 0 turns it off. {warm_512} "
-        "a month for each environment, with 512 MB.",
-        PerTier(0, 0, 2),
-        between(0, 10_000),
-    )
-    provisioned_concurrency_max: int = setting(
-        "Upper limit of provisioned concurrency; scales at 70 % utilization.",
-        PerTier(0, 0, 20),
-        between(0, 10_000),
-    )
+    """Longest run of the api function, 5 to 29 s; the last second is for the response."""
+    api_client: str = setting("signed", one_of("signed", "sdk"))
+    """How all functions call DynamoDB and SSM: `signed`, the program's own client, or `sdk`, boto3,
+    with a cold start five times as long."""
+    idempotency_hours: int = setting(24, between(1, 168))
+    """How long an `Idempotency-Key` is remembered."""
+    api_concurrency: int = setting(PerTier(0, 200, 500), between(0, 100_000))
+    """Concurrency reserved for the api function, which it cannot exceed; 0 reserves nothing. An
+    account has 1,000 in all, a new one 10, and keeps 100 for functions without."""
+    provisioned_concurrency_min: int = setting(PerTier(0, 0, 2), between(0, 10_000))
+    """Provisioned concurrency of the api function, its lower limit; 0 turns it off. {warm_512} a
+    month for each environment, with 512 MB."""
+    provisioned_concurrency_max: int = setting(PerTier(0, 0, 20), between(0, 10_000))
+    """Upper limit of provisioned concurrency; scales at 70 % utilization."""
 
     # Identity
     callback_urls: Sequence[str] = setting(
-        "Where Cognito may send people after they signed in; https, and outside prod also http on "
-        "localhost.",
         PerTier(
             ("http://localhost:3000/callback",),
             ("http://localhost:3000/callback",),
             ("https://app.example.com/callback",),
         ),
-        (
-            lambda urls: 1 <= len(urls) <= 100 and _are_redirects(urls),
-            f"a list of 1 to 100 URLs, {REDIRECTS}",
-        ),
+        redirects(1),
     )
+    """Where Cognito may send people after they signed in; https, and outside prod also http on
+    localhost."""
     logout_urls: Sequence[str] = setting(
-        "Where Cognito may send people after they signed out, with the same rules.",
-        PerTier(("http://localhost:3000",), ("http://localhost:3000",), ()),
-        (
-            lambda urls: len(urls) <= 100 and _are_redirects(urls),
-            f"a list of up to 100 URLs, {REDIRECTS}",
-        ),
+        PerTier(("http://localhost:3000",), ("http://localhost:3000",), ()), redirects(0)
     )
+    """Where Cognito may send people after they signed out, with the same rules."""
     machine_clients: Mapping[str, Sequence[str]] = setting(
-        'Machines that may call the API, as a JSON object: name -> list of its scopes, or `["*"]` '
-        "for all scopes of the stack. Each has an app client, a secret and data of its own, and "
-        "costs {machine_client} a month.",
         {"default": ("*",)},
         (
             lambda clients: (
@@ -329,59 +301,43 @@ class TapStackArgs:
             "starting with a letter",
         ),
     )
-    mfa: str = setting(
-        "`OFF`, `OPTIONAL` or `ON`: second factor by authenticator app. `OPTIONAL` leaves it to "
-        "each person; never `OFF` in prod.",
-        PerTier("OPTIONAL", "OPTIONAL", "ON"),
-        one_of("OFF", "OPTIONAL", "ON"),
-    )
-    email_from: str = setting(
-        "Sender of Cognito's invitations and codes, by SES; empty for Cognito's own sender, "
-        "no-reply@verificationemail.com, with 50 mails a day.",
-        "",
-        text_like(rf"({EMAIL})?", "an e-mail address, or empty"),
-    )
+    """Machines that may call the API, as a JSON object: name -> list of its scopes, or `["*"]` for
+    all scopes of the stack. Each has an app client, a secret and data of its own, and costs
+    {machine_client} a month."""
+    mfa: str = setting(PerTier("OPTIONAL", "OPTIONAL", "ON"), one_of("OFF", "OPTIONAL", "ON"))
+    """`OFF`, `OPTIONAL` or `ON`: second factor by authenticator app. `OPTIONAL` leaves it to each
+    person; never `OFF` in prod."""
+    email_from: str = setting("", text_like(rf"({EMAIL})?", "an e-mail address, or empty"))
+    """Sender of Cognito's invitations and codes, by SES; empty for Cognito's own sender,
+    no-reply@verificationemail.com, with 50 mails a day."""
     email_identity_arn: str = setting(
-        "ARN of the SES identity of `email_from`; empty for its domain in the stack's account and "
-        "region.",
         "",
         text_like(
             r"(arn:aws[a-z-]*:ses:[a-z0-9-]+:\d{12}:identity/\S+)?",
             "an ARN such as arn:aws:ses:eu-west-1:111122223333:identity/example.com, or empty",
         ),
     )
-    threat_protection: bool = setting(
-        "Cognito threat protection; needs the Plus tier, {cognito_plus} for each monthly user.",
-        False,
-    )
+    """ARN of the SES identity of `email_from`; empty for its domain in the stack's account and
+    region."""
+    threat_protection: bool = setting(False)
+    """Cognito threat protection; needs the Plus tier, {cognito_plus} for each monthly user."""
 
     # Releases
-    canary_percent: int = setting(
-        "Share of the traffic that a new version of a function has while it is watched; 100 "
-        "shifts all at once, unwatched: for one release only, set `UNWATCHED_RELEASE=1` in the "
-        "environment of `pulumi up`.",
-        PerTier(100, 10, 10),
-        between(1, 100),
-    )
-    canary_minutes: int = setting(
-        "How long the new version has its share at least, 5 minutes outside dev; then the release "
-        "waits for the metrics of that time, which take one to four minutes.",
-        PerTier(1, 5, 5),
-        between(1, 120),
-    )
-    canary_inconclusive: str = setting(
-        "What becomes of a version whose share was too few requests to judge: `promote` or "
-        "`roll_back`. Its release says how many.",
-        "promote",
-        one_of("promote", "roll_back"),
-    )
-    versions_kept: int = setting(
-        "How many of the newest versions of each function are not deleted.", 5, between(2, 100)
-    )
+    canary_percent: int = setting(PerTier(100, 10, 10), between(1, 100))
+    """Share of the traffic that a new version of a function has while it is watched; 100 shifts all
+    at once, unwatched: for one release only, set `UNWATCHED_RELEASE=1` in the environment of
+    `pulumi up`."""
+    canary_minutes: int = setting(PerTier(1, 5, 5), between(1, 120))
+    """How long the new version has its share at least, 5 minutes outside dev; then the release
+    waits for the metrics of that time, which take one to four minutes."""
+    canary_inconclusive: str = setting("promote", one_of("promote", "roll_back"))
+    """What becomes of a version whose share was too few requests to judge: `promote` or
+    `roll_back`. Its release says how many."""
+    versions_kept: int = setting(5, between(2, 100))
+    """How many of the newest versions of each function are not deleted."""
 
     # File pipeline
     files_bucket_name: str = setting(
-        "Name of the files bucket; empty for `<project>-files-<environment>-<account>`.",
         "",
         text_like(
             r"((?!xn--|sthree-|amzn-s3-demo-)(?!.*(--|-s3alias$))"
@@ -389,186 +345,139 @@ class TapStackArgs:
             "3 to 63 lower-case letters, digits and single hyphens, none at an end, or empty",
         ),
     )
-    files_table_name: str = setting(
-        "Name of the files table; empty for `<project>-files-<environment>`.", "", A_TABLE_NAME
-    )
-    files_table_capacity: int = setting(
-        "Read and write units of the files table; a file needs 6 write units. {unit_pair} a month "
-        "for each pair, and {index_units} for its indexes.",
-        100,
-        between(6, 40_000, ", the quota of a table"),
-    )
-    files_table_scaling: int = setting(
-        "How many times its capacity the files table and its indexes may grow to; 1 turns scaling "
-        "off.",
-        PerTier(1, 1, 4),
-        between(1, 100),
-    )
-    files_concurrency: int = setting(
-        "Concurrency reserved for the files function; events above it wait. 0 reserves nothing.",
-        PerTier(0, 10, 20),
-        between(0, 100_000),
-    )
-    noncurrent_days: int = setting(
-        "Days after which replaced and deleted versions of objects expire, in all buckets.",
-        PerTier(7, 30, 90),
-        between(1, 3_650),
-    )
-    upload_max_mb: int = setting(
-        "Largest file that the API lets upload, in MB (1,000,000 bytes).",
-        100,
-        between(1, 5_000, ", what S3 accepts in one POST"),
-    )
+    """Name of the files bucket; empty for `<project>-files-<environment>-<account>`."""
+    files_table_name: str = setting("", A_TABLE_NAME)
+    """Name of the files table; empty for `<project>-files-<environment>`."""
+    files_table_capacity: int = setting(100, between(6, 40_000, ", the quota of a table"))
+    """Read and write units of the files table; a file needs 6 write units. {unit_pair} a month for
+    each pair, and {index_units} for its indexes."""
+    files_table_scaling: int = setting(PerTier(1, 1, 4), between(1, 100))
+    """How many times its capacity the files table and its indexes may grow to; 1 turns scaling
+    off."""
+    files_concurrency: int = setting(PerTier(0, 10, 20), between(0, 100_000))
+    """Concurrency reserved for the files function; events above it wait. 0 reserves nothing."""
+    noncurrent_days: int = setting(PerTier(7, 30, 90), between(1, 3_650))
+    """Days after which replaced and deleted versions of objects expire, in all buckets."""
+    upload_max_mb: int = setting(100, between(1, 5_000, ", what S3 accepts in one POST"))
+    """Largest file that the API lets upload, in MB (1,000,000 bytes)."""
     upload_types: Sequence[str] = setting(
-        "Content types that the API lets upload, one by one or as `image/*`.",
         ("application/*", "audio/*", "font/*", "image/*", "text/*", "video/*"),
         texts_like(
             r"[a-z0-9.+-]+/(\*|[a-z0-9.+-]+)",
             "a list of content types such as image/png or image/*",
         ),
     )
+    """Content types that the API lets upload, one by one or as `image/*`."""
 
     # Network
-    vpc_cidr: str = setting(
-        "CIDR block of the VPC, /16 to /24; each tier of each zone has a sixteenth of it. Another "
-        "one replaces the VPC with all that is in it, the database too.",
-        PerTier("10.0.0.0/16", "10.1.0.0/16", "10.2.0.0/16"),
-    )
-    disjoint_cidrs: Sequence[str] = setting(
-        "CIDR blocks of other networks, which the VPC must not overlap.", ()
-    )
-    zones: int = setting("Availability zones, 2 or 3.", PerTier(2, 2, 3), one_of(2, 3))
+    vpc_cidr: str = setting(PerTier("10.0.0.0/16", "10.1.0.0/16", "10.2.0.0/16"))
+    """CIDR block of the VPC, /16 to /24; each tier of each zone has a sixteenth of it. Another one
+    replaces the VPC with all that is in it, the database too."""
+    disjoint_cidrs: Sequence[str] = setting(())
+    """CIDR blocks of other networks, which the VPC must not overlap."""
+    zones: int = setting(PerTier(2, 2, 3), one_of(2, 3))
+    """Availability zones, 2 or 3."""
     nat: str = setting(
-        "How private instances reach the internet: `per_az` or `single` NAT gateway "
-        "({nat_gateway} a month each, and {nat_gb} a GB), `instance` or `instance_ha`, one in all "
-        "or one per zone ({nat_instance} each), or `none`.",
         PerTier("instance", "single", "per_az"),
         one_of("per_az", "single", "instance", "instance_ha", "none"),
     )
+    """How private instances reach the internet: `per_az` or `single` NAT gateway ({nat_gateway} a
+    month each, and {nat_gb} a GB), `instance` or `instance_ha`, one in all or one per zone
+    ({nat_instance} each), or `none`."""
     interface_endpoints: Sequence[str] = setting(
-        "Interface endpoints such as `ssm` or `logs`; {interface_endpoint} a month each per zone.",
-        (),
-        texts_like(r"[a-z0-9.-]+", "a list of AWS services such as ssm or logs"),
+        (), texts_like(r"[a-z0-9.-]+", "a list of AWS services such as ssm or logs")
     )
+    """Interface endpoints such as `ssm` or `logs`; {interface_endpoint} a month each per zone."""
 
     # Web tier
-    plain_http: bool = setting(
-        "Serve the web environment without TLS; in dev only.", PerTier(True, False, False)
-    )
-    domain_name: str = setting(
-        "Domain name that a certificate is requested for, unless `certificate_arn` is given.",
-        PerTier("", "staging.example.com", "app.example.com"),
-        A_DOMAIN_NAME,
-    )
+    plain_http: bool = setting(PerTier(True, False, False))
+    """Serve the web environment without TLS; in dev only."""
+    domain_name: str = setting(PerTier("", "staging.example.com", "app.example.com"), A_DOMAIN_NAME)
+    """Domain name that a certificate is requested for, unless `certificate_arn` is given."""
     alternative_names: Sequence[str] = setting(
-        "Further domain names of the web environment, in its certificate and the hosted zone.",
-        (),
-        texts_like(rf"(?!$){DOMAIN_NAME}", "a list of domain names such as www.example.com"),
+        (), texts_like(rf"(?!$){DOMAIN_NAME}", "a list of domain names such as www.example.com")
     )
-    certificate_arn: str = setting(
-        "ARN of the load balancer's certificate, in the stack's region.", "", A_CERTIFICATE
-    )
+    """Further domain names of the web environment, in its certificate and the hosted zone."""
+    certificate_arn: str = setting("", A_CERTIFICATE)
+    """ARN of the load balancer's certificate, in the stack's region."""
     instance_types: Sequence[str] = setting(
-        "Instance types of the web tier, arm64, the first one preferred.",
         ("t4g.small", "t4g.medium", "m7g.medium"),
         (
             lambda v: v and all(re.fullmatch(r"[a-z]+\d+g[a-z]*\.[a-z0-9]+", each) for each in v),
             "a list of Graviton types such as t4g.small",
         ),
     )
-    instances_min: int = setting("Fewest web instances.", PerTier(1, 2, 3), between(1, 1_000))
-    instances_max: int = setting("Most web instances.", PerTier(2, 4, 12), between(1, 1_000))
-    spot_percent: int = setting(
-        "Share of Spot among the web instances; some {spot_discount} cheaper, and interrupted at "
-        "two minutes' notice.",
-        PerTier(100, 50, 0),
-        between(0, 100),
-    )
+    """Instance types of the web tier, arm64, the first one preferred."""
+    instances_min: int = setting(PerTier(1, 2, 3), between(1, 1_000))
+    """Fewest web instances."""
+    instances_max: int = setting(PerTier(2, 4, 12), between(1, 1_000))
+    """Most web instances."""
+    spot_percent: int = setting(PerTier(100, 50, 0), between(0, 100))
+    """Share of Spot among the web instances; some {spot_discount} cheaper, and interrupted at two
+    minutes' notice."""
 
     # Fleets
     image_id: str = setting(
-        "AMI of all instances; empty for the Amazon Linux 2023 that was the latest at the first "
-        "deployment. Another one replaces all instances.",
         "",
         text_like(
             r"(ami-[0-9a-f]{8,17})?", "an image's id such as ami-0123456789abcdef0, or empty"
         ),
     )
+    """AMI of all instances; empty for the Amazon Linux 2023 that was the latest at the first
+    deployment. Another one replaces all instances."""
 
     # Database
     database_class: str = setting(
-        "Instance class of the database.",
         PerTier("db.t4g.micro", "db.t4g.small", "db.m7g.large"),
         text_like(r"db\.[a-z0-9]+\.[a-z0-9]+", "a class such as db.t4g.small"),
     )
-    database_version: str = setting(
-        "Major version of PostgreSQL. It can be raised, after the steps of "
-        "[operations](operations.md#upgrading-postgresql), and never lowered.",
-        "17",
-        one_of(*DATABASE_VERSIONS),
-    )
-    database_gb: int = setting(
-        "Storage of the database, in GB; RDS grows it up to five times that. A larger value grows "
-        "it too, a tenth at least; nothing shrinks it. {database_gb} a GB and month.",
-        20,
-        between(20, 13_000, ", a fifth of RDS's limit"),
-    )
-    database_multi_az: bool = setting(
-        "A standby in another zone, which takes over in a minute or two; doubles the price.",
-        PerTier(False, True, True),
-    )
-    backup_days: int = setting(
-        "Retention of automatic backups.", PerTier(7, 14, 30), between(1, 35)
-    )
+    """Instance class of the database."""
+    database_version: str = setting("17", one_of(*DATABASE_VERSIONS))
+    """Major version of PostgreSQL. It can be raised, after the steps of
+    [operations](operations.md#upgrading-postgresql), and never lowered."""
+    database_gb: int = setting(20, between(20, 13_000, ", a fifth of RDS's limit"))
+    """Storage of the database, in GB; RDS grows it up to five times that. A larger value grows it
+    too, a tenth at least; nothing shrinks it. {database_gb} a GB and month."""
+    database_multi_az: bool = setting(PerTier(False, True, True))
+    """A standby in another zone, which takes over in a minute or two; doubles the price."""
+    backup_days: int = setting(PerTier(7, 14, 30), between(1, 35))
+    """Retention of automatic backups."""
 
     # Snapshots
-    snapshot_days: int = setting(
-        "Age at which the stack's own daily snapshots are deleted. A region keeps 100 in all.",
-        PerTier(7, 35, 35),
-        between(1, 3_650),
-    )
-    snapshot_keep: int = setting(
-        "How many of the newest are never deleted, whatever their age.", 7, between(1, 100)
-    )
+    snapshot_days: int = setting(PerTier(7, 35, 35), between(1, 3_650))
+    """Age at which the stack's own daily snapshots are deleted. A region keeps 100 in all."""
+    snapshot_keep: int = setting(7, between(1, 100))
+    """How many of the newest are never deleted, whatever their age."""
 
     # Bastion
     bastion_cidrs: Sequence[str] = setting(
-        "CIDR blocks that may reach the bastion by SSH; with an empty list only Session Manager "
-        "does.",
         (),
         (
             lambda v: all(_is_cidr(each, shortest_prefix=8) for each in v),
             "a list of CIDR blocks such as 203.0.113.0/24, none wider than /8",
         ),
     )
+    """CIDR blocks that may reach the bastion by SSH; with an empty list only Session Manager
+    does."""
     bastion_hours: str = setting(
-        "Hours of working days, in UTC, at which the bastion runs, as `8-18`, or over night, as "
-        "`22-6`; empty for always.",
         PerTier("8-18", "", ""),
         text_like(
             r"((1?\d|2[0-3])-(?!\2$)(1?\d|2[0-3]))?",
             "two different hours such as 8-18 or 22-6, or empty for always",
         ),
     )
+    """Hours of working days, in UTC, at which the bastion runs, as `8-18`, or over night, as
+    `22-6`; empty for always."""
 
     # Monitoring
-    log_retention_days: int = setting(
-        "Retention of all log groups; {log_storage} a GB and month.",
-        PerTier(14, 90, 365),
-        one_of(*RETENTION_DAYS),
-    )
+    log_retention_days: int = setting(PerTier(14, 90, 365), one_of(*RETENTION_DAYS))
+    """Retention of all log groups; {log_storage} a GB and month."""
 
     # Alerts
-    alarm_emails: Sequence[str] = setting(
-        "Addresses that alarms and the budget notify; each must be confirmed once.",
-        (),
-        texts_like(EMAIL, "a list of e-mail addresses"),
-    )
-    budget_usd: int = setting(
-        "Monthly budget; notifies at 80 % actual and 100 % forecast spend.",
-        PerTier(300, 400, 850),
-        between(1, 1_000_000),
-    )
+    alarm_emails: Sequence[str] = setting((), texts_like(EMAIL, "a list of e-mail addresses"))
+    """Addresses that alarms and the budget notify; each must be confirmed once."""
+    budget_usd: int = setting(PerTier(300, 400, 850), between(1, 1_000_000))
+    """Monthly budget; notifies at 80 % actual and 100 % forecast spend."""
 
     def __post_init__(self) -> None:
         tier = tier_of(str(self.environment_suffix or ""))
@@ -704,15 +613,6 @@ def _once(pairs: list[tuple[str, Any]]) -> Json:
     if len(found := dict(pairs)) != len(pairs):
         raise ValueError
     return found
-
-
-def _are_redirects(urls: Iterable[str]) -> bool:
-    """Whether Cognito may redirect to these URLs.
-
-    RFC 8252, 7.3: an app on the user's own machine gets its code on the loopback interface.
-    """
-    pattern = r"(?=.{1,1024}$)(https://[^\s/#]+|http://localhost(:\d{1,5})?)(/[^\s#]*)?"
-    return all(re.fullmatch(pattern, each) for each in urls)
 
 
 #: System -> its settings that hold domain names and addresses.
@@ -1207,6 +1107,12 @@ class Graph:
     metrics: Sequence[tuple[str, str, Dimensions, str]]
 
 
+def lines(namespace: str, dimensions: Dimensions, *metrics: str) -> list[Any]:
+    """Metrics of a graph, each as a name and its statistic: `Latency p95`; alone it is a sum."""
+    named = (each.partition(" ") for each in metrics)
+    return [(namespace, name, dimensions, statistic or "Sum") for name, _, statistic in named]
+
+
 def metric_alarm(
     name: str,
     args: TapStackArgs,
@@ -1602,13 +1508,9 @@ class Function(Component):
 
     def graphs(self) -> list[Graph]:
         """Calls, errors, throttles and duration of the function."""
-        function, counts = (
-            {"FunctionName": self.function.name},
-            ("Invocations", "Errors", "Throttles"),
-        )
-        lines = [("AWS/Lambda", metric, function, "Sum") for metric in counts]
-        duration = ("AWS/Lambda", "Duration", function, "p95")
-        return [Graph(f"Function {self.physical_name}", [*lines, duration])]
+        metrics = ("Invocations", "Errors", "Throttles", "Duration p95")
+        function = {"FunctionName": self.function.name}
+        return [Graph(f"Function {self.physical_name}", lines("AWS/Lambda", function, *metrics))]
 
 
 class Scalable(NamedTuple):
@@ -2512,9 +2414,7 @@ def throttle_alarms(key: str, table: aws.dynamodb.Table, indexes: Iterable[str])
 def capacity_graph(title: str, table: aws.dynamodb.Table) -> Graph:
     """What is read from and written to a table."""
     kinds = ("ConsumedReadCapacityUnits", "ConsumedWriteCapacityUnits")
-    return Graph(
-        title, [("AWS/DynamoDB", kind, {"TableName": table.name}, "Sum") for kind in kinds]
-    )
+    return Graph(title, lines("AWS/DynamoDB", {"TableName": table.name}, *kinds))
 
 
 ###############################################################################
@@ -2571,13 +2471,10 @@ class Bucket(Component):
         )
 
     def _public_access_block(self) -> aws.s3.BucketPublicAccessBlock:
+        kinds = ("block_public_acls", "block_public_policy", "ignore_public_acls")
+        every: Any = dict.fromkeys((*kinds, "restrict_public_buckets"), True)
         return aws.s3.BucketPublicAccessBlock(
-            *self.child("private"),
-            bucket=self.bucket.bucket,
-            block_public_acls=True,
-            block_public_policy=True,
-            ignore_public_acls=True,
-            restrict_public_buckets=True,
+            *self.child("private"), bucket=self.bucket.bucket, **every
         )
 
     def _ownership(self) -> aws.s3.BucketOwnershipControls:
@@ -2593,16 +2490,15 @@ class Bucket(Component):
         by_default: Any = {"sse_algorithm": "AES256"}
         if key_arn is not None:
             by_default = {"sse_algorithm": "aws:kms", "kms_master_key_id": key_arn}
+        # With a bucket key: one call of KMS for many objects, where there are any.
+        rule: Any = {
+            "apply_server_side_encryption_by_default": by_default,
+            "bucket_key_enabled": key_arn is not None,
+        }
         return aws.s3.BucketServerSideEncryptionConfiguration(
             *self.child("encryption"),
             bucket=self.bucket.bucket,
-            rules=[
-                {
-                    "apply_server_side_encryption_by_default": by_default,
-                    # One call of KMS for many objects, where there are any.
-                    "bucket_key_enabled": key_arn is not None,
-                }
-            ],
+            rules=[rule],
         )
 
     def _versioning(self) -> aws.s3.BucketVersioning:
@@ -4401,50 +4297,50 @@ class Identity(Component):
         }
 
     def _people(self) -> aws.cognito.UserPoolClient:
-        return aws.cognito.UserPoolClient(
-            *self.child("people", *self.servers.values()),
-            name=self.args.name("people"),
-            user_pool_id=self.pool.id,
+        return self._client(
+            "people",
+            ["code"],
+            ["openid", "email", *self.scopes],
             generate_secret=False,  # an app in a browser cannot keep one: PKCE takes its place
-            allowed_oauth_flows_user_pool_client=True,
-            allowed_oauth_flows=["code"],
-            allowed_oauth_scopes=["openid", "email", *self.scopes],
             callback_urls=self.args.callback_urls,
             logout_urls=self.args.logout_urls,
-            supported_identity_providers=["COGNITO"],
             explicit_auth_flows=["ALLOW_REFRESH_TOKEN_AUTH", "ALLOW_USER_SRP_AUTH"],
-            **self._tokens(refresh_days=30),
+            refresh_token_validity=30,
         )
 
     def _machine(self, name: str, scopes: Sequence[str]) -> aws.cognito.UserPoolClient:
-        return aws.cognito.UserPoolClient(
-            *self.child(f"machine-{name}", *self.servers.values()),
-            name=self.args.name(f"machine-{name}"),
-            user_pool_id=self.pool.id,
+        return self._client(
+            f"machine-{name}",
+            ["client_credentials"],
+            self.scopes if "*" in scopes else scopes,
             generate_secret=True,
-            allowed_oauth_flows_user_pool_client=True,
-            allowed_oauth_flows=["client_credentials"],
-            allowed_oauth_scopes=self.scopes if "*" in scopes else scopes,
-            supported_identity_providers=["COGNITO"],
             # Cognito requires a flow; no user can sign in with this one.
             explicit_auth_flows=["ALLOW_REFRESH_TOKEN_AUTH"],
-            **self._tokens(refresh_days=1),
+            refresh_token_validity=1,
         )
 
-    @staticmethod
-    def _tokens(refresh_days: int) -> dict[str, Any]:
-        return {
-            "access_token_validity": 60,
-            "id_token_validity": 60,
-            "refresh_token_validity": refresh_days,
-            "token_validity_units": {
+    def _client(
+        self, key: str, flows: Sequence[str], scopes: Sequence[str], **own: Any
+    ) -> aws.cognito.UserPoolClient:
+        return aws.cognito.UserPoolClient(
+            *self.child(key, *self.servers.values()),
+            name=self.args.name(key),
+            user_pool_id=self.pool.id,
+            allowed_oauth_flows_user_pool_client=True,
+            allowed_oauth_flows=flows,
+            allowed_oauth_scopes=scopes,
+            supported_identity_providers=["COGNITO"],
+            access_token_validity=60,
+            id_token_validity=60,
+            token_validity_units={
                 "access_token": "minutes",
                 "id_token": "minutes",
                 "refresh_token": "days",
             },
-            "enable_token_revocation": True,
-            "prevent_user_existence_errors": "ENABLED",
-        }
+            enable_token_revocation=True,
+            prevent_user_existence_errors="ENABLED",
+            **own,
+        )
 
     def _domain(self) -> aws.cognito.UserPoolDomain:
         # A prefix is unique in its region, in all accounts.
@@ -4792,14 +4688,11 @@ class ServerlessApi(Component):
         environment = {"Environment": self.args.environment_suffix}
         operations = [route.metric for route in self.route_table.values()]
         operations += ["RequestsRejected", "RequestsFailed"]
-
-        def gateway(title: str, *metrics: tuple[str, str]) -> Graph:
-            return Graph(title, [("AWS/ApiGateway", name, stage, stat) for name, stat in metrics])
-
+        latency = [f"Latency {each}" for each in ("p50", "p95", "p99")]
         return [
-            gateway("API requests", ("Count", "Sum"), ("4xx", "Sum"), ("5xx", "Sum")),
-            gateway("API latency", *(("Latency", stat) for stat in ("p50", "p95", "p99"))),
-            Graph("Operations", [(self.args.project, x, environment, "Sum") for x in operations]),
+            Graph("API requests", lines("AWS/ApiGateway", stage, "Count", "4xx", "5xx")),
+            Graph("API latency", lines("AWS/ApiGateway", stage, *latency)),
+            Graph("Operations", lines(self.args.project, environment, *operations)),
             capacity_graph("Items table", self.items),
             *self.function.graphs(),
             *self.rotation.graphs(),
@@ -5731,11 +5624,10 @@ class FilePipeline(Component):
 
     def graphs(self) -> list[Graph]:
         """Outcomes of the function, its table and calls."""
-        outcomes = ("Recorded", "Repeated", "Missing", "Failed", "Ignored")
+        outcomes = [f"Files{x}" for x in "Recorded Repeated Missing Failed Ignored".split()]
         environment = {"Environment": self.args.environment_suffix}
-        lines = [(self.args.project, f"Files{each}", environment, "Sum") for each in outcomes]
         return [
-            Graph("Files", lines),
+            Graph("Files", lines(self.args.project, environment, *outcomes)),
             capacity_graph("Files table", self.table),
             *self.function.graphs(),
         ]
@@ -6134,25 +6026,26 @@ class Network(Component):
 
     def _gateway_endpoint(self, service: str) -> aws.ec2.VpcEndpoint:
         route_tables = [each.id for tables in self.route_tables.values() for each in tables]
-        return aws.ec2.VpcEndpoint(
-            *self.child(service),
-            vpc_id=self.vpc.id,
-            service_name=Output.format("com.amazonaws.{0}.{1}", self.aws_context.region, service),
-            vpc_endpoint_type="Gateway",
-            route_table_ids=route_tables,
-            tags=self._named(service),
-        )
+        return self._endpoint(service, service, "Gateway", route_table_ids=route_tables)
 
     def _interface_endpoint(self, service: str) -> aws.ec2.VpcEndpoint:
-        return aws.ec2.VpcEndpoint(
-            *self.child(f"{_slug(service)}-interface"),
-            vpc_id=self.vpc.id,
-            service_name=Output.format("com.amazonaws.{0}.{1}", self.aws_context.region, service),
-            vpc_endpoint_type="Interface",
+        return self._endpoint(
+            f"{_slug(service)}-interface",
+            service,
+            "Interface",
             private_dns_enabled=True,
             subnet_ids=[each.id for each in self.subnets["private"]],
             security_group_ids=[self.security_groups["endpoints"].id],
+        )
+
+    def _endpoint(self, key: str, service: str, kind: str, **own: Any) -> aws.ec2.VpcEndpoint:
+        return aws.ec2.VpcEndpoint(
+            *self.child(key),
+            vpc_id=self.vpc.id,
+            service_name=Output.format("com.amazonaws.{0}.{1}", self.aws_context.region, service),
+            vpc_endpoint_type=kind,
             tags=self._named(_slug(service)),
+            **own,
         )
 
     def _flow_log(self) -> aws.ec2.FlowLog:
@@ -6537,13 +6430,11 @@ class Database(Component):
     def graphs(self) -> list[Graph]:
         """Load and free resources of the database, and the snapshot function's calls."""
         of = {"DBInstanceIdentifier": self.instance.identifier}
-
-        def graph(title: str, *metrics: str) -> Graph:
-            return Graph(title, [("AWS/RDS", metric, of, "Average") for metric in metrics])
-
+        load = ("CPUUtilization Average", "DatabaseConnections Average")
+        room = ("FreeStorageSpace Average", "FreeableMemory Average")
         return [
-            graph("Database load", "CPUUtilization", "DatabaseConnections"),
-            graph("Database room", "FreeStorageSpace", "FreeableMemory"),
+            Graph("Database load", lines("AWS/RDS", of, *load)),
+            Graph("Database room", lines("AWS/RDS", of, *room)),
             *self.snapshots.graphs(),
         ]
 
@@ -6847,15 +6738,14 @@ class WebTier(Component):
         """Requests, latency, hosts and machines."""
         balancer, targets, group = self._dimensions()
         alb, counts = "AWS/ApplicationELB", ("RequestCount", "HTTPCode_Target_5XX_Count")
-        times = [(alb, "TargetResponseTime", targets, each) for each in ("p50", "p95", "p99")]
-        hosts = [(alb, f"{each}HostCount", targets, "Maximum") for each in ("Healthy", "UnHealthy")]
-        use = [("AWS/EC2", "CPUUtilization", group, "Average")]
-        use += [("CWAgent", f"{x}_used_percent", group, "Maximum") for x in ("mem", "disk")]
+        times = [f"TargetResponseTime {each}" for each in ("p50", "p95", "p99")]
+        hosts = ("HealthyHostCount Maximum", "UnHealthyHostCount Maximum")
+        use = lines("CWAgent", group, "mem_used_percent Maximum", "disk_used_percent Maximum")
         return [
-            Graph("Web requests", [(alb, each, balancer, "Sum") for each in counts]),
-            Graph("Web latency", times),
-            Graph("Web hosts", hosts),
-            Graph("Web machines", use),
+            Graph("Web requests", lines(alb, balancer, *counts)),
+            Graph("Web latency", lines(alb, targets, *times)),
+            Graph("Web hosts", lines(alb, targets, *hosts)),
+            Graph("Web machines", lines("AWS/EC2", group, "CPUUtilization Average") + use),
         ]
 
 

@@ -6,8 +6,10 @@ file is written by hand. A test fails when a block is not what this would write.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import io
+import itertools
 import json
 import re
 import sys
@@ -57,7 +59,7 @@ def filled(text: str, name: str, rows: Iterator[str]) -> str:
 def settings() -> Iterator[str]:
     """A heading and a table for each group of settings."""
     tiers = [TapStackArgs(environment_suffix=tier) for tier in TIERS]
-    fields = {each.name: each for each in dataclasses.fields(TapStackArgs)}
+    texts = meanings()
     for group, names in groups().items():
         yield ""
         yield f"## {group}"
@@ -65,10 +67,22 @@ def settings() -> Iterator[str]:
         yield f"| setting | meaning | {' | '.join(TIERS)} |"
         yield "| --- | --- |" + " --- |" * len(TIERS)
         for name in names:
-            doc = re.sub(r"{(\w+)}", price, fields[name].metadata["doc"])
+            doc = re.sub(r"{(\w+)}", price, texts[name])
             values = " | ".join(configured(getattr(args, name)) for args in tiers)
             yield f"| `{name}` | {doc} | {values} |"
     yield ""
+
+
+def meanings() -> dict[str, str]:
+    """Setting -> what it means: the text below its field."""
+    program = ast.parse(PROGRAM.read_text()).body
+    (args,) = (x for x in program if isinstance(x, ast.ClassDef) and x.name == "TapStackArgs")
+    found = {}
+    for field, text in itertools.pairwise(args.body):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str(meaning))):
+                found[name] = " ".join(meaning.split())
+    return found
 
 
 def groups() -> dict[str, list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from cost import prices
 from cost.__main__ import main
 from cost.estimate import FREE, LEFT_OUT, PRICED, Estimate, estimate, unpriced
+from docs import tables
 from tap_stack import TapStackArgs
 from taplocal.errors import TapLocalError
 from tests.stack.conftest import ENVIRONMENTS, ISOLATED, ROOT, with_defaults
@@ -131,7 +131,7 @@ def test_a_price_is_written_with_all_its_digits_below_a_dollar(dollars: float, t
 
 
 def test_every_placeholder_of_a_setting_is_a_price_and_every_price_is_used() -> None:
-    docs = " ".join(each.metadata["doc"] for each in dataclasses.fields(TapStackArgs))
+    docs = " ".join(tables.meanings().values())
     assert set(re.findall(r"{(\w+)}", docs)) == prices.PLACEHOLDERS.keys()
 
 

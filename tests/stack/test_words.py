@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import tap_stack
+from docs import tables
 from tests.contract import operations
 from tests.stack.conftest import ENVIRONMENTS, ROOT, graph_of
 
@@ -231,8 +232,7 @@ def test_names_in_comments_exist(path: Path) -> None:
 
 
 def setting_texts() -> str:
-    fields = dataclasses.fields(tap_stack.TapStackArgs)
-    return " ".join([*(each.metadata["doc"] for each in fields), *tap_stack.OUTPUTS.values()])
+    return " ".join([*tables.meanings().values(), *tap_stack.OUTPUTS.values()])
 
 
 def test_names_in_the_texts_of_settings_and_outputs_exist() -> None:
