@@ -6808,7 +6808,7 @@ class Bastion(Component):
     There is no key pair: EC2 Instance Connect pushes a person's public key for 60 s, if IAM allows
     it. Each login by SSH is logged and alarmed; sessions of Session Manager are in CloudTrail.
 
-    Costs a t4g.nano by the hour, less where `bastion_hours` stop it, and its IPv4 address.
+    Costs a t4g.micro by the hour, less where `bastion_hours` stop it, and its IPv4 address.
     """
 
     def __init__(
@@ -6836,7 +6836,7 @@ class Bastion(Component):
                 after=[*network.rules, *network.public_routes],
                 security_group=network.security_groups["bastion"],
                 subnets=network.subnets["public"],
-                instance_types=["t4g.nano"],
+                instance_types=["t4g.micro"],  # dnf is killed for want of memory on a t4g.nano
                 statements=agent_statements(self.logs),
                 public=True,
             ),
@@ -7761,7 +7761,7 @@ PACKAGES
 python3.11 -m venv /opt/web/venv
 /opt/web/venv/bin/python -c 'import gunicorn, psycopg, boto3' 2> /dev/null || \\
     /opt/web/venv/bin/pip install --quiet --require-hashes -r /opt/web/requirements.txt
-[ -s /opt/web/rds.pem ] || curl -sSf --retry 5 -o /opt/web/rds.pem \\
+[ -s /opt/web/rds.pem ] || curl -sSf --connect-timeout 5 --retry 5 -o /opt/web/rds.pem \\
     https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem
 cat > /opt/web/index.py <<'SOURCE'
 @source@
@@ -7818,7 +7818,7 @@ curl -sSf -o /dev/null --retry 300 --retry-delay 1 --retry-max-time 300 --retry-
 """
 BASTION_SCRIPT = """
 # Sends the log of logins away, where who comes in cannot change it.
-dnf install -y -q rsyslog postgresql17
+dnf install -y -q rsyslog
 systemctl enable --now rsyslog
 """
 

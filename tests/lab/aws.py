@@ -36,11 +36,16 @@ class DeniedError(Exception):
 class Aws:
     """Both services of a VPC, running; `calls` has what was called, `states` each instance's."""
 
-    def __init__(self, vpc: Vpc, **secrets: str):
-        self.vpc, self.secrets = vpc, secrets
+    def __init__(self, vpc: Vpc):
+        self.vpc = vpc
+        #: `database`, and of an instance that gets another one.
+        self.secrets: dict[str, str] = {}
         self.calls: list[tuple[str, str]] = []  # instance, operation
         #: Instance -> its lifecycle action's result, or its health.
         self.states: dict[str, str] = {}
+        self.keys: dict[
+            str, str
+        ] = {}  # user -> the public key that EC2 Instance Connect has for it
         self.denied: set[str] = set()  # actions, whatever the role says
         self.page = ""  # what any address with TLS answers
         self.servers: list[ThreadingHTTPServer] = []
@@ -139,6 +144,7 @@ class Aws:
                 "instance-type": template["instanceType"],
                 "local-hostname": machine.name,
                 "local-ipv4": machine.address,
+                "managed-ssh-keys": {"active-keys": self.keys},
                 "mac": machine.mac,
                 "network": {"interfaces": {"macs": {machine.mac: interface}}},
                 "placement": {"availability-zone": zone, "region": REGION},
@@ -265,7 +271,8 @@ def group_arn(name: str) -> str:
 
 def get_secret_value(aws: Aws, machine: Machine, arguments: dict[str, str]) -> str:
     aws.authorize(machine, "secretsmanager:GetSecretValue", [arguments["SecretId"]])
-    return json.dumps({"ARN": arguments["SecretId"], "SecretString": aws.secrets["database"]})
+    secret = aws.secrets.get(machine.name, aws.secrets["database"])
+    return json.dumps({"ARN": arguments["SecretId"], "SecretString": secret})
 
 
 OPERATIONS: dict[str, Callable[[Aws, Machine, dict[str, str]], str]] = {

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,3 +38,10 @@ def disk() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Prints the figures that tests recorded: docs/architecture.md has a table of them."""
+    for report in terminalreporter.getreports("passed"):
+        for what, figure in report.user_properties:
+            terminalreporter.line(f"{report.nodeid}: {what} {figure}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -21,10 +22,12 @@ PACKAGES = """systemd-sysv dbus udev cloud-init iproute2 python3-venv curl ca-ce
 AWS_CLI = "awscli==1.46.3"  # the AMI has the command line; this one checks the names of arguments
 INTERNET = "198.51.100.10"  # where the lab's internet answers as AWS's API, without TLS
 TLS = "198.51.100.11"
+OPERATOR = "198.51.100.70"  # of a person who may log in
+OPERATORS = "198.51.100.64/26"
 HOSTS = ("truststore.pki.rds.amazonaws.com", f"ec2.{REGION}.amazonaws.com")
 DATABASE = "10.0.128.10"
 BUILD_SECONDS = 600  # a guard against hanging
-NEEDS = ("mmdebstrap", "dnsmasq", "nft", "ip", "unshare", "nsenter")
+NEEDS = ("mmdebstrap", "dnsmasq", "nft", "ip", "ssh", "unshare", "nsenter")
 
 FILES = {
     "etc/cloud/cloud.cfg.d/99_lab.cfg": """\
@@ -32,6 +35,7 @@ datasource_list: [Ec2]
 network: {config: disabled}  # amazon-ec2-net-utils owns it
 locale: false
 ssh_genkeytypes: [ed25519]
+system_info: {default_user: {name: ec2-user}}
 """,
     "etc/cloud/ds-identify.cfg": "policy: enabled\ndatasource: Ec2\n",
     # Of amazon-ec2-net-utils: DHCP on every interface, at metric 512 and above.
@@ -64,15 +68,35 @@ PYTHONPATH=/opt/awscli exec python3 -m awscli "$@"
     "usr/local/bin/dnf": """\
 #!/bin/bash
 for each; do case $each in install|-y|-q) ;;
-    python3.11|python3.11-pip|amazon-cloudwatch-agent|rsyslog|postgresql17) ;;
+    "$(cat /etc/dnf-lacks 2> /dev/null)") echo "No match for argument: $each" >&2; exit 1;;
+    python3.11|python3.11-pip|amazon-cloudwatch-agent|rsyslog) ;;
     *) echo "No match for argument: $each" >&2; exit 1;; esac; done
-[ ! -e /etc/dnf-fails ]
+[ ! -e /etc/dnf-fills ] || dd if=/dev/zero of=/var/cache/full bs=1M 2> /dev/null || true
 """,
+    # Of the agent: its options; a test has its configuration.
     "opt/aws/amazon-cloudwatch-agent/bin/amazon-cloudwatch-agent-ctl": """\
-#!/bin/sh
-exec python3 -m json.tool /opt/aws/amazon-cloudwatch-agent/etc/agent.json /run/agent.json
+#!/bin/bash
+[[ "$*" = "-a fetch-config -m ec2 -s -c file:"* ]] && python3 -m json.tool "${7#file:}" > /run/agent.json
 """,
     "opt/aws/amazon-cloudwatch-agent/etc/.keep": "",
+    # Of ec2-instance-connect: sshd asks for the keys that the metadata have for a minute.
+    "etc/ssh/sshd_config.d/60-instance-connect.conf": """\
+AuthorizedKeysCommand /opt/aws/bin/eic_run_authorized_keys %u %f
+AuthorizedKeysCommandUser nobody
+SyslogFacility AUTHPRIV
+""",
+    "opt/aws/bin/eic_run_authorized_keys": """\
+#!/bin/sh
+metadata=http://169.254.169.254/latest
+token=$(curl -s -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 5' $metadata/api/token)
+exec curl -sf -H "X-aws-ec2-metadata-token: $token" \\
+    "$metadata/meta-data/managed-ssh-keys/active-keys/$1"
+""",
+    # As AL2023's, of what concerns logins.
+    "etc/rsyslog.conf": """\
+module(load="imuxsock")
+authpriv.* /var/log/secure
+""",
     "opt/web/venv/bin/gunicorn": """\
 #!/opt/web/venv/bin/python
 from gunicorn.app.wsgiapp import run
@@ -102,32 +126,36 @@ def why_not() -> str:
 
 
 def build() -> Path:
-    """The root file system, built once for each version of this file and of the packages."""
-    parts = [Path(__file__).read_bytes(), (ROOT / "requirements-dev.txt").read_bytes()]
-    key = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+    """The root file system, built once for each version of its packages; its files are rewritten."""
+    made_of = [SUITE, AWS_CLI, *PACKAGES, inspect.getsource(_make)]
+    parts = "".join(made_of).encode() + (ROOT / "requirements-dev.txt").read_bytes()
+    key = hashlib.sha256(parts).hexdigest()[:12]
     root = Path(sys.prefix) / f"lab-{key}"
-    if root.exists():
-        return root
-    for old in Path(sys.prefix).glob("lab-*"):
-        shutil.rmtree(old)
-    new = root.with_name(f"lab-new-{key}")
+    if not root.exists():
+        for old in Path(sys.prefix).glob("lab-*"):
+            shutil.rmtree(old)
+        _make(new := root.with_name(f"lab-new-{key}"))
+        new.rename(root)
+    for name, text in FILES.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_text(text)
+        path.chmod(0o755 if text.startswith("#!") else 0o644)
+    return root
+
+
+def _make(new: Path) -> None:
     include = f"--include={','.join(PACKAGES)}"
     # As one layer of an overlay, which needs no cache of apt.
     _run("mmdebstrap", "--quiet", "--variant=minbase", include, f"--keyring={KEYRING}", SUITE, new)  # fmt: skip
     _install(new / "opt/awscli", AWS_CLI)
     web = ["gunicorn", "psycopg[binary]", "boto3", "-c", str(ROOT / "requirements-dev.txt")]
     _install(new / "opt/web/venv/lib/python3.11/site-packages", *web)
-    for name, text in FILES.items():
-        path = new / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        path.write_text(text)
-        path.chmod(0o755 if text.startswith("#!") else 0o644)
     (new / "var/log/journal").mkdir(exist_ok=True)
     _run("chroot", new, "systemctl", "--quiet", "enable", "systemd-networkd")
     _run("chroot", new, "systemctl", "--quiet", "disable", "rsyslog", "logrotate.timer", "apt-daily.timer", "apt-daily-upgrade.timer")  # fmt: skip
     _run("chroot", new, "systemctl", "--quiet", "mask", "console-getty")
-    return new.rename(root)
 
 
 def _install(target: Path, *what: str) -> None:

@@ -1,11 +1,11 @@
-"""A NAT instance as its launch template makes it: how long a private client is without internet."""
+"""NAT instances, one a zone, as their launch templates make them: how long a private client is out."""
 
 from __future__ import annotations
 
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,8 @@ from tests.lab.image import INTERNET
 from tests.lab.vpc import Machine, Vpc, until
 from tests.stack.conftest import graph_of
 
-ADDRESS = "203.0.113.1"  # of the NAT instance's Elastic IP
+ADDRESSES = ("203.0.113.1", "203.0.113.2")  # of the Elastic IPs, by zone
+Record = Callable[[str, object], None]
 
 
 @dataclass
@@ -25,105 +26,114 @@ class Client:
     """A private machine that asks the internet, again and again, whom it takes it for."""
 
     machine: Machine
-    answers: list[tuple[float, str]] = field(default_factory=list)
-    stopped: threading.Event = field(default_factory=threading.Event)
+    answered: list[float] = field(default_factory=list)  # when
 
     def ask(self) -> str:
         """The address that the internet sees, empty if nothing answers within a second."""
         return self.machine.get(f"http://{INTERNET}:443/", 1)[1]
 
-    def run(self) -> None:
-        while not self.stopped.is_set():
-            answer = self.ask()
-            self.answers.append((time.monotonic(), answer))
-            time.sleep(0.25)
-
     @contextmanager
-    def asking(self) -> Iterator[list[float]]:
-        """The longest time between two answers; it is asked until there is one again."""
-        self.answers, longest = [], [0.0]
-        self.stopped.clear()
-        thread = threading.Thread(target=self.run)
+    def asking(self, record: Record) -> Iterator[None]:
+        """Records the longest time between two answers; it is asked until there is one again."""
+        self.answered, stopped = [], threading.Event()
+
+        def run() -> None:
+            while not stopped.wait(0.25):
+                if self.ask():
+                    self.answered.append(time.monotonic())
+
+        thread = threading.Thread(target=run)
         thread.start()
         try:
-            yield longest
-            until(lambda: self.answers and self.answers[-1][1])
+            yield
+            ended = time.monotonic()
+            until(lambda: self.answered and self.answered[-1] > ended)
         finally:
-            self.stopped.set()
+            stopped.set()
             thread.join()
-        came = [at for at, answer in self.answers if answer]
-        longest[0] = max((b - a for a, b in itertools.pairwise(came)), default=0.0)
+        longest = max(b - a for a, b in itertools.pairwise(self.answered))
+        record("longest time between two answers", f"{longest:.1f} s")
 
 
 @dataclass
 class Nat:
-    """The network of dev, its client, the NAT instances of which the last is the newest."""
+    """The network, a client in each zone, and the NAT instances that were launched."""
 
     vpc: Vpc
     aws: Aws
-    client: Client
-    instances: list[Machine]
+    clients: list[Client]
+    instances: list[Machine] = field(default_factory=list)
 
-    def launch(self) -> Machine:
-        """What the group does: another instance."""
+    def launch(self, zone: int) -> Machine:
+        """What a group does: another instance."""
         name = f"nat-{len(self.instances)}"
-        self.instances.append(self.vpc.machine(name, "public-0", "nat", "network-nat-0").boot())
-        return self.instances[-1]
+        made = self.vpc.machine(name, f"public-{zone}", "nat", f"network-nat-{zone}")
+        self.instances.append(made)
+        return made.boot()
 
 
 @pytest.fixture(scope="module")
 def nat(built: Path, disk: Path) -> Iterator[Nat]:
-    """A client without a way out, and nothing else yet."""
-    with Vpc(graph_of("dev", nat="instance"), built, disk) as vpc, Aws(vpc) as aws:
-        client = Client(vpc.machine("client", "private-1", "web").plain())
-        yield Nat(vpc, aws, client, [])
+    """Clients without a way out, and nothing else yet."""
+    with Vpc(graph_of("dev", nat="instance_ha"), built, disk) as vpc, Aws(vpc) as aws:
+        clients = [
+            Client(vpc.machine(f"client-{n}", f"private-{n}", "web").plain()) for n in (0, 1)
+        ]
+        yield Nat(vpc, aws, clients)
 
 
-def test_it_gives_private_subnets_a_way_out_and_then_comes_into_service(nat: Nat) -> None:
-    assert nat.client.ask() == ""
-    instance = nat.launch()
-    assert instance.cloud_init() == []
-    assert nat.client.ask() == ADDRESS  # which stays, whatever comes
-    assert nat.aws.states == {"nat-0": "CONTINUE"}
-    assert "nft" not in instance.run("ls", "/usr/sbin")  # nothing is installed
+def test_each_zone_gets_a_way_out_and_then_its_instance_comes_into_service(
+    nat: Nat, record_property: Record
+) -> None:
+    assert [each.ask() for each in nat.clients] == ["", ""]
+    started = time.monotonic()
+    instances = [nat.launch(zone) for zone in (0, 1)]
+    until(lambda: all(each.ask() for each in nat.clients), instances[0])
+    record_property("both zones out after", f"{time.monotonic() - started:.1f} s")
+    assert [each.cloud_init() for each in instances] == [[], []]
+    assert [each.ask() for each in nat.clients] == [*ADDRESSES]  # which stay, whatever comes
+    assert nat.aws.states == {"nat-0": "CONTINUE", "nat-1": "CONTINUE"}
+    assert "nft" not in instances[0].run("ls", "/usr/sbin")  # nothing is installed
+    instances[1].run("sysctl", "-w", "net.ipv4.ip_forward=0")  # the last test waits for that
 
 
-def test_networkd_may_reload_and_restart(nat: Nat) -> None:
-    with nat.client.asking():
+def test_networkd_may_reload_and_restart(nat: Nat, record_property: Record) -> None:
+    with nat.clients[0].asking(record_property):
         for command in (["networkctl", "reload"], ["systemctl", "restart", "systemd-networkd"]):
             time.sleep(2)
-            nat.instances[-1].run(*command)
+            nat.instances[0].run(*command)
             time.sleep(2)
 
 
-def test_after_a_reboot_it_is_the_way_out_again(nat: Nat) -> None:
-    instance, ran = nat.instances[-1], "/var/lib/cloud/instance/sem/config_scripts_user"
+def test_after_a_reboot_it_is_the_way_out_again(nat: Nat, record_property: Record) -> None:
+    instance, ran = nat.instances[0], "/var/lib/cloud/instance/sem/config_scripts_user"
     before, first = instance.pid, instance.run("stat", "-c", "%Y", ran)
-    with nat.client.asking():
+    with nat.clients[0].asking(record_property):
+        time.sleep(1)
         instance.reboot()
-        until(lambda: nat.client.ask() == ADDRESS, instance)
+        until(lambda: nat.clients[0].ask() == ADDRESSES[0], instance)
     assert instance.pid != before
     assert instance.cloud_init() == []
     assert instance.run("stat", "-c", "%Y", ran) == first  # no part of its user data ran again
 
 
-def test_a_replacement_takes_over_beside_the_old_one(nat: Nat) -> None:
-    with nat.client.asking():
-        assert nat.launch().cloud_init() == []
+def test_a_replacement_takes_over_beside_the_old_one(nat: Nat, record_property: Record) -> None:
+    with nat.clients[0].asking(record_property):
+        assert nat.launch(0).cloud_init() == []
         nat.instances[0].stop()
         time.sleep(2)
-    assert nat.client.ask() == ADDRESS
-    assert nat.aws.states["nat-1"] == "CONTINUE"
-
-
-def test_one_that_forwards_nothing_any_more_says_so(nat: Nat) -> None:
-    nat.instances[-1].run("sysctl", "-w", "net.ipv4.ip_forward=0")
-    until(lambda: nat.aws.states["nat-1"] == "Unhealthy", nat.instances[-1], 200)
+    assert nat.clients[0].ask() == ADDRESSES[0]
+    assert nat.aws.states["nat-2"] == "CONTINUE"
 
 
 def test_one_that_may_not_do_its_work_never_comes_into_service(nat: Nat) -> None:
     nat.aws.denied = {"ec2:ReplaceRoute", "ec2:CreateRoute"}
-    instance = nat.launch()
-    until(lambda: ("nat-2", "CreateRoute") in nat.aws.calls, instance)
-    time.sleep(5)
-    assert "nat-2" not in nat.aws.states  # and the hook's default is to abandon it
+    instance = nat.launch(0)
+    until(lambda: nat.aws.calls.count(("nat-3", "CreateRoute")) > 1, instance)  # again and again
+    assert "nat-3" not in nat.aws.states  # and the hook's default is to abandon it
+    assert nat.clients[0].ask() == ADDRESSES[0]
+
+
+def test_one_that_forwards_nothing_any_more_says_so(nat: Nat) -> None:
+    until(lambda: nat.aws.states["nat-1"] == "Unhealthy", nat.instances[1], 200)
+    assert nat.clients[0].ask() == ADDRESSES[0]  # the other zone has its own

@@ -9,34 +9,40 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import ipaddress
 import itertools
 import json
 import re
+import selectors
 import socket
 import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.lab.image import INTERNET, TLS
+from tests.lab.image import INTERNET, OPERATOR, TLS
 from tests.stack.conftest import Graph
 
 T = TypeVar("T")
+Target = tuple[str, int]
+ERROR = socket.SOL_SOCKET, socket.SO_ERROR
 BOOT = Path(__file__).with_name("boot.sh")
 AUTHORITIES = "etc/ssl/certs/ca-certificates.crt"
 METADATA = "169.254.169.254"
-GATEWAY = "203.0.113.250"  # of all NAT gateways
+GATEWAYS = {f"network-nat-{number}-id": f"203.0.113.{250 + number}" for number in range(3)}
 #: Of what comes from a machine and goes to it: hook, name of the port, own address.
 WAYS = (
     ("from", "prerouting priority -200", "iifname", "saddr"),
     ("to", "postrouting priority 200", "oifname", "daddr"),
 )
 SECONDS = 120  # a guard against hanging
+SILENCE = 3  # how long nothing answers before it is taken for dropped
 CLONE_NEWNET = 0x40000000
 
 
@@ -69,6 +75,29 @@ def inside(space: str, work: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     return results[0]
+
+
+def reached(space: str, targets: Iterable[Target], source: str = "0.0.0.0") -> set[Target]:  # noqa: S104 - any
+    """Those of some addresses and ports that TCP connections from a namespace get to."""
+
+    def attempt() -> set[Target]:
+        found, waiting = set(), selectors.DefaultSelector()
+        with contextlib.ExitStack() as probes:
+            for each in targets:
+                probe = probes.enter_context(socket.socket())
+                probe.setblocking(False)
+                probe.bind((source, 0))
+                if probe.connect_ex(each) == errno.EINPROGRESS:
+                    waiting.register(probe, selectors.EVENT_WRITE, each)
+            deadline = time.monotonic() + SILENCE
+            while waiting.get_map() and (left := deadline - time.monotonic()) > 0:
+                for key, _ in waiting.select(left):
+                    error = waiting.unregister(key.fileobj).fileobj.getsockopt(*ERROR)  # type: ignore[union-attr]
+                    if error in (0, errno.ECONNREFUSED):  # it got there
+                        found.add(key.data)
+        return found
+
+    return inside(space, attempt)
 
 
 @dataclass
@@ -123,13 +152,27 @@ class Machine:
         sh("ip", "-n", self.space, "route", "add", "default", "via", str(network[1]))
         return self
 
+    def put(self, path: str, text: str) -> Machine:
+        """Writes a file of its disk before it boots."""
+        file = self.vpc.folder / self.name / "upper" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return self
+
+    def small(self, megabytes: int) -> Machine:
+        """Gives it a disk of so many megabytes."""
+        folder = self.vpc.folder / self.name
+        folder.mkdir()
+        sh("mount", "-t", "tmpfs", "-o", f"size={megabytes}M", "tmpfs", folder)
+        return self
+
     def boot(self) -> Machine:
         """Starts the system; again, if it has been stopped, from the same disk."""
         self.plug("ens5")
         folder = self.vpc.folder / self.name
         trusted = folder / "upper" / AUTHORITIES
         if not trusted.exists():
-            trusted.parent.mkdir(parents=True)
+            trusted.parent.mkdir(parents=True, exist_ok=True)
             trusted.write_bytes((self.vpc.image / AUTHORITIES).read_bytes() + self.vpc.authority)
         self.cgroup.mkdir(exist_ok=True)
         command = ["bash", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self.cgroup)]
@@ -194,16 +237,8 @@ class Machine:
         return self.run("journalctl", "-n", "60", "--no-pager", check=False)
 
     def connects(self, target: str, port: int) -> bool:
-        """Whether a TCP connection from here succeeds."""
-
-        def attempt() -> bool:
-            try:
-                socket.create_connection((target, port), 1).close()
-            except OSError as error:
-                return isinstance(error, ConnectionRefusedError)  # it got there
-            return True
-
-        return inside(self.space, attempt)
+        """Whether a TCP connection from here gets there."""
+        return bool(reached(self.space, [(target, port)]))
 
     def get(self, url: str, timeout: float = 5) -> tuple[int, str]:
         """Status and body of a plain HTTP request from here; 0 if there was no response."""
@@ -249,6 +284,12 @@ class Vpc:
         self.elastic: dict[str, Machine | None] = {
             f"{each.name}-allocation": None for each in graph.of("Eip")
         }
+        #: Subnet -> the address of the NAT gateway that its route names.
+        self.gateways = {
+            each.name.replace("network-out", "private"): GATEWAYS[each.inputs["natGatewayId"]]
+            for each in graph.of("aws:ec2/route:Route")
+            if "natGatewayId" in each.inputs
+        }
         #: Logical name of a route table -> the machine that its default route names.
         self.defaults: dict[str, Machine | None] = {}
         self.numbers = itertools.count(10)
@@ -265,8 +306,11 @@ class Vpc:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Machine.stop, self.machines))
         for each in self.machines:
-            each.stop()
+            if (self.folder / each.name).is_mount():
+                sh("umount", self.folder / each.name)
         if self.dhcp:
             self.dhcp.kill()
             self.dhcp.wait()
@@ -283,7 +327,7 @@ class Vpc:
         sh(*ip, "address", "add", f"{METADATA}/32", "dev", "lo")
         sh(*ip, "link", "set", "igw", "up")
         sh("ip", "-n", self.internet, "address", "add", "192.0.2.2/30", "dev", "out")
-        for address in (INTERNET, TLS):
+        for address in (INTERNET, TLS, OPERATOR):
             sh("ip", "-n", self.internet, "address", "add", f"{address}/32", "dev", "lo")
         sh("ip", "-n", self.internet, "link", "set", "out", "up")
         sh("ip", "-n", self.internet, "route", "add", "203.0.113.0/24", "via", "192.0.2.1")
@@ -310,13 +354,7 @@ class Vpc:
         """Sets the default route of a subnet: through a machine, or as it is registered."""
         table = ["table", str(100 + list(self.subnets).index(subnet))]
         ip = ["ip", "-n", self.space, "route", "replace"]
-        number = subnet[-1]
-        gateways = [each.name for each in self.graph.of("NatGateway")]
-        registered = {each.name: each.inputs for each in self.graph.of("aws:ec2/route:Route")}
-        through = registered.get(f"network-out-{number}", {}).get("natGatewayId", "")
-        if subnet.startswith("public") or (
-            subnet.startswith("private") and through.removesuffix("-id") in gateways
-        ):
+        if subnet.startswith("public") or subnet in self.gateways:
             sh(*ip, "default", "via", "192.0.2.2", *table)
         elif target:
             sh(*ip, "default", "via", target.address, "dev", target.subnet, *table)
@@ -364,6 +402,7 @@ class Vpc:
             for each in self.machines:
                 if each.checked:
                     yield f"    {name} {each.port} ip {peer} != {each.address} drop"
+                yield f"    {name} {each.port} ip protocol != tcp drop"  # no rule has another
                 yield f"    {name} {each.port} tcp flags & (syn | ack) == syn jump {each.port}-{chain}"
             yield "  }"
         for each in self.machines:
@@ -383,18 +422,18 @@ class Vpc:
     def _gateway(self) -> Iterator[str]:
         """The internet gateway: public addresses one to one. NAT gateways, which keep state."""
         known = [each for each in self.machines if each.public]
+        gateways = f"{{ {', '.join(GATEWAYS.values())} }}"
         yield "  chain in { type filter hook prerouting priority raw"
         for each in known:
             yield f"    iifname igw ip daddr {each.public} ip daddr set {each.address} accept"
-        yield f"    iifname igw ip daddr != {GATEWAY} drop\n  }}"
+        yield f"    iifname igw ip daddr != {gateways} drop\n  }}"
         yield "  chain out { type filter hook postrouting priority 300"
         for each in known:
             yield f"    oifname igw ip saddr {each.address} ip saddr set {each.public} accept"
-        yield f"    oifname igw ip saddr != {GATEWAY} drop\n  }}"
-        for name, network in self.subnets.items():
-            if name.startswith("private"):
-                yield f"  chain {name} {{ type nat hook postrouting priority srcnat"
-                yield f"    oifname igw ip saddr {network} snat to {GATEWAY}\n  }}"
+        yield f"    oifname igw ip saddr != {gateways} drop\n  }}"
+        for name, address in self.gateways.items():
+            yield f"  chain {name} {{ type nat hook postrouting priority srcnat"
+            yield f"    oifname igw ip saddr {self.subnets[name]} snat to {address}\n  }}"
 
     def _allowed(self, group: str, kind: str) -> Iterator[tuple[str, int]]:
         """CIDR blocks and ports of a group's rules."""

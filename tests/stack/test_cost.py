@@ -81,8 +81,8 @@ def test_what_resources_bring_with_them_is_priced_too() -> None:
     tracking = {part: round(x.get("alarms of target tracking", 0), 6) for part, x in prod.items()}
     alarm = prices.ALARM  # two of a policy; of the units of the table and three indexes, four
     assert tracking == {"api": 2 * alarm, "files": 32 * alarm, "web": 4 * alarm, "shared": 0}
-    dev = web(spot_percent="0").fixed["web"]  # instances of web, NAT and bastion
-    hours = 2 * prices.HOURLY["t4g.nano"] + prices.HOURLY["t4g.small"]
+    dev = web(spot_percent="0").fixed["web"]  # instances of NAT, bastion and web
+    hours = sum(prices.HOURLY[f"t4g.{each}"] for each in ("nano", "micro", "small"))
     each = 8 * prices.VOLUME_GB + 7 * prices.METRIC
     fleets = dev["instances, their volumes and metrics"]
     assert round(fleets, 6) == round(prices.monthly(hours) + 3 * each, 6)

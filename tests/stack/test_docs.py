@@ -128,3 +128,15 @@ def test_each_example_registers_and_says_how_it_is_run(
     assert run(project, recorder)
     assert len(recorder.resources) > 30
     assert f"--program examples/{example.name}" in project.main.read_text()
+
+
+def test_each_test_of_the_lab_has_its_row() -> None:
+    _, _, rest = (ROOT / "docs/architecture.md").read_text().partition("## What the lab shows")
+    table, _, _ = rest.partition("## ")
+    rows = re.findall(r"^\| (\w+): (.+?) \|", table, re.MULTILINE)
+    tests = [
+        (path.stem.removeprefix("test_"), name.replace("_", " "))
+        for path in sorted((ROOT / "tests/lab").glob("test_*.py"))
+        for name in re.findall(r"^def test_(\w+)", path.read_text(), re.MULTILINE)
+    ]
+    assert sorted(rows) == sorted(tests)
