@@ -7,11 +7,14 @@ recorded before and after it, so that the next run can finish one that was kille
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -21,8 +24,11 @@ from taplocal.errors import TapLocalError
 from taplocal.program import Registration, run
 from taplocal.project import Project
 from taplocal.resources import Handler, handler_of
+from taplocal.resources.base import Named
 from taplocal.state import Deployed, State
 from taplocal.steps import Step, Summary
+
+REPLACED = "#"  # in the state, behind the URN of what is deleted at the end of the run
 
 
 class Deployment:
@@ -70,13 +76,16 @@ class Deployment:
     def up(self, project: Project) -> Summary:
         """Deploys the program; raises the first error, with all finished steps in the state."""
         started = time.monotonic()
-        outputs = run(project, self)
+        self.end(run(project, self))
+        self.summary.seconds = time.monotonic() - started
+        return self.summary
+
+    def end(self, outputs: dict[str, Any]) -> None:
+        """Deletes what the program no longer registers, and records the outputs."""
         for urn in [urn for urn in reversed(self.state.resources) if urn not in self.seen]:
             self._delete(urn)
         self.state.finish(outputs)
         self.summary.not_emulated.sort(key=lambda each: (each["resource"], each["what"]))
-        self.summary.seconds = time.monotonic() - started
-        return self.summary
 
     def down(self) -> Summary:
         """Deletes all resources, newest first, protected or not, with their data."""
@@ -112,9 +121,8 @@ class Deployment:
         old = self.state.resources.get(resource.urn)
         started = time.monotonic()
         if old and old.pending in ("create", "delete"):
-            self._delete_remains(handler, old)
-            self.state.remove(resource.urn)
-            old = None
+            self._delete_remains(resource.urn, old)
+            old = self._take_back(resource.urn)
         if old is None:
             return self._create(
                 handler, resource, Step("created", resource.type, resource.name), started
@@ -128,11 +136,14 @@ class Deployment:
         replace_on = {*handler.replaces(), *resource.replace_on_changes}
         if replacing := tuple(key for key in changed if key in replace_on):
             self._check_protected(old)
-            self._mark_pending(resource.urn, old, "delete")
-            self._delete_remains(handler, old)
-            self.state.remove(resource.urn)
+            waiting = {}
+            if set(replacing).isdisjoint(handler.distinct.split()):
+                self._delete_remains(resource.urn, old)
+                self.state.remove(resource.urn)
+            else:
+                waiting = {f"{resource.urn}{REPLACED}{old.owner}": old}
             step = Step("replaced", resource.type, resource.name, why=replacing)
-            return self._create(handler, resource, step, started)
+            return self._create(handler, resource, step, started, waiting)
         if not changed and not old.pending:
             self._report(Step("unchanged", resource.type, resource.name))
             if old.protect != resource.protect:
@@ -142,8 +153,21 @@ class Deployment:
         return self._update(handler, resource, old, changed, started)
 
     def _create(
-        self, handler: Handler, resource: Registration, step: Step, started: float
+        self,
+        handler: Handler,
+        resource: Registration,
+        step: Step,
+        started: float,
+        waiting: Mapping[str, Deployed] = MappingProxyType({}),
     ) -> Deployed:
+        owner = f"{resource.urn.split(':')[2]}/{resource.type}/{resource.name}/{uuid.uuid4().hex}"
+        inputs = handler.owned(resource.inputs, owner)
+        if (
+            isinstance(handler, Named)
+            and handler.overwrites
+            and handler.tags(self.cloud, inputs) is not None
+        ):
+            raise TapLocalError(_taken(resource, handler.name(self.cloud, inputs)))
         new = Deployed(
             resource.type,
             resource.name,
@@ -151,9 +175,15 @@ class Deployment:
             resource.inputs,
             protect=resource.protect,
             pending="create",
+            owner=owner,
         )
-        self.state.put(resource.urn, new)
-        new.id, new.outputs = handler.create(self.cloud, resource.inputs)
+        self.state.change({**waiting, resource.urn: new})
+        try:
+            new.id, new.outputs = handler.create(self.cloud, inputs)
+        except ClientError as error:
+            if re.search("already (exist|in use)", str(error), re.IGNORECASE):
+                raise TapLocalError(_taken(resource, str(error))) from None
+            raise
         new.pending = ""
         self.state.put(resource.urn, new)
         self._report(step, started)
@@ -168,9 +198,11 @@ class Deployment:
         started: float,
     ) -> Deployed:
         self._mark_pending(resource.urn, old, "update")
-        inputs, protect = resource.inputs, resource.protect
-        outputs = handler.update(self.cloud, old.id, old.inputs, inputs, old.outputs)
-        new = Deployed(resource.type, resource.name, old.id, inputs, outputs, protect)
+        before, after = (handler.owned(x, old.owner) for x in (old.inputs, resource.inputs))
+        outputs = handler.update(self.cloud, old.id, before, after, old.outputs)
+        new = replace(
+            old, inputs=resource.inputs, outputs=outputs, protect=resource.protect, pending=""
+        )
         self.state.put(resource.urn, new)
         self._report(Step("updated", resource.type, resource.name, why=changed), started)
         return new
@@ -179,24 +211,42 @@ class Deployment:
         old, started = self.state.resources[urn], time.monotonic()
         if protected:
             self._check_protected(old)
-        self._mark_pending(urn, old, "delete")
         try:
-            self._delete_remains(handler_of(old.type, old.name), old)
+            self._delete_remains(urn, old)
         except (ClientError, BotoCoreError) as error:
             raise TapLocalError(f"{old.type} {old.name} cannot be deleted: {error}") from error
         self.state.remove(urn)
-        self._report(Step("deleted", old.type, old.name), started)
+        if REPLACED not in urn:  # else its replacement was reported
+            self._report(Step("deleted", old.type, old.name), started)
 
     def _mark_pending(self, urn: str, resource: Deployed, step: str) -> None:
         resource.pending = resource.pending if resource.pending == "create" else step
         self.state.put(urn, resource)
 
-    def _delete_remains(self, handler: Handler, old: Deployed) -> None:
-        """Deletes a resource, or what an interrupted run created of it."""
+    def _delete_remains(self, urn: str, old: Deployed) -> None:
+        """Deletes a resource, or what an interrupted run of this stack left of it.
+
+        Since an interrupted run another stack may have made a resource of the same name: what has
+        the name is looked at, and is deleted only if this stack made it.
+        """
+        handler, doubtful = handler_of(old.type, old.name), old.pending in ("create", "delete")
+        self._mark_pending(urn, old, "delete")
         inputs = {**old.inputs, "forceDestroy": True} if self._force else old.inputs
-        resource_id = old.id or handler.find(self.cloud, inputs)
+        resource_id: str | None = old.id
+        if not old.id or (doubtful and isinstance(handler, Named)):
+            resource_id = handler.find(self.cloud, handler.owned(inputs, old.owner))
         if resource_id:
             handler.remove(self.cloud, resource_id, inputs, old.outputs)
+
+    def _take_back(self, urn: str) -> Deployed | None:
+        """What an interrupted replacement was to replace: the run goes on from there."""
+        waiting = [key for key in self.state.resources if key.startswith(urn + REPLACED)]
+        if not waiting:
+            self.state.remove(urn)
+            return None
+        old = self.state.resources[waiting[-1]]
+        self.state.change({urn: old, waiting[-1]: None})
+        return old
 
     def _check_protected(self, old: Deployed) -> None:
         if old.protect:
@@ -231,6 +281,13 @@ def _with_old_value(path: list[str], old: Any, new: Any) -> Any:
     if name not in old or name not in new:
         return new
     return {**new, name: _with_old_value(below, old[name], new[name]) if below else old[name]}
+
+
+def _taken(resource: Registration, name: str) -> str:
+    return (
+        f"{resource.type} {resource.name}: its name is taken by a resource that this stack did not "
+        f"make ({name}): choose another name, or delete that resource"
+    )
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], ignored: list[str]) -> list[str]:

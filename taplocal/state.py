@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +24,8 @@ class Deployed:
     """One resource as it was deployed.
 
     `pending` is the operation that was started but not finished (create, update or delete); an
-    interrupted run leaves it behind, and the next run repeats the operation.
+    interrupted run leaves it behind, and the next run repeats the operation. `owner` is the value
+    of the tag by which the resource is known as the one of this record.
     """
 
     type: str
@@ -34,6 +35,7 @@ class Deployed:
     outputs: dict[str, Any] = field(default_factory=dict)
     protect: bool = False
     pending: str = ""
+    owner: str = ""
 
 
 class State:
@@ -70,15 +72,24 @@ class State:
 
     def put(self, urn: str, resource: Deployed) -> None:
         """Records a resource; a new one goes to the end of the order."""
-        with self._lock:
-            self.resources[urn] = resource
-            self._append(urn, asdict(resource))
+        self.change({urn: resource})
 
     def remove(self, urn: str) -> None:
         """Removes a deleted resource."""
+        self.change({urn: None})
+
+    def change(self, changes: Mapping[str, Deployed | None]) -> None:
+        """Records several resources at once: after a crash there are all of them, or none."""
         with self._lock:
-            self.resources.pop(urn, None)
-            self._append(urn, None)
+            self._append({urn: asdict(each) if each else None for urn, each in changes.items()})
+            self._apply(changes)
+
+    def _apply(self, changes: Mapping[str, Deployed | None]) -> None:
+        for urn, resource in changes.items():
+            if resource is None:
+                self.resources.pop(urn, None)
+            else:
+                self.resources[urn] = resource
 
     def reset(self, marker: str, region: str) -> None:
         """Empties the state, for the emulator with this marker."""
@@ -90,21 +101,18 @@ class State:
         self.outputs = outputs
         self._write()
 
-    def _append(self, urn: str, resource: dict[str, Any] | None) -> None:
+    def _append(self, changes: dict[str, dict[str, Any] | None]) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         with os.fdopen(os.open(self.journal, flags, 0o600), "w") as file:
-            file.write(json.dumps([urn, resource]) + "\n")
+            file.write(json.dumps(changes) + "\n")
 
     def _replay(self) -> None:
         """Replays the journal of an interrupted run; an incomplete last line is discarded."""
         if not self.journal.exists():
             return
         *lines, incomplete = self.journal.read_text().split("\n")
-        for urn, resource in map(json.loads, lines):
-            if resource is None:
-                self.resources.pop(urn, None)
-            else:
-                self.resources[urn] = Deployed(**resource)
+        for changes in map(json.loads, lines):
+            self._apply({urn: each and Deployed(**each) for urn, each in changes.items()})
         if incomplete:
             write_private(self.journal, "".join(f"{line}\n" for line in lines))
 

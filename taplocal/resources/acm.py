@@ -9,15 +9,16 @@ from taplocal.resources.base import (
     Outputs,
     Recorded,
     given,
-    id_by_name,
+    has_owner,
     removed_tags,
     tag_list,
+    tag_map,
 )
 
 
 class Certificate(Handler):
     uses = "domainName subjectAlternativeNames validationMethod tags"
-    replace_on = "domainName subjectAlternativeNames validationMethod"
+    replace_on = distinct = "domainName subjectAlternativeNames validationMethod"
     not_emulated = {"validationMethod": "a certificate is issued without validation"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -51,8 +52,14 @@ class Certificate(Handler):
         cloud.client("acm").delete_certificate(CertificateArn=resource_id)
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        found = cloud.client("acm").list_certificates()["CertificateSummaryList"]
-        return id_by_name(found, "CertificateArn", "DomainName", inputs["domainName"])
+        acm = cloud.client("acm")
+        for page in acm.get_paginator("list_certificates").paginate():
+            for each in page["CertificateSummaryList"]:
+                arn = str(each["CertificateArn"])
+                tags = acm.list_tags_for_certificate(CertificateArn=arn)["Tags"]
+                if has_owner(tag_map(tags), inputs):
+                    return arn
+        return None
 
 
 class CertificateValidation(Recorded):

@@ -11,7 +11,7 @@ from taplocal.resources.base import (
     Outputs,
     Recorded,
     given,
-    id_by_name,
+    has_owner,
     pascal,
     removed_tags,
 )
@@ -19,7 +19,7 @@ from taplocal.resources.base import (
 
 class Api(Handler):
     uses = "name description protocolType corsConfiguration tags"
-    replace_on = "protocolType"
+    replace_on = distinct = "protocolType"
     not_emulated = {"disableExecuteApiEndpoint": "the API stays at the emulator's own URL"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -53,7 +53,7 @@ class Api(Handler):
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         apis = cloud.client("apigatewayv2").get_apis()["Items"]
-        return id_by_name(apis, "ApiId", "Name", inputs["name"])
+        return next((x["ApiId"] for x in apis if has_owner(x.get("Tags", {}), inputs)), None)
 
 
 class DomainName(Recorded):

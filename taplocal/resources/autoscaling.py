@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, Recorded, given, pascal
+from taplocal.resources.base import (
+    OWNER,
+    Handler,
+    Inputs,
+    Named,
+    Outputs,
+    Recorded,
+    given,
+    pascal,
+    tag_map,
+)
 
 
 class Target(Recorded):
@@ -19,7 +29,7 @@ class Policy(Recorded):
     not_emulated = {"targetTrackingScalingPolicyConfiguration": "nothing is scaled"}
 
 
-class Group(Handler):
+class Group(Named):
     uses = """name minSize maxSize vpcZoneIdentifiers mixedInstancesPolicy capacityRebalance
         targetGroupArns healthCheckType healthCheckGracePeriod defaultInstanceWarmup
         initialLifecycleHooks waitForCapacityTimeout minElbCapacity
@@ -50,6 +60,18 @@ class Group(Handler):
         cloud.client("autoscaling").delete_auto_scaling_group(
             AutoScalingGroupName=resource_id, ForceDelete=True
         )
+
+    def owned(self, inputs: Inputs, owner: str) -> Inputs:
+        tag = {"key": OWNER, "value": owner, "propagateAtLaunch": False}
+        return {**inputs, "tags": [*inputs.get("tags", []), tag]}
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        name, owner = str(inputs["name"]), inputs["tags"][-1]["value"]
+        groups = cloud.client("autoscaling").describe_auto_scaling_groups(
+            AutoScalingGroupNames=[name]
+        )["AutoScalingGroups"]
+        tags = [tag for each in groups for tag in each["Tags"]]
+        return name if tag_map(tags).get(OWNER) == owner else None
 
     @staticmethod
     def _arguments(inputs: Inputs) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from taplocal.cloud import Cloud
 from taplocal.emulator import time_scale
 from taplocal.errors import TapLocalError
-from taplocal.resources.base import Handler, Inputs, Outputs, given, pascal, removed_tags
+from taplocal.resources.base import Handler, Inputs, Named, Outputs, given, pascal, removed_tags
 
 
-class Function(Handler):
+class Function(Named):
     uses = """name description runtime architectures handler code role memorySize timeout publish
         environment.variables kmsKeyArn tracingConfig.mode loggingConfig
         reservedConcurrentExecutions tags"""
@@ -30,6 +30,10 @@ class Function(Handler):
         "tracingConfig": "no traces are recorded",
         "loggingConfig.logFormat": "the log lines of the runtime itself are plain text",
     }
+    tag_operation = "lambda list_tags Resource Tags"
+
+    def name(self, cloud: Cloud, inputs: Inputs) -> str:
+        return cloud.arn("lambda", f"function:{inputs['name']}")
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         made = cloud.client("lambda").create_function(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,19 +14,10 @@ from taplocal.errors import UnsupportedError
 Inputs = Mapping[str, Any]
 Outputs = dict[str, Any]
 
+#: The tag by which a resource is known as one that this stack made.
+OWNER = "taplocal:owner"
 #: Error codes of a resource that does not exist.
-NOT_FOUND_CODES = {
-    "404",
-    "NoSuchBucket",
-    "NoSuchEntity",
-    "NotFound",
-    "NotFoundException",
-    "ParameterNotFound",
-    "ResourceNotFound",
-    "ResourceNotFoundException",
-    "AWS.SimpleQueueService.NonExistentQueue",
-    "QueueDoesNotExist",
-}
+NOT_FOUND = re.compile("404|NoSuch.+|.*NotFound.*|.*NonExistentQueue|QueueDoesNotExist")
 
 
 class Handler:
@@ -34,13 +26,15 @@ class Handler:
     `uses` lists the inputs that the emulator supports, as dotted paths; a path includes everything
     below it. `not_emulated` maps inputs without effect to the reason, which `up` reports. Any other
     input is an UnsupportedError. A change of an input in `replace_on` replaces the resource, as on
-    AWS; a change of one in `ignored` is no change.
+    AWS; a change of one in `ignored` is no change. A change of one in `distinct` lets the new one
+    exist beside the old one, which then goes at the end of the run, after all that depends on it.
     """
 
     uses = ""
     id_input = "name"  # the input that is the id, where AWS does not generate one
     replace_on = ""
     ignored = ""
+    distinct = ""
     not_emulated: Mapping[str, str] = {}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -58,9 +52,19 @@ class Handler:
         raise NotImplementedError
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        """The id of a resource that an interrupted run may have created; by default `id_input`."""
+        """The id of what an interrupted run of this stack may have created.
+
+        By default `id_input`, for what is part of a resource of this stack's own; what others may
+        have made under the same name is known by its tag.
+        """
         resource_id = inputs.get(self.id_input)
         return resource_id if isinstance(resource_id, str) else None
+
+    def owned(self, inputs: Inputs, owner: str) -> Inputs:
+        """The inputs with the tag that names the owner, for the types that have tags."""
+        if "tags" not in self.uses.split():
+            return inputs
+        return {**inputs, "tags": {**inputs.get("tags", {}), OWNER: owner}}
 
     def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
         """The inputs that have no effect on the emulator, each with the reason."""
@@ -76,7 +80,7 @@ class Handler:
         try:
             self.delete(cloud, resource_id, inputs, outputs)
         except ClientError as error:
-            if error.response["Error"]["Code"] not in NOT_FOUND_CODES:
+            if not NOT_FOUND.fullmatch(error.response["Error"]["Code"]):
                 raise
 
     def replaces(self) -> set[str]:
@@ -93,6 +97,44 @@ class Handler:
                 f"{name}: the local cloud does not support the input {unknown[0]} of "
                 f"{type(self).__name__}; add it to {type(self).__module__.replace('.', '/')}.py"
             )
+
+
+class Named(Handler):
+    """A resource whose id is a name that the program chooses, so that another stack may have it."""
+
+    overwrites = False  # whether its creation takes over what has the name, without an error
+    tag_operation = ""  # service, operation, parameter and key of the result
+
+    def __init__(self) -> None:
+        self.distinct = self.id_input
+
+    def name(self, cloud: Cloud, inputs: Inputs) -> str:
+        """The value of the parameter of `tag_operation`: the name or the ARN."""
+        return str(inputs[self.id_input])
+
+    def tags(self, cloud: Cloud, inputs: Inputs) -> Mapping[str, str] | None:
+        """The tags of the resource with this name, whoever made it; None if there is none."""
+        service, operation, parameter, key = self.tag_operation.split()
+        try:
+            found = getattr(cloud.client(service), operation)(
+                **{parameter: self.name(cloud, inputs)}
+            )
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code == "NoSuchTagSet":  # S3's answer for a bucket without tags
+                return {}
+            if NOT_FOUND.fullmatch(code):
+                return None
+            raise
+        return tag_map(found.get(key, {}))
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        tags = self.tags(cloud, inputs) or {}
+        return self.resource_id(cloud, inputs) if has_owner(tags, inputs) else None
+
+    def resource_id(self, cloud: Cloud, inputs: Inputs) -> str:
+        """The id of the resource with this name."""
+        return str(inputs[self.id_input])
 
 
 class Recorded(Handler):
@@ -144,6 +186,26 @@ def tag_list(
 ) -> list[dict[str, str]]:
     """Tags as a list, as many APIs take them."""
     return [{key: name, value: text} for name, text in sorted((tags or {}).items())]
+
+
+def tag_map(tags: Any) -> dict[str, str]:
+    """Tags as a mapping, however an API returns them."""
+    if isinstance(tags, Mapping):
+        return dict(tags)
+    return {each["Key"]: each["Value"] for each in tags}
+
+
+def has_owner(tags: Mapping[str, str], inputs: Inputs) -> bool:
+    """Whether these are the tags of a resource that this stack made from these inputs."""
+    return bool(tags.get(OWNER) == inputs["tags"][OWNER])
+
+
+def arn_by_tag(cloud: Cloud, inputs: Inputs, resource_type: str) -> Iterator[str]:
+    """The ARNs of the resources that this stack made from these inputs."""
+    pages = cloud.client("resourcegroupstaggingapi").get_paginator("get_resources")
+    wanted = [{"Key": OWNER, "Values": [inputs["tags"][OWNER]]}]
+    for page in pages.paginate(TagFilters=wanted, ResourceTypeFilters=[resource_type]):
+        yield from (each["ResourceARN"] for each in page["ResourceTagMappingList"])
 
 
 def removed_tags(old: Inputs, new: Inputs) -> list[str]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs
+from taplocal.resources.base import Inputs, Named, Outputs, tag_list
 
 
-class Budget(Handler):
+class Budget(Named):
     uses = """name budgetType limitAmount limitUnit timeUnit costFilters notifications tags"""
     replace_on = "name"
     not_emulated = {"notifications": "the cost is always 0, so no notification is published"}
+    tag_operation = "budgets list_tags_for_resource ResourceARN ResourceTags"
+
+    def name(self, cloud: Cloud, inputs: Inputs) -> str:
+        return f"arn:aws:budgets::{cloud.account}:budget/{inputs['name']}"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cloud.client("budgets").create_budget(
@@ -20,8 +24,9 @@ class Budget(Handler):
             NotificationsWithSubscribers=[
                 _notification(each) for each in inputs.get("notifications", [])
             ],
+            ResourceTags=tag_list(inputs.get("tags")),
         )
-        return inputs["name"], {"arn": f"arn:aws:budgets::{cloud.account}:budget/{inputs['name']}"}
+        return inputs["name"], {"arn": self.name(cloud, inputs)}
 
     def update(
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs

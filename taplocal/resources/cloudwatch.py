@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, given, removed_tags, tag_list
+from taplocal.resources.base import (
+    Handler,
+    Inputs,
+    Named,
+    Outputs,
+    given,
+    removed_tags,
+    tag_list,
+)
 
 
-class LogGroup(Handler):
+class LogGroup(Named):
     uses = "name retentionInDays kmsKeyId tags"
     replace_on = "name"
+    tag_operation = "logs list_tags_for_resource resourceArn tags"
+
+    def name(self, cloud: Cloud, inputs: Inputs) -> str:
+        return cloud.arn("logs", f"log-group:{inputs['name']}")
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         logs, name = cloud.client("logs"), inputs["name"]
@@ -39,12 +51,17 @@ class LogGroup(Handler):
         cloud.client("logs").delete_log_group(logGroupName=resource_id)
 
 
-class MetricAlarm(Handler):
+class MetricAlarm(Named):
     uses = """name alarmDescription namespace metricName dimensions statistic extendedStatistic
         comparisonOperator threshold period evaluationPeriods datapointsToAlarm alarmActions
         okActions insufficientDataActions tags"""
     replace_on = "name"
     not_emulated = {"treatMissingData": "missing data is always treated as notBreaching"}
+    overwrites = True
+    tag_operation = "cloudwatch list_tags_for_resource ResourceARN Tags"
+
+    def name(self, cloud: Cloud, inputs: Inputs) -> str:
+        return cloud.arn("cloudwatch", f"alarm:{inputs['name']}")
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         name = inputs["name"]
@@ -75,10 +92,19 @@ class MetricAlarm(Handler):
         cloud.client("cloudwatch").delete_alarms(AlarmNames=[resource_id])
 
 
-class Dashboard(Handler):
+class Dashboard(Named):
     uses = "dashboardName dashboardBody"
     id_input = "dashboardName"
     replace_on = "dashboardName"
+    overwrites = True
+    tag_operation = "cloudwatch get_dashboard DashboardName -"
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        if self.tags(cloud, inputs) is None:
+            return None
+        name = str(inputs["dashboardName"])
+        found = cloud.client("cloudwatch").get_dashboard(DashboardName=name)
+        return name if found["DashboardBody"] == inputs["dashboardBody"] else None
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         name = inputs["dashboardName"]

@@ -5,14 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, given, id_by_name, pascal
+from taplocal.resources.base import (
+    Handler,
+    Inputs,
+    Named,
+    Outputs,
+    arn_by_tag,
+    given,
+    id_by_name,
+    pascal,
+)
 
 
 class UserPool(Handler):
     uses = """name usernameAttributes usernameConfiguration autoVerifiedAttributes
         adminCreateUserConfig passwordPolicy mfaConfiguration softwareTokenMfaConfiguration
         accountRecoverySetting deletionProtection userPoolTier emailConfiguration tags"""
-    replace_on = "name usernameAttributes usernameConfiguration"
+    replace_on = distinct = "name usernameAttributes usernameConfiguration"
     not_emulated = {
         "accountRecoverySetting": "no code is sent",
         "deletionProtection": "the pool can be deleted",
@@ -54,8 +63,8 @@ class UserPool(Handler):
         cloud.client("cognito-idp").delete_user_pool(UserPoolId=resource_id)
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        pools = cloud.client("cognito-idp").list_user_pools(MaxResults=60)["UserPools"]
-        return id_by_name(pools, "Id", "Name", inputs["name"])
+        arns = arn_by_tag(cloud, inputs, "cognito-idp:userpool")
+        return next((arn.rpartition("/")[2] for arn in arns), None)
 
 
 class ResourceServer(Handler):
@@ -119,7 +128,7 @@ class UserPoolClient(Handler):
         return id_by_name(clients["UserPoolClients"], "ClientId", "ClientName", inputs["name"])
 
 
-class UserPoolDomain(Handler):
+class UserPoolDomain(Named):
     uses = "domain userPoolId"
     id_input = "domain"
     replace_on = "domain userPoolId"
@@ -137,6 +146,11 @@ class UserPoolDomain(Handler):
         cloud.client("cognito-idp").delete_user_pool_domain(
             Domain=resource_id, UserPoolId=inputs["userPoolId"]
         )
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        found = cloud.client("cognito-idp").describe_user_pool_domain(Domain=inputs["domain"])
+        same = found["DomainDescription"].get("UserPoolId") == inputs["userPoolId"]
+        return str(inputs["domain"]) if same else None
 
 
 def _pool(inputs: Inputs) -> dict[str, Any]:

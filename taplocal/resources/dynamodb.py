@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, given, pascal, removed_tags, tag_list
+from taplocal.resources.base import Inputs, Named, Outputs, given, pascal, removed_tags, tag_list
 
 
-class Table(Handler):
+class Table(Named):
     uses = """name billingMode readCapacity writeCapacity hashKey rangeKey
         attributes.name attributes.type ttl.attributeName
         ttl.enabled globalSecondaryIndexes.name globalSecondaryIndexes.keySchemas
@@ -18,6 +20,18 @@ class Table(Handler):
         deletionProtectionEnabled tags"""
     replace_on = "name hashKey rangeKey"
     not_emulated = {"readCapacity": "nothing is throttled", "writeCapacity": "nothing is throttled"}
+    tag_operation = "dynamodb list_tags_of_resource ResourceArn Tags"
+
+    def name(self, cloud: Cloud, inputs: Inputs) -> str:
+        return cloud.arn("dynamodb", f"table/{inputs['name']}")
+
+    def tags(self, cloud: Cloud, inputs: Inputs) -> Mapping[str, str] | None:
+        try:
+            return super().tags(cloud, inputs)
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "AccessDeniedException":
+                raise
+            return None  # the answer to the root of the account if there is no such table
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         dynamodb, name = cloud.client("dynamodb"), inputs["name"]

@@ -6,12 +6,12 @@ from typing import Any
 
 from taplocal.cloud import Cloud
 from taplocal.resources.base import (
+    OWNER,
     Handler,
     Inputs,
     Outputs,
     Recorded,
     given,
-    id_by_name,
     pascal,
     removed_tags,
     tag_list,
@@ -30,6 +30,7 @@ class Ec2Resource(Handler):
         self.response_key = "".join(map(str.capitalize, self.noun.split("_")))
         self.resource_type = self.resource_type or self.noun.replace("_", "-")
         self.id_key = self.id_key or f"{self.response_key}Id"
+        self.distinct = self.distinct or self.uses
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         """The arguments of the create operation."""
@@ -66,12 +67,7 @@ class Ec2Resource(Handler):
         operation(**{self.id_key: resource_id})
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        name = inputs.get("tags", {}).get("Name")
-        filters = {"key": "Name", "value": name, "resource-type": self.resource_type}
-        found = cloud.client("ec2").describe_tags(
-            Filters=[{"Name": key, "Values": [value]} for key, value in filters.items()]
-        )["Tags"]
-        return found[0]["ResourceId"] if found else None
+        return _id_by_owner(cloud, inputs, self.resource_type)
 
 
 class Vpc(Ec2Resource):
@@ -85,6 +81,7 @@ class Vpc(Ec2Resource):
 class Subnet(Ec2Resource):
     uses = "vpcId cidrBlock availabilityZone mapPublicIpOnLaunch tags"
     noun = "subnet"
+    distinct = "vpcId cidrBlock"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return pascal({key: inputs[key] for key in ("vpcId", "cidrBlock", "availabilityZone")})  # type: ignore[no-any-return]
@@ -163,6 +160,7 @@ class Eip(Ec2Resource):
 class NatGateway(Ec2Resource):
     uses = "allocationId subnetId tags"
     noun = "nat_gateway"
+    distinct = "allocationId"
     resource_type = "natgateway"
     not_emulated = {"subnetId": "no packet is forwarded"}
 
@@ -173,6 +171,7 @@ class NatGateway(Ec2Resource):
 class SecurityGroup(Ec2Resource):
     uses = "name description vpcId tags"
     noun = "security_group"
+    distinct = "vpcId name"
     id_key = "GroupId"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
@@ -255,6 +254,7 @@ class VpcEndpoint(Ec2Resource):
     uses = """vpcId serviceName vpcEndpointType routeTableIds subnetIds securityGroupIds
         privateDnsEnabled tags"""
     noun = "vpc_endpoint"
+    distinct = "vpcId serviceName"
     not_emulated = {"serviceName": "no packet is forwarded"}
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
@@ -272,12 +272,15 @@ class FlowLog(Recorded):
 class LaunchTemplate(Handler):
     uses = """name imageId instanceType iamInstanceProfile metadataOptions blockDeviceMappings
         networkInterfaces monitoring userData tagSpecifications tags"""
-    replace_on = "name"
+    replace_on = distinct = "name"
     not_emulated = {"userData": "no instance runs; the application is tested as a process"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        tags = [{"ResourceType": "launch-template", "Tags": tag_list(inputs.get("tags"))}]
         made = cloud.client("ec2").create_launch_template(
-            LaunchTemplateName=inputs["name"], LaunchTemplateData=self._data(inputs)
+            LaunchTemplateName=inputs["name"],
+            LaunchTemplateData=self._data(inputs),
+            TagSpecifications=tags,
         )["LaunchTemplate"]
         return made["LaunchTemplateId"], self._outputs(cloud, made["LaunchTemplateId"], 1)
 
@@ -293,8 +296,7 @@ class LaunchTemplate(Handler):
         cloud.client("ec2").delete_launch_template(LaunchTemplateId=resource_id)
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        templates = cloud.client("ec2").describe_launch_templates()["LaunchTemplates"]
-        return id_by_name(templates, "LaunchTemplateId", "LaunchTemplateName", inputs["name"])
+        return _id_by_owner(cloud, inputs, "launch-template")
 
     @staticmethod
     def _outputs(cloud: Cloud, resource_id: str, version: int) -> Outputs:
@@ -311,3 +313,11 @@ class LaunchTemplate(Handler):
             Monitoring=pascal(inputs.get("monitoring")),
             UserData=inputs["userData"],
         )
+
+
+def _id_by_owner(cloud: Cloud, inputs: Inputs, resource_type: str) -> str | None:
+    filters = {"key": OWNER, "value": inputs["tags"][OWNER], "resource-type": resource_type}
+    found = cloud.client("ec2").describe_tags(
+        Filters=[{"Name": key, "Values": [value]} for key, value in filters.items()]
+    )["Tags"]
+    return found[0]["ResourceId"] if found else None

@@ -10,14 +10,31 @@ from taplocal.resources.base import (
     Inputs,
     Outputs,
     given,
-    id_by_name,
+    has_owner,
     removed_tags,
     tag_list,
+    tag_map,
 )
 
 
 class Tagged(Handler):
     """A resource whose id is its ARN, with tags."""
+
+    noun = ""  # as in describe_<noun>s
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        elb, key = cloud.client("elbv2"), "".join(map(str.capitalize, self.noun.split("_")))
+        for page in elb.get_paginator(f"describe_{self.noun}s").paginate(**self.parent(inputs)):
+            for arn in (str(each[f"{key}Arn"]) for each in page[f"{key}s"]):
+                (found,) = elb.describe_tags(ResourceArns=[arn])["TagDescriptions"]
+                if has_owner(tag_map(found["Tags"]), inputs):
+                    return arn
+        return None
+
+    @staticmethod
+    def parent(_inputs: Inputs) -> dict[str, Any]:
+        """The arguments that select a part of the resources of this kind."""
+        return {}
 
     def retag(self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs) -> None:
         """Updates the tags."""
@@ -28,6 +45,8 @@ class Tagged(Handler):
 
 
 class LoadBalancer(Tagged):
+    noun = "load_balancer"
+    distinct = "name"
     uses = """name loadBalancerType subnets securityGroups dropInvalidHeaderFields
         desyncMitigationMode enableDeletionProtection idleTimeout accessLogs tags"""
     replace_on = "name loadBalancerType"
@@ -76,12 +95,10 @@ class LoadBalancer(Tagged):
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("elbv2").delete_load_balancer(LoadBalancerArn=resource_id)
 
-    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        found = cloud.client("elbv2").describe_load_balancers()["LoadBalancers"]
-        return id_by_name(found, "LoadBalancerArn", "LoadBalancerName", inputs["name"])
-
 
 class TargetGroup(Tagged):
+    noun = "target_group"
+    distinct = "name"
     uses = """name vpcId port protocol targetType deregistrationDelay
         loadBalancingAlgorithmType healthCheck tags"""
     replace_on = "name vpcId port protocol targetType"
@@ -110,12 +127,10 @@ class TargetGroup(Tagged):
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("elbv2").delete_target_group(TargetGroupArn=resource_id)
 
-    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        found = cloud.client("elbv2").describe_target_groups()["TargetGroups"]
-        return id_by_name(found, "TargetGroupArn", "TargetGroupName", inputs["name"])
-
 
 class Listener(Tagged):
+    noun = "listener"
+    distinct = "loadBalancerArn port"
     uses = "loadBalancerArn port protocol sslPolicy certificateArn defaultActions tags"
     replace_on = "loadBalancerArn port protocol"
 
@@ -140,6 +155,10 @@ class Listener(Tagged):
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("elbv2").delete_listener(ListenerArn=resource_id)
+
+    @staticmethod
+    def parent(_inputs: Inputs) -> dict[str, Any]:
+        return {"LoadBalancerArn": _inputs["loadBalancerArn"]}
 
     @staticmethod
     def _mutable_arguments(inputs: Inputs) -> dict[str, Any]:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, Recorded, removed_tags, tag_list
+from taplocal.resources.base import (
+    Handler,
+    Inputs,
+    Named,
+    Outputs,
+    Recorded,
+    removed_tags,
+    tag_list,
+)
 from taplocal.resources.policies import adapted, policy_notes
 
 
-class Role(Handler):
+class Role(Named):
     uses = "name description assumeRolePolicy tags"
     replace_on = "name"
     not_emulated = {
         "assumeRolePolicy": "the trust policy is not evaluated when a service assumes the role"
     }
+    tag_operation = "iam list_role_tags RoleName Tags"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         role = cloud.client("iam").create_role(
@@ -60,9 +69,10 @@ class RolePolicy(Handler):
         return policy_notes(inputs["policy"])
 
 
-class InstanceProfile(Handler):
+class InstanceProfile(Named):
     uses = "name role tags"
     replace_on = "name role"
+    tag_operation = "iam list_instance_profile_tags InstanceProfileName Tags"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         iam, name = cloud.client("iam"), inputs["name"]

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, removed_tags, tag_list
+from taplocal.resources.base import (
+    Handler,
+    Inputs,
+    Named,
+    Outputs,
+    arn_by_tag,
+    removed_tags,
+    tag_list,
+)
 
 
 class Key(Handler):
@@ -40,17 +48,14 @@ class Key(Handler):
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
         kms = cloud.client("kms")
-        for key in kms.list_keys()["Keys"]:
-            data = kms.describe_key(KeyId=key["KeyId"])["KeyMetadata"]
-            if (
-                data.get("Description") == inputs.get("description")
-                and data["KeyState"] == "Enabled"
-            ):
+        for arn in arn_by_tag(cloud, inputs, "kms:key"):
+            key = kms.describe_key(KeyId=arn)["KeyMetadata"]
+            if key["KeyState"] == "Enabled":
                 return str(key["KeyId"])
         return None
 
 
-class Alias(Handler):
+class Alias(Named):
     uses = "name targetKeyId"
     replace_on = "name"
 
@@ -68,3 +73,9 @@ class Alias(Handler):
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("kms").delete_alias(AliasName=resource_id)
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        pages = cloud.client("kms").get_paginator("list_aliases").paginate()
+        aliases = {x["AliasName"]: x.get("TargetKeyId") for page in pages for x in page["Aliases"]}
+        same = aliases.get(inputs["name"]) == inputs["targetKeyId"]
+        return str(inputs["name"]) if same else None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 from taplocal.cloud import Cloud
 from taplocal.resources.base import (
-    Handler,
     Inputs,
+    Named,
     Outputs,
     Recorded,
     given,
@@ -18,9 +19,26 @@ from taplocal.resources.base import (
 )
 
 
-class SubnetGroup(Handler):
+class RdsResource(Named):
+    """A resource of RDS, which has tags."""
+
+    tag_operation = "rds list_tags_for_resource ResourceName TagList"
+    kind = ""  # as in its ARN
+
+    def name(self, cloud: Cloud, inputs: Inputs) -> str:
+        return cloud.arn("rds", f"{self.kind}:{inputs[self.id_input]}")
+
+
+class SubnetGroup(RdsResource):
     uses = "name description subnetIds tags"
     replace_on = "name"
+    kind = "subgrp"
+    overwrites = True
+
+    def tags(self, cloud: Cloud, inputs: Inputs) -> Mapping[str, str] | None:
+        pages = cloud.client("rds").get_paginator("describe_db_subnet_groups").paginate()
+        names = {x["DBSubnetGroupName"] for page in pages for x in page["DBSubnetGroups"]}
+        return super().tags(cloud, inputs) if inputs["name"] in names else None
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cloud.client("rds").create_db_subnet_group(
@@ -29,7 +47,7 @@ class SubnetGroup(Handler):
             SubnetIds=inputs["subnetIds"],
             Tags=tag_list(inputs.get("tags")),
         )
-        return inputs["name"], {"arn": cloud.arn("rds", f"subgrp:{inputs['name']}")}
+        return inputs["name"], {"arn": self.name(cloud, inputs)}
 
     def update(
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
@@ -45,9 +63,10 @@ class SubnetGroup(Handler):
         cloud.client("rds").delete_db_subnet_group(DBSubnetGroupName=resource_id)
 
 
-class ParameterGroup(Handler):
+class ParameterGroup(RdsResource):
     uses = "name family description parameters tags"
     replace_on = "name family description"
+    kind = "pg"
     not_emulated = {"parameters": "no database runs"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -57,7 +76,7 @@ class ParameterGroup(Handler):
             Description=inputs["description"],
             Tags=tag_list(inputs.get("tags")),
         )
-        return inputs["name"], {"arn": cloud.arn("rds", f"pg:{inputs['name']}")}
+        return inputs["name"], {"arn": self.name(cloud, inputs)}
 
     def update(
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
@@ -106,10 +125,11 @@ ARGUMENTS = {
 FIXED = "engine storageEncrypted kmsKeyId dbName username dbSubnetGroupName"
 
 
-class Instance(Handler):
+class Instance(RdsResource):
     uses = f"""identifier {" ".join(ARGUMENTS)} allowMajorVersionUpgrade deleteAutomatedBackups
         skipFinalSnapshot finalSnapshotIdentifier applyImmediately tags"""
     id_input = "identifier"
+    kind = "db"
     replace_on = f"identifier {FIXED}"
     not_emulated = {
         "engine": "no database runs; the tests of the application start a PostgreSQL",
@@ -127,7 +147,7 @@ class Instance(Handler):
         )
         address = f"{name}.local.{cloud.region}.rds.amazonaws.com"
         return name, {
-            "arn": cloud.arn("rds", f"db:{name}"),
+            "arn": self.name(cloud, inputs),
             "address": address,
             "endpoint": f"{address}:{inputs['port']}",
             "resourceId": made["DBInstance"]["DbiResourceId"],

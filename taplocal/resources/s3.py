@@ -5,34 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, given, pascal, tag_list
+from taplocal.resources.base import Handler, Inputs, Named, Outputs, given, pascal, tag_list
 from taplocal.resources.policies import adapted, policy_notes
 
 
-class Bucket(Handler):
+class Bucket(Named):
     uses = "bucket forceDestroy tags"
     id_input = "bucket"
     replace_on = "bucket"
+    overwrites = True
+    tag_operation = "s3 get_bucket_tagging Bucket TagSet"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         s3, name = cloud.client("s3"), inputs["bucket"]
         # S3 rejects us-east-1 as a location constraint.
-        constrained = cloud.region != "us-east-1"
-        location = {"LocationConstraint": cloud.region} if constrained else None
-        s3.create_bucket(Bucket=name, **given(CreateBucketConfiguration=location))
-        self._tag(cloud, inputs)
+        location = cloud.region if cloud.region != "us-east-1" else None
+        configuration = given(LocationConstraint=location, Tags=tag_list(inputs.get("tags")))
+        s3.create_bucket(Bucket=name, CreateBucketConfiguration=configuration)
         return name, {"arn": f"arn:aws:s3:::{name}"}
 
     def update(
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
-        self._tag(cloud, new)
+        tags = {"TagSet": tag_list(new.get("tags"))}
+        cloud.client("s3").put_bucket_tagging(Bucket=resource_id, Tagging=tags)
         return outputs
-
-    @staticmethod
-    def _tag(cloud: Cloud, inputs: Inputs) -> None:
-        tags = {"TagSet": tag_list(inputs.get("tags"))}
-        cloud.client("s3").put_bucket_tagging(Bucket=inputs["bucket"], Tagging=tags)
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         s3 = cloud.client("s3")

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, given, removed_tags, tag_list
+from taplocal.resources.base import Handler, Inputs, Named, Outputs, given, removed_tags, tag_list
 from taplocal.resources.policies import adapted, policy_notes
 
 
-class Topic(Handler):
+class Topic(Named):
     uses = "name kmsMasterKeyId tags"
     replace_on = "name"
+    overwrites = True
+    tag_operation = "sns list_tags_for_resource ResourceArn Tags"
+
+    def name(self, cloud: Cloud, inputs: Inputs) -> str:
+        return cloud.arn("sns", inputs["name"])
+
+    resource_id = name
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         arn = cloud.client("sns").create_topic(
@@ -34,9 +41,6 @@ class Topic(Handler):
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("sns").delete_topic(TopicArn=resource_id)
-
-    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        return cloud.arn("sns", inputs["name"])
 
 
 class TopicPolicy(Handler):

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, removed_tags
+from taplocal.resources.base import Handler, Inputs, Named, Outputs, removed_tags
 from taplocal.resources.policies import adapted, policy_notes
 
 
-class Queue(Handler):
+class Queue(Named):
     uses = "name kmsMasterKeyId messageRetentionSeconds tags"
     replace_on = "name"
+    overwrites = True
+    tag_operation = "sqs list_queue_tags QueueUrl Tags"
+
+    def name(self, cloud: Cloud, inputs: Inputs) -> str:
+        return f"{cloud.emulator.url}/{cloud.account}/{inputs['name']}"
+
+    resource_id = name
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         url = cloud.client("sqs").create_queue(
@@ -29,11 +36,6 @@ class Queue(Handler):
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("sqs").delete_queue(QueueUrl=resource_id)
-
-    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        sqs = cloud.client("sqs")
-        urls = sqs.list_queues(QueueNamePrefix=inputs["name"]).get("QueueUrls", [])
-        return next((url for url in urls if url.endswith(f"/{inputs['name']}")), None)
 
 
 class QueuePolicy(Handler):

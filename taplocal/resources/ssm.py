@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from taplocal.cloud import Cloud
 from taplocal.errors import TapLocalError
-from taplocal.resources.base import Handler, Inputs, Outputs, given, removed_tags, tag_list
+from taplocal.resources.base import Inputs, Named, Outputs, given, removed_tags, tag_list, tag_map
 
 
-class Parameter(Handler):
+class Parameter(Named):
     uses = "name description type keyId value valueWo valueWoVersion tags"
     replace_on = "name"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         self._put(cloud, inputs)
-        if inputs.get("tags"):
-            cloud.client("ssm").add_tags_to_resource(
-                ResourceType="Parameter", ResourceId=inputs["name"], Tags=tag_list(inputs["tags"])
-            )
         return inputs["name"], {"arn": cloud.arn("ssm", f"parameter/{inputs['name'].lstrip('/')}")}
 
     def update(
@@ -53,7 +51,8 @@ class Parameter(Handler):
             Name=inputs["name"],
             Type=inputs["type"],
             Value=value,
-            Overwrite=True,
+            # As SSM has it: tags with the first version only.
+            **({"Overwrite": True} if old else {"Tags": tag_list(inputs.get("tags"))}),
             **given(
                 Description=inputs.get("description"),
                 KeyId=key if key != before.get("keyId") else None,
@@ -62,6 +61,12 @@ class Parameter(Handler):
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("ssm").delete_parameter(Name=resource_id)
+
+    def tags(self, cloud: Cloud, inputs: Inputs) -> Mapping[str, str] | None:
+        found = cloud.client("ssm").list_tags_for_resource(
+            ResourceType="Parameter", ResourceId=inputs["name"]
+        )
+        return tag_map(found["TagList"])
 
 
 _WRITTEN = ("type", "keyId", "description", "value", "valueWoVersion")

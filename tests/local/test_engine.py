@@ -152,7 +152,7 @@ def test_a_change_is_made_in_place_and_only_there(mini: Mini) -> None:
     assert mini.steps(size="l") == [("updated", "topic", ("tags",))]
     topic = mini.deployed.cloud.arn("sns", "mini")
     tags = mini.deployed.cloud.client("sns").list_tags_for_resource(ResourceArn=topic)["Tags"]
-    assert tags == [{"Key": "size", "Value": "l"}]
+    assert {"Key": "size", "Value": "l"} in tags
 
 
 def test_a_new_name_replaces(mini: Mini) -> None:
@@ -211,14 +211,14 @@ class Killed(Exception):  # noqa: N818 - no error: the end of the process
 
 
 def crashing_at(step: int) -> Callable[..., None]:
-    """State.put that ends the process at its n-th call, before or after writing by turns."""
-    put, calls = State.put, iter(range(10_000))
+    """State.change that ends the process at its n-th call, before or after writing by turns."""
+    change, calls = State.change, iter(range(10_000))
 
-    def crash(state: State, urn: str, resource: Any) -> None:
+    def crash(state: State, changes: Any) -> None:
         call = next(calls)
         if call >= step and step % 2:
             raise Killed
-        put(state, urn, resource)
+        change(state, changes)
         if call >= step:
             raise Killed
 
@@ -228,7 +228,7 @@ def crashing_at(step: int) -> Callable[..., None]:
 def killed(mini: Mini, monkeypatch: pytest.MonkeyPatch, step: int, **config: str) -> None:
     """A run that ends at one of its state writes."""
     with monkeypatch.context() as patched:
-        patched.setattr(State, "put", crashing_at(step))
+        patched.setattr(State, "change", crashing_at(step))
         with pytest.raises((Killed, TapLocalError)):
             mini.up(**config)
 
