@@ -377,6 +377,11 @@ class TapStackArgs:
     """CIDR blocks of other networks, which the VPC must not overlap."""
     zones: int = setting(PerTier(2, 2, 3), one_of(2, 3))
     """Availability zones, 2 or 3."""
+    zone_names: Sequence[str] = setting(
+        (), texts_like(r"[a-z]+(-[a-z]+)+-\d[a-z]", "a list of zones such as eu-west-1a")
+    )
+    """Their names; empty for the first ones of the region. Others replace the subnets, with all
+    that is in them."""
     nat: str = setting(
         PerTier("instance", "single", "per_az"),
         one_of("per_az", "single", "instance", "instance_ha", "none"),
@@ -400,6 +405,9 @@ class TapStackArgs:
     """Further domain names of the web environment, in its certificate and the hosted zone."""
     certificate_arn: str = setting("", A_CERTIFICATE)
     """ARN of the load balancer's certificate, in the stack's region."""
+    waf: bool = setting(False)
+    """Amazon's managed rules of AWS WAF before the load balancer; they refuse bodies above 8 KB,
+    among others. {waf} a month, and {waf_million} a million requests."""
     instance_types: Sequence[str] = setting(
         ("t4g.small", "t4g.medium", "m7g.medium"),
         (
@@ -717,6 +725,9 @@ def _web_errors(args: TapStackArgs) -> list[str]:
         plan_subnets(args.vpc_cidr, args.zones, args.disjoint_cidrs)
     except PlanError as error:
         found.append(str(error))
+    if args.zone_names and len(set(args.zone_names)) != args.zones:
+        names = json.dumps(args.zone_names)
+        found.append(f"zone_names must be {args.zones} different ones, as zones says, not {names}")
     if args.plain_http and args.tier != "dev":
         found.append(f"plain_http must be false in {args.tier}: only dev may do without TLS")
     if not (args.plain_http or args.domain_name or args.certificate_arn):
@@ -5824,6 +5835,16 @@ def plan_subnets(cidr: str, zones: int, disjoint: Sequence[str] = ()) -> dict[st
     }
 
 
+def chosen_zones(args: TapStackArgs, known: Sequence[str]) -> Sequence[str]:
+    """The zones of the subnets; SettingsError for more than there are, or one that is not there."""
+    chosen = args.zone_names or known[: args.zones]
+    if len(chosen) < args.zones or not set(chosen) <= set(known):
+        wanted = json.dumps(args.zone_names or args.zones)
+        key = "zone_names" if args.zone_names else "zones"
+        raise SettingsError(_mistakes([f"{key} must be among {', '.join(known)}, not {wanted}"]))
+    return chosen
+
+
 ANYWHERE = "0.0.0.0/0"
 WEB_PORT, POSTGRES_PORT = 8080, 5432
 #: Source, destination and TCP port of all connections that are allowed. `internet`, `network` and
@@ -5924,7 +5945,7 @@ class Network(Component):
         zones = aws.get_availability_zones_output(
             state="available",
             filters=[{"name": "opt-in-status", "values": ["opt-in-not-required"]}],
-        ).names
+        ).names.apply(lambda known: chosen_zones(self.args, known))
         return {
             tier: [
                 aws.ec2.Subnet(
@@ -6531,6 +6552,12 @@ def delete_unshared(name: str) -> bool:
 # Web environment: Web tier
 ###############################################################################
 
+#: Groups of rules of AWS WAF, in the order in which they see a request.
+MANAGED_RULES = (
+    "AWSManagedRulesAmazonIpReputationList",
+    "AWSManagedRulesCommonRuleSet",
+    "AWSManagedRulesKnownBadInputsRuleSet",
+)
 TLS_POLICY = "ELBSecurityPolicy-TLS13-1-2-2021-06"
 
 
@@ -6559,6 +6586,7 @@ class WebTier(Component):
         self.load_balancer = self._load_balancer(network, storage)
         self.target_group = self._target_group(network)
         self.listeners = self._listeners()
+        self.firewall = self._firewall() if args.waf else None
         self.logs = self.log_group("logs", f"/{args.name('web')}", key_arn)
         self.fleet = self._fleet(network, database, scaling_role_arn)
         self.scaling = [self._scaling(*each) for each in self._scaling_targets()]
@@ -6641,6 +6669,39 @@ class WebTier(Component):
             default_actions=[forward],
         )
         return [plain, secure]
+
+    def _firewall(self) -> aws.wafv2.WebAcl:
+        """What none of the groups refuses is admitted."""
+
+        def seen(name: str) -> Any:
+            enabled = ("cloudwatch_metrics_enabled", "sampled_requests_enabled")
+            return {"metric_name": name, **dict.fromkeys(enabled, True)}
+
+        rules: list[Any] = [
+            {
+                "name": name,
+                "priority": priority,
+                "override_action": {"none": {}},
+                "statement": {"managed_rule_group_statement": {"vendor_name": "AWS", "name": name}},
+                "visibility_config": seen(name),
+            }
+            for priority, name in enumerate(MANAGED_RULES)
+        ]
+        acl = aws.wafv2.WebAcl(
+            *self.child("firewall"),
+            name=self.args.name("web"),
+            description="Amazon's managed rules before the load balancer",
+            scope="REGIONAL",
+            default_action={"allow": {}},
+            rules=rules,
+            visibility_config=seen(self.args.name("web")),
+        )
+        aws.wafv2.WebAclAssociation(
+            *self.child("firewall-association"),
+            resource_arn=self.load_balancer.arn,
+            web_acl_arn=acl.arn,
+        )
+        return acl
 
     def _fleet(self, network: Network, database: Database, scaling_role_arn: Input[str]) -> Fleet:
         args = self.args

@@ -24,6 +24,7 @@ CHOICES = {
     "spot_percent": ("0", "50", "100"),
     "files_table_capacity": ("10",),
     "provisioned_concurrency_min": ("10",),
+    "waf": ("true",),
 }
 
 
@@ -136,6 +137,7 @@ PRICED: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     ),
     "aws:lb/loadBalancer:LoadBalancer": ("load balancer and its public addresses", balancer),
     "aws:rds/instance:Instance": ("database, storage, secret", database),
+    "aws:wafv2/webAcl:WebAcl": ("firewall", lambda x: prices.web_acl(len(x["rules"]))),
 }
 #: Types that cost by use only, and what a month of USE adds for one of them.
 BY_USE = {
@@ -171,6 +173,7 @@ LEFT_OUT = {
     "aws:scheduler/schedule:Schedule": "invocations by EventBridge Scheduler",
     "aws:sns/topic:Topic": "notifications",
     "aws:sqs/queue:Queue": "requests to SQS",
+    "aws:wafv2/webAcl:WebAcl": "requests that WAF looks at",
 }
 #: Types that cost nothing by themselves.
 FREE = {
@@ -191,7 +194,7 @@ FREE = {
     "s3/bucketPublicAccessBlock", "s3/bucketServerSideEncryptionConfiguration",
     "s3/bucketVersioning", "scheduler/schedule", "sns/topic", "sns/topicPolicy",
     "sns/topicSubscription", "sqs/queue", "sqs/queuePolicy", "ssm/parameter",
-    "vpc/securityGroupEgressRule", "vpc/securityGroupIngressRule",
+    "vpc/securityGroupEgressRule", "vpc/securityGroupIngressRule", "wafv2/webAclAssociation",
 }  # fmt: skip
 #: Top component -> the system that it belongs to.
 SYSTEMS = {

@@ -74,6 +74,9 @@ MACHINE_TOKEN = Price(0.00225, "Cognito, token of a machine", "token", COGNITO)
 DATA_OUT_GB = Price(0.09, "data out to the internet, first 10 TB", "GB", EC2)
 CROSS_ZONE_GB = Price(0.01, "data to another zone, each way", "GB", EC2)
 KEY = Price(1.00, "KMS, customer-managed key", "month", "kms/pricing")
+WEB_ACL = Price(5.00, "WAF, web ACL", "month", "waf/pricing")
+WAF_RULE = Price(1.00, "WAF, rule or group of rules", "month", "waf/pricing")
+WAF_MILLION = Price(0.60, "WAF, requests", "million", "waf/pricing")
 SECRET = Price(0.40, "Secrets Manager, secret", "month", "secrets-manager/pricing")
 ALARM = Price(0.10, "CloudWatch, standard alarm", "month", CLOUDWATCH)
 METRIC = Price(0.30, "CloudWatch, custom or detailed metric", "month", CLOUDWATCH)
@@ -116,6 +119,11 @@ def provisioned(environments: float, memory_mb: int = 512) -> float:
     return monthly(environments * memory_mb / 1024 * 3600 * WARM_GB_SECOND)
 
 
+def web_acl(groups: int) -> float:
+    """A month of a web ACL with so many groups of rules."""
+    return WEB_ACL + groups * WAF_RULE
+
+
 #: Placeholder in the text of a setting -> the price as text.
 PLACEHOLDERS = {
     "cognito_plus": written(PLUS_USER),
@@ -136,5 +144,7 @@ PLACEHOLDERS = {
     ),
     "spot_discount": f"{SPOT_DISCOUNT:.0%}".replace("%", " %"),
     "unit_pair": written(round(monthly(READ_UNIT + WRITE_UNIT), 2)),
+    "waf": written(web_acl(3)),
+    "waf_million": written(WAF_MILLION),
     "warm_512": written(provisioned(1)),
 }

@@ -22,6 +22,7 @@ from taplocal.resources import (
     sns,
     sqs,
     ssm,
+    waf,
 )
 from taplocal.resources.base import Handler
 
@@ -107,6 +108,8 @@ HANDLERS: dict[str, Handler] = {
     "aws:ssm/parameter:Parameter": ssm.Parameter(),
     "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": ec2.EgressRule(),
     "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule": ec2.IngressRule(),
+    "aws:wafv2/webAcl:WebAcl": waf.WebAcl(),
+    "aws:wafv2/webAclAssociation:WebAclAssociation": waf.WebAclAssociation(),
     "pulumi-python:dynamic/tap:FleetRollout": autoscaling.FleetRollout(),
     "pulumi-python:dynamic/tap:Rollout": awslambda.Rollout(),
 }

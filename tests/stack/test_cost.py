@@ -98,7 +98,7 @@ def test_metrics_of_each_route_are_by_use() -> None:
 
 
 def test_what_is_left_out_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert estimate(with_defaults("prod")).left_out == list(LEFT_OUT.values())
+    assert estimate(with_defaults("prod", waf="true")).left_out == list(LEFT_OUT.values())
     main("dev", ['systems=["files"]'], choices=False)
     printed = " ".join(capsys.readouterr().out.split())
     assert f"left out: {LEFT_OUT['aws:dynamodb/table:Table']}; " in printed

@@ -60,6 +60,18 @@ def test_whoever_reaches_anybody_is_in_the_table(graph: Graph, env: str) -> None
     assert (closed.get("ingress", []), closed.get("egress", [])) == ([], [])
 
 
+def test_zones_may_be_named() -> None:
+    graph = graph_of("dev", systems=WEB, zone_names=f"{REGION}c,{REGION}a")
+    zones = [each.inputs["availabilityZone"] for each in graph.of("Subnet")]
+    assert zones == [f"{REGION}c", f"{REGION}a"] * 3
+
+
+def test_more_zones_than_the_region_has_are_refused() -> None:
+    args = tap_stack.TapStackArgs(zones=3)
+    with pytest.raises(tap_stack.SettingsError, match="zones must be among a, b, not 3"):
+        tap_stack.chosen_zones(args, ["a", "b"])
+
+
 def test_operators_reach_the_bastion_from_their_ranges_only() -> None:
     graph = graph_of("dev", systems=WEB, bastion_cidrs='["203.0.113.0/24", "198.51.100.7/32"]')
     found = {each for each in pairs(graph)["Ingress"] if each[1] == "bastion"}

@@ -60,6 +60,9 @@ def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> No
         ("prod", {"domain_name": ""}, "domain_name or certificate_arn must be given"),
         ("staging", {"plain_http": "true"}, "plain_http must be false in staging"),
         ("dev", {"nat": "none"}, "nat must not be none without an image_id"),
+        ("dev", {"zone_names": "eu-west-1"}, "zone_names must be a list of zones"),
+        ("dev", {"zone_names": "eu-west-1a,eu-west-1a"}, "zone_names must be 2 different ones"),
+        ("dev", {"zone_names": "eu-west-1a,eu-west-1x"}, "zone_names must be among eu-west-1a, eu"),
         (
             "dev",
             {"nat": "none", "interface_endpoints": "ec2,logs,monitoring,ssm"},

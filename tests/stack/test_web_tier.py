@@ -73,3 +73,18 @@ def test_the_instances_get_the_application_and_exactly_these_packages() -> None:
     packages = tap_stack.WEB_PACKAGES.split("\n")[1:-1]
     assert all(" --hash=sha256:" in each for each in packages)
     assert {each.partition("==")[0] for each in packages} >= {"gunicorn", "psycopg", "boto3"}
+
+
+def test_the_firewall_is_a_choice() -> None:
+    assert not graph_of("dev", systems=WEB).of("WebAcl")
+    graph = graph_of("dev", systems=WEB, waf="true")
+    acl = graph.one("WebAcl").inputs
+    assert (acl["scope"], acl["defaultAction"]) == ("REGIONAL", {"allow": {}})
+    assert [each["priority"] for each in acl["rules"]] == [0, 1, 2]
+    for rule in acl["rules"]:  # a group's own actions count: nothing is only watched
+        assert rule["overrideAction"] == {"none": {}}
+        group = rule["statement"]["managedRuleGroupStatement"]
+        assert (group["vendorName"], group["name"]) == ("AWS", rule["name"])
+    association = graph.one("WebAclAssociation").inputs
+    assert association["webAclArn"].endswith("web-firewall")
+    assert association["resourceArn"].endswith("web-balancer")
