@@ -5696,8 +5696,7 @@ def web(
 def serve(method: str, path: str) -> tuple[str, Any]:
     """Status and body of one request."""
     reading = method in ("GET", "HEAD")
-    # The process alone: an unavailable database must not have all instances replaced.
-    if path == "/healthz" and reading:
+    if path == "/healthz" and reading:  # without the database: the target group says why
         return "200 OK", {"status": "ok"}
     if path == "/readyz" and reading:
         query("SELECT 1")
@@ -6017,12 +6016,9 @@ class Network(Component):
         for source, target, port in FLOWS:
             if not {source, target} & set(SECURITY_GROUPS) <= groups.keys():
                 continue
-            if target in groups:
-                peers = cidrs.get(source, [source])
-                made += [self._rule("from", target, source, peer, port) for peer in peers]
-            if source in groups:
-                peers = cidrs.get(target, [target])
-                made += [self._rule("to", source, target, peer, port) for peer in peers]
+            for direction, group, other in (("from", target, source), ("to", source, target)):
+                peers = cidrs.get(other, [other]) if group in groups else []
+                made += [self._rule(direction, group, other, peer, port) for peer in peers]
         return made
 
     def _rule(
@@ -6706,11 +6702,11 @@ class WebTier(Component):
     def _fleet(self, network: Network, database: Database, scaling_role_arn: Input[str]) -> Fleet:
         args = self.args
         values = {
+            "log_group": self.logs.name,
             "region": self.aws_context.region,
             "secret": database.secret_arn,
             "host": database.instance.address,
         }
-        log_group_name = f"/{args.name('web')}"
         return Fleet(
             f"{self.name}-fleet",
             args,
@@ -6718,7 +6714,7 @@ class WebTier(Component):
             key_arn=self.key_arn,
             scaling_role_arn=scaling_role_arn,
             launch=Launch(
-                user_data=Output.all(**values).apply(lambda x: web_script(log_group_name, **x)),
+                user_data=Output.all(**values).apply(lambda x: web_script(**x)),
                 after=[*network.rules, *network.ways_out, *network.endpoints, *self.listeners],
                 security_group=network.security_groups["web"],
                 subnets=network.subnets["private"],

@@ -8,6 +8,7 @@ from typing import Any
 from tests.lab.aws import Aws, arn
 from tests.lab.vpc import Machine
 
+STARTED_WITH = "/opt/aws/amazon-cloudwatch-agent/etc/amazon-cloudwatch-agent.json"
 LOG_ACTIONS = ("logs:CreateLogStream", "logs:PutLogEvents")
 
 
@@ -17,7 +18,7 @@ def check_agent(machine: Machine, aws: Aws) -> str:
     Of the agent's schema it knows what is used: a section, key or metric beside these is an error.
     """
     graph = aws.vpc.graph
-    config = json.loads(machine.run("cat", "/run/agent.json"))  # what the agent was started with
+    config = json.loads(machine.run("cat", STARTED_WITH))
     agent, metrics, logs = (config.pop(each) for each in ("agent", "metrics", "logs"))
     assert (config, agent) == ({}, {"metrics_collection_interval": 60})
     (shipped,) = logs.pop("logs_collected").pop("files").pop("collect_list")

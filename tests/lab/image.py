@@ -76,7 +76,8 @@ for each; do case $each in install|-y|-q) ;;
     # Of the agent: its options; a test has its configuration.
     "opt/aws/amazon-cloudwatch-agent/bin/amazon-cloudwatch-agent-ctl": """\
 #!/bin/bash
-[[ "$*" = "-a fetch-config -m ec2 -s -c file:"* ]] && python3 -m json.tool "${7#file:}" > /run/agent.json
+[[ "$*" = "-a fetch-config -m ec2 -s -c file:"* ]] && python3 -m json.tool "${7#file:}" \\
+    /opt/aws/amazon-cloudwatch-agent/etc/amazon-cloudwatch-agent.json
 """,
     "opt/aws/amazon-cloudwatch-agent/etc/.keep": "",
     # Of ec2-instance-connect: sshd asks for the keys that the metadata have for a minute.
