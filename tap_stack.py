@@ -6133,6 +6133,12 @@ class Network(Component):
         unchecked = {**own, "ec2:Attribute/SourceDestCheck": "false"}
         interfaces = arn("ec2", "network-interface/*")
         tables = [each.id for each in route_tables]
+        statements = [
+            allow("ec2:CreateRoute", "ec2:ReplaceRoute", on=[each.arn for each in route_tables]),
+            allow("ec2:AssociateAddress", on=address.arn),
+            allow("ec2:AssociateAddress", on=[instances, interfaces], when={"StringEquals": own}),
+            allow("ec2:ModifyInstanceAttribute", on=instances, when={"StringEquals": unchecked}),
+        ]
         fleet = Fleet(
             f"{self.name}-nat-{number}",
             self.args,
@@ -6147,24 +6153,7 @@ class Network(Component):
                 security_group=self.security_groups["nat"],
                 subnets=[self.subnets["public"][number]],
                 instance_types=["t4g.nano"],
-                statements=[
-                    allow(
-                        "ec2:CreateRoute",
-                        "ec2:ReplaceRoute",
-                        on=[each.arn for each in route_tables],
-                    ),
-                    allow("ec2:AssociateAddress", on=address.arn),
-                    allow(
-                        "ec2:AssociateAddress",
-                        on=[instances, interfaces],
-                        when={"StringEquals": own},
-                    ),
-                    allow(
-                        "ec2:ModifyInstanceAttribute",
-                        on=instances,
-                        when={"StringEquals": unchecked},
-                    ),
-                ],
+                statements=statements,
                 public=True,
             ),
             opts=self.parented,
@@ -6601,9 +6590,10 @@ class WebTier(Component):
         return self.certificate(args.domain_name, *args.alternative_names)
 
     def _load_balancer(self, network: Network, storage: Storage) -> aws.lb.LoadBalancer:
+        logs = storage.logs
         return aws.lb.LoadBalancer(
             # It tries to write its log on creation.
-            *self.child("balancer", storage.logs.policy, protect=self.args.deletion_protection),
+            *self.child("balancer", logs.policy, protect=self.args.deletion_protection),
             name=self.args.name("web"),
             load_balancer_type="application",
             subnets=[each.id for each in network.subnets["public"]],
@@ -6612,11 +6602,7 @@ class WebTier(Component):
             desync_mitigation_mode="strictest",
             enable_deletion_protection=self.args.deletion_protection,
             idle_timeout=60,
-            access_logs={
-                "bucket": storage.logs.bucket.bucket,
-                "prefix": "balancer",
-                "enabled": True,
-            },
+            access_logs={"bucket": logs.bucket.bucket, "prefix": "balancer", "enabled": True},
         )
 
     def _target_group(self, network: Network) -> aws.lb.TargetGroup:
@@ -6918,6 +6904,7 @@ class Bastion(Component):
     def _hours(self) -> list[aws.autoscaling.Schedule]:
         begin, end = map(int, self.args.bastion_hours.split("-"))
         stop_days = "1-5" if begin < end else "2-6"
+        actions = (("start", begin, "1-5", 1), ("stop", end, stop_days, 0))
         return [
             aws.autoscaling.Schedule(
                 *self.child(action),
@@ -6928,10 +6915,7 @@ class Bastion(Component):
                 max_size=1,
                 desired_capacity=count,
             )
-            for action, hour, days, count in (
-                ("start", begin, "1-5", 1),
-                ("stop", end, stop_days, 0),
-            )
+            for action, hour, days, count in actions
         ]
 
     def alarms(self) -> list[Alarm]:

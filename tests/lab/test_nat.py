@@ -115,6 +115,7 @@ def test_after_a_reboot_it_is_the_way_out_again(nat: Nat, record_property: Recor
     assert instance.pid != before
     assert instance.cloud_init() == []
     assert instance.run("stat", "-c", "%Y", ran) == first  # no part of its user data ran again
+    until(lambda: instance.run("systemctl", "is-active", "nat"), instance)  # and tests itself again
 
 
 def test_a_replacement_takes_over_beside_the_old_one(nat: Nat, record_property: Record) -> None:
