@@ -109,11 +109,7 @@ def compare(console: Console, rounds: int) -> None:
         )
         up = taplocal(folder, "up")
         environment = {
-            "AWS_ENDPOINT_URL": up["emulator"],
-            "AWS_ACCESS_KEY_ID": "000000000000",
-            "AWS_SECRET_ACCESS_KEY": "local",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_REGION": "us-east-1",
+            **taplocal(folder, "env"),
             "FILES_TABLE_NAME": up["outputs"]["files_table_name"],
             "ENVIRONMENT": "dev",
             "METRICS_NAMESPACE": "bench",

@@ -6,6 +6,7 @@ engine.py      turns each registered resource into API calls
 resources/     one file for each AWS service, one handler for each resource type
 state.py       what is deployed, recorded in .taplocal/
 emulator.py    starts, finds and stops MiniStack
+guard.py       who gets into MiniStack: host, origin, signature
 session.py     what the commands have in common: up, down, an opened environment
 access.py      signs people and machines in and calls the deployed API
 __main__.py    the command line

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import mimetypes
+import os
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -72,8 +75,12 @@ def up(
     config: Annotated[
         list[str] | None, typer.Option("--config", "-c", help="A setting, as KEY=VALUE.")
     ] = None,
-    emulator_url: Annotated[
-        str | None, typer.Option("--emulator", help="Loopback URL of a running MiniStack.")
+    other: Annotated[
+        str | None,
+        typer.Option(
+            "--emulator",
+            help="Data folder of a local cloud whose emulator to use, or URL of a plain MiniStack.",
+        ),
     ] = None,
     program: Program = Path(),
     data: Data = None,
@@ -86,7 +93,7 @@ def up(
             program,
             env,
             folder=data,
-            emulator_url=emulator_url,
+            emulator=other,
             config=dict(_pair(each) for each in config or ()),
             say=console.say,
             report=console.step,
@@ -107,6 +114,42 @@ def up(
         )
     else:
         console.summary(env, summary, opened)
+
+
+@app.command("env")
+def variables(
+    env: Env = "dev", program: Program = Path(), data: Data = None, as_json: Json = False
+) -> None:
+    """Print the variables for the AWS CLI and SDKs: eval "$(python -m taplocal env)"."""
+    found = _variables(env, program, data)
+    unset = "unset AWS_PROFILE AWS_SESSION_TOKEN"
+    lines = [unset, *(f"export {name}={shlex.quote(value)}" for name, value in found.items())]
+    _print(found) if as_json else print("\n".join(lines))
+
+
+def _variables(env: str, program: Path, data: Path | None) -> dict[str, str]:
+    cloud = session.opened(program, env, data).cloud
+    return cloud.emulator.environment(cloud.region)
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "allow_interspersed_args": False,
+        "ignore_unknown_options": True,
+    }
+)
+def aws(
+    context: typer.Context, env: Env = "dev", program: Program = Path(), data: Data = None
+) -> None:
+    """Run the AWS CLI on the local cloud: aws s3 ls."""
+    command = shutil.which("aws")
+    if not command:
+        raise TapLocalError(
+            "the AWS CLI is not installed: `pip install awscli`, or see docs.aws.amazon.com/cli"
+        )
+    found = _variables(env, program, data)
+    os.execve(command, [command, *context.args], {**os.environ, **found})  # noqa: S606 - no shell
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -82,13 +82,13 @@ def upload(
     return form, send(form, content) if form.status == 201 else form
 
 
-def send(form: Response, content: bytes) -> Response:
+def send(form: Response, content: bytes, **headers: str) -> Response:
     """Posts a file to S3 with the presigned form in the API's response."""
     from urllib3.filepost import encode_multipart_formdata
 
     fields = {**form.json()["fields"], "file": ("file", content)}
     body, content_type = encode_multipart_formdata(fields)
-    return request("POST", form.json()["url"], body, {"content-type": content_type})
+    return request("POST", form.json()["url"], body, {**headers, "content-type": content_type})
 
 
 def machine_token(session: Session, scopes: str = "", machine: str = "") -> str:

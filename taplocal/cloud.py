@@ -45,8 +45,8 @@ class Cloud:
 
         if self._session is None:
             self._session = boto3.Session(
-                aws_access_key_id=self.account,
-                aws_secret_access_key="local",  # noqa: S106 - not checked by the emulator
+                aws_access_key_id=self.emulator.access_key,
+                aws_secret_access_key=self.emulator.secret_key,
                 region_name=self.region,
             )
         config = Config(

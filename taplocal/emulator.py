@@ -5,22 +5,24 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from taplocal.errors import TapLocalError
 from taplocal.state import write_private
 
-ACCOUNT = "000000000000"  # an access key of 12 digits is the root of that account
+ACCOUNT = "000000000000"  # to a plain MiniStack an access key, too: that of its root
 PREFERRED_PORT = 4566
 START_SECONDS = 30
 PROGRAM = Path(__file__).with_name("ministack_server.py")
@@ -38,12 +40,25 @@ def time_scale() -> int:
 class Emulator:
     """A running emulator; `pid` is 0 if someone else started it.
 
-    `marker` is stored in it, so that a restart, which empties it, is detected.
+    `marker` is stored in it, so that a restart, which empties it, is detected. The keys are of its
+    account's root: random for each folder, or what a plain MiniStack takes.
     """
 
     url: str
     marker: str
     pid: int = 0
+    access_key: str = ACCOUNT
+    secret_key: str = field(default="local", repr=False)
+
+    def environment(self, region: str) -> dict[str, str]:
+        """The variables by which the AWS CLI and SDKs find it."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_REGION": region,
+            "AWS_DEFAULT_REGION": region,
+        }
 
     @property
     def owned(self) -> bool:
@@ -107,15 +122,27 @@ def loopback_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def attach(folder: Path, url: str) -> Emulator:
-    """An emulator that someone else runs at this URL; an error if it does not respond."""
-    url, last = loopback_url(url), recorded(folder)
+def found(where: str) -> Emulator:
+    """The emulator at a loopback URL, a plain MiniStack, or that of another data folder."""
+    if not Path(where).is_dir():
+        return Emulator(loopback_url(where), uuid.uuid4().hex)
+    if other := recorded(Path(where)):
+        return replace(other, pid=0)
+    raise TapLocalError(
+        f"there is no emulator in {where}: give the data folder of a local cloud that is up, "
+        "such as ../other/.taplocal"
+    )
+
+
+def attach(folder: Path, other: Emulator) -> Emulator:
+    """An emulator that someone else runs; an error if it does not respond."""
+    url, last = other.url, recorded(folder)
     if last and last.running() and last.url != url:
         raise TapLocalError(
             f"this folder is deployed to {last.url}: "
             f"run `python -m taplocal down` before using {url}"
         )
-    emulator = last if last and last.url == url else Emulator(url, uuid.uuid4().hex)
+    emulator = replace(other, marker=last.marker if last and last.url == url else uuid.uuid4().hex)
     if not emulator.healthy():
         raise TapLocalError(
             f"no MiniStack responds at {url}: start it, or omit --emulator and one is started"
@@ -136,26 +163,37 @@ def ensure(folder: Path, region: str) -> Emulator:
         )
     if last:
         _kill(last.pid)
-    return _start(folder, region)
+    keys = (last.access_key, last.secret_key) if last else new_keys()
+    return _start(folder, region, *keys)
 
 
-def _start(folder: Path, region: str) -> Emulator:
+def new_keys() -> tuple[str, str]:
+    """A random access key, as IAM writes them, and its secret."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+    return "AKIA" + "".join(secrets.choice(letters) for _ in range(16)), secrets.token_urlsafe(30)
+
+
+def _start(folder: Path, region: str, access_key: str, secret_key: str) -> Emulator:
     log = folder / "emulator.log"
+    keys = {"access_key": access_key, "secret_key": secret_key}
     scratch = folder / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
     for _ in range(3):  # another process may take the port after the check
         port = _free_port()
-        with log.open("ab") as output:
+        # Not in arguments and environment, which other users and functions can read.
+        with tempfile.TemporaryFile() as given, open(log, "ab", opener=private) as output:
+            given.write(json.dumps(keys).encode())
+            given.seek(0)
             process = subprocess.Popen(
                 [sys.executable, "-P", str(PROGRAM)],
                 cwd=folder,
                 env=_environment(folder, port, region),
-                stdin=subprocess.DEVNULL,
+                stdin=given,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C stops the command, not the emulator
             )
-        emulator = Emulator(f"http://127.0.0.1:{port}", uuid.uuid4().hex, process.pid)
+        emulator = Emulator(f"http://127.0.0.1:{port}", uuid.uuid4().hex, process.pid, **keys)
         record(folder, emulator)
         deadline = time.monotonic() + START_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
@@ -164,6 +202,11 @@ def _start(folder: Path, region: str) -> Emulator:
             time.sleep(0.05)
         _kill(process.pid)
     raise TapLocalError(f"the emulator did not start; its log is {log}")
+
+
+def private(path: str, flags: int) -> int:
+    """Opens a file that nobody else may read."""
+    return os.open(path, flags, 0o600)
 
 
 def _environment(folder: Path, port: int, region: str) -> dict[str, str]:
@@ -182,6 +225,7 @@ def _environment(folder: Path, port: int, region: str) -> dict[str, str]:
         "MINISTACK_ACCOUNT_ID": ACCOUNT,
         "MINISTACK_REGION": region,
         "AUTH": "true",
+        "STATE_DIR": str(folder / "tmp" / "state"),
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
         "AWS_EC2_METADATA_DISABLED": "true",

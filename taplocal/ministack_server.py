@@ -26,6 +26,8 @@ With TAPLOCAL_METRICS_DELAY (seconds) all this has AWS's timing, 100 times faste
 late, alarms are evaluated once a minute, and a shift of provisioned concurrency takes a minute.
 
 X-Ray's daemon takes what functions tell of their calls. MiniStack makes traces, and has no daemon.
+
+`taplocal/guard.py` lets in only what its owner signs and what the stack serves.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ import queue
 import random
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -508,6 +511,10 @@ def receive_traces(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)  # tokens' signing keys, functions' code and their files
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # a script is in no package
+    from taplocal import guard
+
     receive_traces(Path("traces.jsonl"))
     match_newlines()
     route_by_weight()
@@ -521,4 +528,5 @@ if __name__ == "__main__":
     measure_apis()
     evaluate_alarms()
     lambda_svc.invoke_async_with_retry = EventQueue().put
+    guard.install(**json.load(sys.stdin))
     main()

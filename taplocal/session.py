@@ -53,28 +53,28 @@ def up(
     env: str,
     *,
     folder: Path | None = None,
-    emulator_url: str | None = None,
+    emulator: str | None = None,
     config: Mapping[str, str] | None = None,
     say: Callable[[str], None],
     report: Callable[[Step], None],
 ) -> tuple[Session, Summary]:
     """Deploys an environment of the program, and starts the emulator if it is not running.
 
-    `say` prints a message, `report` a finished step. Raises TapLocalError; if the program fails
-    before its first resource, nothing is started or written.
+    `emulator` is one to use instead: the URL of a plain MiniStack, or the data folder of another
+    local cloud. `say` prints a message, `report` a finished step. Raises TapLocalError; if the
+    program fails before its first resource, nothing is started or written.
     """
     # Pulumi takes most of a second to import, and few commands need it.
     from taplocal.engine import Deployment
 
     folder = (folder or folder_of(program)).resolve()
     project = Project.load(program.resolve(), env, config)
-    if emulator_url:
-        emulators.loopback_url(emulator_url)
+    other = emulators.found(emulator) if emulator else None
     with ExitStack() as held:
 
         def connect() -> tuple[Cloud, State]:
             held.enter_context(locked(folder))
-            return _connect(folder, env, project.region, emulator_url, say)
+            return _connect(folder, env, project.region, other, say)
 
         deployment = Deployment(connect, project.region, report)
         summary = deployment.up(project)
@@ -82,14 +82,12 @@ def up(
 
 
 def _connect(
-    folder: Path, env: str, region: str, emulator_url: str | None, say: Callable[[str], None]
+    folder: Path, env: str, region: str, other: Emulator | None, say: Callable[[str], None]
 ) -> tuple[Cloud, State]:
     """The emulator, started if it is not running, and the state, emptied if that was restarted."""
     (folder / ".gitignore").write_text("*\n")
     before = emulators.recorded(folder)
-    emulator = (
-        emulators.attach(folder, emulator_url) if emulator_url else emulators.ensure(folder, region)
-    )
+    emulator = emulators.attach(folder, other) if other else emulators.ensure(folder, region)
     state = State(state_path(folder, env))
     cloud = _marked(folder, emulator, region)
     if emulator != before:

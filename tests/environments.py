@@ -17,7 +17,7 @@ import grpc
 from google.protobuf import struct_pb2
 from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
 
-from taplocal.emulator import ACCOUNT
+from taplocal.emulator import Emulator
 
 ROOT = Path(__file__).parents[1]
 UV = Path(sys.executable).with_name("uv")
@@ -100,12 +100,11 @@ def as_struct(values: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def engine_host(python: Path, folder: Path, url: str) -> Iterator[Any]:
+def engine_host(python: Path, folder: Path, emulator: Emulator) -> Iterator[Any]:
     """The process that the Pulumi engine starts for dynamic resources, for an emulator's AWS."""
-    keys = {"AWS_ACCESS_KEY_ID": ACCOUNT, "AWS_SECRET_ACCESS_KEY": "local"}
     process = subprocess.Popen(
         [python, "-u", "-m", "pulumi.dynamic"],
-        cwd=folder, env=clean(AWS_ENDPOINT_URL=url, **keys), stdout=subprocess.PIPE, text=True,
+        cwd=folder, env=clean(**emulator.environment("us-east-1")), stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert process.stdout and select.select([process.stdout], [], [], HANG_SECONDS)[0]

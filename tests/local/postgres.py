@@ -173,6 +173,8 @@ class Postgres:
 class Tokens:
     """Verifies tokens of IAM for PostgreSQL, which asks by a simple bind of LDAP (RFC 4511)."""
 
+    secret_key = SECRET_KEY
+
     def __init__(self, host: str, port: int):
         self.address, self.users = f"{host}:{port}", Counter[str]()
         self.socket = socket.create_server(("127.0.0.1", 0))
@@ -207,7 +209,7 @@ class Tokens:
         return (
             (address, values["Action"], values["DBUser"]) == (self.address, "connect", user)
             and scope.split("/")[2] == "rds-db"
-            and signature == tap_stack.sign(text, SECRET_KEY, scope)
+            and signature == tap_stack.sign(text, self.secret_key, scope)
         )
 
 

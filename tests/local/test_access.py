@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,7 +106,9 @@ def test_an_id_token_is_no_access_token(deployed: Session) -> None:
 
 
 @pytest.fixture(scope="module")
-def machines(deployed: Session, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+def machines(
+    deployed: Session, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Session]:
     """A stack with two machines, beside that of the other tests."""
     folder = tmp_path_factory.mktemp("machines")
     config = {
@@ -115,11 +118,9 @@ def machines(deployed: Session, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "hosted_zone_id": "Z0123456789ABC",
     }
     quiet: dict[str, Any] = {"say": lambda _: None, "report": lambda _: None}
-    url = deployed.cloud.emulator.url
+    at = str(data)
     try:
-        yield session.up(ROOT, "dev-two", folder=folder, emulator_url=url, config=config, **quiet)[
-            0
-        ]
+        yield session.up(ROOT, "dev-two", folder=folder, emulator=at, config=config, **quiet)[0]
     finally:
         session.down(ROOT, None, folder=folder, report=quiet["report"])
 

@@ -100,6 +100,7 @@ def test_plain_output_has_no_colours_and_says_what_is_not_emulated(
         (["up", "--emulator", "https://sqs.us-east-1.amazonaws.com"], "must be a loopback address"),
         (["up", "--emulator", "http://127.0.0.1.example.com:80"], "must be a loopback address"),
         (["up", "--emulator", "http://127.0.0.1:9"], "no MiniStack responds"),
+        (["up", "--emulator", "docs"], "there is no emulator in docs: give the data folder"),
         (["outputs"], "dev is not deployed"),
         (["token"], "dev is not deployed"),
         (["call", "GET", "/items"], "dev is not deployed"),

@@ -50,7 +50,8 @@ class Mini:
     """A small program on the emulator of the other tests, with a state of its own."""
 
     def __init__(self, folder: Path, deployed: Session):
-        self.folder, self.deployed, self.url = folder, deployed, deployed.cloud.emulator.url
+        self.folder, self.deployed = folder, deployed
+        self.other = str(deployed.state.path.parents[1])
         keys = ("size", "queue", "protect", "log")
         declared = "".join(f"  {key}:\n    type: string\n    default: ''\n" for key in keys)
         (folder / "Pulumi.yaml").write_text(
@@ -66,7 +67,7 @@ class Mini:
         return session.up(
             self.folder,
             "dev",
-            emulator_url=self.url,
+            emulator=self.other,
             config=config,
             say=lambda text: None,
             report=lambda step: None,
@@ -267,7 +268,7 @@ def test_down_cleans_up_after_a_killed_run(
 def test_steps_are_reported_as_they_happen(mini: Mini) -> None:
     reported: list[Step] = []
     summary = session.up(
-        mini.folder, "dev", emulator_url=mini.url, say=lambda text: None, report=reported.append
+        mini.folder, "dev", emulator=mini.other, say=lambda text: None, report=reported.append
     )[1]
     assert reported == summary.steps
     assert [step.type.split(":")[-1] for step in reported].index("Key") < [

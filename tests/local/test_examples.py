@@ -37,21 +37,20 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda each: each.name)
 def test_an_example_is_deployed_refreshed_and_destroyed(
-    example: Path, user: Path, engine: Path, deployed: Session, tmp_path: Path
+    example: Path, user: Path, engine: Path, deployed: Session, data: Path, tmp_path: Path
 ) -> None:
-    url = deployed.cloud.emulator.url
     options = ["--program", str(example), "--data", str(tmp_path / "data"), "--json"]
 
     def taplocal(command: str, *more: str) -> Any:
         return json.loads(output_of(user, "-m", "taplocal", command, *options, *more, cwd=tmp_path))
 
-    assert taplocal("up", "--emulator", url)["counts"].keys() == {"created"}
+    assert taplocal("up", "--emulator", str(data))["counts"].keys() == {"created"}
     assert taplocal("up")["counts"].keys() == {"unchanged"}
     state = State(state_path(tmp_path / "data", "dev"))
     rollouts = [each for each in state.resources.values() if each.type.endswith("tap:Rollout")]
     assert rollouts
     (tmp_path / "empty").mkdir()
-    with engine_host(engine, tmp_path / "empty", url) as host:
+    with engine_host(engine, tmp_path / "empty", deployed.cloud.emulator) as host:
         asked = [
             {"id": each.id, "properties": as_struct({**each.inputs, **each.outputs})}
             for each in rollouts

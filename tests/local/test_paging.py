@@ -69,22 +69,22 @@ PARAMETER = "/tap-stack/dev-paging/paging-key"
 
 @pytest.fixture(scope="module")
 def up(
-    deployed: Session, tmp_path_factory: pytest.TempPathFactory
+    deployed: Session, data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], Session]]:
     """Deploys an API whose paging key has a description."""
-    folder, data = tmp_path_factory.mktemp("program"), tmp_path_factory.mktemp("paging")
+    folder, own = tmp_path_factory.mktemp("program"), tmp_path_factory.mktemp("paging")
     (folder / "Pulumi.yaml").write_text("name: tap-stack\nruntime: python\nmain: program.py\n")
     (folder / "Pulumi.dev.yaml").write_text("config: {}\n")
 
     def deploy(description: str) -> Session:
         (folder / "program.py").write_text(PROGRAM.format(description=description))
         return session.up(
-            folder, "dev", folder=data, emulator_url=deployed.cloud.emulator.url,
+            folder, "dev", folder=own, emulator=str(data),
             say=lambda text: None, report=lambda step: None,
         )[0]  # fmt: skip
 
     yield deploy
-    session.down(folder, None, folder=data, report=lambda step: None)
+    session.down(folder, None, folder=own, report=lambda step: None)
 
 
 def rotate(opened: Session) -> None:

@@ -87,7 +87,7 @@ def test_another_python_goes_on_from_the_state(
     (rollout,) = (
         each for each in deployed.state.resources.values() if each.name == "api-items-rollout"
     )
-    with engine_host(reader, tmp_path, deployed.cloud.emulator.url) as host:
+    with engine_host(reader, tmp_path, deployed.cloud.emulator) as host:
         for program in PROGRAMS:
             (pickled,) = (
                 inputs["__provider"]

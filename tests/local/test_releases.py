@@ -32,8 +32,9 @@ SLOW = Path(__file__).parent / "versions" / "slow.py"
 class Api:
     """The API of the staging environment alone, and what is released of it."""
 
-    def __init__(self, folder: Path, data: Path, url: str):
-        self.folder, self.data, self.url = folder, data, url
+    def __init__(self, folder: Path, data: Path, other: Path | None):
+        self.folder, self.data = folder, data
+        self.other = str(other) if other else None
         self.session = self.up()
 
     def up(self, version: Path | None = None, **config: str) -> Session:
@@ -41,7 +42,7 @@ class Api:
         sys.modules.pop("version", None)  # of the release before, as a process of its own would
         program = write_program(self.folder, version, "staging") if version else ROOT
         return session.up(
-            program, "staging", folder=self.data, emulator_url=self.url or None, say=lambda text: None,
+            program, "staging", folder=self.data, emulator=self.other, say=lambda text: None,
             report=lambda step: None,
             config={"systems": '["api"]', "canary_minutes": "20", **config},
         )[0]  # fmt: skip
@@ -55,10 +56,10 @@ class Api:
 
 
 @pytest.fixture(scope="module")
-def api(deployed: Session, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    data = tmp_path_factory.mktemp("releases")
-    yield Api(tmp_path_factory.mktemp("program"), data, deployed.cloud.emulator.url)
-    session.down(ROOT, None, folder=data, report=lambda step: None)
+def api(deployed: Session, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    own = tmp_path_factory.mktemp("releases")
+    yield Api(tmp_path_factory.mktemp("program"), own, data)
+    session.down(ROOT, None, folder=own, report=lambda step: None)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def test_a_killed_release_is_ended_by_the_guard(api: Api, requests: Counter[str]
     api.up(GOOD, canary_percent="100")
     before, _ = api.live()
     command = [sys.executable, "-m", "taplocal", "up", "--env", "staging", "--data", str(api.data)]
-    command += ["--program", str(ROOT), "--emulator", api.url, "-c", 'systems=["api"]']
+    command += ["--program", str(ROOT), "--emulator", str(api.other), "-c", 'systems=["api"]']
     process = subprocess.Popen(
         [*command, "-c", "canary_minutes=40"], cwd=ROOT, stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -207,7 +208,7 @@ def test_metrics_that_are_330_seconds_late_decide_all_the_same(
 ) -> None:
     monkeypatch.setenv("TAPLOCAL_METRICS_DELAY", "330")  # AWS's timing, a hundred times faster
     warm = {"provisioned_concurrency_min": "1", "provisioned_concurrency_max": "2"}
-    late = Api(tmp_path / "program", tmp_path / "data", "")
+    late = Api(tmp_path / "program", tmp_path / "data", None)
     try:
         token = access.person_token(late.session, "ann@example.com")
         item = access.call(late.session, "POST", "/items", token, "{}").headers["location"]
@@ -231,7 +232,7 @@ def test_metrics_that_are_330_seconds_late_decide_all_the_same(
 @pytest.fixture
 def host(api: Api, tmp_path: Path) -> Iterator[Any]:
     """The process that the Pulumi engine starts for dynamic resources, for this emulator."""
-    with engine_host(Path(sys.executable), tmp_path, api.url) as stub:
+    with engine_host(Path(sys.executable), tmp_path, api.session.cloud.emulator) as stub:
         yield stub
 
 

@@ -13,11 +13,10 @@ from tests.local.conftest import HANG_SECONDS, ROOT
 
 
 def smoke(deployed: Session, outputs: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    keys = {"AWS_ACCESS_KEY_ID": deployed.cloud.account, "AWS_SECRET_ACCESS_KEY": "local"}
     return subprocess.run(
         [sys.executable, "-m", "ops.smoke"],
         input=json.dumps(outputs), cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, **keys, "AWS_ENDPOINT_URL": deployed.cloud.emulator.url},
+        env={**os.environ, **deployed.cloud.emulator.environment(deployed.cloud.region)},
         timeout=HANG_SECONDS,
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ from taplocal import access
 from taplocal.access import Response
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
-from tests.local.postgres import SECRET_KEY, Postgres, binaries, certificate, free_port
+from tests.local.postgres import Postgres, binaries, certificate, free_port
 
 pytestmark = pytest.mark.skipif(
     binaries() is None, reason="there is no PostgreSQL: apt-get install postgresql"
@@ -35,10 +35,11 @@ LONGEST = tap_stack.DATABASE_SECONDS + tap_stack.CONNECT_TIMEOUT_SECONDS + 4
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
+def postgres(deployed: Session) -> Iterator[Postgres]:
     """A server that runs for the tests of this file."""
     with tempfile.TemporaryDirectory() as folder:  # pytest's own only its user may enter
         created = Postgres(Path(folder))
+        created.tokens.secret_key = deployed.cloud.emulator.secret_key
         yield created
         created.close()
 
@@ -55,10 +56,7 @@ class Application:
         (folder / "index.py").write_text(source)
         self.environment = {
             "PATH": os.environ["PATH"],
-            "AWS_ENDPOINT_URL": deployed.cloud.emulator.url,
-            "AWS_ACCESS_KEY_ID": deployed.cloud.account,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_DEFAULT_REGION": deployed.cloud.region,
+            **deployed.cloud.emulator.environment(deployed.cloud.region),
             "SECRET_ARN": self.arn,
             "DATABASE_HOST": "localhost",
             "DATABASE_PORT": str(postgres.port),
