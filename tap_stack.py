@@ -1667,6 +1667,21 @@ def format_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def stack_of(error: BaseException) -> list[str]:
+    """Where an error was raised, outermost first: each function of this code, with the line in it.
+
+    A line of the bundle would be none of this file; `python -m taplocal logs` names those.
+    """
+    found, at = [], error.__traceback__
+    while at:
+        code = at.tb_frame.f_code
+        own = code.co_filename == stack_of.__code__.co_filename
+        line = at.tb_lineno - code.co_firstlineno if own else at.tb_lineno
+        found.append(f"{code.co_qualname if own else code.co_filename}:{line}")
+        at = at.tb_next
+    return found[-50:]  # of endless recursion
+
+
 def metric_line(message: str, metric: str, log_fields: Json, failed: bool) -> str:
     """A JSON log line that counts one of a metric (CloudWatch's embedded metric format)."""
     line = {"level": "ERROR" if failed else "INFO", "message": message, **log_fields}
@@ -3196,6 +3211,8 @@ def log_line(request: Request, status: int, milliseconds: float) -> str:
     }
     if request.error:
         log_fields["error"] = format_error(request.error)
+        if status >= 500:
+            log_fields["stack"] = stack_of(request.error)
     return metric_line("request", metric, log_fields, failed=status >= 500)
 
 
@@ -4792,7 +4809,8 @@ def record_files(event: Event, context: Any) -> None:
         try:
             outcome = record_file(record, log_fields)
         except Exception as error:  # noqa: BLE001 - one bad record must not hold back the others
-            outcome, log_fields["error"] = "FilesFailed", format_error(error)
+            outcome = "FilesFailed"
+            log_fields.update(error=format_error(error), stack=stack_of(error))
             failures.append(f"{log_fields.get('key', 'a record')}: {format_error(error)}")
         log_fields["latency_ms"] = round((time.perf_counter() - started) * 1000, 2)
         print(metric_line("file", outcome, log_fields, failed=outcome == "FilesFailed"))
@@ -6517,7 +6535,7 @@ def delete_snapshot(name: str) -> bool:
         # A quarter of the time that is left: the day's snapshot is still to be taken.
         return bool(within(seconds_left() / 4, delete_unshared, name))
     except Exception as error:  # noqa: BLE001 - the others are still to be deleted
-        log_fields = {"snapshot": name, "error": format_error(error)}
+        log_fields = {"snapshot": name, "error": format_error(error), "stack": stack_of(error)}
         print(metric_line("snapshot", "SnapshotDeleteFailures", log_fields, failed=True))
         return False
 

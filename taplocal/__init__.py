@@ -8,6 +8,7 @@ state.py       what is deployed, recorded in .taplocal/
 emulator.py    starts, finds and stops MiniStack
 guard.py       who gets into MiniStack: host, origin, signature
 session.py     what the commands have in common: up, down, an opened environment
+sources.py     finds the lines of functions for the stacks in their logs
 access.py      signs people and machines in and calls the deployed API
 __main__.py    the command line
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import gc
 import json
 import mimetypes
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -27,7 +28,9 @@ from ops.redrive import redrive as redrive_messages  # noqa: E402
 from taplocal import access, emulator, session  # noqa: E402
 from taplocal.console import Console  # noqa: E402
 from taplocal.errors import InterruptError, TapLocalError  # noqa: E402
+from taplocal.project import Project  # noqa: E402
 from taplocal.session import Session  # noqa: E402
+from taplocal.sources import Sources  # noqa: E402
 from taplocal.state import State  # noqa: E402
 
 app = typer.Typer(
@@ -37,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 INTERRUPTED = 130
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 
 Env = Annotated[
     str,
@@ -200,9 +204,9 @@ def outputs(
     """Print the stack's outputs."""
     values = session.opened(program, env, data).outputs
     if name is not None and name not in values:
-        raise TapLocalError(
-            f"there is no output {json.dumps(name)}: use one of {', '.join(values)}"
-        )
+        near = difflib.get_close_matches(name, values, 1)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(values)}"
+        raise TapLocalError(f"there is no output {json.dumps(name)}: {hint}")
     if as_json:
         _print(values if name is None else values[name])
     elif name is not None:
@@ -244,6 +248,9 @@ def call(
     header: Annotated[
         list[str] | None, typer.Option("--header", "-H", help="A header, as 'name: value'.")
     ] = None,
+    fail: Annotated[
+        bool, typer.Option("--fail", help="Exit with status 1 for a response of 400 and above.")
+    ] = False,
     user: User = None,
     client: Client = None,
     scope: Scope = "",
@@ -253,6 +260,9 @@ def call(
     as_json: Json = False,
 ) -> None:
     """Send a request to the API with a new access token and print the response."""
+    if method.upper() not in METHODS:
+        near = difflib.get_close_matches(method.upper(), METHODS, 1, 0)
+        raise TapLocalError(f"there is no method {json.dumps(method)}: did you mean {near[0]}?")
     opened = session.opened(program, env, data)
     text = sys.stdin.read() if body == "-" else body
     headers = {
@@ -271,6 +281,8 @@ def call(
         )
     else:
         Console().response(response)
+    if fail and response.status >= 400:
+        raise typer.Exit(1)
 
 
 def _maybe_json(text: str) -> Any:
@@ -338,20 +350,21 @@ def logs(
 ) -> None:
     """Print the functions' log events, oldest first; with --json --follow a JSON line for each."""
     opened = session.opened(program, env, data)
+    sources = Sources(Project.load(program, env).main)
     if as_json and not follow:
-        _print(list(_new_events(opened, set())))
+        _print(list(_new_events(opened, set(), sources)))
         return
     show: Callable[[dict[str, Any]], None] = _print_line if as_json else Console().event
     seen: set[str] = set()
     while True:
-        for event in _new_events(opened, seen):
+        for event in _new_events(opened, seen, sources):
             show(event)
         if not follow:
             return
         time.sleep(0.5)
 
 
-def _new_events(opened: Session, seen: set[str]) -> Iterator[dict[str, Any]]:
+def _new_events(opened: Session, seen: set[str], sources: Sources) -> Iterator[dict[str, Any]]:
     """The events of the functions' log groups that are not in `seen`, sorted by time; adds them."""
     client = opened.cloud.client("logs")
     log_groups = [
@@ -365,11 +378,10 @@ def _new_events(opened: Session, seen: set[str]) -> Iterator[dict[str, Any]]:
         key = f"{event['logStreamName']} {event['timestamp']} {event['message']}"
         if key not in seen:
             seen.add(key)
-            yield {
-                "time": event["timestamp"],
-                "log_group": event["log_group"],
-                "message": _maybe_json(event["message"].rstrip()),
-            }
+            message = _maybe_json(event["message"].rstrip())
+            if isinstance(message, dict) and "stack" in message:
+                message["stack"] = [sources.locate(each) for each in message["stack"]]
+            yield {"time": event["timestamp"], "log_group": event["log_group"], "message": message}
 
 
 @app.command()
@@ -398,19 +410,27 @@ def _print_line(value: Any) -> None:
 
 
 def main() -> None:
-    """Runs a command; an error is one message on standard error, with exit status 1."""
+    """Runs a command; an error is one message on standard error, with exit status 1.
+
+    With --json it is a JSON value on standard output, too.
+    """
     try:
         app()
     except TapLocalError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(INTERRUPTED if isinstance(error, InterruptError) else 1) from None
+        _fail(str(error), INTERRUPTED if isinstance(error, InterruptError) else 1)
     except (ClientError, BotoCoreError) as error:
-        print(f"error: the emulator returned an error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _fail(f"the emulator returned an error: {error}", 1)
     except BrokenPipeError:
         raise SystemExit(0) from None
     finally:
         gc.freeze()  # the process ends: collecting its garbage would take a second
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    if "--json" in sys.argv:
+        _print({"error": message})
+    raise SystemExit(status) from None
 
 
 if __name__ == "__main__":

@@ -91,24 +91,28 @@ class Console:
         """Prints a log event."""
         at = datetime.fromtimestamp(event["time"] / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
         message = event["message"]
+        stack: list[str] = message.pop("stack", []) if isinstance(message, dict) else []
         text = message if isinstance(message, str) else json.dumps(message)
         self._rich.print(
             f"[dim]{at} {escape(event['log_group'].rpartition('/')[2])}[/] {escape(text)}"
         )
+        for each in stack:
+            self._rich.print(f"    {escape(each)}")
 
 
 def hints(api_url: str | None, env: str) -> str:
     """The next commands to try, ready to copy."""
     option = "" if env == "dev" else f" --env {env}"
+    ann = f"--user ann@example.com{option}"
     inside = Path(sys.executable).is_relative_to(Path.cwd())
     taplocal = f"{os.path.relpath(sys.executable) if inside else sys.executable} -m taplocal"
     if not api_url:
         return f"Watch it: {taplocal} logs -f{option}\nStop it:  {taplocal} down"
     return "\n".join(
         [
-            f'Try it:   {taplocal} call POST /items \'{{"name": "tea"}}\'{option}',
-            f"          {taplocal} call GET /items --user ann@example.com{option}",
-            f"          {taplocal} upload README.md --user ann@example.com{option}",
+            f'Try it:   {taplocal} call POST /items \'{{"name": "tea"}}\' {ann}',
+            f"          {taplocal} call GET /items {ann}",
+            f"          {taplocal} upload README.md {ann}",
             f"          {taplocal} logs -f{option}",
             f'By curl:  curl -H "Authorization: Bearer $({taplocal} token{option})" \\',
             f"            {api_url}/items",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from taplocal import emulator
+from taplocal.console import hints
 from taplocal.session import Session
 from tests.local.conftest import HANG_SECONDS, ROOT, taplocal
 
@@ -65,6 +67,58 @@ def test_every_command_prints_json_for_programs(deployed: Session, data: Path) -
     assert {"resource", "what", "why"} <= again["not_emulated"][0].keys()
 
 
+def test_call_fails_for_a_rejected_request_when_asked(deployed: Session, data: Path) -> None:
+    asked = ("call", "GET", "/items/nothing", "--json", "--data", str(data))
+    completed = taplocal(*asked, "--fail")
+    assert (completed.returncode, json.loads(completed.stdout)["status"]) == (1, 404)
+    assert taplocal(*asked).returncode == 0
+    assert taplocal(*asked[:2], "/health", *asked[3:], "--fail").returncode == 0
+
+
+def test_a_misspelt_output_proposes_the_nearest(deployed: Session, data: Path) -> None:
+    completed = taplocal("outputs", "api_ulr", "--data", str(data))
+    assert completed.stderr == 'error: there is no output "api_ulr": did you mean api_url?\n'
+
+
+def test_the_first_commands_of_the_readme_show_each_others_result(
+    deployed: Session, data: Path
+) -> None:
+    guide = (ROOT / "docs" / "local-cloud.md").read_text()
+    shown = re.findall(
+        r"^    \.venv/bin/python -m taplocal (call .* /items.*)$", guide, re.MULTILINE
+    )
+    for create, show in (shown, hint_commands(deployed)):
+        made = as_json(*shlex.split(create), "--data", str(data))["body"]
+        listed = as_json(*shlex.split(show), "--data", str(data))["body"]["items"]
+        assert made["id"] in [each["id"] for each in listed]
+
+
+def hint_commands(deployed: Session) -> list[str]:
+    """The first two commands that `up` proposes."""
+    return re.findall(r"taplocal (call .*)", hints(deployed.state.api_url, "dev"))
+
+
+def test_a_stack_trace_names_the_lines_of_the_program(deployed: Session, data: Path) -> None:
+    user = ("--user", "fay@example.com", "--data", str(data))
+    path = as_json("call", "POST", "/items", "{}", *user)["headers"]["location"]
+    table = {"TableName": deployed.outputs["table_name"]}
+    dynamodb = deployed.cloud.client("dynamodb")
+    (item,) = (
+        each for each in dynamodb.scan(**table)["Items"] if each["id"]["S"].endswith(path[7:])
+    )
+    dynamodb.put_item(**table, Item={name: item[name] for name in ("id", "owner")})
+    assert as_json("call", "GET", path, *user)["status"] == 500
+    dynamodb.delete_item(**table, Key={name: item[name] for name in ("id", "owner")})
+    messages = [event["message"] for event in as_json("logs", "--data", str(data))]
+    (stack,) = (each["stack"] for each in messages if isinstance(each, dict) and "stack" in each)
+    assert len(stack) > 2
+    program = (ROOT / "tap_stack.py").read_text().splitlines()
+    named = re.fullmatch(r"tap_stack\.py:(\d+) in api", stack[0])
+    assert named and program[int(named[1]) - 1].strip() == "response = dispatch(request)"
+    printed = taplocal("logs", "--data", str(data)).stdout
+    assert "".join(f"    {each}\n" for each in stack) in printed
+
+
 def test_the_printed_url_works_with_plain_curl(deployed: Session, data: Path) -> None:
     token = taplocal("token", "--data", str(data)).stdout.strip()
     url = taplocal("outputs", "api_url", "--data", str(data)).stdout.strip()
@@ -104,15 +158,15 @@ def test_plain_output_has_no_colours_and_says_what_is_not_emulated(
         (["outputs"], "dev is not deployed"),
         (["token"], "dev is not deployed"),
         (["call", "GET", "/items"], "dev is not deployed"),
+        (["call", "PSOT", "/items"], 'there is no method "PSOT": did you mean POST?'),
         (["logs"], "dev is not deployed"),
     ],
 )
 def test_an_error_is_one_clear_message(own: list[str], arguments: list[str], message: str) -> None:
     completed = taplocal(*arguments, *own, "--json")
     assert completed.returncode == 1
-    assert completed.stdout == ""
     assert "Traceback" not in completed.stderr
-    assert completed.stderr.startswith("error: ")
+    assert completed.stderr == f"error: {json.loads(completed.stdout)['error']}\n"
     assert re.search(message, completed.stderr), completed.stderr
 
 

@@ -242,7 +242,9 @@ def test_our_own_mistake_is_500_and_logged(
 ) -> None:
     monkeypatch.setattr(tap_stack, "item_json", lambda item: 1 / 0)
     assert_problem(api("POST", "/items", {}), 500)
-    assert json.loads(capsys.readouterr().out)["error"] == "ZeroDivisionError: division by zero"
+    line = json.loads(capsys.readouterr().out)
+    assert line["error"] == "ZeroDivisionError: division by zero"
+    assert line["stack"][0].startswith("api:") and "test_serverless_api.py:" in line["stack"][-1]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
