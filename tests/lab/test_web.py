@@ -147,13 +147,12 @@ def test_health_outlasts_75_seconds_without_a_database(web: Web, record_property
     try:
         web.postgres.freeze()  # first it is silent, then it refuses
         health = [web.get("/healthz", timeout=5)[0] for _ in seconds(40)]
-        web.postgres.freeze(signal.SIGCONT)
-        web.postgres.stop("immediate")
+        web.postgres.freeze(signal.SIGKILL)
         health += [web.get("/healthz", timeout=5)[0] for _ in seconds(35)]
         inside(f"{web.vpc.id}-database", web.postgres.start)
         started = time.monotonic()
         until(web.ready, web.instances[0])
-        record_property("ready again after", f"{time.monotonic() - started:.1f} s")
+        record_property("ready after the server is up", f"{time.monotonic() - started:.1f} s")
     finally:
         ended.set()
         for each in clients:

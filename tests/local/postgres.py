@@ -118,7 +118,7 @@ class Postgres:
         self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "stop")
 
     def freeze(self, by: int = signal.SIGSTOP) -> None:
-        """Stops all its processes where they are; connections stay open, and nothing answers."""
+        """Stops all its processes where they are: connections stay open, nothing answers. Or kills them."""
         first = int((self.data / "postmaster.pid").read_text().split()[0])
         listed = subprocess.run(["pgrep", "-P", str(first)], capture_output=True, check=True)
         for each in (first, *map(int, listed.stdout.split())):
@@ -192,7 +192,9 @@ class Tokens:
             except OSError:
                 return
             with asker:
-                number, name, token = bind_request(asker.recv(65_536))
+                if not (message := asker.recv(65_536)):
+                    continue  # who asked has been killed
+                number, name, token = bind_request(message)
                 user = name.removeprefix("user=")
                 self.users[user] += 1
                 result = 0 if self._valid(user, token) else 49  # invalidCredentials
