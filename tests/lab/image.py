@@ -139,6 +139,8 @@ def build() -> Path:
         new.rename(root)
     for name, text in FILES.items():
         path = root / name
+        if path.is_file() and not path.is_symlink() and path.read_text() == text:
+            continue  # machines may be running on it
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         path.write_text(text)
