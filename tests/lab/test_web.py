@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import signal
 import threading
 import time
 from collections import Counter
@@ -147,7 +146,7 @@ def test_health_outlasts_75_seconds_without_a_database(web: Web, record_property
     try:
         web.postgres.freeze()  # first it is silent, then it refuses
         health = [web.get("/healthz", timeout=5)[0] for _ in seconds(40)]
-        web.postgres.freeze(signal.SIGKILL)
+        web.postgres.kill()
         health += [web.get("/healthz", timeout=5)[0] for _ in seconds(35)]
         inside(f"{web.vpc.id}-database", web.postgres.start)
         started = time.monotonic()

@@ -5,6 +5,7 @@ As on RDS, members of `rds_iam` come with a token of IAM: `Tokens` verifies its 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import secrets
@@ -118,11 +119,17 @@ class Postgres:
         self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "stop")
 
     def freeze(self, by: int = signal.SIGSTOP) -> None:
-        """Stops all its processes where they are: connections stay open, nothing answers. Or kills them."""
+        """Stops all its processes where they are; connections stay open, and nothing answers."""
         first = int((self.data / "postmaster.pid").read_text().split()[0])
         listed = subprocess.run(["pgrep", "-P", str(first)], capture_output=True, check=True)
         for each in (first, *map(int, listed.stdout.split())):
-            os.kill(each, by)
+            with contextlib.suppress(ProcessLookupError):  # a connection that has ended meanwhile
+                os.kill(each, by)
+
+    def kill(self) -> None:
+        """Ends it as a loss of power does: all processes at once."""
+        self.freeze(signal.SIGKILL)
+        (self.data / "postmaster.pid").unlink()  # or it would not start while its zombies are there
 
     def execute(self, statement: str, **changes: Any) -> list[Any]:
         """Runs a statement as the master, whose password is `password`."""
