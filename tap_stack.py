@@ -1860,25 +1860,24 @@ def _text(path: Path, node: ast.stmt, reached: Iterable[str]) -> str:
 ###############################################################################
 # Releases
 ###############################################################################
-# A rollout runs where `pulumi up` does: the engine starts the provider below in a process of its
-# own, from what the state holds.
+# A rollout runs where `pulumi up` does, in a process that the engine starts from its state.
 
-WATCH_SECONDS = 10  # between two looks at a version
+WATCH_SECONDS = 10  # between two looks
 EVALUATION_SECONDS = 120  # after the last metrics: CloudWatch evaluates its alarms each minute
 LATE_SECONDS = 900  # how long a rollout waits for metrics; one to four minutes are usual
 GUARD_SECONDS = 600  # after all of these AWS itself takes a share back
+BUSY_SECONDS = 900  # how long Lambda may be busy, as when it initializes a version
 SMOKE_PAUSES = (1, 2, 4, 8, 16)  # IAM is eventually consistent: a new policy may not hold yet
-BUSY_SECONDS = 900  # how long Lambda may be busy, as when it initializes environments for a version
-BUSY = {"ResourceConflictException", "TooManyRequestsException"}
-#: Refusals that end by themselves: while Lambda shifts weights, and while a role is new.
-REFUSALS = {"InvalidParameterValueException", "ValidationException"}
-REFUSED_FOR_NOW = re.compile("Provisioned Concurrency|execution role")
-CLOUDWATCH_OPERATIONS = {"describe_alarms", "get_metric_data"}
-EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
+#: Errors that pass: AWS is busy, credentials are renewed, Lambda shifts weights, a role is new.
+PASSING = re.compile(
+    r"\((ResourceConflictException|TooManyRequestsException|ExpiredToken\w*|RequestExpired)\)"
+    r"|\((InvalidParameterValue|Validation)Exception\).*(Provisioned Concurrency|execution role)"
+)
 #: A version fails whose bad requests are chance with less than this probability. It is asked at
 #: each look: with 0.001 a good version failed in 0 of 200 simulated releases (tests/unit).
 DOUBT, DOUBT_IN_ALARM = 0.001, 0.05
 CONCLUSIVE_REQUESTS = 30  # show a version that fails for 10 % in 96 % of the cases
+USERS, PROBES = "requests", "our own requests"
 PROBE_ID = "release-probe"  # of requests, and of their caller, who owns nothing
 UNWATCHED = "UNWATCHED_RELEASE"  # an environment variable, because `pulumi up -c` saves a setting
 
@@ -1891,12 +1890,7 @@ class Counts(NamedTuple):
 
 
 class RolloutError(Exception):
-    """Why a version does not take the traffic, and which one has it."""
-
-
-def weights_of(alias: Json) -> Mapping[str, float]:
-    """Version -> its share of the alias's traffic, beside the alias's own version."""
-    return (alias.get("RoutingConfig") or {}).get("AdditionalVersionWeights") or {}
+    """Why a version was not rolled out, and which one is in its place."""
 
 
 def chance(new: Counts, old: Counts) -> float:
@@ -1915,76 +1909,91 @@ def chance(new: Counts, old: Counts) -> float:
     )
 
 
-def metric_query(
-    key: str, namespace: str, metric: str, dimensions: Mapping[str, str], statistic: str = "Sum"
-) -> Json:
-    """What GetMetricData asks for: a metric by the minute."""
-    named = [{"Name": name, "Value": value} for name, value in dimensions.items()]
-    asked = {"Namespace": namespace, "MetricName": metric, "Dimensions": named}
-    return {"Id": key, "MetricStat": {"Metric": asked, "Period": 60, "Stat": statistic}}
+class Run:
+    """A rollout of a version. What AWS has is its only state: the next run ends a killed one.
 
-
-class RolloutRun:
-    """Moves an alias to a version: smoke test, a share of the traffic, all of it, or back.
-
-    What has been done stands in the alias alone, and each step reads it first: a rollout that was
-    killed anywhere is finished by the next one, and one of another version is taken back. Until the
-    last step the alias's own version has all the traffic but the share. `inputs` are those of
-    `Rollout`; `connect` makes the SDK's client of a service; `clock` is the module `time`, and
-    `say` gets a line at each change.
-
-    On an alias with provisioned concurrency the last step only begins a shift. Lambda itself gives
-    the old version a weight of 1.0 until the new one is initialized, and leaves it there if that
-    fails (terraform-provider-aws #48116). Both versions must have the same role and dead-letter
-    queue, and be published ("Create a routing configuration for a Lambda alias").
+    `connect` makes the SDK's client of a service, `inputs` are the resource's, `clock` is `time`,
+    and `say` gets a line at each change.
     """
 
-    def __init__(
-        self, connect: Callable[[str], Any], inputs: Json, clock: Any, say: Callable[[str], None]
-    ):
-        self.inputs, self.clock, self.say = inputs, clock, say
-        self.client = functools.cache(connect)
-        self.version, self.revision = inputs["version"], ""
-        self.name = inputs["function"].split(":")[-1]
+    key: str  #: the input with the ARN of what gets the version
+    release: Callable[[], str]  #: all steps from where AWS stands; the verdict, or RolloutError
+    current: Callable[[], str]  #: the version that is there; empty where nothing can have one
+
+    def __init__(self, connect: Callable[[str], Any], inputs: Json, clock: Any, say: Any):
+        self.client, self.inputs = functools.cache(connect), inputs
+        self.clock, self.say, self.version = clock, say, inputs["version"]
+        self.name = re.split("[:/]", inputs[self.key])[-1]
         self.label = f"{self.name}: version {self.version}"
-        self.probes = [
-            (json.dumps(event), status) for event, status in json.loads(inputs["probes"])
-        ]
-        #: Version -> what is known of our own requests to it, and of those of users.
-        self.probed: dict[str, Counts] = {}
-        self.served: dict[str, Counts] = {}
-        self.answered, self.measured = 0, 0  # probes of the new version, and those in its metrics
-        self.old_alarms: set[str] = set()  # in ALARM since before the share
-        self.new_alarms = ""  # the others in ALARM, with their reasons
-        self.failure = ""  # of the last probe that failed
 
     def run(self) -> str:
-        """All steps from where the alias stands; the verdict, or RolloutError if it is not good."""
+        """The verdict on the version, also said; RolloutError if it is not good."""
         try:
-            verdict = f"{self.label}: {self._release(self.settle())}"
-        except RolloutError:
-            self.prune()
-            raise
-        self.prune()
+            verdict = f"{self.label}: {self.release()}"
+        except RolloutError as error:
+            raise RolloutError(f"{self.label} {error}") from None
         self.say(verdict)
         return verdict
 
-    def _release(self, before: str) -> str:
-        if self.inputs["guard_role"]:
-            self.remove_guard()  # of a rollout that was killed
-        self.smoke(before)
-        if before == self.version:
+    def call(
+        self, service: str, operation: str, none: str = "", wait: int = BUSY_SECONDS, **more: Any
+    ) -> Any:
+        """A call of AWS, repeated while that is refused for now; None at the error code `none`."""
+        while True:
+            try:
+                return getattr(self.client(service), operation)(**more)
+            except Exception as error:
+                if none and none in error_code(error):
+                    return None
+                self.client.cache_clear()  # the next client reads credentials again
+                if wait <= 0 or not PASSING.search(str(error)):
+                    raise
+            wait -= WATCH_SECONDS
+            self.clock.sleep(WATCH_SECONDS)
+
+
+class RolloutRun(Run):
+    """Moves an alias to a version: smoke test, a share of the traffic, all of it, or back.
+
+    Until the last step the version before has all the traffic but the share. On an alias with
+    provisioned concurrency that step only begins a shift: Lambda itself gives the old version a
+    weight of 1.0 until the new one is initialized, and leaves it there if that fails
+    (terraform-provider-aws #48116). Both versions must have the same role and dead-letter queue.
+    """
+
+    key = "function"
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.function = functools.partial(self.call, "lambda", FunctionName=self.inputs["function"])
+        self.schedule = functools.partial(self.call, "scheduler", Name=f"{self.name}-guard")
+        self.probes = json.loads(self.inputs["probes"])
+        self.watched = self.inputs["percent"] < 100 and not os.environ.get(UNWATCHED)
+        self.before = self.revision = ""  # the version before, and the alias's revision
+        self.answered = self.measured = 0  # probes of the new version, and those in its metrics
+        self.old_alarms = set(self.inputs["alarms"])  # in ALARM since before the share
+        self.new_alarms = ""  # the others in ALARM, with their reasons
+        self.failure = ""  # of the new version's last probe that failed
+
+    def release(self) -> str:
+        self.before = self.settle()
+        self.remove_guard()  # of a rollout that was killed
+        self.prune()
+        self.smoke()
+        if self.before == self.version:
             return "has the traffic"
-        verdict = "promoted, all at once and unwatched"
-        if self.inputs["percent"] < 100:
-            verdict = self.share(before)
+        asked = f", as {UNWATCHED} asks for" if self.inputs["percent"] < 100 else ""
+        verdict = self.share() if self.watched else f"promoted all at once, unwatched{asked}"
         self.point_alias(self.version)
-        if self.inputs["percent"] < 100:
-            self.remove_guard()
+        self.remove_guard()
         if problem := self.shift_problem():
-            self.point_alias(before)
-            raise RolloutError(f"{self.label} was rolled back to {before}: {problem}")
+            self.point_alias(self.before)
+            raise RolloutError(f"was rolled back to {self.before}: {problem}")
         return verdict
+
+    def current(self) -> str:
+        alias = self.function("get_alias", Name=self.inputs["alias"], none="NotFound")
+        return str(alias["FunctionVersion"]) if alias else ""
 
     def settle(self) -> str:
         """The version that has all the traffic, once no weight is left of what went on before."""
@@ -1999,188 +2008,172 @@ class RolloutRun:
 
     def shift_problem(self) -> str:
         """Waits until provisioned concurrency serves the alias's version; why it does not."""
+        operation, alias = "get_provisioned_concurrency_config", self.inputs["alias"]
         for look in range(BUSY_SECONDS // WATCH_SECONDS):
-            (status, reason), (_, weights) = self._provisioned_concurrency(), self.alias()
-            if status == "FAILED" and look:  # the first may be of an earlier shift
-                return f"its provisioned concurrency failed: {reason}"
-            if status == "NONE" or (status == "READY" and not weights):
+            found = self.function(operation, Qualifier=alias, none="NotFound")
+            _, weights = self.alias()
+            if not found or (found["Status"] == "READY" and not weights):
                 return ""
+            if found["Status"] == "FAILED" and look:  # the first may be of an earlier shift
+                return f"its provisioned concurrency failed: {found.get('StatusReason', '')}"
             self.clock.sleep(WATCH_SECONDS)
         return f"its provisioned concurrency is not ready after {BUSY_SECONDS} s"
 
-    def _provisioned_concurrency(self) -> tuple[str, str]:
-        operation = "get_provisioned_concurrency_config"
-        try:
-            found = self.call(operation, Qualifier=self.inputs["alias"])
-            return found["Status"], found.get("StatusReason", "")
-        except Exception as error:
-            if error_code(error) != "ProvisionedConcurrencyConfigNotFoundException":
-                raise
-            return "NONE", ""
-
     def alias(self) -> tuple[str, Mapping[str, float]]:
-        """The alias's version, and the weights of other versions."""
-        alias = self.call("get_alias", Name=self.inputs["alias"])
-        self.revision = alias["RevisionId"]
-        return alias["FunctionVersion"], weights_of(alias)
+        """The alias's version; other versions -> their shares of its traffic."""
+        alias = self.function("get_alias", Name=self.inputs["alias"])
+        routing, self.revision = alias.get("RoutingConfig") or {}, alias["RevisionId"]
+        return alias["FunctionVersion"], routing.get("AdditionalVersionWeights") or {}
+
+    def route(self, version: str, **weights: float) -> Json:
+        """What UpdateAlias takes: a version gets all the traffic but for the weights of others."""
+        routing = {"AdditionalVersionWeights": weights}
+        return {"Name": self.inputs["alias"], "FunctionVersion": version, "RoutingConfig": routing}
 
     def point_alias(self, version: str, **weights: float) -> None:
-        """Gives a version all the traffic, but for the weights of others."""
-        try:
-            alias = self.call(
-                "update_alias",
-                Name=self.inputs["alias"],
-                FunctionVersion=version,
-                RoutingConfig={"AdditionalVersionWeights": weights},
-                RevisionId=self.revision,
-            )
-        except Exception as error:
-            if error_code(error) != "PreconditionFailedException":
-                raise
-            problem = "was given up: the alias was moved by another meanwhile"
-            raise RolloutError(f"{self.label} {problem}") from None
-        self.revision = alias["RevisionId"]
+        """Changes the alias; RolloutError if somebody else did since the last look."""
+        route = {**self.route(version, **weights), "RevisionId": self.revision}
+        changed = self.function("update_alias", none="PreconditionFailed", **route)
+        if not changed:
+            raise RolloutError("was given up: the alias was moved by another meanwhile")
+        self.revision = changed["RevisionId"]
 
-    def smoke(self, before: str) -> None:
+    def smoke(self) -> None:
         """Invokes the version itself, before anybody else does, until it responds well."""
         for pause in (*SMOKE_PAUSES, 0):
-            answers = (self._failure(self.version, *each, BUSY_SECONDS) for each in self.probes)
+            answers = (self.invoke(probe, self.version) for probe in self.probes)
             if not (failure := next(filter(None, answers), "")):
                 return
             self.clock.sleep(pause)
-        problem = f"failed its smoke test; {before} has the traffic: {failure}"
-        raise RolloutError(f"{self.label} {problem}")
+        raise RolloutError(f"failed its smoke test; {self.before} has the traffic: {failure}")
 
-    def _failure(self, version: str, event: str, status: int | None, patience: float = 0) -> str:
-        response = self.call("invoke", patience, Qualifier=version, Payload=event.encode())
-        text = response["Payload"].read().decode()
-        payload = json.loads(text or "null")
-        answered = payload.get("statusCode") if isinstance(payload, dict) else None
-        return text[:500] if "FunctionError" in response or answered != status else ""
+    def invoke(self, probe: tuple[Json, int | None], version: str, wait: int = BUSY_SECONDS) -> str:
+        """Sends a probe to a version; what is wrong with the answer."""
+        payload, status = json.dumps(probe[0]).encode(), probe[1]
+        answer = self.function("invoke", wait=wait, Qualifier=version, Payload=payload)
+        text = answer["Payload"].read().decode()
+        found = json.loads(text or "null")
+        answered = found.get("statusCode") if isinstance(found, dict) else None
+        return text[:500] if "FunctionError" in answer or answered != status else ""
 
-    def share(self, before: str) -> str:
+    def share(self) -> str:
         """Gives the version its share, watched; the verdict. However that ends, the share does."""
-        self.old_alarms = {name for name, (state, _) in self.alarms().items() if state == "ALARM"}
-        self.guard("create_schedule", before)
+        versions, self.since = (self.version, self.before), self.clock.time()
+        self.counts = {each: dict.fromkeys(versions, Counts(0, 0)) for each in (USERS, PROBES)}
+        self.look_at_alarms()
+        if not self.guard("create_schedule"):
+            raise RolloutError(f"was given up: another release of {self.name} goes on")
         percent, minutes = self.inputs["percent"], self.inputs["bake_seconds"] / 60
         try:
-            self.point_alias(before, **{self.version: percent / 100})
+            self.point_alias(self.before, **{self.version: percent / 100})
             self.say(f"{self.label} has {percent:g} % of the traffic for {minutes:g} min at least")
-            self.guard("update_schedule", before, RevisionId=self.revision)
-            return self.watch(before)
+            self.guard("update_schedule", RevisionId=self.revision)
+            return self.watch()
         except BaseException as error:
-            if self.alias()[1].keys() == {self.version}:  # also where only the answer was lost
-                self.point_alias(before)
-            self.remove_guard()
+            if (weights := self.alias()[1]).keys() == {self.version}:  # if only the answer was lost
+                self.point_alias(self.before)
+            if weights.keys() <= {self.version}:  # the guard of another's share stays
+                self.remove_guard()
             if not isinstance(error, Exception):  # Ctrl-C, or the end of the process
                 raise
-            raise RolloutError(f"{self.label} was rolled back to {before}: {error}") from None
+            raise RolloutError(f"was rolled back to {self.before}: {error}") from None
 
-    def watch(self, before: str) -> str:
+    def guard(self, operation: str, **revision: str) -> Any:
+        """Has AWS take the share back when the watch must have ended; None if it does already.
+
+        With the revision of the share it does nothing once the alias was changed.
+        """
+        function, at = self.inputs["function"], self.clock.time() + LATE_SECONDS + GUARD_SECONDS
+        due = time.gmtime(at + self.inputs["bake_seconds"])
+        return self.schedule(
+            operation,
+            "Conflict",
+            ScheduleExpression=time.strftime("at(%Y-%m-%dT%H:%M:%S)", due),
+            FlexibleTimeWindow={"Mode": "OFF"},
+            ActionAfterCompletion="DELETE",
+            Target={
+                "Arn": f"arn:{function.split(':')[1]}:scheduler:::aws-sdk:lambda:updateAlias",
+                "RoleArn": self.inputs["guard_role"],
+                "Input": json.dumps(
+                    {"FunctionName": function, **self.route(self.before), **revision}
+                ),
+            },
+        )
+
+    def remove_guard(self) -> None:
+        """Deletes the schedule, if there is one."""
+        if self.inputs["guard_role"]:
+            self.schedule("delete_schedule", none="NotFound")
+
+    def watch(self) -> str:
         """Looks at the version until all that is known of its share is good; the verdict.
 
         That is: the metrics of the whole `bake_seconds` have come, which those of our own requests
         show, and the alarms have been evaluated on them.
         """
         ripe = self.clock.monotonic() + self.inputs["bake_seconds"]
-        expected, unknown_at, since = 0, 0.0, self.clock.time()
+        expected, unknown_at = 0, 0.0
         while (now := self.clock.monotonic()) < ripe + LATE_SECONDS:
-            self.probe(self.version, before)
-            self.read_metrics(before, since)
+            self.probe()
+            self.read_metrics()
             not_evaluated = self.look_at_alarms()
-            self.judge(before)
+            self.judge()
             if now < ripe:
                 expected = self.answered
             if now < ripe or not_evaluated or self.measured < expected:
                 unknown_at = now
             elif now - unknown_at >= EVALUATION_SECONDS:
-                return self.verdict(before)
+                return self.verdict()
             self.clock.sleep(WATCH_SECONDS)
-        return self.verdict(before, f"metrics or alarms are more than {LATE_SECONDS} s late; ")
+        return self.verdict(f"metrics or alarms are more than {LATE_SECONDS} s late; ")
 
-    def probe(self, *versions: str) -> None:
-        """Sends our own requests to the versions in turns: the second one shows what is usual."""
-        for event, status in self.probes:
-            for version in versions:
-                began = self.clock.time()
-                try:
-                    failure = self._failure(version, event, status)
-                except Exception as error:
-                    if error_code(error) not in BUSY | EXPIRED:
-                        raise
-                    continue  # a throttled request says nothing about the version
-                slow = (self.clock.time() - began) * 1000 > self.inputs["latency_bound_ms"]
-                bad, total = self.probed.get(version, Counts(0, 0))
-                self.probed[version] = Counts(bad + bool(failure or slow), total + 1)
-                self.failure = failure or self.failure
-                self.answered += version == self.version
+    def probe(self) -> None:
+        """Sends our own requests to both versions in turns: the old one shows what is usual."""
+        counts = self.counts[PROBES]
+        for probe, version in itertools.product(self.probes, counts):
+            began = self.clock.time()
+            try:
+                failure = self.invoke(probe, version, wait=0)
+            except Exception as error:
+                if not PASSING.search(str(error)):
+                    raise
+                continue  # a throttled request says nothing about the version
+            slow = (self.clock.time() - began) * 1000 > self.inputs["latency_bound_ms"]
+            bad, total = counts[version]
+            counts[version] = Counts(bad + bool(failure or slow), total + 1)
+            if version == self.version:
+                self.answered, self.failure = self.answered + 1, failure or self.failure
 
-    def read_metrics(self, before: str, since: float) -> None:
+    def read_metrics(self) -> None:
         """Counts the requests of users by version, and our own that are in the metrics already."""
-        resource, failures = f"{self.name}:{self.inputs['alias']}", self.inputs["failures"]
-        own = {"FunctionName": self.name, "Resource": f"{self.name}:{self.version}"}
-        queries = [metric_query("own", "AWS/Lambda", "Invocations", own)]
-        versions = {"new": self.version, "old": before}
-        for key, version in versions.items():
-            live = {"FunctionName": self.name, "Resource": resource, "ExecutedVersion": version}
-            quick = f"PR(:{self.inputs['latency_bound_ms']:g})"  # how many percent are
-            queries += [
-                metric_query(f"{key}_total", "AWS/Lambda", "Invocations", live),
-                metric_query(f"{key}_errors", "AWS/Lambda", "Errors", live),
-                metric_query(f"{key}_quick", "AWS/Lambda", "Duration", live, quick),
-            ]
+        failures, bound = self.inputs["failures"], self.inputs["latency_bound_ms"]
+        of = {"FunctionName": self.name, "Resource": f"{self.name}:{self.version}"}
+        self.measured = round(sum(self.metric("AWS/Lambda/Invocations", of).values()))
+        for version in self.counts[USERS]:
+            alias = f"{self.name}:{self.inputs['alias']}"
+            of = {"FunctionName": self.name, "Resource": alias, "ExecutedVersion": version}
+            totals = self.metric("AWS/Lambda/Invocations", of)
+            failed = sum(self.metric("AWS/Lambda/Errors", of).values())
+            quick = self.metric("AWS/Lambda/Duration", of, f"PR(:{bound:g})")  # in percent
+            slow = sum((1 - rank / 100) * totals.get(at, 0) for at, rank in quick.items())
             if failures:
                 of = {"Environment": failures["environment"], "FunctionVersion": version}
-                metric = (failures["namespace"], failures["metric"])
-                queries.append(metric_query(f"{key}_failures", *metric, of))
-        times = {"StartTime": since - since % 60, "EndTime": self.clock.time() + 60}
-        data = self.call("get_metric_data", MetricDataQueries=queries, **times)["MetricDataResults"]
-        found: dict[str, dict[Any, float]] = {
-            each["Id"]: dict(zip(each["Timestamps"], each["Values"], strict=True)) for each in data
-        }
-        self.measured = round(sum(found["own"].values()))
-        for key, version in versions.items():
-            total = found[f"{key}_total"]
-            kinds = (f"{key}_errors", f"{key}_failures")
-            failed = sum(sum(found.get(kind, {}).values()) for kind in kinds)
-            ranks = found[f"{key}_quick"].items()
-            slow = sum((1 - rank / 100) * total.get(at, 0) for at, rank in ranks)
-            # One that ran out of time is both.
-            self.served[version] = Counts(round(max(failed, slow)), round(sum(total.values())))
+                path = f"{failures['namespace']}/{failures['metric']}"
+                failed += sum(self.metric(path, of).values())
+            total = round(sum(totals.values()))
+            # One that ran out of time is both. Failures may come before the total that has them.
+            self.counts[USERS][version] = Counts(min(round(max(failed, slow)), total), total)
 
-    def judge(self, before: str) -> None:
-        """RolloutError when our own requests, or those of users, are worse than those before."""
-        for counts in (self.probed, self.served):
-            new, old = (counts.get(each, Counts(0, 0)) for each in (self.version, before))
-            doubt = DOUBT_IN_ALARM if self.new_alarms else DOUBT
-            if new.bad and (likely := chance(new, old)) < doubt:
-                seen = "; ".join(filter(None, [self.new_alarms, self.failure]))
-                raise RolloutError(f"{self.compared(before, counts)} (p = {likely:.1g}) {seen}")
-
-    def compared(self, before: str, counts: Mapping[str, Counts]) -> str:
-        """The requests of both versions in words."""
-        new, old = (counts.get(each, Counts(0, 0)) for each in (self.version, before))
-        whose = "our own requests" if counts is self.probed else "requests"
-        return (
-            f"{new.bad} of {new.total} {whose} failed or took more than "
-            f"{self.inputs['latency_bound_ms']:g} ms, and {old.bad} of {old.total} of {before}"
-        )
-
-    def alarms(self) -> dict[str, tuple[str, str]]:
-        """Watched alarm -> its state and the reason; RolloutError if one does not exist."""
-        wanted, types = list(self.inputs["alarms"]), ["MetricAlarm", "CompositeAlarm", "LogAlarm"]
-        found = self.call("describe_alarms", AlarmNames=wanted, AlarmTypes=types)
-        states = {
-            alarm["AlarmName"]: (alarm["StateValue"], alarm.get("StateReason", ""))
-            for each in types
-            for alarm in found.get(f"{each}s", ())
-        }
-        if missing := sorted(set(wanted) - states.keys()):
-            problem = (
-                "and nothing would notice a bad version; create it, or set canary_percent to 100"
-            )
-            raise RolloutError(f"there is no alarm {', '.join(missing)}, {problem}")
-        return states
+    def metric(self, path: str, of: Mapping[str, str], statistic: str = "Sum") -> Json:
+        """A metric of these dimensions since the share began, by the minute."""
+        namespace, _, metric = path.rpartition("/")
+        named = [{"Name": name, "Value": value} for name, value in of.items()]
+        asked = {"Namespace": namespace, "MetricName": metric, "Dimensions": named}
+        query = {"Id": "it", "MetricStat": {"Metric": asked, "Period": 60, "Stat": statistic}}
+        times = {"StartTime": self.since - self.since % 60, "EndTime": self.clock.time() + 60}
+        data = self.call("cloudwatch", "get_metric_data", MetricDataQueries=[query], **times)
+        (found,) = data["MetricDataResults"]
+        return dict(zip(found["Timestamps"], found["Values"], strict=True))
 
     def look_at_alarms(self) -> bool:
         """Notes the alarms that fire since the share began; whether one was not evaluated yet.
@@ -2189,23 +2182,41 @@ class RolloutRun:
         decides at the end, and before that only with `DOUBT_IN_ALARM`. One that was in ALARM before
         the share counts again once it has been OK.
         """
-        states = self.alarms()
-        firing = {name for name, (state, _) in states.items() if state == "ALARM"}
+        wanted, types = list(self.inputs["alarms"]), ["MetricAlarm", "CompositeAlarm", "LogAlarm"]
+        found = self.call("cloudwatch", "describe_alarms", AlarmNames=wanted, AlarmTypes=types)
+        alarms = {x["AlarmName"]: x for kind in types for x in found.get(f"{kind}s", ())}
+        if missing := ", ".join(sorted(set(wanted) - alarms.keys())):
+            problem = f"would go bad unnoticed, because there is no alarm {missing}"
+            raise RolloutError(f"{problem}: create it, or set canary_percent to 100")
+        firing = {name for name, alarm in alarms.items() if alarm["StateValue"] == "ALARM"}
         self.old_alarms &= firing
         new = sorted(firing - self.old_alarms)
-        self.new_alarms = "; ".join(f"{name} ({states[name][1]})" for name in new)
-        return any(state == "INSUFFICIENT_DATA" for state, _ in states.values())
+        self.new_alarms = "; ".join(f"{name} ({alarms[name].get('StateReason')})" for name in new)
+        return any(alarm["StateValue"] == "INSUFFICIENT_DATA" for alarm in alarms.values())
 
-    def verdict(self, before: str, problem: str = "") -> str:
+    def judge(self) -> None:
+        """RolloutError when our own requests, or those of users, are worse than those before."""
+        doubt = DOUBT_IN_ALARM if self.new_alarms else DOUBT
+        for whose, counts in self.counts.items():
+            if (likely := chance(*counts.values())) < doubt:
+                seen = "; ".join(filter(None, [self.new_alarms, self.failure]))
+                raise RolloutError(f"{self.compared(whose)} (p = {likely:.1g}) {seen}")
+
+    def compared(self, whose: str) -> str:
+        """The requests of both versions in words."""
+        new, old = self.counts[whose].values()
+        bad = f"failed or took more than {self.inputs['latency_bound_ms']:g} ms"
+        before = f"{old.bad} of {old.total} of {self.before}"
+        return f"{new.bad} of {new.total} {whose} {bad}, and {before}"
+
+    def verdict(self, problem: str = "") -> str:
         """What the promotion rests on; RolloutError where that is not enough."""
         if self.new_alarms:
             raise RolloutError(self.new_alarms)
         quiet = ", ".join(sorted(set(self.inputs["alarms"]) - self.old_alarms)) or "none"
-        evidence = (
-            f"{self.compared(before, self.served)}; {self.compared(before, self.probed)}; no worse "
-            f"by Fisher's exact test (p < {DOUBT}); alarms that did not fire: {quiet}"
-        )
-        if self.served[self.version].total < CONCLUSIVE_REQUESTS:
+        test = f"no worse by Fisher's exact test (p < {DOUBT}); alarms that did not fire: {quiet}"
+        evidence = f"{self.compared(USERS)}; {self.compared(PROBES)}; {test}"
+        if self.counts[USERS][self.version].total < CONCLUSIVE_REQUESTS:
             problem += f"fewer than {CONCLUSIVE_REQUESTS} requests; "
         if not problem:
             return f"promoted: {evidence}"
@@ -2215,85 +2226,22 @@ class RolloutRun:
             raise RolloutError(text)
         return text
 
-    def guard(self, operation: str, before: str, **revision: str) -> None:
-        """Lets AWS take the share back at a time when the watch must have ended.
-
-        With the revision of the share it does nothing once the alias was changed.
-        """
-        seconds = self.inputs["bake_seconds"] + LATE_SECONDS + GUARD_SECONDS
-        at = time.gmtime(self.clock.time() + seconds)
-        update = {
-            "FunctionName": self.inputs["function"],
-            "Name": self.inputs["alias"],
-            "FunctionVersion": before,
-            "RoutingConfig": {"AdditionalVersionWeights": {}},
-            **revision,
-        }
-        partition = self.inputs["function"].split(":")[1]
-        self.call(
-            operation,
-            Name=f"{self.name}-guard",
-            ScheduleExpression=time.strftime("at(%Y-%m-%dT%H:%M:%S)", at),
-            FlexibleTimeWindow={"Mode": "OFF"},
-            ActionAfterCompletion="DELETE",
-            Target={
-                "Arn": f"arn:{partition}:scheduler:::aws-sdk:lambda:updateAlias",
-                "RoleArn": self.inputs["guard_role"],
-                "Input": json.dumps(update),
-            },
-        )
-
-    def remove_guard(self) -> None:
-        """Deletes the schedule, if there is one."""
-        try:
-            self.call("delete_schedule", Name=f"{self.name}-guard")
-        except Exception as error:
-            if error_code(error) != "ResourceNotFoundException":
-                raise
-
     def prune(self) -> None:
-        """Deletes what is older than the newest versions and named by no alias."""
-        listed = self._pages("list_versions_by_function", "Versions")
-        numbers = sorted(int(each["Version"]) for each in listed if each["Version"].isdigit())
-        named = set()
-        for alias in self._pages("list_aliases", "Aliases"):
-            named |= {alias["FunctionVersion"], *weights_of(alias)}
-        for number in numbers[: -int(self.inputs["versions_kept"])]:
-            if str(number) not in named:
-                self.call("delete_function", Qualifier=str(number))
-
-    def _pages(self, operation: str, key: str) -> list[Json]:
-        paginator = self.client("lambda").get_paginator(operation)
-        pages = paginator.paginate(FunctionName=self.inputs["function"])
-        return [each for page in pages for each in page[key]]
-
-    def call(self, operation: str, patience: float = BUSY_SECONDS, **arguments: Any) -> Any:
-        """A call of AWS, repeated for so long while Lambda is busy or credentials are renewed."""
-        service = "scheduler" if operation.endswith("_schedule") else "lambda"
-        service = "cloudwatch" if operation in CLOUDWATCH_OPERATIONS else service
-        if service == "lambda":
-            arguments["FunctionName"] = self.inputs["function"]
-        while True:
-            try:
-                return getattr(self.client(service), operation)(**arguments)
-            except Exception as error:
-                code = error_code(error)
-                if code in EXPIRED:
-                    self.client.cache_clear()
-                refused = code in REFUSALS and REFUSED_FOR_NOW.search(str(error))
-                if not (code in BUSY | EXPIRED or refused) or patience <= 0:
-                    raise
-            patience -= WATCH_SECONDS
-            self.clock.sleep(WATCH_SECONDS)
+        """Deletes what is older than the newest versions; Lambda keeps what another alias names."""
+        pages = self.client("lambda").get_paginator("list_versions_by_function")
+        found = pages.paginate(FunctionName=self.inputs["function"]).build_full_result()["Versions"]
+        numbers = sorted(int(each["Version"]) for each in found if each["Version"].isdigit())
+        for number in map(str, numbers[: -int(self.inputs["versions_kept"])]):
+            if number not in (self.version, self.before):
+                self.function("delete_function", Qualifier=number, none="ResourceConflict")
 
 
 class RolloutProvider(pulumi.dynamic.ResourceProvider):
-    """What the engine calls for a `Rollout`, with the credentials of whoever runs it."""
+    """What the engine calls for rollouts of a kind, with the credentials of whoever runs it."""
 
-    key = "function"  # the input whose change replaces it; an ARN or a name in a region
-
-    def __init__(self) -> None:
+    def __init__(self, kind: type[Run]) -> None:
         super().__init__()
+        self.kind, self.key = kind, kind.key
         self.profile: str | None = None
         self.clock: Any = time
 
@@ -2311,43 +2259,26 @@ class RolloutProvider(pulumi.dynamic.ResourceProvider):
         )
 
     def create(self, props: Json) -> pulumi.dynamic.CreateResult:
-        """Brings the alias, whatever it names, to the version."""
-        outputs = {**props, "verdict": self.roll_out(props)}
-        return pulumi.dynamic.CreateResult(f"{props['function']}:{props['alias']}", outputs)
+        """Brings what is there, whatever it is, to the version."""
+        return pulumi.dynamic.CreateResult(props[self.key], self.update("", {}, props).outs)
 
     def update(self, _id: str, _olds: Json, news: Json) -> pulumi.dynamic.UpdateResult:
         """The same."""
-        return pulumi.dynamic.UpdateResult({**news, "verdict": self.roll_out(news)})
+        return pulumi.dynamic.UpdateResult({**news, "verdict": self.rollout(news).run()})
 
     def read(self, id_: str, props: Json) -> pulumi.dynamic.ReadResult:
-        """The version that the alias names, for `pulumi refresh`; nothing if it does not exist."""
-        try:
-            version, _ = self.rollout(props).alias()
-        except Exception as error:
-            if error_code(error) != "ResourceNotFoundException":
-                raise
-            return pulumi.dynamic.ReadResult("", {})
-        return pulumi.dynamic.ReadResult(id_, {**props, "version": version})
+        """The version that is there, for `pulumi refresh`; nothing where none can be."""
+        version = self.rollout(props).current()
+        found = (id_, {**props, "version": version}) if version else ("", {})
+        return pulumi.dynamic.ReadResult(*found)
 
-    def roll_out(self, inputs: Json) -> str:
-        """Runs a rollout against AWS; the verdict."""
-        if os.environ.get(UNWATCHED) and inputs["percent"] < 100:
-            inputs = {**inputs, "percent": 100}
-            self.say(f"{inputs['function']}: all at once, unwatched, as {UNWATCHED} asks for")
-        return self.rollout(inputs).run()
-
-    def rollout(self, inputs: Json) -> RolloutRun:
-        """The rollout of these inputs."""
-        connect = functools.partial(self.client, inputs=inputs)
-        return RolloutRun(connect, inputs, self.clock, self.say)
-
-    @staticmethod
-    def say(text: str) -> None:
-        """Writes a line to where the engine reads it and shows it at once."""
-        print(text, file=sys.stderr, flush=True)
+    def rollout(self, inputs: Json) -> Run:
+        """The rollout of these inputs, whose lines go where the engine reads and shows them."""
+        say = functools.partial(print, file=sys.stderr, flush=True)
+        return self.kind(functools.partial(self.client, inputs=inputs), inputs, self.clock, say)
 
     def client(self, service: str, inputs: Json) -> Any:
-        """The SDK's client of a service in the function's region."""
+        """The SDK's client of a service in the region of the rollout."""
         import boto3
         from botocore.config import Config
 
@@ -2359,40 +2290,39 @@ class RolloutProvider(pulumi.dynamic.ResourceProvider):
 
 def rollout_provider() -> RolloutProvider:
     """Where bundle() begins, to ship the provider to the state."""
-    return RolloutProvider()
+    return RolloutProvider(RolloutRun)
 
 
-class PortableProvider(RolloutProvider):
-    """Pickles itself as source: refresh and destroy start from the state alone, in any folder, and
-    bytecode of one Python crashes another."""
+class PortableProvider(pulumi.dynamic.ResourceProvider):
+    """Pickles a provider as source: refresh and destroy start from the state alone, in any folder,
+    and bytecode of one Python crashes another."""
 
-    maker: Callable[[], RolloutProvider] = rollout_provider
+    def __init__(self, maker: Callable[[], RolloutProvider]) -> None:
+        super().__init__()
+        self.maker = maker
 
     def __reduce__(self) -> tuple[Any, ...]:
-        maker = type(self).maker
-        source = bundle(maker, modules=LAMBDA_MODULES | {"pulumi"})
-        load = f"exec({source!r}, names) or names['{maker.__name__}']()"
+        source = bundle(self.maker, modules=LAMBDA_MODULES | {"pulumi"})
+        load = f"exec({source!r}, names) or names['{self.maker.__name__}']()"
         return eval, (f"(lambda names: {load})({{'__name__': 'rollout'}})",)
 
 
 class Rollout(pulumi.dynamic.Resource, module="tap", name="Rollout"):
-    """The only one that moves a function's alias: gradually, watched, and back on failure.
+    """The only one that moves a function's `alias`: to `version`, watched, and back on failure.
 
-    `version` takes the traffic of the `alias`, after it has answered the `probes` (JSON: pairs of
-    an event and the expected status) and then had `percent` of the traffic for `bake_seconds`
-    without failing more often than the version before and without one of the `alarms` (names) in
-    ALARM. A request fails that raises, is counted by `failures` (namespace, metric, environment) or
-    takes more than `latency_bound_ms`. With too little traffic to judge, `inconclusive` is
-    `promote` or `roll_back`. AWS takes a share back as `guard_role` that nobody watches any more.
-    `versions_kept` is how many versions stay for going back. Fails the update with the reason when
-    the version is not good. Costs its probes and less than a cent for metrics.
+    The inputs are those of `Canary`, and how `Function` has them. `failures` is a namespace, a
+    metric and its environment. AWS takes back a share that nobody watches any more as `guard_role`.
+    Fails the update with the reason when the version is not good. Costs its probes and less than a
+    cent for metrics.
     """
 
+    maker = rollout_provider
     #: What became of the newest version, and the evidence.
     verdict: Output[str]
 
     def __init__(self, name: str, *, opts: Options = None, **inputs: Any):
-        super().__init__(PortableProvider(), name, {**inputs, "verdict": None}, opts)
+        provider = PortableProvider(type(self).maker)
+        super().__init__(provider, name, {**inputs, "verdict": None}, opts)
 
 
 ###############################################################################
@@ -2619,31 +2549,19 @@ USER_DATA_LIMIT = 16_384  # bytes, EC2's, before base64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
-    """How the instances of a fleet start, and what they may do."""
+class Instances:
+    """The instances of a fleet: how they start, what they may do, how many there are."""
 
     user_data: Input[str]  # a script, whose failure has the instance replaced
     after: Sequence[pulumi.Resource] = ()  # what instances need at their start: routes, rules
     security_group: aws.ec2.SecurityGroup
     subnets: Sequence[aws.ec2.Subnet]
-    instance_types: Sequence[str]  # arm64, the first one preferred
+    types: Sequence[str]  # arm64, the first one preferred
     statements: Sequence[Statement] = ()  # beyond Session Manager
     public: bool = False  # has a public address
-
-
-@dataclass(frozen=True, kw_only=True)
-class Capacity:
-    """How many instances a fleet has, and how many percent of them are Spot."""
-
     minimum: int = 1
     maximum: int = 1
     spot_percent: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Health:
-    """What tells that the instances of a fleet work, beyond EC2's status checks."""
-
     target_groups: Sequence[aws.lb.TargetGroup] = ()  # whose health checks replace instances
     alarms: Sequence[str] = ()  # names; one that fires rolls a changed fleet back
 
@@ -2668,22 +2586,20 @@ class Fleet(Component):
         component: str,
         key_arn: Input[str],
         scaling_role_arn: Input[str],
-        launch: Launch,
-        capacity: Capacity = Capacity(),
-        health: Health = Health(),
+        instances: Instances,
         opts: Options = None,
     ):
         super().__init__(name, args, opts, component)
         self.physical_name, self.key_arn = args.name(component), key_arn
-        self.launch, self.capacity, self.health = launch, capacity, health
+        self.instances = instances
         self.role, _ = self._role()
-        self.profile = self._profile()
         self.template = self._template()
         self.scaling_group = self._scaling_group(scaling_role_arn)
         self.rollout = self._rollout()
         self.register_outputs({"group_name": self.scaling_group.name})
 
     def _role(self) -> tuple[aws.iam.Role, aws.iam.RolePolicy]:
+        group = f"autoScalingGroup:*:autoScalingGroupName/{self.physical_name}"
         return self.service_role(
             "role",
             self.physical_name,
@@ -2693,55 +2609,48 @@ class Fleet(Component):
             allow(
                 "autoscaling:CompleteLifecycleAction",
                 "autoscaling:SetInstanceHealth",
-                on=self.aws_context.arn(
-                    "autoscaling", f"autoScalingGroup:*:autoScalingGroupName/{self.physical_name}"
-                ),
+                on=self.aws_context.arn("autoscaling", group),
             ),
-            *self.launch.statements,
-        )
-
-    def _profile(self) -> aws.iam.InstanceProfile:
-        return aws.iam.InstanceProfile(
-            f"{self.name}-profile", name=self.physical_name, role=self.role.name, opts=self.parented
+            *self.instances.statements,
         )
 
     def _template(self) -> aws.ec2.LaunchTemplate:
-        launch = self.launch
-        tags = {**self.args.all_tags(), "Component": self.component, "Name": self.physical_name}
-        known = Output.all(self.aws_context.region, launch.user_data)
+        instances, name = self.instances, self.physical_name
+        tags = {**self.args.all_tags(), "Component": self.component, "Name": name}
+        profile = aws.iam.InstanceProfile(
+            f"{self.name}-profile", name=name, role=self.role.name, opts=self.parented
+        )
+        script = functools.partial(rendered, START_SCRIPT, group=name, hook=READY_HOOK)
+        known = Output.all(region=self.aws_context.region, script=instances.user_data)
+        gone = {"delete_on_termination": "true"}
+        volume: Any = {
+            "volume_type": "gp3",
+            "volume_size": 8,
+            "encrypted": "true",
+            "kms_key_id": self.key_arn,
+            **gone,
+        }
+        interface: Any = {
+            "device_index": 0,
+            "associate_public_ip_address": str(instances.public).lower(),
+            "security_groups": [instances.security_group.id],
+            **gone,
+        }
         return aws.ec2.LaunchTemplate(
             f"{self.name}-template",
-            name=self.physical_name,
+            name=name,
             image_id=self.args.image_id or latest_ami(),
-            instance_type=launch.instance_types[0],
-            iam_instance_profile={"arn": self.profile.arn},
+            instance_type=instances.types[0],
+            iam_instance_profile={"arn": profile.arn},
             metadata_options={
                 "http_endpoint": "enabled",
                 "http_tokens": "required",
                 "http_put_response_hop_limit": 1,
             },
-            block_device_mappings=[
-                {
-                    "device_name": "/dev/xvda",
-                    "ebs": {
-                        "volume_type": "gp3",
-                        "volume_size": 8,
-                        "encrypted": "true",
-                        "kms_key_id": self.key_arn,
-                        "delete_on_termination": "true",
-                    },
-                }
-            ],
-            network_interfaces=[
-                {
-                    "device_index": 0,
-                    "associate_public_ip_address": str(launch.public).lower(),
-                    "security_groups": [launch.security_group.id],
-                    "delete_on_termination": "true",
-                }
-            ],
+            block_device_mappings=[{"device_name": "/dev/xvda", "ebs": volume}],
+            network_interfaces=[interface],
             monitoring={"enabled": True},
-            user_data=known.apply(lambda x: encode_user_data(self._script(*x))),
+            user_data=known.apply(lambda values: encode_user_data(script(**values))),
             tag_specifications=[
                 {"resource_type": kind, "tags": tags}
                 for kind in ("instance", "volume", "network-interface")
@@ -2750,12 +2659,8 @@ class Fleet(Component):
             opts=self.after(ignore_changes=[] if self.args.image_id else ["imageId"]),
         )
 
-    def _script(self, region: str, script: str) -> str:
-        group = self.physical_name
-        return rendered(START_SCRIPT, region=region, group=group, hook=READY_HOOK, script=script)
-
     def _scaling_group(self, scaling_role_arn: Input[str]) -> aws.autoscaling.Group:
-        capacity, health = self.capacity, self.health
+        instances = self.instances
         template: Any = {
             "launch_template_id": self.template.id,
             "version": self.template.latest_version.apply(str),  # $Latest could not be left again
@@ -2763,22 +2668,22 @@ class Fleet(Component):
         return aws.autoscaling.Group(
             f"{self.name}-group",
             name=self.physical_name,
-            min_size=capacity.minimum,
-            max_size=capacity.maximum,
-            vpc_zone_identifiers=[each.id for each in self.launch.subnets],
+            min_size=instances.minimum,
+            max_size=instances.maximum,
+            vpc_zone_identifiers=[each.id for each in instances.subnets],
             mixed_instances_policy={
                 "instances_distribution": {
-                    "on_demand_percentage_above_base_capacity": 100 - capacity.spot_percent,
+                    "on_demand_percentage_above_base_capacity": 100 - instances.spot_percent,
                     "spot_allocation_strategy": "price-capacity-optimized",
                 },
                 "launch_template": {
                     "launch_template_specification": template,
-                    "overrides": [{"instance_type": each} for each in self.launch.instance_types],
+                    "overrides": [{"instance_type": each} for each in instances.types],
                 },
             },
-            capacity_rebalance=capacity.spot_percent > 0,
-            target_group_arns=[each.arn for each in health.target_groups],
-            health_check_type="ELB" if health.target_groups else "EC2",
+            capacity_rebalance=instances.spot_percent > 0,
+            target_group_arns=[each.arn for each in instances.target_groups],
+            health_check_type="ELB" if instances.target_groups else "EC2",
             health_check_grace_period=180,
             default_instance_warmup=120,
             initial_lifecycle_hooks=[
@@ -2790,7 +2695,7 @@ class Fleet(Component):
                 }
             ],
             wait_for_capacity_timeout="30m",
-            min_elb_capacity=capacity.minimum if health.target_groups else None,
+            min_elb_capacity=instances.minimum if instances.target_groups else None,
             enabled_metrics=[
                 aws.autoscaling.Metric.GROUP_DESIRED_CAPACITY,
                 aws.autoscaling.Metric.GROUP_IN_SERVICE_INSTANCES,
@@ -2799,23 +2704,22 @@ class Fleet(Component):
             service_linked_role_arn=scaling_role_arn,
             # Within the limits the desired capacity is the scaling policies', and the version the
             # rollout's: what the group has when a refresh begins is what it goes back to.
-            opts=self.after(*self.launch.after, ignore_changes=["desiredCapacity", VERSION_PATH]),
+            opts=self.after(*instances.after, ignore_changes=["desiredCapacity", VERSION_PATH]),
         )
 
     def _rollout(self) -> FleetRollout:
-        alarms = self.health.alarms
-        preferences = {
-            "MinHealthyPercentage": 100,
-            "MaxHealthyPercentage": 110 if self.capacity.maximum > 1 else 200,
-            "AutoRollback": True,
-            "SkipMatching": True,
-            **({"AlarmSpecification": {"Alarms": alarms}, "BakeTime": 300} if alarms else {}),
-        }
+        alarms = self.instances.alarms
         return FleetRollout(
             f"{self.name}-rollout",
             group=self.scaling_group.arn,
             version=self.template.latest_version.apply(str),
-            preferences=preferences,
+            preferences={
+                "MinHealthyPercentage": 100,
+                "MaxHealthyPercentage": 110 if self.instances.maximum > 1 else 200,
+                "AutoRollback": True,
+                "SkipMatching": True,
+                **({"AlarmSpecification": {"Alarms": alarms}, "BakeTime": 300} if alarms else {}),
+            },
             opts=self.parented,
         )
 
@@ -2826,7 +2730,7 @@ class Fleet(Component):
                 f"{self.component}-instances",
                 "AWS/AutoScaling/GroupInServiceInstances",
                 {"AutoScalingGroupName": self.scaling_group.name},
-                below=self.capacity.minimum,
+                below=self.instances.minimum,
                 statistic="Minimum",
                 datapoints=(10, 10),
                 runbook=f"{self.component.partition('-')[0]}-instances",
@@ -2834,134 +2738,89 @@ class Fleet(Component):
         ]
 
 
-class FleetRun:
+class FleetRun(Run):
     """Gives a group the version of its launch template, instance by instance, or goes back.
 
-    What the group has is the only state. AWS writes the version to it when the refresh succeeded,
-    so that until then new instances have the version before. `groups` is the SDK's client.
+    AWS writes the version to the group when the refresh succeeded: until then new instances have
+    the version before.
     """
-
-    def __init__(self, groups: Any, inputs: Json, sleep: Callable[[float], None]):
-        self.groups, self.inputs, self.sleep = groups, inputs, sleep
-        self.name = inputs["group"].rpartition("/")[2]
-
-    def run(self) -> str:
-        """Waits for a refresh that runs already, then does its own; RolloutError if that fails."""
-        if running := [x for x in self._refreshes() if x["Status"] not in REFRESH_ENDS]:
-            self._end_of(running[0]["InstanceRefreshId"])
-        policy = self.policy()
-        before, wanted = version_of(policy)["Version"], self.inputs["version"]
-        if before == wanted:
-            return f"{self.name} has version {wanted}"
-        template = version_of(policy)
-        template["Version"] = wanted
-        template.pop("LaunchTemplateName", None)  # AWS takes the id or the name
-        started = self.groups.start_instance_refresh(
-            AutoScalingGroupName=self.name,
-            DesiredConfiguration={"MixedInstancesPolicy": policy},
-            Preferences=self.inputs["preferences"],
-        )
-        end = self._end_of(started["InstanceRefreshId"])
-        if end["Status"] != "Successful":
-            raise RolloutError(
-                f"{self.name}: version {wanted} of the launch template failed, and the group keeps "
-                f"version {before} ({end['Status']}): "
-                + "; ".join([end.get("StatusReason", "no reason"), *self._failures(end)])
-            )
-        return f"{self.name} went from version {before} to {wanted}"
-
-    def policy(self) -> Json:
-        """The group's policy of instances."""
-        (group,) = self.groups.describe_auto_scaling_groups(AutoScalingGroupNames=[self.name])[
-            "AutoScalingGroups"
-        ]
-        return dict(group["MixedInstancesPolicy"])
-
-    def _refreshes(self, **which: Any) -> list[Json]:
-        found = self.groups.describe_instance_refreshes(AutoScalingGroupName=self.name, **which)
-        return list(found["InstanceRefreshes"])
-
-    def _end_of(self, refresh_id: str) -> Json:
-        """The refresh when it has ended; one that takes too long is rolled back first."""
-        for second in range(0, 2 * REFRESH_SECONDS, WATCH_SECONDS):
-            (refresh,) = self._refreshes(InstanceRefreshIds=[refresh_id])
-            if refresh["Status"] in REFRESH_ENDS:
-                return refresh
-            if second == REFRESH_SECONDS:
-                self.groups.rollback_instance_refresh(AutoScalingGroupName=self.name)
-            self.sleep(WATCH_SECONDS)
-        raise RolloutError(f"{self.name}: the instance refresh {refresh_id} does not end")
-
-    def _failures(self, refresh: Json) -> list[str]:
-        """What AWS says of the launches that failed meanwhile."""
-        found = self.groups.describe_scaling_activities(AutoScalingGroupName=self.name)
-        return [
-            each.get("StatusMessage") or each["Description"]
-            for each in found["Activities"]
-            if each["StatusCode"] in ("Failed", "Cancelled")
-            and each["StartTime"] >= refresh["StartTime"]
-        ][:3]
-
-
-def version_of(policy: Json) -> Json:
-    """The launch template's version in a policy of instances."""
-    found: Json = policy["LaunchTemplate"]["LaunchTemplateSpecification"]
-    return found
-
-
-class FleetProvider(RolloutProvider):
-    """What the engine calls for a `FleetRollout`."""
 
     key = "group"
 
-    def create(self, props: Json) -> pulumi.dynamic.CreateResult:
-        """Brings the group, whatever version it has, to the one that is wanted."""
-        outputs = {**props, "verdict": self.roll_out(props)}
-        return pulumi.dynamic.CreateResult(props["group"], outputs)
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.label += " of the launch template"
+        self.group = functools.partial(self.call, "autoscaling", AutoScalingGroupName=self.name)
 
-    def read(self, id_: str, props: Json) -> pulumi.dynamic.ReadResult:
-        """The version that the group has, for `pulumi refresh`."""
-        version = version_of(self._run(props).policy())["Version"]
-        return pulumi.dynamic.ReadResult(id_, {**props, "version": version})
+    def release(self) -> str:
+        for each in self.refreshes():  # of a rollout that was killed, or of somebody else
+            if each["Status"] not in REFRESH_ENDS:
+                self.end_of(each["InstanceRefreshId"])
+        (policy,) = self.policies()
+        template = policy["LaunchTemplate"]["LaunchTemplateSpecification"]
+        if (before := template["Version"]) == self.version:
+            return "is in place"
+        template["Version"] = self.version
+        template.pop("LaunchTemplateName", None)  # AWS takes the id or the name
+        wanted: Json = {"DesiredConfiguration": {"MixedInstancesPolicy": policy}}
+        preferences = self.inputs["preferences"]
+        started = self.group("start_instance_refresh", Preferences=preferences, **wanted)
+        self.say(f"{self.label} replaces {before}, instance by instance")
+        end = self.end_of(started["InstanceRefreshId"])
+        if (status := end["Status"]) != "Successful":
+            reasons = "; ".join([end.get("StatusReason", "no reason"), *self.failures(end)])
+            raise RolloutError(
+                f"failed, and the group keeps version {before} ({status}): {reasons}"
+            )
+        return f"has replaced {before}"
 
-    def roll_out(self, inputs: Json) -> str:
-        """Runs a rollout against AWS; the verdict."""
-        return self._run(inputs).run()
+    def current(self) -> str:
+        found = [each["LaunchTemplate"]["LaunchTemplateSpecification"] for each in self.policies()]
+        return str(found[0]["Version"]) if found else ""
 
-    def _run(self, inputs: Json) -> FleetRun:
-        return FleetRun(self.client("autoscaling", inputs), inputs, self.clock.sleep)
+    def policies(self) -> list[Json]:
+        """The group's policy of instances, if it exists."""
+        operation, names = "describe_auto_scaling_groups", [self.name]
+        found = self.call("autoscaling", operation, AutoScalingGroupNames=names)
+        return [dict(each["MixedInstancesPolicy"]) for each in found["AutoScalingGroups"]]
+
+    def refreshes(self, *ids: str) -> list[Json]:
+        """These instance refreshes, or all, the newest first."""
+        which: Json = {"InstanceRefreshIds": list(ids)} if ids else {}
+        return list(self.group("describe_instance_refreshes", **which)["InstanceRefreshes"])
+
+    def end_of(self, refresh_id: str) -> Json:
+        """The refresh when it has ended; one that takes too long is rolled back first."""
+        for second in range(0, 2 * REFRESH_SECONDS, WATCH_SECONDS):
+            (refresh,) = self.refreshes(refresh_id)
+            if refresh["Status"] in REFRESH_ENDS:
+                return refresh
+            if second == REFRESH_SECONDS:
+                self.group("rollback_instance_refresh")
+            self.clock.sleep(WATCH_SECONDS)
+        raise RolloutError(f"waits for the instance refresh {refresh_id}, which does not end")
+
+    def failures(self, refresh: Json) -> list[str]:
+        """What AWS says of the launches that failed meanwhile."""
+        found = self.group("describe_scaling_activities")["Activities"]
+        failed = [each for each in found if each["StatusCode"] in ("Failed", "Cancelled")]
+        since = [each for each in failed if each["StartTime"] >= refresh["StartTime"]]
+        return [each.get("StatusMessage") or each["Description"] for each in since[:3]]
 
 
-def fleet_provider() -> FleetProvider:
-    """Where bundle() begins, to ship the provider to the state."""
-    return FleetProvider()
+def fleet_provider() -> RolloutProvider:
+    """As rollout_provider."""
+    return RolloutProvider(FleetRun)
 
 
-class PortableFleetProvider(PortableProvider, FleetProvider):
-    """As PortableProvider."""
+class FleetRollout(Rollout, module="tap", name="FleetRollout"):
+    """The only one that gives a `group` (ARN) another `version` of its launch template.
 
-    maker = fleet_provider
-
-
-class FleetRollout(pulumi.dynamic.Resource, module="tap", name="FleetRollout"):
-    """The only one that gives a group another version of its launch template.
-
-    `group` is its ARN, `preferences` are those of StartInstanceRefresh. Waits until all instances
-    are replaced; fails the update with AWS's reason if the group went back, and the next update
-    tries again.
+    `preferences` are those of StartInstanceRefresh. Waits until all instances are replaced; fails
+    the update with AWS's reason if the group went back, and the next update tries again.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        group: Input[str],
-        version: Input[str],
-        preferences: Json,
-        opts: Options = None,
-    ):
-        inputs = {"group": group, "version": version, "preferences": preferences}
-        super().__init__(PortableFleetProvider(), name, inputs, opts)
+    maker = fleet_provider
 
 
 def latest_ami() -> Output[str]:
@@ -6163,14 +6022,14 @@ class Network(Component):
             component=component,
             key_arn=self.key_arn,
             scaling_role_arn=self.scaling_role_arn,
-            launch=Launch(
+            instances=Instances(
                 user_data=Output.all(address.allocation_id, *tables).apply(
                     lambda known: nat_script(self.args.vpc_cidr, *known)
                 ),
                 after=[*self.rules, *self.public_routes],
                 security_group=self.security_groups["nat"],
                 subnets=[self.subnets["public"][number]],
-                instance_types=["t4g.nano"],
+                types=["t4g.nano"],
                 statements=statements,
                 public=True,
             ),
@@ -6717,25 +6576,21 @@ class WebTier(Component):
             component="web",
             key_arn=self.key_arn,
             scaling_role_arn=scaling_role_arn,
-            launch=Launch(
+            instances=Instances(
                 user_data=Output.all(**values).apply(lambda x: web_script(**x)),
                 after=[*network.rules, *network.ways_out, *network.endpoints, *self.listeners],
                 security_group=network.security_groups["web"],
                 subnets=network.subnets["private"],
-                instance_types=args.instance_types,
+                types=args.instance_types,
                 statements=[
                     allow("rds-db:connect", on=database.user_arn),
                     allow("secretsmanager:GetSecretValue", on=database.secret_arn),  # to migrate
                     allow("kms:Decrypt", on=self.key_arn),
                     *agent_statements(self.logs),
                 ],
-            ),
-            capacity=Capacity(
                 minimum=args.instances_min,
                 maximum=args.instances_max,
                 spot_percent=args.spot_percent,
-            ),
-            health=Health(
                 target_groups=[self.target_group],
                 alarms=[args.name("web-5xx"), args.name("web-unhealthy")],
             ),
@@ -6892,12 +6747,12 @@ class Bastion(Component):
             component="bastion",
             key_arn=key_arn,
             scaling_role_arn=scaling_role_arn,
-            launch=Launch(
+            instances=Instances(
                 user_data=BASTION_SCRIPT + agent_script(log_group_name, "/var/log/secure"),
                 after=[*network.rules, *network.public_routes],
                 security_group=network.security_groups["bastion"],
                 subnets=network.subnets["public"],
-                instance_types=["t4g.micro"],  # dnf is killed for want of memory on a t4g.nano
+                types=["t4g.micro"],  # dnf is killed for want of memory on a t4g.nano
                 statements=agent_statements(self.logs),
                 public=True,
             ),

@@ -250,7 +250,7 @@ def test_the_real_engines_host_runs_the_release(api: Api, host: Any) -> None:
     version, _ = api.live()
     news = as_struct({**plan, "version": version})
     made = host.Create(provider_pb2.CreateRequest(properties=news), timeout=HANG_SECONDS)
-    assert made.id == f"{plan['function']}:live"
+    assert made.id == plan["function"]
     asked = {"id": made.id, "olds": made.properties, "news": news}
     assert (
         host.Diff(provider_pb2.DiffRequest(**asked)).changes == provider_pb2.DiffResponse.DIFF_NONE

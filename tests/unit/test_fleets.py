@@ -14,10 +14,12 @@ from tap_stack import (
     SETUP_PATH,
     USER_DATA_LIMIT,
     FleetRun,
-    PortableFleetProvider,
+    PortableProvider,
     RolloutError,
     encode_user_data,
+    fleet_provider,
 )
+from tests.fakes import client_error
 
 
 def test_user_data_writes_the_script_and_runs_it_once() -> None:
@@ -47,7 +49,8 @@ class FakeGroups:
     def __init__(self, end: str = "Successful", looks: int = 3) -> None:
         self.end, self.looks, self.version = end, looks, "1"
         self.refreshes: list[dict[str, Any]] = []
-        self.rolled_back = False
+        self.rolled_back, self.there = False, True
+        self.said: list[str] = []
 
     def start_instance_refresh(self, **arguments: Any) -> Any:
         assert not [each for each in self.refreshes if each["Status"] == "InProgress"]
@@ -82,7 +85,8 @@ class FakeGroups:
             "LaunchTemplateSpecification": specification,
             "Overrides": [{"InstanceType": "t4g.small"}],
         }
-        return {"AutoScalingGroups": [{"MixedInstancesPolicy": {"LaunchTemplate": template}}]}  # fmt: skip
+        group = {"MixedInstancesPolicy": {"LaunchTemplate": template}}
+        return {"AutoScalingGroups": [group] if self.there else []}
 
     def describe_scaling_activities(self, AutoScalingGroupName: str) -> Any:
         failed = {"StatusCode": "Cancelled", "Description": "Launching"}
@@ -103,7 +107,8 @@ class FakeGroups:
                 self.version = policy["LaunchTemplate"]["LaunchTemplateSpecification"]["Version"]
 
     def roll_out(self, version: str) -> None:
-        FleetRun(self, {"group": GROUP, "version": version, "preferences": {}}, self.sleep).run()
+        inputs = {"group": GROUP, "version": version, "preferences": {}}
+        FleetRun(lambda service: self, inputs, self, self.said.append).run()
 
 
 def test_a_rollout_gives_the_group_the_version_and_does_nothing_again() -> None:
@@ -111,6 +116,11 @@ def test_a_rollout_gives_the_group_the_version_and_does_nothing_again() -> None:
     for _ in range(2):
         groups.roll_out("2")
     assert (groups.version, len(groups.refreshes)) == ("2", 1)
+    assert groups.said == [
+        "web: version 2 of the launch template replaces 1, instance by instance",
+        "web: version 2 of the launch template: has replaced 1",
+        "web: version 2 of the launch template: is in place",
+    ]
 
 
 @pytest.mark.parametrize("end", ["Failed", "RollbackSuccessful", "RollbackFailed", "Cancelled"])
@@ -128,6 +138,25 @@ def test_a_version_that_fails_leaves_the_old_one_and_says_why(end: str) -> None:
     assert groups.version == "2"
 
 
+def test_credentials_that_expire_meanwhile_are_renewed() -> None:
+    groups, connected = FakeGroups(), list[str]()
+    describe = groups.describe_instance_refreshes
+
+    def expired(**which: Any) -> Any:
+        if groups.refreshes and len(connected) == 1:
+            raise client_error("ExpiredToken", "DescribeInstanceRefreshes")
+        return describe(**which)
+
+    def connect(service: str) -> FakeGroups:
+        connected.append(service)
+        return groups
+
+    groups.describe_instance_refreshes = expired  # type: ignore[assignment,method-assign]
+    inputs = {"group": GROUP, "version": "2", "preferences": {}}
+    FleetRun(connect, inputs, groups, print).run()
+    assert groups.version == "2" and connected == ["autoscaling"] * 2
+
+
 def test_one_that_takes_too_long_is_rolled_back() -> None:
     groups = FakeGroups(looks=-1)
     with pytest.raises(RolloutError, match=r"RollbackSuccessful"):
@@ -138,20 +167,22 @@ def test_one_that_takes_too_long_is_rolled_back() -> None:
 def test_a_refresh_that_somebody_else_began_is_waited_for() -> None:
     groups = FakeGroups()
     groups.refreshes = [{"InstanceRefreshId": "other", "Status": "InProgress", "StartTime": 1}]
-    FleetRun(groups, {"group": GROUP, "version": "1", "preferences": {}}, groups.sleep).run()
+    groups.roll_out("1")
     assert [each["Status"] for each in groups.refreshes] == ["Successful"]
 
 
 def test_its_provider_starts_from_the_state_alone() -> None:
-    source = dill.dumps(PortableFleetProvider())
+    source = dill.dumps(PortableProvider(fleet_provider))
     loaded = dill.loads(source)  # noqa: S301 - made a line above
-    assert type(loaded).__name__ == "FleetProvider"
+    assert type(loaded).__name__ == "RolloutProvider"
     assert type(loaded).__module__ == "rollout"
     groups = FakeGroups()
-    loaded.client, loaded.clock = lambda *_: groups, groups
+    loaded.client, loaded.clock = lambda *_, **__: groups, groups
     inputs = {"group": GROUP, "version": "2", "preferences": {}}
     assert loaded.create(inputs).id == GROUP
     assert groups.version == "2"
     groups.version = "3"  # by hand
     assert loaded.read(GROUP, inputs).outs["version"] == "3"
+    groups.there = False
+    assert not loaded.read(GROUP, inputs).id
     assert loaded.diff(GROUP, inputs, {**inputs, "group": "another"}).replaces == ["group"]

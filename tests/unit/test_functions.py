@@ -22,6 +22,7 @@ PROGRAMS: dict[str, tuple[Any, ...]] = {
     "take_snapshot": (tap_stack.take_snapshot,),
     "web": (tap_stack.web, None, INSTANCE_MODULES),
     "rollout_provider": (tap_stack.rollout_provider, None, LAMBDA_MODULES | {"pulumi"}),
+    "fleet_provider": (tap_stack.fleet_provider, None, LAMBDA_MODULES | {"pulumi"}),
 }
 
 

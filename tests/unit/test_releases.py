@@ -29,13 +29,21 @@ from hypothesis import strategies as st
 from pulumi.dynamic.dynamic import serialize_provider
 
 import tap_stack
-from tap_stack import Counts, PortableProvider, RolloutError, RolloutRun, chance
+from tap_stack import (
+    Counts,
+    PortableProvider,
+    RolloutError,
+    RolloutRun,
+    chance,
+    rollout_provider,
+)
 from tests.fakes import client_error
 
 ARN = "arn:aws:lambda:eu-west-1:111122223333:function:tap-stack-api-prod"
 NAME = ARN.split(":")[-1]
 ALARMS = ["api-5xx", "api-errors", "api-latency"]
 PROBES = [({"route": "list"}, 200), ({"route": "get"}, 404)]
+BUSY = ("ResourceConflictException", "TooManyRequestsException")
 MINUTES, PERCENT, KEEP, BOUND_MS = 5, 10, 3, 2_000
 
 
@@ -80,7 +88,7 @@ class FakeAws:
     serverless-application-model #1296 and gradientedge/cdk-utils #1110.
 
     A crash point counts the calls that change something: `killed_at` ends the process at that one,
-    before it is done or after.
+    before it is done or after; nothing that it calls later is done.
     """
 
     def __init__(self, rate: float = 1.0, delay: float = 60.0, seed: int = 0) -> None:
@@ -88,6 +96,7 @@ class FakeAws:
         self.live, self.weights, self.revision = "1", dict[str, float](), 1
         self.rate, self.delay, self.random = rate, delay, random.Random(seed)  # noqa: S311
         self.now = 1_000_000_020.0
+        self.tagged = ""  # the version that another alias names
         self.usual = 0.0002  # of all requests fail: a service behind them has a bad moment
         self.hidden = False  # whether only users, and not our own requests, see what is wrong
         self.served: defaultdict[str, int] = defaultdict(int)  # requests of users
@@ -102,7 +111,7 @@ class FakeAws:
         self.smoked: list[str] = []
         self.said: list[str] = []
         self.busy = self.expired = self.throttled = 0
-        self.killed_at, self.after = -1, False
+        self.killed_at, self.after, self.dead = -1, False, False
         self.warm_seconds, self.shift_seconds = 0.0, 0.0  # of a shift, and left of the one going on
         self.status = "READY"  # of provisioned concurrency
 
@@ -122,7 +131,8 @@ class FakeAws:
 
     def release(self, version: str, **changes: Any) -> str:
         inputs = self.inputs(version, **changes)
-        return RolloutRun(lambda service: self, inputs, self, self.said.append).run()
+        self.dead = False
+        return RolloutRun(lambda service: Process(self), inputs, self, self.said.append).run()
 
     # The time
 
@@ -246,11 +256,12 @@ class FakeAws:
 
     # The scheduler
 
-    def create_schedule(self, Name: str, **schedule: Any) -> None:
+    def create_schedule(self, Name: str, **schedule: Any) -> dict[str, str]:
         with self.crash():
             if Name in self.schedules:
                 raise client_error("ConflictException", "CreateSchedule")
             self._schedule(Name, schedule)
+        return {"ScheduleArn": Name}
 
     def update_schedule(self, Name: str, **schedule: Any) -> None:
         with self.crash():
@@ -295,7 +306,7 @@ class FakeAws:
         self.check()
         if self.busy:
             self.busy -= 1
-            raise client_error(sorted(tap_stack.BUSY)[self.busy % 2], "UpdateAlias")
+            raise client_error(BUSY[self.busy % 2], "UpdateAlias")
         if arguments["RevisionId"] != str(self.revision):
             raise client_error("PreconditionFailedException", "UpdateAlias")
         version = arguments["FunctionVersion"]
@@ -344,14 +355,14 @@ class FakeAws:
 
     def get_paginator(self, operation: str) -> Any:
         versions = [{"Version": each} for each in ("$LATEST", *self.versions)]
-        pages = {
-            "list_versions_by_function": [{"Versions": versions[:2]}, {"Versions": versions[2:]}],
-            "list_aliases": [{"Aliases": [self.get_alias(ARN, "live")]}],
-        }
-        return SimpleNamespace(paginate=lambda FunctionName: pages[operation])
+        assert operation == "list_versions_by_function"
+        pages = SimpleNamespace(build_full_result=lambda: {"Versions": versions})
+        return SimpleNamespace(paginate=lambda FunctionName: pages)
 
     def delete_function(self, FunctionName: str, Qualifier: str) -> None:
         assert Qualifier not in (self.live, *self.weights)
+        if Qualifier == self.tagged:
+            raise client_error("ResourceConflictException", "DeleteFunction")
         with self.crash():
             del self.versions[Qualifier]
 
@@ -359,13 +370,24 @@ class FakeAws:
     def crash(self) -> Iterator[None]:
         """Around a change: the process may end before it or after it."""
         self.killed_at -= 1
-        due = self.killed_at == 0
-
-        if due and not self.after:
+        self.dead |= self.killed_at == 0
+        if self.dead and not self.after:
             raise Killed
         yield
-        if due and self.after:
+        if self.dead:
             raise Killed
+
+
+class Process:
+    """What a release calls, for as long as its process lives."""
+
+    def __init__(self, cloud: FakeAws) -> None:
+        self.cloud = cloud
+
+    def __getattr__(self, operation: str) -> Any:
+        if self.cloud.dead:
+            raise Killed
+        return getattr(self.cloud, operation)
 
 
 def refusal(message: str) -> ClientError:
@@ -499,7 +521,7 @@ def test_without_a_look_at_the_alarms_nothing_goes_on(cloud: FakeAws) -> None:
 
 
 def test_an_alarm_that_is_not_there_is_an_error_before_any_traffic(cloud: FakeAws) -> None:
-    with pytest.raises(RolloutError, match="there is no alarm typo"):
+    with pytest.raises(RolloutError, match="there is no alarm typo: create it"):
         cloud.release(cloud.publish("good"), alarms=[*ALARMS, "typo"])
     assert not cloud.served["2"] and not cloud.schedules
 
@@ -591,6 +613,21 @@ def test_of_two_releases_at_once_one_is_given_up(cloud: FakeAws) -> None:
     assert (cloud.live, cloud.weights, cloud.schedules) == (second, {}, {})
 
 
+def test_a_share_that_begins_beside_another_is_given_up(cloud: FakeAws) -> None:
+    describe = cloud.describe_alarms
+
+    def meanwhile(**arguments: Any) -> Any:
+        cloud.schedules[f"{NAME}-guard"] = {"at": cloud.now + 10_000}
+        return describe(**arguments)
+
+    cloud.describe_alarms = meanwhile  # type: ignore[assignment,method-assign]
+    with pytest.raises(
+        RolloutError, match=r"version 2 was given up: another release of .* goes on"
+    ):
+        cloud.release(cloud.publish("good"))
+    assert (cloud.live, cloud.weights, len(cloud.schedules)) == ("1", {}, 1)
+
+
 def test_ten_in_a_row_and_back_and_forth(cloud: FakeAws) -> None:
     for _ in range(10):
         cloud.release(cloud.publish("good"))
@@ -598,6 +635,22 @@ def test_ten_in_a_row_and_back_and_forth(cloud: FakeAws) -> None:
     for version in ("10", "11", "10"):
         assert f"version {version}: promoted" in cloud.release(version)
     assert cloud.live == "10"
+
+
+def test_failures_that_come_before_the_calls_that_had_them_say_nothing(cloud: FakeAws) -> None:
+    metrics = cloud.get_metric_data
+
+    def early(**asked: Any) -> Any:
+        found = metrics(**asked)
+        (query,) = asked["MetricDataQueries"]
+        new = {"Name": "FunctionVersion", "Value": "2"}
+        if new in query["MetricStat"]["Metric"]["Dimensions"]:  # a failure of the log, at once
+            found["MetricDataResults"][0].update(Timestamps=[1], Values=[1])
+        return found
+
+    cloud.delay, cloud.get_metric_data = 200, early  # type: ignore[assignment,method-assign]
+    cloud.release(cloud.publish("good"))
+    assert cloud.live == "2"
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
@@ -685,8 +738,11 @@ def test_a_shift_of_lambdas_own_is_no_killed_release(cloud: FakeAws, kind: str) 
 def test_the_newest_versions_stay_and_whatever_has_traffic(cloud: FakeAws) -> None:
     for _ in range(6):
         cloud.publish("good")
+    cloud.tagged = "3"
     cloud.release("2")
-    assert sorted(cloud.versions) == ["2", "5", "6", "7"]
+    assert sorted(cloud.versions) == ["1", "2", "3", "5", "6", "7"]
+    cloud.release("7")
+    assert sorted(cloud.versions) == ["2", "3", "5", "6", "7"]
 
 
 kinds = st.sampled_from(("good", "broken", "raises", "cold"))
@@ -735,7 +791,7 @@ def pickled(seed: int) -> str:
         "source = open('tap_stack.py').read().rpartition('if __name__')[0]\n"
         "main.__file__ = 'tap_stack.py'\n"
         "exec(compile(source, 'tap_stack.py', 'exec'), main.__dict__)\n"
-        "sys.stdout.write(serialize_provider(main.PortableProvider()))\n"
+        "sys.stdout.write(serialize_provider(main.PortableProvider(main.rollout_provider)))\n"
     )
     environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
     root = Path(tap_stack.__file__).parent
@@ -754,7 +810,7 @@ def test_the_same_program_ships_the_same_provider_every_time() -> None:
 @pytest.fixture
 def shipped() -> Iterator[Any]:
     """The provider after its journey, with a fake of AWS."""
-    provider = dill.loads(base64.b64decode(serialize_provider(PortableProvider())))  # noqa: S301
+    provider = dill.loads(base64.b64decode(serialize_provider(PortableProvider(rollout_provider))))  # noqa: S301
     provider.cloud = FakeAws()
     provider.client = lambda service, inputs: provider.cloud
     provider.clock = provider.cloud
@@ -772,7 +828,7 @@ def test_the_engine_sees_what_changes_and_what_does_not(shipped: Any) -> None:
 def test_the_engine_creates_updates_and_refreshes(shipped: Any) -> None:
     cloud = shipped.cloud
     created = shipped.create(cloud.inputs("1"))
-    assert (created.id, created.outs["version"], set(cloud.smoked)) == (f"{ARN}:live", "1", {"1"})
+    assert (created.id, created.outs["version"], set(cloud.smoked)) == (ARN, "1", {"1"})
     new = cloud.publish("good")
     outs = shipped.update(created.id, created.outs, cloud.inputs(new)).outs
     assert outs["version"] == new and "promoted: " in outs["verdict"]
@@ -800,7 +856,11 @@ def test_one_release_is_unwatched_where_the_environment_asks_for_it(
 
 @pytest.mark.parametrize("where", ["as __main__", "as an imported module"])
 def test_the_provider_is_text_and_no_bytecode(where: str) -> None:
-    text = pickled(1) if where == "as __main__" else serialize_provider(PortableProvider())
+    text = (
+        pickled(1)
+        if where == "as __main__"
+        else serialize_provider(PortableProvider(rollout_provider))
+    )
     operations = list(pickletools.genops(base64.b64decode(text)))
     strings = [arg for _, arg, _ in operations if isinstance(arg, str)]
     assert strings[:2] == ["builtins", "eval"]  # the only global that it names, and
