@@ -60,7 +60,8 @@ lock: $(VENV)/.uv ## renew the lock files (UPGRADE= keeps the versions)
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local -o requirements-local.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test -o requirements-dev.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test --group bench -o requirements-bench.txt
-	$(BIN)/uv pip compile $(WEB_LOCK) --group web | $(BIN)/python -m ops.lock
+	$(BIN)/uv pip compile $(WEB_LOCK) --group web | $(BIN)/python -m ops.lock > $(VENV)/web
+	mv $(VENV)/web requirements-web.txt
 UPGRADE ?= --upgrade
 LOCK := --quiet $(UPGRADE) --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 # Of each package the one wheel for the instances' Python, in the version that the tests run with.

@@ -1719,7 +1719,7 @@ def jitter() -> float:
 
 # What the python3.13 runtime can import.
 LAMBDA_MODULES = sys.stdlib_module_names | {"boto3", "botocore"}
-INSTANCE_MODULES = LAMBDA_MODULES | {"psycopg"}  # what WEB_PACKAGES adds
+INSTANCE_MODULES = LAMBDA_MODULES | {"psycopg"}  # what WEB_PACKAGES names
 THIS_MODULE, THIS_FILE = "tap_stack", Path(__file__).resolve()
 
 
@@ -6669,7 +6669,7 @@ def web_script(log_group: str, region: str, secret: str, host: str) -> str:
     """The user data of a web instance."""
     install = rendered(
         WEB_SCRIPT,
-        packages=WEB_PACKAGES.strip(),
+        packages=WEB_PACKAGES.read_text().strip(),
         region=region,
         secret=secret,
         host=host,
@@ -7561,19 +7561,7 @@ def traced(sdk_client: Any) -> Any:
 ###############################################################################
 
 #: Packages of the application, for Python 3.11 on arm64; `make lock` writes them.
-WEB_PACKAGES = """
-boto3==1.43.106 --hash=sha256:fdf2e304f9e8864b8613591b18b36ee995560c9666033622eda1cb9057866880
-botocore==1.43.106 --hash=sha256:c1fb8818f9957cb5037f73db34ac1a12ba43562e31d6e7f9cb7e5fc64e1dba78
-gunicorn==27.0.1 --hash=sha256:378b26b9a38adcf4592f28828233c1716acc55e833ea06bf48719782efaa0d10
-jmespath==1.1.0 --hash=sha256:a5663118de4908c91729bea0acadca56526eb2698e83de10cd116ae0f4e97c64
-psycopg==3.3.9 --hash=sha256:d2d7d04a1ce6dab4f5b27316bea3b52585cafa2f2d631e5b09dd69823f5c26f6
-psycopg-binary==3.3.9 --hash=sha256:9f6f4108a2e1d55303dfbb41d0f3b16a0aac95232a24ac8eb3df03f56fcb83aa
-python-dateutil==2.9.0.post0 --hash=sha256:a8b2bc7bffae282281c8140a97d3aa9c14da0b136dfe83f850eea9a5f7470427
-s3transfer==0.19.3 --hash=sha256:24eb7535804306355e31c952a90022bf5b2f9d760f9a11062c7493a217c08553
-six==1.17.0 --hash=sha256:4721f391ed90541fddacab5acf947aa0d3dc7d27b2e1e8eda2be8970586c3274
-typing-extensions==4.16.0 --hash=sha256:481caa481374e813c1b176ada14e97f1f67a4539ce9cfeb3f350d78d6370c2e8
-urllib3==2.8.0 --hash=sha256:0cf3cae568d36aa9576b28dfb35f11328f1cb974ca7647d9475ebb86c75ac6e3
-"""  # noqa: E501 - a line each
+WEB_PACKAGES = Path(__file__).with_name("requirements-web.txt")
 START_SCRIPT = """#!/bin/bash
 # Sets the instance up; then it comes into service, or is replaced if anything here failed.
 set -euo pipefail
