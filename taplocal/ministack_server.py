@@ -28,6 +28,8 @@ late, alarms are evaluated once a minute, and a shift of provisioned concurrency
 X-Ray's daemon takes what functions tell of their calls. MiniStack makes traces, and has no daemon.
 
 `taplocal/guard.py` lets in only what its owner signs and what the stack serves.
+
+`taplocal/capacity.py` measures and bounds what DynamoDB's tables consume.
 """
 
 from __future__ import annotations
@@ -513,7 +515,7 @@ def receive_traces(path: Path) -> None:
 if __name__ == "__main__":
     os.umask(0o077)  # tokens' signing keys, functions' code and their files
     sys.path.insert(0, str(Path(__file__).parents[1]))  # a script is in no package
-    from taplocal import guard
+    from taplocal import capacity, guard
 
     receive_traces(Path("traces.jsonl"))
     match_newlines()
@@ -527,6 +529,7 @@ if __name__ == "__main__":
     run_guards()
     measure_apis()
     evaluate_alarms()
+    capacity.install(count)
     lambda_svc.invoke_async_with_retry = EventQueue().put
     guard.install(**json.load(sys.stdin))
     main()
