@@ -1509,7 +1509,7 @@ class Function(Component):
         key, queue = self.component, {"QueueName": self.dead_letter_queue.name}
         depth, age = "AWS/SQS/ApproximateNumberOfMessagesVisible", "AWS/Lambda/AsyncEventAge"
         lost, most = "AWS/Lambda/DestinationDeliveryFailures", "Maximum"
-        dropped = "AWS/Lambda/AsyncEventsDropped"  # without an attempt, or past their age
+        dropped = "AWS/Lambda/AsyncEventsDropped"  # dead letters among them
         return [
             Alarm(f"{key}-dead-letters", depth, queue, above=0, statistic=most),
             Alarm(f"{key}-destination-failures", lost, function, above=0),

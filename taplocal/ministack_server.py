@@ -53,7 +53,7 @@ from typing import Any
 
 from ministack.app import main
 from ministack.core import iam_evaluator, lambda_runtime
-from ministack.services import apigateway, cloudwatch, eventbridge, lambda_svc, scheduler
+from ministack.services import apigateway, cloudwatch, eventbridge, lambda_svc, scheduler, sqs
 
 WORKERS = 2 * (
     os.cpu_count() or 1
@@ -114,8 +114,10 @@ class EventQueue:
         account, region = lambda_svc._account_region_from_function_config(config)
         lambda_svc._request_account_id.set(account)
         lambda_svc._request_region.set(region)
-        result = lambda_svc._execute_function(event.function, event.payload)
         name = config["FunctionName"]
+        age = round((time.monotonic() - event.since) * 1000)
+        count("AWS/Lambda", {"FunctionName": name}, AsyncEventAge=age)
+        result = lambda_svc._execute_function(event.function, event.payload)
         if not result.get("error") or name not in lambda_svc._functions:
             return
         settings = lambda_svc._functions[name].get("event_invoke_config") or {}
@@ -126,6 +128,7 @@ class EventQueue:
         if not_expired and (throttled or event.attempt <= settings.get("MaximumRetryAttempts", 2)):
             self._retry(event, throttled)
             return
+        count("AWS/Lambda", {"FunctionName": name}, AsyncEventsDropped=1)
         destination = settings.get("DestinationConfig", {}).get("OnFailure", {}).get("Destination")
         if destination:
             lambda_svc._route_async_failure(destination, name, event.payload, result)
@@ -418,6 +421,15 @@ def run_guards() -> None:
     scheduler._SCHEDULE_TICK_INTERVAL = 1
 
 
+def measure_queues() -> None:
+    """Records how many messages the queues of this account have."""
+    for found in list(sqs._queues.values()):
+        sqs._refresh_counts(found)
+        visible = int(found["attributes"]["ApproximateNumberOfMessages"])
+        named = {"QueueName": found["name"]}
+        record("AWS/SQS", named, {"ApproximateNumberOfMessagesVisible": visible})
+
+
 def measure_apis() -> None:
     """Records the metrics of HTTP APIs."""
     handle: Callable[..., Any] = apigateway.handle_execute
@@ -490,6 +502,7 @@ def evaluate_alarms() -> None:
     def described(*arguments: Any, **more: Any) -> Any:
         nonlocal evaluated_at
         if time.monotonic() - evaluated_at >= EVALUATION_SECONDS:
+            measure_queues()
             cloudwatch._evaluate_all_alarms()
             evaluated_at = time.monotonic()
         return describe(*arguments, **more)

@@ -100,6 +100,12 @@ class Pipeline:
             redrive(self.client("sqs"), self.client("lambda"), *queue_and_function, dry_run)
         )
 
+    def firing(self) -> set[str]:
+        """The keys of the alarms that fire now."""
+        found = self.client("cloudwatch").describe_alarms(StateValue="ALARM")["MetricAlarms"]
+        names = (each["AlarmName"].removeprefix("tap-stack-") for each in found)
+        return {each.removesuffix("-dev") for each in names}
+
     def letters(self) -> int:
         """How many dead letters there are."""
         response = self.client("sqs").get_queue_attributes(
@@ -249,6 +255,8 @@ def test_a_poison_event_ends_in_the_queue_and_can_be_put_back(pipeline: Pipeline
     pipeline.newest("late")
     pipeline.invoke(event, "Event")
     eventually(lambda: pipeline.letters() == 1)
+    fires = {"files-dead-letters", "files-async-events-dropped"}
+    assert fires <= pipeline.firing()
     (found,) = pipeline.redrive(dry_run=True)
     assert found.event == event
     assert pipeline.letters() == 1
