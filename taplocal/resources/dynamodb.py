@@ -19,7 +19,6 @@ class Table(Named):
         globalSecondaryIndexes.writeCapacity pointInTimeRecovery.enabled serverSideEncryption
         deletionProtectionEnabled tags"""
     replace_on = "name hashKey rangeKey"
-    not_emulated = {"readCapacity": "nothing is throttled", "writeCapacity": "nothing is throttled"}
     tag_operation = "dynamodb list_tags_of_resource ResourceArn Tags"
 
     def name(self, cloud: Cloud, inputs: Inputs) -> str:
