@@ -33,7 +33,7 @@ CHOSEN = {
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The program and its project files, with the stack files of a user."""
-    for name in ("tap_stack.py", "openapi.yaml", "Pulumi.yaml"):
+    for name in ("tap_stack.py", "openapi.yaml", "requirements-web.txt", "Pulumi.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     for env in ENVIRONMENTS:
         stack = {"encryptionsalt": "v1:salt", "config": CHOSEN}
