@@ -25,13 +25,12 @@ from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 
 from ops.redrive import describe  # noqa: E402
 from ops.redrive import redrive as redrive_messages  # noqa: E402
-from taplocal import access, emulator, session  # noqa: E402
+from taplocal import access, session  # noqa: E402
 from taplocal.console import Console  # noqa: E402
-from taplocal.errors import InterruptError, TapLocalError  # noqa: E402
+from taplocal.errors import InterruptError, TapLocalError, of_folder  # noqa: E402
 from taplocal.project import Project  # noqa: E402
 from taplocal.session import Session  # noqa: E402
 from taplocal.sources import Sources  # noqa: E402
-from taplocal.state import State  # noqa: E402
 
 app = typer.Typer(
     help="The local cloud: tap-stack on an embedded AWS, without Docker or an account.",
@@ -169,19 +168,18 @@ def status(
 ) -> None:
     """Show what is deployed and whether it is running."""
     folder = (data or session.folder_of(program)).resolve()
-    found = emulator.recorded(folder)
-    running = bool(found and found.running())
-    state = State(session.state_path(folder, env))
-    restarted = (
-        running and found is not None and bool(state.resources) and state.marker != found.marker
-    )
+    condition, state, found = session.condition(folder, env)
+    unfinished = sorted(each.name for each in state.resources.values() if each.pending)
+    if condition == "partial" and not unfinished:
+        unfinished = ["the last run, which did not reach its end: `up` finishes it"]
     fields = {
         "environment": env,
-        "deployed": bool(state.resources) and running and not restarted,
+        "condition": condition,
+        "deployed": condition == "complete",
         "resources": len(state.resources),
-        "unfinished": sorted(each.name for each in state.resources.values() if each.pending),
+        "unfinished": unfinished,
         "emulator": found.url if found else None,
-        "running": running,
+        "running": bool(found and found.running()),
         "environments": session.deployed_environments(folder),
         "api_url": state.api_url,
         "releases": [
@@ -387,18 +385,52 @@ def _new_events(opened: Session, seen: set[str], sources: Sources) -> Iterator[d
 @app.command()
 def down(
     env: Annotated[str | None, typer.Option(help="Environment to delete. Default: all.")] = None,
+    keep_data: Annotated[
+        bool, typer.Option("--keep-data", help="Only stop the emulator: `up` goes on with it all.")
+    ] = False,
     program: Program = Path(),
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Delete what is deployed, with its data, and stop the emulator."""
     console = Console(quiet=as_json)
+    if keep_data:
+        if env:
+            raise TapLocalError("--keep-data stops the emulator of all environments: omit --env")
+        stopped = session.stop(program, data)
+        console.say(f"stopped, with all data: {', '.join(stopped)}; `up` goes on with it")
+        _print({"stopped": stopped}) if as_json else None
+        return
     with console.working("deleting"):
         removed = session.down(program, env, folder=data, report=console.step)
     if as_json:
         _print({"removed": removed})
     else:
         console.say(f"deleted: {', '.join(removed)}" if removed else "nothing was deployed")
+
+
+Name = Annotated[str, typer.Argument(help="Name of the snapshot.")]
+
+
+@app.command()
+def snapshot(
+    name: Name, program: Program = Path(), data: Data = None, as_json: Json = False
+) -> None:
+    """Copy what all environments have now, under a name: for demonstrations and bug reports."""
+    path = session.snapshot(program, name, data)
+    _print({"snapshot": str(path)}) if as_json else print(path)
+
+
+@app.command()
+def restore(
+    name: Name, program: Program = Path(), data: Data = None, as_json: Json = False
+) -> None:
+    """Go back to a snapshot; what is there now is deleted."""
+    environments = session.restore(program, name, data)
+    if as_json:
+        _print({"restored": environments})
+    else:
+        print(f"as in {name}: {', '.join(environments)}")
 
 
 def _print(value: Any) -> None:
@@ -422,6 +454,8 @@ def main() -> None:
         _fail(f"the emulator returned an error: {error}", 1)
     except BrokenPipeError:
         raise SystemExit(0) from None
+    except OSError as error:
+        _fail(str(of_folder(error)), 1)
     finally:
         gc.freeze()  # the process ends: collecting its garbage would take a second
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import json
 import os
@@ -15,16 +16,20 @@ import tempfile
 import time
 import urllib.request
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from taplocal import keeper
 from taplocal.errors import TapLocalError
 from taplocal.state import write_private
 
 ACCOUNT = "000000000000"  # to a plain MiniStack an access key, too: that of its root
 PREFERRED_PORT = 4566
+RECORD = "emulator.json"  # in the data folder
 START_SECONDS = 30
+PORT_ATTEMPTS = 60
 PROGRAM = Path(__file__).with_name("ministack_server.py")
 STOP_SECONDS = 10
 #: In the environment: AWS's timing, with metrics that arrive so many seconds late.
@@ -69,9 +74,9 @@ class Emulator:
         """Whether it responds to the health check."""
         try:
             with urllib.request.urlopen(f"{self.url}/_ministack/health", timeout=2) as response:
-                return bool(response.status == 200)
-        except OSError:
-            return False
+                return "services" in json.load(response)
+        except (OSError, ValueError, TypeError, http.client.HTTPException):
+            return False  # nothing listens there, or no MiniStack
 
     def running(self) -> bool:
         """Whether it is healthy and, if owned, still the process that was started."""
@@ -93,9 +98,13 @@ def is_emulator(pid: int) -> bool:
 
 def recorded(folder: Path) -> Emulator | None:
     """The emulator that this folder used last, running or not; None if there was none."""
-    path = folder / "emulator.json"
+    path = folder / RECORD
     try:
-        return Emulator(**json.loads(path.read_text()))
+        emulator = Emulator(**json.loads(path.read_text()))
+        shown = emulator.url, emulator.marker, emulator.pid
+        if not all(map(isinstance, shown, (str, str, int))):
+            raise TypeError("its values have other types")
+        return emulator
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
@@ -162,9 +171,8 @@ def ensure(folder: Path, region: str) -> Emulator:
             "or run `python -m taplocal down` first"
         )
     if last:
-        _kill(last.pid)
-    keys = (last.access_key, last.secret_key) if last else new_keys()
-    return _start(folder, region, *keys)
+        kill(last.pid)
+    return start(folder, region, last)
 
 
 def new_keys() -> tuple[str, str]:
@@ -173,13 +181,20 @@ def new_keys() -> tuple[str, str]:
     return "AKIA" + "".join(secrets.choice(letters) for _ in range(16)), secrets.token_urlsafe(30)
 
 
-def _start(folder: Path, region: str, access_key: str, secret_key: str) -> Emulator:
+def start(folder: Path, region: str, last: Emulator | None) -> Emulator:
+    """Starts an emulator: where the last one was if it left its state, whose outputs name its URL.
+
+    Also if this process is interrupted or cannot write, no emulator is left without a record.
+    """
+    access_key, secret_key = (last.access_key, last.secret_key) if last else new_keys()
     log = folder / "emulator.log"
     keys = {"access_key": access_key, "secret_key": secret_key}
     scratch = folder / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
+    marker = last.marker if last and keeper.kept(folder) else ""
+    ports = [urlsplit(last.url).port or 0] if last and marker else [PREFERRED_PORT, 0]
     for _ in range(3):  # another process may take the port after the check
-        port = _free_port()
+        port = _free_port(ports)
         # Not in arguments and environment, which other users and functions can read.
         with tempfile.TemporaryFile() as given, open(log, "ab", opener=private) as output:
             given.write(json.dumps(keys).encode())
@@ -193,14 +208,20 @@ def _start(folder: Path, region: str, access_key: str, secret_key: str) -> Emula
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C stops the command, not the emulator
             )
-        emulator = Emulator(f"http://127.0.0.1:{port}", uuid.uuid4().hex, process.pid, **keys)
-        record(folder, emulator)
-        deadline = time.monotonic() + START_SECONDS
-        while process.poll() is None and time.monotonic() < deadline:
-            if emulator.healthy():
-                return emulator
-            time.sleep(0.05)
-        _kill(process.pid)
+        emulator = Emulator(
+            f"http://127.0.0.1:{port}", marker or uuid.uuid4().hex, process.pid, **keys
+        )
+        try:
+            record(folder, emulator)
+            deadline = time.monotonic() + START_SECONDS
+            while process.poll() is None and time.monotonic() < deadline:
+                if emulator.healthy():
+                    return emulator
+                time.sleep(0.05)
+        except BaseException:
+            process.kill()
+            raise
+        kill(process.pid)
     raise TapLocalError(f"the emulator did not start; its log is {log}")
 
 
@@ -225,41 +246,45 @@ def _environment(folder: Path, port: int, region: str) -> dict[str, str]:
         "MINISTACK_ACCOUNT_ID": ACCOUNT,
         "MINISTACK_REGION": region,
         "AUTH": "true",
-        "STATE_DIR": str(folder / "tmp" / "state"),
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
         "AWS_EC2_METADATA_DISABLED": "true",
         METRICS_DELAY: os.environ.get(METRICS_DELAY, ""),
+        **keeper.environment(folder),
     }
 
 
-def _free_port() -> int:
-    for port in (PREFERRED_PORT, 0):
+def _free_port(ports: Sequence[int]) -> int:
+    """The first of the ports that is free; that of a killed emulator may take a moment."""
+    for attempt in range(PORT_ATTEMPTS * len(ports)):
+        port = ports[attempt % len(ports)]
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
+                time.sleep(0.05)
                 continue
             return int(probe.getsockname()[1])
-    raise TapLocalError("there is no free loopback port")
+    raise TapLocalError(
+        f"the port {port} of this local cloud is in use: stop the program that uses it, or run "
+        "`python -m taplocal down`, which deletes what is deployed"
+    )
 
 
 def stop(folder: Path) -> None:
     """Stops the emulator if this folder owns it, and removes its files."""
     last = recorded(folder)
     if last and last.owned:
-        _kill(last.pid)
-    (folder / "emulator.json").unlink(missing_ok=True)
+        kill(last.pid)
+    (folder / RECORD).unlink(missing_ok=True)
     (folder / "emulator.log").unlink(missing_ok=True)
     shutil.rmtree(folder / "tmp", ignore_errors=True)
+    shutil.rmtree(folder / keeper.STATE, ignore_errors=True)
 
 
-def _kill(pid: int) -> None:
-    """Kills an emulator and the workers of its functions, which are in its process group.
-
-    All of its state is in memory, so a graceful shutdown would save nothing.
-    """
+def kill(pid: int) -> None:
+    """Kills an emulator and the workers of its functions, which are in its process group."""
     if not is_emulator(pid):
         return
     os.killpg(pid, signal.SIGKILL)
@@ -270,4 +295,4 @@ def _kill(pid: int) -> None:
 
 def record(folder: Path, emulator: Emulator) -> None:
     """Records the emulator that this folder uses."""
-    write_private(folder / "emulator.json", json.dumps(asdict(emulator)))
+    write_private(folder / RECORD, json.dumps(asdict(emulator)))

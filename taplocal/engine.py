@@ -127,6 +127,7 @@ class Deployment:
             return self._create(
                 handler, resource, Step("created", resource.type, resource.name), started
             )
+        registered = resource
         for path in resource.ignore_changes:
             inputs = _with_old_value(
                 path.replace("[*]", ".*").split("."), old.inputs, resource.inputs
@@ -136,14 +137,9 @@ class Deployment:
         replace_on = {*handler.replaces(), *resource.replace_on_changes}
         if replacing := tuple(key for key in changed if key in replace_on):
             self._check_protected(old)
-            waiting = {}
-            if set(replacing).isdisjoint(handler.distinct.split()):
-                self._delete_remains(resource.urn, old)
-                self.state.remove(resource.urn)
-            else:
-                waiting = {f"{resource.urn}{REPLACED}{old.owner}": old}
-            step = Step("replaced", resource.type, resource.name, why=replacing)
-            return self._create(handler, resource, step, started, waiting)
+            if self._swap_back(handler, resource, old, replace_on):
+                return self._apply(handler, registered)
+            return self._replace(handler, resource, old, replacing, started)
         if not changed and not old.pending:
             self._report(Step("unchanged", resource.type, resource.name))
             if old.protect != resource.protect:
@@ -151,6 +147,40 @@ class Deployment:
                 self.state.put(resource.urn, old)
             return old
         return self._update(handler, resource, old, changed, started)
+
+    def _replace(
+        self,
+        handler: Handler,
+        resource: Registration,
+        old: Deployed,
+        why: tuple[str, ...],
+        started: float,
+    ) -> Deployed:
+        waiting = {}
+        if set(why).isdisjoint(handler.distinct.split()):
+            self._delete_remains(resource.urn, old)
+            self.state.remove(resource.urn)
+        else:
+            waiting = {f"{resource.urn}{REPLACED}{old.owner}": old}
+        step = Step("replaced", resource.type, resource.name, why=why)
+        return self._create(handler, resource, step, started, waiting)
+
+    def _swap_back(
+        self, handler: Handler, resource: Registration, old: Deployed, replace_on: set[str]
+    ) -> bool:
+        """Whether what an interrupted run replaced is what is wanted now: it has the data still.
+
+        If not, it is deleted here, as its name may be wanted.
+        """
+        for key in self._waiting(resource.urn):
+            earlier = self.state.resources[key]
+            changed = _changes(earlier.inputs, resource.inputs, handler.ignored.split())
+            if replace_on.isdisjoint(changed):
+                waiting = f"{resource.urn}{REPLACED}{old.owner}"
+                self.state.change({key: None, waiting: old, resource.urn: earlier})
+                return True
+            self._delete(key)
+        return False
 
     def _create(
         self,
@@ -240,13 +270,17 @@ class Deployment:
 
     def _take_back(self, urn: str) -> Deployed | None:
         """What an interrupted replacement was to replace: the run goes on from there."""
-        waiting = [key for key in self.state.resources if key.startswith(urn + REPLACED)]
+        waiting = self._waiting(urn)
         if not waiting:
             self.state.remove(urn)
             return None
         old = self.state.resources[waiting[-1]]
         self.state.change({urn: old, waiting[-1]: None})
         return old
+
+    def _waiting(self, urn: str) -> list[str]:
+        """The keys of what was replaced under a URN and is not deleted yet, oldest first."""
+        return [key for key in list(self.state.resources) if key.startswith(urn + REPLACED)]
 
     def _check_protected(self, old: Deployed) -> None:
         if old.protect:

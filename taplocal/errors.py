@@ -13,3 +13,11 @@ class InterruptError(TapLocalError):
 
 class UnsupportedError(TapLocalError):
     """The program uses a resource type or an input that the local cloud does not support."""
+
+
+def of_folder(error: OSError) -> TapLocalError:
+    """The error of a data folder that cannot be read or written."""
+    return TapLocalError(
+        f"{error.strerror or error}: {error.filename or ''}: "
+        "give a folder in which you may write with --data"
+    )

@@ -91,13 +91,39 @@ class EventQueue:
 
     def __init__(self) -> None:
         self._events: queue.PriorityQueue[Event] = queue.PriorityQueue()
+        self._open: dict[int, Event] = {}  # until it is processed
         for _ in range(WORKERS):
             threading.Thread(target=self._work, daemon=True).start()
 
     def put(self, function: Mapping[str, Any], payload: Any) -> None:
         """Replaces MiniStack's invoke_async_with_retry."""
         now = time.monotonic()
-        self._events.put(Event(now, 1, function, payload, contextvars.copy_context(), now))
+        event = Event(now, 1, function, payload, contextvars.copy_context(), now)
+        self._open[id(event)] = event
+        self._events.put(event)
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """The events that are not processed yet, as JSON: a snapshot has them."""
+        return [
+            {
+                "function": each.function["config"]["FunctionName"],
+                "version": each.function["config"].get("Version", "$LATEST"),
+                "payload": each.payload,
+            }
+            for each in list(self._open.values())
+        ]
+
+    def restore(self, events: list[dict[str, Any]]) -> None:
+        """Takes the events of a snapshot again; Lambda too delivers one twice rather than never."""
+        for each in events:
+            if function := lambda_svc._functions.get(each["function"]):
+                versions = function.get("versions", {})
+                self.put(versions.get(each["version"], function), each["payload"])
+        for function in lambda_svc._functions.values():  # a shift that the snapshot was taken in
+            for alias, warm in function.get("provisioned_concurrency", {}).items():
+                if warm.get("Status") == "IN_PROGRESS":
+                    function["aliases"][alias].pop("RoutingConfig", None)
+                    warm["Status"] = "READY"
 
     def _work(self) -> None:
         while True:
@@ -107,9 +133,11 @@ class EventQueue:
                 self._events.put(event)
                 time.sleep(min(wait, 0.05))
             else:
-                event.context.run(self._attempt, event)
+                if not event.context.run(self._attempt, event):
+                    del self._open[id(event)]
 
-    def _attempt(self, event: Event) -> None:
+    def _attempt(self, event: Event) -> bool:
+        """Whether the event comes again."""
         config = event.function["config"]
         account, region = lambda_svc._account_region_from_function_config(config)
         lambda_svc._request_account_id.set(account)
@@ -119,7 +147,7 @@ class EventQueue:
         count("AWS/Lambda", {"FunctionName": name}, AsyncEventAge=age)
         result = lambda_svc._execute_function(event.function, event.payload)
         if not result.get("error") or name not in lambda_svc._functions:
-            return
+            return False
         settings = lambda_svc._functions[name].get("event_invoke_config") or {}
         throttled = bool(result.get("throttle"))
         not_expired = time.monotonic() - event.since < settings.get(
@@ -127,11 +155,12 @@ class EventQueue:
         )
         if not_expired and (throttled or event.attempt <= settings.get("MaximumRetryAttempts", 2)):
             self._retry(event, throttled)
-            return
+            return True
         count("AWS/Lambda", {"FunctionName": name}, AsyncEventsDropped=1)
         destination = settings.get("DestinationConfig", {}).get("OnFailure", {}).get("Destination")
         if destination:
             lambda_svc._route_async_failure(destination, name, event.payload, result)
+        return False
 
     def _retry(self, event: Event, throttled: bool) -> None:
         wait = THROTTLED_SECONDS if throttled else RETRY_SECONDS[event.attempt - 1]
@@ -528,7 +557,7 @@ def receive_traces(path: Path) -> None:
 if __name__ == "__main__":
     os.umask(0o077)  # tokens' signing keys, functions' code and their files
     sys.path.insert(0, str(Path(__file__).parents[1]))  # a script is in no package
-    from taplocal import capacity, guard
+    from taplocal import capacity, guard, keeper
 
     receive_traces(Path("traces.jsonl"))
     match_newlines()
@@ -543,6 +572,8 @@ if __name__ == "__main__":
     measure_apis()
     evaluate_alarms()
     capacity.install(count)
-    lambda_svc.invoke_async_with_retry = EventQueue().put
+    events = EventQueue()
+    lambda_svc.invoke_async_with_retry = events.put
+    keeper.Keeper(Path(), events.waiting).install(events.restore)
     guard.install(**json.load(sys.stdin))
     main()

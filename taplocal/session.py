@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -10,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from taplocal import emulator as emulators
+from taplocal import keeper
 from taplocal.cloud import Cloud
 from taplocal.emulator import Emulator
-from taplocal.errors import TapLocalError
+from taplocal.errors import TapLocalError, of_folder
 from taplocal.project import Project
 from taplocal.state import State, forget, locked
 from taplocal.steps import Step, Summary
@@ -73,12 +77,18 @@ def up(
     with ExitStack() as held:
 
         def connect() -> tuple[Cloud, State]:
-            held.enter_context(locked(folder))
-            return _connect(folder, env, project.region, other, say)
+            try:
+                held.enter_context(locked(folder))
+                return _connect(folder, env, project.region, other, say)
+            except OSError as error:
+                raise of_folder(error) from None
 
         deployment = Deployment(connect, project.region, report)
         summary = deployment.up(project)
-        return Session(*deployment.connection), summary
+    session = Session(*deployment.connection)
+    if session.cloud.emulator.owned:
+        keeper.wait(folder, session.cloud.emulator.running)
+    return session, summary
 
 
 def _connect(
@@ -87,6 +97,8 @@ def _connect(
     """The emulator, started if it is not running, and the state, emptied if that was restarted."""
     (folder / ".gitignore").write_text("*\n")
     before = emulators.recorded(folder)
+    if before and before.owned and not other and not before.running():
+        keeper.tell(folder, say)
     emulator = emulators.attach(folder, other) if other else emulators.ensure(folder, region)
     state = State(state_path(folder, env))
     cloud = _marked(folder, emulator, region)
@@ -117,16 +129,20 @@ def _marked(folder: Path, emulator: Emulator, region: str) -> Cloud:
 def opened(program: Path, env: str, folder: Path | None = None) -> Session:
     """A deployed environment; raises TapLocalError if it is not deployed or not running."""
     folder = (folder or folder_of(program)).resolve()
-    state, emulator = State(state_path(folder, env)), emulators.recorded(folder)
-    if not state.resources or emulator is None:
+    found, state, emulator = condition(folder, env)
+    if found == "none" or emulator is None:
         others = [each for each in deployed_environments(folder) if each != env]
         hint = f"; deployed: {', '.join(others)} (--env)" if others else ""
         raise TapLocalError(
             f"{env} is not deployed: run `python -m taplocal up --env {env}` first{hint}"
         )
-    if not emulator.running():
+    if found == "dead":
         raise TapLocalError(
-            "the emulator is not running: `python -m taplocal up` starts it and deploys again"
+            "the emulator is not running: `python -m taplocal up` starts it with its data"
+        )
+    if found == "stale":
+        raise TapLocalError(
+            f"the emulator has lost {env}: `python -m taplocal up --env {env}` creates it again"
         )
     return Session(Cloud(emulator, state.region), state)
 
@@ -140,8 +156,7 @@ def down(
 ) -> list[str]:
     """Deletes one environment, or all if `env` is None; with the last one, stops an owned emulator.
 
-    The emulator has everything in memory, so stopping it deletes all resources at once. Returns
-    the deleted environments.
+    Its state goes with it, and so all resources at once. Returns the deleted environments.
     """
     folder = (folder or folder_of(program)).resolve()
     if not folder.exists():
@@ -150,6 +165,9 @@ def down(
         environments, emulator = deployed_environments(folder), emulators.recorded(folder)
         deleted = [each for each in environments if env in (None, each)]
         last = deleted == environments
+        if emulator and emulator.owned and not emulator.running() and deleted and not last:
+            region = State(state_path(folder, deleted[0])).region
+            emulator = emulators.ensure(folder, region)  # the others' data stay
         if emulator and emulator.running() and not (last and emulator.owned):
             for each in deleted:
                 _delete(folder, each, emulator, report)
@@ -158,6 +176,83 @@ def down(
         if last:
             emulators.stop(folder)
         return deleted
+
+
+def stop(program: Path, folder: Path | None = None) -> list[str]:
+    """Stops this folder's own emulator; the environments, which are returned, keep their data."""
+    folder = (folder or folder_of(program)).resolve()
+    emulator = _own(folder)
+    keeper.wait(folder, emulator.running)
+    with locked(folder):
+        emulators.kill(emulator.pid)
+    return deployed_environments(folder)
+
+
+def snapshot(program: Path, name: str, folder: Path | None = None) -> Path:
+    """Copies the data of all environments as they are now, under a name; returns the copy."""
+    folder = (folder or folder_of(program)).resolve()
+    emulator, target = _own(folder), _snapshot_path(folder, name)
+    if target.exists():
+        raise TapLocalError(f"there is a snapshot {name}: choose another name, or delete {target}")
+    keeper.wait(folder, emulator.running)
+    with locked(folder):
+        keeper.copy(folder, target / keeper.STATE)
+        shutil.copyfile(folder / emulators.RECORD, target / emulators.RECORD)
+    return target
+
+
+def restore(program: Path, name: str, folder: Path | None = None) -> list[str]:
+    """Goes back to a snapshot; what is there now is deleted. Returns the environments."""
+    folder = (folder or folder_of(program)).resolve()
+    source = _snapshot_path(folder, name)
+    if not source.exists():
+        names = ", ".join(sorted(x.name for x in source.parent.glob("*"))) or "none"
+        raise TapLocalError(f"there is no snapshot {name}; there are: {names}")
+    with locked(folder):
+        emulators.stop(folder)
+        shutil.copytree(source / keeper.STATE, folder / keeper.STATE, symlinks=True)
+        keeper.go_back(folder)
+        environments = deployed_environments(folder)
+        region = State(state_path(folder, environments[0])).region
+        emulators.start(folder, region, emulators.recorded(source))
+    return environments
+
+
+def _own(folder: Path) -> Emulator:
+    emulator = emulators.recorded(folder) if deployed_environments(folder) else None
+    if emulator is None:
+        raise TapLocalError("nothing is deployed: run `python -m taplocal up` first")
+    if not emulator.owned:
+        raise TapLocalError(
+            f"the emulator at {emulator.url} was started by someone else, who has its data"
+        )
+    if not emulator.running() and not keeper.kept(folder):
+        raise TapLocalError("the emulator is not running: run `python -m taplocal up` first")
+    return emulator
+
+
+def _snapshot_path(folder: Path, name: str) -> Path:
+    if not re.fullmatch(r"[\w-][\w.-]{0,99}", name):
+        raise TapLocalError(
+            f'a snapshot has a name of letters, digits, "-", "_" and ".", not {json.dumps(name)}'
+        )
+    return folder / "snapshots" / name
+
+
+def condition(folder: Path, env: str) -> tuple[str, State, Emulator | None]:
+    """How an environment is, with its state and emulator.
+
+    none (not deployed), dead (its emulator does not run), stale (the emulator has lost it), partial
+    (a run did not reach its end), complete.
+    """
+    state, emulator = State(state_path(folder, env)), emulators.recorded(folder)
+    if not state.resources or emulator is None:
+        return "none", state, emulator
+    if not emulator.running():
+        return "dead", state, emulator
+    if state.marker != emulator.marker or not Cloud(emulator, state.region).marked():
+        return "stale", state, emulator
+    return "complete" if state.complete else "partial", state, emulator
 
 
 def _delete(folder: Path, env: str, emulator: Emulator, report: Callable[[Step], None]) -> None:

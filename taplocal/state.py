@@ -9,14 +9,18 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from taplocal.errors import TapLocalError
+
+LOCK_SECONDS = 1.0
 
 
 @dataclass
@@ -44,6 +48,7 @@ class State:
     def __init__(self, path: Path):
         self.path = path
         self.marker, self.region = "", ""
+        self.complete = False  # whether the last run reached its end
         self.resources: dict[str, Deployed] = {}
         self.outputs: dict[str, Any] = {}
         self.journal = path.with_suffix(".journal")
@@ -55,10 +60,10 @@ class State:
         try:
             data = json.loads(self.path.read_text())
             self.marker, self.region = data["marker"], data["region"]
-            self.outputs = data["outputs"]
+            self.outputs, self.complete = data["outputs"], data.get("complete", True)
             self.resources = {urn: Deployed(**each) for urn, each in data["resources"].items()}
             self._replay()
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IsADirectoryError) as error:
             raise TapLocalError(
                 f"{self.path} is not a state file of this version ({error}): "
                 "run `python -m taplocal down`, then `up` again"
@@ -85,6 +90,7 @@ class State:
             self._apply(changes)
 
     def _apply(self, changes: Mapping[str, Deployed | None]) -> None:
+        self.complete = False
         for urn, resource in changes.items():
             if resource is None:
                 self.resources.pop(urn, None)
@@ -94,11 +100,12 @@ class State:
     def reset(self, marker: str, region: str) -> None:
         """Empties the state, for the emulator with this marker."""
         self.marker, self.region, self.resources, self.outputs = marker, region, {}, {}
+        self.complete = False
         self._write()
 
     def finish(self, outputs: dict[str, Any]) -> None:
         """Records the outputs of a complete run."""
-        self.outputs = outputs
+        self.outputs, self.complete = outputs, True
         self._write()
 
     def _append(self, changes: dict[str, dict[str, Any] | None]) -> None:
@@ -120,6 +127,7 @@ class State:
         data = {
             "marker": self.marker,
             "region": self.region,
+            "complete": self.complete,
             "outputs": self.outputs,
             "resources": {urn: asdict(each) for urn, each in self.resources.items()},
         }
@@ -129,7 +137,7 @@ class State:
 
 def forget(path: Path) -> None:
     """Deletes a state, valid or not."""
-    path.unlink(missing_ok=True)
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     path.with_suffix(".journal").unlink(missing_ok=True)
 
 
@@ -147,15 +155,27 @@ def locked(folder: Path) -> Iterator[None]:
     """Locks the folder for one command; raises TapLocalError if another one has the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(file):
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise TapLocalError(
                 f"another taplocal command (process {holder}) uses {folder}: wait for it to end"
-            ) from None
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _lock(file: IO[str]) -> bool:
+    """Locks a file; waits a moment, as long as the emulator may hold the lock for a snapshot."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        else:
+            return True

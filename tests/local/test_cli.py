@@ -227,16 +227,23 @@ def test_credentials_of_the_user_reach_neither_us_nor_the_functions(
         assert b"moon-1" not in environment
 
 
-def test_a_lost_emulator_is_noticed_and_rebuilt(own: list[str], tmp_path: Path) -> None:
+def test_a_killed_emulator_is_noticed_and_started_with_its_data(
+    own: list[str], tmp_path: Path
+) -> None:
     as_json("up", *own)
     pid = json.loads((tmp_path / "cloud" / "emulator.json").read_text())["pid"]
     os.killpg(pid, signal.SIGKILL)
     stopped = taplocal("outputs", *own)
     assert (stopped.returncode, "is not running" in stopped.stderr) == (1, True)
-    assert as_json("status", *own)["deployed"] is False
-    rebuilt = as_json("up", *own)
-    assert rebuilt["counts"].keys() == {"created"}
+    assert as_json("status", *own)["condition"] == "dead"
+    assert as_json("up", *own)["counts"].keys() == {"unchanged"}
     assert as_json("call", "GET", "/items", *own)["status"] == 200
+    assert as_json("snapshot", "one", *own)["snapshot"] == str(tmp_path / "cloud/snapshots/one")
+    assert as_json("down", "--keep-data", *own) == {"stopped": ["dev"]}
+    assert as_json("restore", "one", *own) == {"restored": ["dev"]}
+    assert as_json("status", *own)["condition"] == "complete"
+    mixed = taplocal("down", "--keep-data", "--env", "dev", *own)
+    assert "error: --keep-data stops the emulator of all environments" in mixed.stderr
 
 
 def test_ctrl_c_in_the_middle_leaves_nothing_that_the_next_run_cannot_finish(
@@ -284,12 +291,11 @@ def test_a_second_up_is_rejected_and_the_first_goes_on(own: list[str]) -> None:
     assert json.loads(output)["counts"]["created"] > 50
 
 
-def test_a_busy_port_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_port_is_passed_by() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        monkeypatch.setattr(emulator, "PREFERRED_PORT", taken.getsockname()[1])
-        assert emulator._free_port() != taken.getsockname()[1]
+        assert emulator._free_port((taken.getsockname()[1], 0)) != taken.getsockname()[1]
 
 
 def test_a_broken_state_file_says_what_to_do(own: list[str], tmp_path: Path) -> None:

@@ -1,0 +1,275 @@
+"""Keeps the emulator's state on disk, so that it outlives the process however that ends.
+
+MiniStack saves its state at a clean stop only. Here each change is saved as soon as it is quiet for
+a moment, or after a few seconds of load: a forked process, which has the memory of one moment,
+writes all services beside the last snapshot, then takes its place. Requests wait only for the fork.
+Objects of S3 are written through by MiniStack itself. With the emulator's state goes what taplocal
+deployed (`env/`), so that the two fit; nothing is saved while a command changes both.
+
+Each change since the last snapshot began is announced in a file `unsaved-<number>`, with its time:
+what a killed emulator lost is known by it, and told by the next `up`.
+
+    state/current          a link to the last snapshot, which is named by its number
+    state/<number>/        *.json of the services, events.json, env/, time.txt
+    state/unsaved-<number> the time of the first change after that snapshot
+    state/s3/, lambda-blobs/, cognito-*  what MiniStack itself writes through
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import gc
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+STATE = "state"
+CURRENT = "current"
+QUIET_SECONDS = 0.25  # without a change, before a snapshot
+LOADED_SECONDS = 5.0  # between two snapshots under load
+RETRY_SECONDS = 5.0  # after a snapshot that failed
+SAVE_SECONDS = 60  # the longest a snapshot may take
+READS = ("Get", "List", "Describe", "Query", "Scan", "BatchGet", "Filter", "Lookup", "Head")
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The variables by which MiniStack keeps its state in a data folder."""
+    state = folder / STATE
+    return {
+        "PERSIST_STATE": "1",
+        "STATE_DIR": str(state),
+        "S3_PERSIST": "1",
+        "S3_DATA_DIR": str(state / "s3"),
+    }
+
+
+class Keeper:
+    """Takes the snapshots, in the process of the emulator; its working directory is the folder."""
+
+    def __init__(self, folder: Path, events: Callable[[], list[dict[str, Any]]]):
+        self.folder, self.state, self.events = folder, folder / STATE, events
+        self.state.mkdir(exist_ok=True)
+        link = self.state / CURRENT
+        self.number = int(link.readlink().name) + 1 if link.is_symlink() else 1
+        self.since: float | None = None
+        self.last = time.monotonic()
+        self._lock = threading.Lock()
+
+    def install(self, restored: Callable[[list[dict[str, Any]]], None]) -> None:
+        """Patches MiniStack; `restored` gets the events that were waiting in the last snapshot."""
+        from ministack import app
+        from ministack.core import persistence
+        from ministack.services import lambda_svc
+
+        current = self.state / CURRENT
+        persistence.STATE_DIR = str(current)
+        load, inner = app._load_persisted_state, app.app
+
+        def loaded() -> None:
+            load()
+            if (current / "events.json").exists():
+                restored(json.loads((current / "events.json").read_text()))
+
+        async def kept(scope: Any, receive: Any, send: Any) -> None:
+            changes = scope["type"] == "http" and not _reads(scope)
+            if changes:
+                self.changed()
+            try:
+                await inner(scope, receive, send)
+            finally:
+                if changes:  # a snapshot since may not have it
+                    self.changed()
+
+        # Its log lines come after the answer.
+        lambda_svc._execute_function = self.after(lambda_svc._execute_function)
+        app._load_persisted_state = loaded
+        app.app = kept
+        app.save_all = lambda _services: self.save()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def changed(self) -> None:
+        """Announces a change, once for each snapshot."""
+        self.last = time.monotonic()
+        if self.since is None:
+            with self._lock:
+                if self.since is None:
+                    self.since = time.time()
+                    (self.state / f"unsaved-{self.number}").write_text(str(self.since))
+
+    def after(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, which announces a change at its end."""
+
+        @functools.wraps(call)
+        def called(*arguments: Any, **more: Any) -> Any:
+            try:
+                return call(*arguments, **more)
+            finally:
+                self.changed()
+
+        return called
+
+    def _work(self) -> None:
+        while True:
+            time.sleep(QUIET_SECONDS / 2)
+            since = self.since
+            quiet = time.monotonic() - self.last >= QUIET_SECONDS
+            if since and (quiet or time.time() - since >= LOADED_SECONDS) and not self.save():
+                time.sleep(RETRY_SECONDS)
+
+    def save(self) -> bool:
+        """Takes a snapshot; does nothing while a command is at work. False if it failed."""
+        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return True
+        with self._lock:
+            number, self.number, self.since = self.number, self.number + 1, None
+        if not (process := os.fork()):
+            self._child(number)
+        os.close(lock)  # the child holds it until it has read what is deployed
+        _, status = os.waitpid(process, 0)
+        if status:
+            self.changed()
+        return status == 0
+
+    def _child(self, number: int) -> None:
+        """The forked process: only this thread goes on, with the memory of this moment."""
+        status = 1
+        try:
+            gc.disable()
+            signal.alarm(SAVE_SECONDS)  # a lock that another thread held is held for ever
+            self._write(number)
+            status = 0
+        except BaseException:  # noqa: BLE001 - whatever it is: it must not go on as the emulator
+            traceback.print_exc(file=sys.stderr)
+        finally:
+            os._exit(status)
+
+    def _write(self, number: int) -> None:
+        from ministack import app
+        from ministack.core import persistence
+        from ministack.services import lambda_svc
+
+        target = self.state / f"{number}"
+        shutil.rmtree(target, ignore_errors=True)
+        (target / "env").mkdir(parents=True)
+        for path in (self.folder / "env").glob("*.*"):
+            shutil.copyfile(path, target / "env" / path.name)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the folder's lock and the emulator's port
+        persistence.STATE_DIR = str(target)
+        # Until the switch below the last snapshot needs its code; what no version has stays.
+        lambda_svc._prune_orphan_code_blobs = lambda _blobs: None
+        for name, get_state in app._build_persistence_save_dict().items():
+            if (state := get_state()) is None:
+                continue
+            persistence.save_state(name, state)
+            if not (target / f"{name}.json").exists():
+                raise RuntimeError(f"the state of {name} was not written")
+        (target / "events.json").write_text(json.dumps(self.events()))
+        (target / "time.txt").write_text(str(time.time()))
+        for path in [*target.rglob("*.*"), target]:
+            _sync(path)
+        self._switch(target, number)
+
+    def _switch(self, target: Path, number: int) -> None:
+        """Has a new snapshot take the place of the last one."""
+        link = self.state / f"{CURRENT}.new"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target.name)
+        link.rename(self.state / CURRENT)
+        _sync(self.state)
+        for path in self.state.glob("unsaved-*"):
+            if int(path.name.partition("-")[2]) <= number:
+                path.unlink()
+        for path in self.state.glob("[0-9]*"):
+            if int(path.name) < number:
+                shutil.rmtree(path)
+
+
+def _reads(scope: Any) -> bool:
+    """Whether a request only reads; a call of an API writes a log at least."""
+    if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        return not scope["path"].startswith("/_aws/execute-api/")
+    target = dict(scope["headers"]).get(b"x-amz-target", b"").decode("latin-1")
+    return str(target).rpartition(".")[2].startswith(READS)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    os.close(file)
+
+
+def kept(folder: Path) -> float | None:
+    """The time of a data folder's last snapshot, in seconds since 1970; None if there is none."""
+    path = folder / STATE / CURRENT / "time.txt"
+    return float(path.read_text()) if path.exists() else None
+
+
+def unsaved(folder: Path) -> float | None:
+    """The time of the first change after the last snapshot; None if that has them all."""
+    times = [_time(path) for path in (folder / STATE).glob("unsaved-*")]
+    return min((each for each in times if each), default=None)
+
+
+def _time(path: Path) -> float | None:
+    try:
+        return float(path.read_text())
+    except (FileNotFoundError, ValueError):  # saved meanwhile; or killed before it was written
+        return path.stat().st_mtime if path.exists() else None
+
+
+def wait(folder: Path, running: Callable[[], bool]) -> None:
+    """Waits until all changes until now are saved."""
+    began = time.time()
+    while running() and (since := unsaved(folder)) and since <= began:
+        time.sleep(0.05)
+
+
+def tell(folder: Path, say: Callable[[str], None]) -> None:
+    """Says what an emulator that has ended lost, and goes back to what it had saved."""
+    saved, lost = kept(folder), unsaved(folder)
+    if not saved:
+        say("the emulator ended before anything was saved: everything is created again")
+    elif lost:
+        say(
+            f"the emulator was killed: what was written since {_clock(lost)} is gone, except files "
+            f"in buckets; it goes on from {_clock(saved)}"
+        )
+    else:
+        say(f"the emulator had ended: it goes on with all that it had, saved at {_clock(saved)}")
+    if lost or not saved:
+        go_back(folder)
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "milliseconds")
+
+
+def go_back(folder: Path) -> None:
+    """Has what is deployed be what the last snapshot has, before an emulator starts from that."""
+    snapshot, deployed = folder / STATE / CURRENT, folder / "env"
+    shutil.rmtree(deployed, ignore_errors=True)
+    if snapshot.exists():
+        shutil.copytree(snapshot / "env", deployed)
+    for path in (folder / STATE).glob("unsaved-*"):
+        path.unlink()
+
+
+def copy(folder: Path, target: Path) -> None:
+    """Copies the last snapshot, with what MiniStack wrote through."""
+    shutil.copytree(
+        folder / STATE, target, symlinks=True, ignore=shutil.ignore_patterns("unsaved-*", "*.new")
+    )
