@@ -211,7 +211,7 @@ class Deployment:
         try:
             new.id, new.outputs = handler.create(self.cloud, inputs)
         except ClientError as error:
-            if re.search("already (exist|in use)", str(error), re.IGNORECASE):
+            if re.search("already (exist|in use)|Duplicate", str(error), re.IGNORECASE):
                 raise TapLocalError(_taken(resource, str(error))) from None
             raise
         new.pending = ""

@@ -17,7 +17,7 @@ Outputs = dict[str, Any]
 #: The tag by which a resource is known as one that this stack made.
 OWNER = "taplocal:owner"
 #: Error codes of a resource that does not exist.
-NOT_FOUND = re.compile("404|NoSuch.+|.*NotFound.*|.*NonExistentQueue|QueueDoesNotExist")
+NOT_FOUND = re.compile("404|NoSuch.+|.*NotFound.*|.*Non[Ee]xistent.*|QueueDoesNotExist")
 
 
 class Handler:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, id_by_name, pascal, tag_list
+from taplocal.resources.base import Handler, Inputs, Outputs, has_owner, pascal, tag_list, tag_map
 
 
 class WebAcl(Handler):
     uses = "name description scope defaultAction rules visibilityConfig tags"
-    replace_on = "name scope"
+    replace_on = distinct = "name scope"
     not_emulated = {"rules": "no request is inspected"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -28,8 +28,12 @@ class WebAcl(Handler):
         cloud.client("wafv2").delete_web_acl(**self._lock(cloud, resource_id, inputs))
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        found = cloud.client("wafv2").list_web_acls(Scope=inputs["scope"])["WebACLs"]
-        return id_by_name(found, "Id", "Name", inputs["name"])
+        waf = cloud.client("wafv2")
+        for each in waf.list_web_acls(Scope=inputs["scope"])["WebACLs"]:
+            tags = waf.list_tags_for_resource(ResourceARN=each["ARN"])["TagInfoForResource"]
+            if has_owner(tag_map(tags["TagList"]), inputs):
+                return str(each["Id"])
+        return None
 
     @staticmethod
     def _lock(cloud: Cloud, resource_id: str, inputs: Inputs) -> dict[str, str]:

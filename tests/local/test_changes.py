@@ -109,8 +109,8 @@ class Program:
         State(path).reset(cloud.emulator.marker, cloud.region)
 
     def up(self, chosen: dict[str, str], kill: int | None = None) -> dict[str, int]:
-        """A run; with `kill` its process ends at that write of the state, before or after it."""
-        state, left = State(self.path), iter(range(kill if kill is not None else 0, -1, -1))
+        """A run; with `kill` its process ends at the write `kill // 2` of the state, before or after."""
+        state, left = State(self.path), iter(range((kill or 0) // 2, -1, -1))
         deployment = Deployment(lambda: (self.cloud, state), "us-east-1", lambda step: None)
         change = state.change
 
@@ -152,6 +152,12 @@ class Program:
                 if "tags" in HANDLERS[kind].uses.split():
                     assert HANDLERS[kind].find(self.cloud, owned) == made[name].id, name
         assert made.keys() == expected.keys()
+        tags = self.cloud.client("sns").list_tags_for_resource(ResourceArn=made["topic"].id)["Tags"]
+        client = self.cloud.client("cognito-idp").describe_user_pool_client(
+            UserPoolId=made["pool"].id, ClientId=made["client"].id
+        )["UserPoolClient"]
+        assert {"Key": "size", "Value": chosen["tag"]} in tags
+        assert client["AccessTokenValidity"] == int(chosen["tag"]) + 1
         assert self.exist() == expected
 
     def exist(self) -> dict[str, str]:
@@ -232,7 +238,7 @@ def test_each_setting_changed_and_back(program: Callable[[], Program], name: str
     for chosen in (changed, INITIAL):
         own.up(chosen)
         own.check(chosen)
-    for kill in range(4):  # killed, and then the old setting again
+    for kill in range(8):  # killed, and then the old setting again
         own.killed(changed, kill)
         own.up(INITIAL)
         own.check(INITIAL)

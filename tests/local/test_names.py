@@ -73,6 +73,16 @@ BALANCER = {
 }
 TARGETS = {"port": 80, "protocol": "HTTP", "targetType": "instance", "healthCheck": {"path": "/"}}
 SCHEDULE = {"scheduleExpression": "rate(1 day)", "flexibleTimeWindow": {"mode": "OFF"}}
+FIREWALL = {
+    "scope": "REGIONAL",
+    "defaultAction": {"allow": {}},
+    "rules": [],
+    "visibilityConfig": {
+        "cloudwatchMetricsEnabled": True,
+        "metricName": "m",
+        "sampledRequestsEnabled": True,
+    },
+}
 
 #: Type -> its inputs with a name; `own` has what each of the two stacks has of its own.
 NAMED: dict[str, Callable[[str, Any], dict[str, Any]]] = {
@@ -134,6 +144,7 @@ NAMED: dict[str, Callable[[str, Any], dict[str, Any]]] = {
         "vpcId": own["vpc"],
         **TARGETS,
     },
+    "aws:wafv2/webAcl:WebAcl": lambda name, own: {"name": name, **FIREWALL},
 }
 #: Two of a name may exist, and each stack knows its own.
 SHARED: dict[str, Callable[[str, Any], dict[str, Any]]] = {
