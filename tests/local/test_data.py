@@ -164,7 +164,8 @@ def test_an_emulator_that_ends_in_the_middle_of_a_change_goes_back_before_it(
 
     def ending(state: State, changes: Any) -> None:
         change(state, changes)
-        if any(each and each.name == "queue" and not each.pending for each in changes.values()):
+        made = [each for each in changes.values() if each and not each.pending]
+        if any(each.inputs.get("name") == "queue-l" for each in made):
             own.kill()
 
     with monkeypatch.context() as patched:
