@@ -71,8 +71,8 @@ class Demonstration:
         self.report.say(
             f"{counts.total()} resources ({dict(counts)}) in {done['seconds']} s at {done['emulator']}"
         )
-        gaps = sorted({each["what"] for each in done["not_emulated"]})
-        self.report.say(f"not emulated ({len(gaps)}, `up` gives the reasons): {', '.join(gaps)}")
+        gaps = {each["why"] for each in done["not_emulated"]}
+        self.report.say(f"{len(gaps)} things are not as on AWS: `up --explain` lists them")
         self.session: Session = session.opened(ROOT, self.env)
 
     def sign_in(self) -> None:

@@ -87,6 +87,9 @@ def up(
     ] = None,
     program: Program = Path(),
     data: Data = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="List what is not as on AWS, with the reasons.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Deploy the program, or update what is deployed."""
@@ -116,7 +119,7 @@ def up(
             }
         )
     else:
-        console.summary(env, summary, opened)
+        console.summary(env, summary, opened, explain)
 
 
 @app.command("env")

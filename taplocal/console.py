@@ -19,6 +19,9 @@ from taplocal.errors import InterruptError
 from taplocal.session import Session
 from taplocal.steps import Step, Summary
 
+ADAPTED = "adapted: "  # begins the reason of a gap that is bridged
+WORKS = "Works here in another way than on AWS"
+NO_EFFECT = "Has no effect here; it works on AWS"
 SHOWN = 6  # resources in the line of a gap; --json has all of them
 SIGNS = {
     "created": "[green]+[/]",
@@ -58,12 +61,18 @@ class Console:
             line = f"{step.action:9} {kind:26} {escape(step.name)}{took}"
             self._rich.print(f"{SIGNS[step.action]} {line}")
 
-    def summary(self, env: str, summary: Summary, opened: Session) -> None:
-        """Prints the end of `up`: what is not emulated, the counts, the outputs, what to try."""
-        if summary.not_emulated:
-            self._rich.print("\n[bold]Not emulated locally; it works on AWS:[/]")
-            for what, why, resources in _grouped(summary.not_emulated):
-                self._rich.print(f"  {escape(what)}: {escape(why)} [dim]({escape(resources)})[/]")
+    def summary(self, env: str, summary: Summary, opened: Session, explain: bool) -> None:
+        """Prints the end of `up`: what differs from AWS, the counts, the outputs, what to try."""
+        gaps = gaps_by_meaning(summary.not_emulated)
+        if explain:
+            for meaning, reasons in gaps.items():
+                self._rich.print(f"\n[bold]{meaning}:[/]")
+                for why, inputs, resources in reasons:
+                    where = f"[dim]({escape(inputs)} of {escape(resources)})[/]"
+                    self._rich.print(f"  {escape(why)} {where}")
+        elif gaps:
+            count = sum(map(len, gaps.values()))
+            self.say(f"\n{count} things are not as on AWS: `up --explain` lists them")
         counts = ", ".join(
             f"{count} {action}" for action, count in sorted(summary.counts().items())
         )
@@ -121,14 +130,22 @@ def hints(api_url: str | None, env: str) -> str:
     )
 
 
-def _grouped(notes: list[dict[str, str]]) -> Iterator[tuple[str, str, str]]:
-    """The gaps, each with the resources that have it."""
-    gaps: dict[tuple[str, str], list[str]] = {}
+def gaps_by_meaning(
+    notes: list[dict[str, str]],
+) -> dict[str, list[tuple[str, str, str]]]:
+    """What the gaps mean to the user -> the reasons, each with its inputs and resources."""
+    found: dict[str, tuple[list[str], list[str]]] = {}
     for note in notes:
-        gaps.setdefault((note["what"], note["why"]), []).append(note["resource"])
-    for (what, why), resources in gaps.items():
+        inputs, resources = found.setdefault(note["why"], ([], []))
+        inputs += [note["what"]] if note["what"] not in inputs else []
+        resources += [note["resource"]] if note["resource"] not in resources else []
+    meanings: dict[str, list[tuple[str, str, str]]] = {}
+    for why, (inputs, resources) in found.items():
+        adapted = why.startswith(ADAPTED)
         more = f" and {len(resources) - SHOWN} more" if len(resources) > SHOWN else ""
-        yield what, why, ", ".join(resources[:SHOWN]) + more
+        row = why.removeprefix(ADAPTED), ", ".join(inputs), ", ".join(resources[:SHOWN]) + more
+        meanings.setdefault(WORKS if adapted else NO_EFFECT, []).append(row)
+    return meanings
 
 
 def _pretty(body: str) -> str:

@@ -27,7 +27,6 @@ class Function(Named):
         "architectures": "the function runs on the processor of this machine",
         "memorySize": "memory is not limited",
         "kmsKeyArn": "the environment is stored unencrypted",
-        "tracingConfig": "no traces are recorded",
         "loggingConfig.logFormat": "the log lines of the runtime itself are plain text",
     }
     tag_operation = "lambda list_tags Resource Tags"

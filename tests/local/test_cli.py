@@ -134,9 +134,12 @@ def test_the_printed_url_works_with_plain_curl(deployed: Session, data: Path) ->
 def test_plain_output_has_no_colours_and_says_what_is_not_emulated(
     deployed: Session, data: Path
 ) -> None:
-    completed = taplocal("up", "--data", str(data))
+    counted = taplocal("up", "--data", str(data)).stdout
+    assert re.search("\n[0-9]+ things are not as on AWS: `up --explain` lists them\n", counted)
+    completed = taplocal("up", "--explain", "--data", str(data))
     assert "\x1b" not in completed.stdout
-    assert "Not emulated locally" in completed.stdout
+    assert "Works here in another way than on AWS:" in completed.stdout
+    assert "Has no effect here; it works on AWS:" in completed.stdout
     assert "accessLogSettings" in completed.stdout
     assert "unchanged" in completed.stdout
 
