@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import itertools
 import json
 import os
 import queue
@@ -344,12 +345,14 @@ def count(namespace: str, dimensions: Mapping[str, str], **values: float) -> Non
 
 def record(namespace: str, dimensions: Mapping[str, str], values: Mapping[str, float]) -> None:
     """Adds values to metrics; equal values within a second are one data point with a count."""
+    since = time.time() - 1
     for metric, value in values.items():
         key = (namespace, metric, cloudwatch._dims_key(dict(dimensions)))
         points = cloudwatch._metric_bucket(key)
-        last, now = points[-1] if points else {}, time.time()
-        if last.get("Value") == value and now - last["Timestamp"] < 1:
-            last["Count"] = last.get("Count", 1) + 1
+        recent = itertools.takewhile(lambda each: each["Timestamp"] > since, reversed(points))
+        same = next((each for each in recent if each["Value"] == value), None)
+        if same:
+            same["Count"] = same.get("Count", 1) + 1
         else:
             cloudwatch.record_metric(namespace, metric, value, "None", dict(dimensions))
 
