@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.lab import image
+from tests.lab.vpc import sh
 
 HERE = Path(__file__).parent
 
@@ -33,11 +33,12 @@ def built() -> Path:
 
 @pytest.fixture(scope="module")
 def disk() -> Iterator[Path]:
-    """A folder for the machines of a file; short, as sockets are below it."""
+    """A folder for the machines of a file, in memory; short, as sockets are below it."""
     folder = Path(tempfile.mkdtemp(prefix="lab"))
-    folder.chmod(0o755)
+    sh("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", folder)
     yield folder
-    shutil.rmtree(folder)
+    sh("umount", folder)
+    folder.rmdir()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
