@@ -2618,7 +2618,9 @@ class Fleet(Component):
         instances, name = self.instances, self.physical_name
         tags = {**self.args.all_tags(), "Component": self.component, "Name": name}
         profile = aws.iam.InstanceProfile(
-            f"{self.name}-profile", name=name, role=self.role.name, opts=self.parented
+            *self.child("profile"),
+            name=name,
+            role=self.role.name,
         )
         script = functools.partial(rendered, START_SCRIPT, group=name, hook=READY_HOOK)
         known = Output.all(region=self.aws_context.region, script=instances.user_data)
@@ -2637,7 +2639,8 @@ class Fleet(Component):
             **gone,
         }
         return aws.ec2.LaunchTemplate(
-            f"{self.name}-template",
+            # Another image is a choice of its own: no other change must bring it along.
+            *self.child("template", ignore_changes=[] if self.args.image_id else ["imageId"]),
             name=name,
             image_id=self.args.image_id or latest_ami(),
             instance_type=instances.types[0],
@@ -2655,8 +2658,6 @@ class Fleet(Component):
                 {"resource_type": kind, "tags": tags}
                 for kind in ("instance", "volume", "network-interface")
             ],
-            # Another image is a choice of its own: no other change must bring it along.
-            opts=self.after(ignore_changes=[] if self.args.image_id else ["imageId"]),
         )
 
     def _scaling_group(self, scaling_role_arn: Input[str]) -> aws.autoscaling.Group:
@@ -2666,7 +2667,11 @@ class Fleet(Component):
             "version": self.template.latest_version.apply(str),  # $Latest could not be left again
         }
         return aws.autoscaling.Group(
-            f"{self.name}-group",
+            # Within the limits the desired capacity is the scaling policies', and the version the
+            # rollout's: what the group has when a refresh begins is what it goes back to.
+            *self.child(
+                "group", *instances.after, ignore_changes=["desiredCapacity", VERSION_PATH]
+            ),
             name=self.physical_name,
             min_size=instances.minimum,
             max_size=instances.maximum,
@@ -2702,9 +2707,6 @@ class Fleet(Component):
             ],
             metrics_granularity="1Minute",
             service_linked_role_arn=scaling_role_arn,
-            # Within the limits the desired capacity is the scaling policies', and the version the
-            # rollout's: what the group has when a refresh begins is what it goes back to.
-            opts=self.after(*instances.after, ignore_changes=["desiredCapacity", VERSION_PATH]),
         )
 
     def _rollout(self) -> FleetRollout:
