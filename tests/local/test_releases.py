@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import os
+import random
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +26,15 @@ from demo.releases import VERSIONS, write_program
 from taplocal import access, session
 from taplocal.access import Response
 from taplocal.errors import TapLocalError
+from taplocal.resources.awslambda import Rollout
 from taplocal.session import Session
 from tests.environments import as_struct, engine_host
 from tests.local.conftest import HANG_SECONDS, ROOT
 
 RATE = 20  # requests a second, of which a new version has a tenth
 GOOD, RAISING = VERSIONS / "good.py", VERSIONS / "raising.py"
-SLOW = Path(__file__).parent / "versions" / "slow.py"
+SLOW, COLD = (Path(__file__).parent / "versions" / name for name in ("slow.py", "cold.py"))
+KILLS = int(os.environ.get("RELEASE_KILLS", "2"))
 
 
 class Api:
@@ -47,12 +55,47 @@ class Api:
             config={"systems": '["api"]', "canary_minutes": "20", **config},
         )[0]  # fmt: skip
 
+    def alias(self) -> dict[str, Any]:
+        """What Lambda says of the alias."""
+        name = self.session.outputs["function_name"]
+        found: dict[str, Any] = self.session.cloud.client("lambda").get_alias(
+            FunctionName=name, Name="live"
+        )
+        return found
+
     def live(self) -> tuple[str, Any]:
         """The version that the alias names, and its shares."""
-        alias = self.session.cloud.client("lambda").get_alias(
-            FunctionName=self.session.outputs["function_name"], Name="live"
-        )
+        alias = self.alias()
         return alias["FunctionVersion"], alias.get("RoutingConfig")
+
+    def has_share_since(self, revision: str) -> bool:
+        """Whether a version has a share, and not the one of this revision."""
+        alias = self.alias()
+        return "RoutingConfig" in alias and alias["RevisionId"] != revision
+
+    def move(self, version: str) -> None:
+        """Gives a version all the traffic, as somebody does by hand."""
+        self.session.cloud.client("lambda").update_alias(
+            FunctionName=self.session.outputs["function_name"], Name="live",
+            FunctionVersion=version, RoutingConfig={"AdditionalVersionWeights": {}},
+        )  # fmt: skip
+
+    def release(self, version: str, **changes: Any) -> str:
+        """Releases a published version, with a share of the traffic; the verdict."""
+        changes = {"percent": 10, "bake_seconds": 1_200, **changes, "version": version}
+        return release(self.session, "api-items-rollout", **changes)
+
+
+def rollout_of(deployed: Session, name: str) -> dict[str, Any]:
+    """The inputs of a rollout, as the program registered it."""
+    (found,) = (each for each in deployed.state.resources.values() if each.name == name)
+    return found.inputs
+
+
+def release(deployed: Session, name: str, **changes: Any) -> str:
+    """Does what `up` does for a rollout, with changed inputs; the verdict."""
+    inputs = {**rollout_of(deployed, name), **changes}
+    return str(Rollout().create(deployed.cloud, inputs)[1]["verdict"])
 
 
 @pytest.fixture(scope="module")
@@ -161,19 +204,23 @@ def test_alarms_of_before_do_not_hold_a_release(api: Api, requests: Counter[str]
     assert "-api-errors-" not in verdict  # among the alarms that did not fire
 
 
-def test_a_killed_release_is_ended_by_the_guard(api: Api, requests: Counter[str]) -> None:
+def test_kills_during_the_share_lose_no_request(api: Api, requests: Counter[str]) -> None:
+    """The next release ends each of them, and the guard the last one."""
     api.up(GOOD, canary_percent="100")
     before, _ = api.live()
     command = [sys.executable, "-m", "taplocal", "up", "--env", "staging", "--data", str(api.data)]
     command += ["--program", str(ROOT), "--emulator", str(api.other), "-c", 'systems=["api"]']
-    process = subprocess.Popen(
-        [*command, "-c", "canary_minutes=40"], cwd=ROOT, stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert until(lambda: api.live()[1] is not None)
-    process.kill()
-    process.wait()
-    assert api.live()[1] is not None
+    command += ["-c", "canary_minutes=40"]
+    left = ""  # the revision of a share that was left behind
+    for _ in range(KILLS):
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet)
+        assert until(functools.partial(api.has_share_since, left))
+        time.sleep(random.uniform(0, 1))  # noqa: S311 - somewhere in the watch
+        process.kill()
+        process.wait()
+        assert api.live()[0] == before and api.live()[1] is not None
+        left = api.alias()["RevisionId"]
     assert until(lambda: api.live() == (before, None))
     api.up(canary_percent="100")
     assert int(api.live()[0]) > int(before)
@@ -203,25 +250,145 @@ def test_a_share_that_was_left_behind_is_taken_back_by_the_next_release(api: Api
     assert [each["Version"] for each in kept] == newest[-len(kept) :]  # five, once there were five
 
 
-def test_metrics_that_are_330_seconds_late_decide_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def versions(api: Api) -> dict[str, str]:
+    """Published versions by name; "old" has the traffic."""
+    found = {}
+    for name, program in (("old", GOOD), ("new", None), ("bad", RAISING)):
+        api.up(program, canary_percent="100")
+        found[name], _ = api.live()
+    api.move(found["old"])
+    return found
+
+
+def test_ten_releases_in_a_row_back_and_forth(
+    api: Api, versions: dict[str, str], requests: Counter[str]
 ) -> None:
-    monkeypatch.setenv("TAPLOCAL_METRICS_DELAY", "330")  # AWS's timing, a hundred times faster
+    """Each second one is a rollback, also of a rollback, and between them a bad one fails."""
+    for name in itertools.islice(itertools.cycle(["new", "bad", "old", "bad"]), 10):
+        before, _ = api.live()
+        if name == "bad":
+            with pytest.raises(TapLocalError, match=f"was rolled back to {before}"):
+                api.release(versions["bad"], bake_seconds=7_200)
+            assert api.live() == (before, None)
+        else:
+            api.release(versions[name])
+            assert api.live() == (versions[name], None)
+    failed = requests.total() - requests["200"] - requests["200 0"]
+    assert failed <= 5 * 2 * RATE  # the shares of five bad versions, until the first looks
+
+
+def test_of_two_releases_at_once_one_has_the_last_word(
+    api: Api, versions: dict[str, str], requests: Counter[str]
+) -> None:
+    """Where nothing locks the state, as between two stacks or two people."""
+    api.move(versions["old"])
+    with ThreadPoolExecutor() as pool:
+        first, second = (
+            pool.submit(api.release, versions["new"], bake_seconds=2_400) for _ in range(2)
+        )
+        problems = [str(each.exception() or "") for each in (first, second)]
+    assert all("given up" in each or "rolled back" in each for each in problems if each), problems
+    promoted = "" in problems
+    assert api.live() == (versions["new" if promoted else "old"], None)
+    assert requests.keys() <= {"200", "200 0"}
+
+
+def test_whoever_moves_the_alias_by_hand_has_the_last_word(
+    api: Api, versions: dict[str, str], requests: Counter[str]
+) -> None:
+    api.move(versions["old"])
+    with ThreadPoolExecutor() as pool:
+        going_on = pool.submit(api.release, versions["new"], bake_seconds=2_400)
+        assert until(lambda: api.live()[1] is not None)
+        api.move(versions["new"])
+        with pytest.raises(TapLocalError, match="the alias was moved by another"):
+            going_on.result()
+    assert api.live() == (versions["new"], None)
+    api.move(versions["old"])  # between two releases: the next one begins from there
+    assert "promoted" in api.release(versions["new"], percent=100)
+    assert api.live() == (versions["new"], None)
+    assert requests.keys() <= {"200", "200 0"}
+
+
+def test_two_environments_are_released_at_once(
+    api: Api, deployed: Session, versions: dict[str, str], requests: Counter[str]
+) -> None:
+    api.move(versions["old"])
+    with published(deployed, "api-items-rollout", Description="another") as other:
+        with ThreadPoolExecutor() as pool:
+            theirs = pool.submit(release, deployed, "api-items-rollout", version=other)
+            ours = pool.submit(api.release, versions["new"])
+        assert "promoted all at once" in theirs.result() and "promote" in ours.result()
+        assert "promoted" in release(deployed, "api-items-rollout")  # back again
+    assert api.live() == (versions["new"], None)
+    assert requests.keys() <= {"200", "200 0"}
+
+
+def test_a_version_that_cannot_be_kept_warm_is_rolled_back(
+    api: Api, requests: Counter[str]
+) -> None:
+    warm = {"provisioned_concurrency_min": "1", "provisioned_concurrency_max": "2"}
+    api.up(None, **warm)
+    before, _ = api.live()
+    reason = f"rolled back to {before}: its provisioned concurrency failed: FUNCTION_ERROR_INIT"
+    with pytest.raises(TapLocalError, match=reason):
+        api.up(COLD, canary_percent="100", **warm)
+    assert api.live() == (before, None)
+    api.up(GOOD, canary_percent="100", **warm)
+    assert api.live()[1] is None and api.live()[0] != before
+    api.up(canary_percent="100")
+    assert requests.keys() <= {"200", "200 0"}
+
+
+@contextmanager
+def published(deployed: Session, name: str, **changes: str) -> Iterator[str]:
+    """A version of a rollout's function with a changed configuration."""
+    functions, function = deployed.cloud.client("lambda"), rollout_of(deployed, name)["function"]
+    before = functions.get_function_configuration(FunctionName=function)
+    functions.update_function_configuration(FunctionName=function, **changes)
+    try:
+        yield functions.publish_version(FunctionName=function)["Version"]
+    finally:
+        unchanged = {key: before[key] for key in changes}
+        functions.update_function_configuration(FunctionName=function, **unchanged)
+
+
+@pytest.mark.parametrize(
+    "name", ["api-items", "api-rotation", "files-records", "database-snapshots"]
+)
+def test_every_function_has_probes_that_a_broken_version_fails(
+    deployed: Session, name: str
+) -> None:
+    name = f"{name}-rollout"
+    assert "has the traffic" in release(deployed, name)
+    fails = pytest.raises(TapLocalError, match=r"failed its smoke test; .* has the traffic")
+    with published(deployed, name, Handler="index.nowhere") as broken, fails:
+        release(deployed, name, version=broken)
+    assert "has the traffic" in release(deployed, name)
+
+
+@pytest.mark.parametrize("delay", [0, 60, 330])
+def test_however_late_metrics_are_no_bad_version_is_promoted(
+    delay: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bad version answers our own requests: only users' metrics show what is wrong."""
+    monkeypatch.setenv("TAPLOCAL_METRICS_DELAY", str(delay))  # AWS's timing, 100 times faster
     warm = {"provisioned_concurrency_min": "1", "provisioned_concurrency_max": "2"}
     late = Api(tmp_path / "program", tmp_path / "data", None)
     try:
         token = access.person_token(late.session, "ann@example.com")
         item = access.call(late.session, "POST", "/items", token, "{}").headers["location"]
-        share = {"canary_percent": "50", "canary_minutes": "5"}
+        # A busy machine serves a fraction of the requests, and too few are inconclusive.
+        share = {"canary_percent": "50", "canary_minutes": "10", "canary_inconclusive": "roll_back"}
         with arriving(lambda: access.call(late.session, "GET", item, token), RATE, seen):
-            for version, verdict in ((GOOD, "promote"), (RAISING, ""), (None, "promote")):
-                before, _ = late.live()
-                if verdict:  # promoted, or inconclusive where a busy machine serves few requests
-                    assert verdict in late.up(version, **share, **warm).outputs["api_release"]
-                else:
-                    with pytest.raises(TapLocalError, match=r"\d+ of \d+ requests failed"):
-                        late.up(version, **share, **warm)
-                assert (late.live()[0] != before, late.live()[1]) == (bool(verdict), None)
+            before, _ = late.live()
+            with pytest.raises(TapLocalError, match=f"was rolled back to {before}: "):
+                late.up(RAISING, **share, **warm)
+            assert late.live() == (before, None)
+            if delay == 330:
+                late.up(GOOD, canary_percent="50", canary_minutes="5", **warm)
+                assert late.live()[0] != before and late.live()[1] is None
     finally:
         session.down(ROOT, None, folder=tmp_path / "data", report=lambda step: None)
 
@@ -236,17 +403,9 @@ def host(api: Api, tmp_path: Path) -> Iterator[Any]:
         yield stub
 
 
-def registered(api: Api) -> dict[str, Any]:
-    """The rollout of the api function as the program registered it."""
-    (rollout,) = (
-        each for each in api.session.state.resources.values() if each.name == "api-items-rollout"
-    )
-    return rollout.inputs
-
-
 def test_the_real_engines_host_runs_the_release(api: Api, host: Any) -> None:
     api.up(GOOD, canary_percent="100")
-    plan = {**registered(api), "percent": 100}
+    plan = {**rollout_of(api.session, "api-items-rollout"), "percent": 100}
     version, _ = api.live()
     news = as_struct({**plan, "version": version})
     made = host.Create(provider_pb2.CreateRequest(properties=news), timeout=HANG_SECONDS)
@@ -269,7 +428,7 @@ def test_the_real_engines_host_runs_the_release(api: Api, host: Any) -> None:
 
 
 def test_a_failure_reaches_the_user_as_one_line(api: Api, host: Any) -> None:
-    news = as_struct({**registered(api), "version": "999"})
+    news = as_struct({**rollout_of(api.session, "api-items-rollout"), "version": "999"})
     with pytest.raises(grpc.RpcError) as failure:
         host.Create(provider_pb2.CreateRequest(properties=news), timeout=HANG_SECONDS)
     assert "999" in failure.value.details()
