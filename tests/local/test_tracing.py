@@ -23,12 +23,13 @@ def traces(data: Path, since: float) -> list[Calls]:
     for line in (data / "traces.jsonl").read_text().splitlines(keepends=True):
         if line.endswith("\n"):
             subsegment: dict[str, Any] = json.loads(line)
+            if subsegment["start_time"] < since:
+                continue
             jsonschema.validate(subsegment, SCHEMA)
             call = subsegment["aws"]
             named = subsegment["name"], call["operation"], *call["resource_names"]
-            if subsegment["start_time"] >= since:
-                identity = subsegment["trace_id"], subsegment["parent_id"]
-                found.setdefault(identity, []).append(named)
+            identity = subsegment["trace_id"], subsegment["parent_id"]
+            found.setdefault(identity, []).append(named)
     return list(found.values())
 
 
