@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import tap_stack
 from cost.estimate import with_defaults
 from taplocal.program import run
 from taplocal.project import Project
@@ -54,6 +56,17 @@ def test_what_a_user_sets_is_deployed(checkout: Path, env: str) -> None:
     assert outputs["web_url"].endswith("//app.your-company.com")
     assert outputs["api_url"] == "https://api.your-company.com"
     assert found["api-items"]["tags"]["Team"] == "payments"
+
+
+@pytest.mark.parametrize("env", ["dev", "prod"])
+def test_the_readme_sets_all_that_aws_needs(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pulumi.Config", lambda _: {})  # no endpoints: AWS
+    _, _, block = (ROOT / "README.md").read_text().partition(f"pulumi stack init {env}\n")
+    line = r"    pulumi config set (?:--path ')?(\w+)(\[0\])?'? (\S+)\n"
+    found = re.findall(line, block.partition("pulumi up\n")[0])
+    values: dict[str, Any] = {name: [value] if in_list else value for name, in_list, value in found}
+    tap_stack.reject_placeholders(tap_stack.TapStackArgs(environment_suffix=env, **values))
+    assert values["alarm_emails"]
 
 
 def test_tests_and_documents_do_not_depend_on_what_a_user_sets(
