@@ -21,6 +21,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
 from taplocal import keeper
 from taplocal.errors import TapLocalError
 from taplocal.state import write_private
@@ -77,6 +81,22 @@ class Emulator:
                 return "services" in json.load(response)
         except (OSError, ValueError, TypeError, http.client.HTTPException):
             return False  # nothing listens there, or no MiniStack
+
+    def takes_its_keys(self) -> bool:
+        """Whether these keys are its root's: another folder's may have taken the port."""
+        config = Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=10)
+        sts = boto3.client(
+            "sts",
+            endpoint_url=self.url,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=config,
+        )
+        try:
+            return bool(sts.get_caller_identity())
+        except (BotoCoreError, ClientError):
+            return False
 
     def running(self) -> bool:
         """Whether it is healthy and, if owned, still the process that was started."""
@@ -215,7 +235,7 @@ def start(folder: Path, region: str, last: Emulator | None) -> Emulator:
             record(folder, emulator)
             deadline = time.monotonic() + START_SECONDS
             while process.poll() is None and time.monotonic() < deadline:
-                if emulator.healthy():
+                if emulator.healthy() and emulator.takes_its_keys():
                     return emulator
                 time.sleep(0.05)
         except BaseException:

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -355,6 +356,20 @@ def neighbour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
     folder = tmp_path_factory.mktemp("neighbour")
     yield emulator.ensure(folder, "us-east-1")
     emulator.stop(folder)
+
+
+def test_two_folders_that_choose_the_same_port_at_once_get_one_each(
+    neighbour: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose, taken = emulator._free_port, iter([int(neighbour.url.rpartition(":")[2])])
+    monkeypatch.setattr(emulator, "_free_port", lambda ports: next(taken, 0) or choose([0]))
+    try:
+        own = emulator.ensure(tmp_path, "us-east-1")
+        assert own.url != neighbour.url
+        assert own.takes_its_keys()
+        assert not replace(own, url=neighbour.url).takes_its_keys()
+    finally:
+        emulator.stop(tmp_path)
 
 
 def test_a_folder_has_keys_and_a_state_of_its_own(
