@@ -269,7 +269,24 @@ def go_back(folder: Path) -> None:
 
 
 def copy(folder: Path, target: Path) -> None:
-    """Copies the last snapshot, with what MiniStack wrote through."""
-    shutil.copytree(
-        folder / STATE, target, symlinks=True, ignore=shutil.ignore_patterns("unsaved-*", "*.new")
-    )
+    """Copies the last snapshot, with what MiniStack wrote through; again if another follows.
+
+    That was begun before the caller had the folder's lock: it is one at most.
+    """
+    state, link = folder / STATE, folder / STATE / CURRENT
+
+    def others(path: str, names: list[str]) -> set[str]:
+        """Other snapshots, which are removed or not yet whole, and what is of this moment only."""
+        snapshots = {x for x in names if Path(path) == state and x.isdigit() and x != last.name}
+        return snapshots | {x for x in names if x.startswith("unsaved-") or x.endswith(".new")}
+
+    while True:
+        last = link.readlink()
+        try:
+            shutil.copytree(state, target, symlinks=True, ignore=others)
+            if link.readlink() == last:
+                return
+        except shutil.Error:
+            if link.readlink() == last:
+                raise
+        shutil.rmtree(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -199,6 +200,30 @@ def test_stop_snapshot_and_restore(own: Own, tmp_path: Path) -> None:
         session.restore(tmp_path, "two", own.data)
     with pytest.raises(TapLocalError, match="a snapshot has a name of letters"):
         session.snapshot(tmp_path, "../one", own.data)
+
+
+def test_a_copy_is_of_one_snapshot_whatever_follows_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, copytree = tmp_path / keeper.STATE, shutil.copytree
+    (state / "1").mkdir(parents=True)
+    (state / "1" / "time.txt").write_text("1")
+    (state / "current").symlink_to("1")
+
+    def overtaken(*arguments: Any, **more: Any) -> Any:
+        if not (state / "2").exists():  # as the emulator's process does it
+            copytree(state / "1", state / "2")
+            (state / "current.new").symlink_to("2")
+            (state / "current.new").rename(state / "current")
+            copied = copytree(*arguments, **more)
+            shutil.rmtree(state / "1")
+            return copied
+        return copytree(*arguments, **more)
+
+    monkeypatch.setattr(shutil, "copytree", overtaken)
+    keeper.copy(tmp_path, tmp_path / "copy")
+    assert (tmp_path / "copy" / "current" / "time.txt").read_text() == "1"
+    assert sorted(each.name for each in (tmp_path / "copy").iterdir()) == ["2", "current"]
 
 
 def test_the_port_of_a_local_cloud_is_its_own(own: Own, tmp_path: Path) -> None:
