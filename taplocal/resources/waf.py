@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from taplocal.cloud import Cloud
-from taplocal.resources.base import Handler, Inputs, Outputs, has_owner, pascal, tag_list, tag_map
+from taplocal.resources.base import (
+    Handler,
+    Inputs,
+    Outputs,
+    has_owner,
+    pascal,
+    removed_tags,
+    tag_list,
+    tag_map,
+)
 
 
 class WebAcl(Handler):
@@ -20,8 +29,11 @@ class WebAcl(Handler):
     def update(
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
-        acl = {**_acl(new), **self._lock(cloud, resource_id, new)}
-        cloud.client("wafv2").update_web_acl(**acl)
+        waf, arn = cloud.client("wafv2"), outputs["arn"]
+        waf.update_web_acl(**{**_acl(new), **self._lock(cloud, resource_id, new)})
+        if removed := removed_tags(old, new):
+            waf.untag_resource(ResourceARN=arn, TagKeys=removed)
+        waf.tag_resource(ResourceARN=arn, Tags=tag_list(new["tags"]))
         return outputs
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:

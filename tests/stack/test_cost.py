@@ -12,7 +12,7 @@ from cost import prices
 from cost.__main__ import main
 from cost.estimate import FREE, LEFT_OUT, PRICED, Estimate, estimate, unpriced
 from docs import tables
-from tap_stack import TapStackArgs
+from tap_stack import MANAGED_RULES, TapStackArgs
 from taplocal.errors import TapLocalError
 from tests.stack.conftest import ENVIRONMENTS, ISOLATED, ROOT, with_defaults
 
@@ -133,6 +133,10 @@ def test_a_price_is_written_with_all_its_digits_below_a_dollar(dollars: float, t
 def test_every_placeholder_of_a_setting_is_a_price_and_every_price_is_used() -> None:
     docs = " ".join(tables.meanings().values())
     assert set(re.findall(r"{(\w+)}", docs)) == prices.PLACEHOLDERS.keys()
+
+
+def test_the_price_of_the_firewall_has_all_its_groups_of_rules() -> None:
+    assert prices.PLACEHOLDERS["waf"] == prices.written(prices.web_acl(len(MANAGED_RULES)))
 
 
 def test_every_constant_of_the_prices_is_used() -> None:
