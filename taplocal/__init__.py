@@ -6,7 +6,7 @@ engine.py      turns each registered resource into API calls
 resources/     one file for each AWS service, one handler for each resource type
 state.py       what is deployed, recorded in .taplocal/
 emulator.py    starts, finds and stops MiniStack
-guard.py       who gets into MiniStack: host, origin, signature
+server/        what runs in MiniStack's process and makes it behave as AWS does
 keeper.py      keeps the emulator's state on disk
 session.py     what the commands have in common: up, down, an opened environment
 sources.py     finds the lines of functions for the stacks in their logs

@@ -24,7 +24,7 @@ MESSAGE = (
     "Consider increasing your provisioning level with the UpdateTable API."
 )
 
-#: Counts values of a namespace, by dimensions: `ministack_server.count`.
+#: Counts values of a namespace, by dimensions: `metrics.count`.
 Count = Callable[..., None]
 #: A table, or the index of one.
 Place = tuple[str, str]

@@ -13,15 +13,16 @@ import pytest
 from ministack.core import lambda_runtime
 from ministack.services import cloudwatch
 
-from taplocal import ministack_server as server
+from taplocal.server import alarms, metrics, releases, timing
+from taplocal.server import environments as limits
 
 
 def test_an_alias_shares_its_calls_by_weight() -> None:
     alias = {"FunctionVersion": "1", "RoutingConfig": {"AdditionalVersionWeights": {"2": 0.1}}}
-    calls = Counter(server.choose_version(alias) for _ in range(20_000))
+    calls = Counter(releases.choose_version(alias) for _ in range(20_000))
     assert calls.keys() == {"1", "2"}
     assert 0.08 < calls["2"] / 20_000 < 0.12
-    assert server.choose_version({"FunctionVersion": "1"}) == "1"
+    assert releases.choose_version({"FunctionVersion": "1"}) == "1"
 
 
 @pytest.fixture
@@ -42,16 +43,16 @@ def alarm(**changes: Any) -> dict[str, Any]:
 
 def test_an_alarm_looks_at_its_own_dimensions(measured: None) -> None:
     mine, other = alarm(), alarm(Dimensions=[{"Name": "Version", "Value": "1"}])
-    server.count("Test", {"Version": "2"}, Errors=1)
-    server.evaluate(mine)
-    server.evaluate(other)
+    metrics.count("Test", {"Version": "2"}, Errors=1)
+    alarms.evaluate(mine)
+    alarms.evaluate(other)
     assert (mine["StateValue"], other["StateValue"]) == ("ALARM", "OK")
 
 
 def test_missing_data_is_treated_as_not_breaching(measured: None) -> None:
     firing, new = alarm(StateValue="ALARM"), alarm(StateValue="INSUFFICIENT_DATA")
-    server.evaluate(firing)
-    server.evaluate(new)
+    alarms.evaluate(firing)
+    alarms.evaluate(new)
     assert (firing["StateValue"], new["StateValue"]) == ("OK", "OK")
 
 
@@ -61,14 +62,14 @@ def test_an_alarm_counts_the_periods_that_are_beyond(measured: None) -> None:
         for period, value in enumerate((5, 0, 5))
     ]
     rule = alarm(EvaluationPeriods=3)
-    assert server.breaching(rule, points, 1_000.0) == [True, False, True]
+    assert alarms.breaching(rule, points, 1_000.0) == [True, False, True]
     slow = alarm(ExtendedStatistic="p95", Threshold=4.0)
-    assert server.breaching(slow, points, 1_000.0) == [True]
+    assert alarms.breaching(slow, points, 1_000.0) == [True]
 
 
 def test_equal_values_of_a_second_are_one_point(measured: None) -> None:
     for number in range(1_000):
-        server.count("Test", {"Version": "2"}, Errors=number % 3)
+        metrics.count("Test", {"Version": "2"}, Errors=number % 3)
     (points,) = (points for key, points in cloudwatch._metrics.items() if key[0] == "Test")
     assert sum(each.get("Count", 1) for each in points) == 1_000
     assert len(points) < 30
@@ -87,7 +88,7 @@ def test_calls_wait_their_turn_instead_of_starting_an_environment_each(
     most = [0]
     monkeypatch.setattr(lambda_runtime, "_worker_key", lambda *_: "f")
     monkeypatch.setattr(lambda_runtime, "_workers", {"f": pool})
-    environments = server.Environments()
+    environments = limits.Environments()
 
     def acquire(*_: Any, **__: Any) -> tuple[Any, str]:
         free = next((each for each in pool if not each.in_use), None)
@@ -117,8 +118,8 @@ def test_calls_wait_their_turn_instead_of_starting_an_environment_each(
     for each in threads:
         each.join(timeout=30)
     assert not any(each.is_alive() for each in threads)
-    assert most[0] <= server.CONCURRENT_STARTS
-    assert len(pool) <= server.MAX_ENVIRONMENTS
+    assert most[0] <= limits.CONCURRENT_STARTS
+    assert len(pool) <= limits.MAX_ENVIRONMENTS
 
 
 def test_a_log_line_in_the_embedded_metric_format_is_counted(measured: None) -> None:
@@ -129,8 +130,8 @@ def test_a_log_line_in_the_embedded_metric_format_is_counted(measured: None) -> 
             "Dimensions": [["Environment"], ["Environment", "FunctionVersion"]],
         }]},
     }  # fmt: skip
-    server.count_line(json.dumps(line))
-    server.count_line('no JSON: "_aws"')
+    metrics.count_line(json.dumps(line))
+    metrics.count_line('no JSON: "_aws"')
     found = [key[2] for key in cloudwatch._metrics if key[:2] == ("Test", "Failed")]
     by_version = {"Environment": "dev", "FunctionVersion": "7"}
     assert found == [cloudwatch._dims_key(each) for each in ({"Environment": "dev"}, by_version)]
@@ -138,7 +139,7 @@ def test_a_log_line_in_the_embedded_metric_format_is_counted(measured: None) -> 
 
 def test_a_percentile_rank_says_how_many_values_are_below(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cloudwatch, "_stat_value", cloudwatch._stat_value)
-    server.answer_percentile_ranks()
+    metrics.answer_percentile_ranks()
     points = [{"Value": 40.0, "Count": 3}, {"Value": 2_000.0}, {"Value": 2_001.0}]
     stats = cloudwatch._calc_stats(points)
     assert cloudwatch._stat_value(stats, "PR(:2000)", points) == 80
@@ -146,8 +147,8 @@ def test_a_percentile_rank_says_how_many_values_are_below(monkeypatch: pytest.Mo
 
 
 def test_late_metrics_are_not_seen_before(monkeypatch: pytest.MonkeyPatch, measured: None) -> None:
-    monkeypatch.setattr(server, "DELAY_SECONDS", 0.2)
-    server.count("Test", {}, Late=1)
+    monkeypatch.setattr(timing, "DELAY_SECONDS", 0.2)
+    metrics.count("Test", {}, Late=1)
     assert not [key for key in cloudwatch._metrics if key[:2] == ("Test", "Late")]
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:

@@ -1,0 +1,1 @@
+"""What runs in MiniStack's process, and makes it behave as AWS does: a module for each subject."""
