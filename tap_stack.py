@@ -371,8 +371,8 @@ class TapStackArgs:
 
     # Network
     vpc_cidr: str = setting(PerTier("10.0.0.0/16", "10.1.0.0/16", "10.2.0.0/16"))
-    """CIDR block of the VPC, /16 to /24; each tier of each zone has a sixteenth of it. Another one
-    replaces the VPC with all that is in it, the database too."""
+    """CIDR block of the VPC, /16 to /24; each tier of each zone has a sixteenth of it. It is
+    chosen once: RDS refuses to move a database to the VPC that another one would make."""
     disjoint_cidrs: Sequence[str] = setting(())
     """CIDR blocks of other networks, which the VPC must not overlap."""
     zones: int = setting(PerTier(2, 2, 3), one_of(2, 3))

@@ -56,26 +56,27 @@ class Table(Named):
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         dynamodb = cloud.client("dynamodb")
-        if _settings(old) != _settings(new):
-            dynamodb.update_table(TableName=resource_id, **_settings(new))
-        before, after = (
+        before = _settings(old)
+        if changed := {key: x for key, x in _settings(new).items() if before.get(key) != x}:
+            _change(dynamodb, resource_id, **changed)
+        indexes, wanted = (
             {each["name"]: each for each in side.get("globalSecondaryIndexes", [])}
             for side in (old, new)
         )
-        for name, index in after.items():
+        for name, index in wanted.items():
             if (
-                name in before
-                and before[name] != index
-                and _differs_in_capacity_only(before[name], index)
+                name in indexes
+                and indexes[name] != index
+                and _differs_in_capacity_only(indexes[name], index)
             ):
                 change = [{"Update": {"IndexName": name, **_capacity(index)}}]
-                dynamodb.update_table(TableName=resource_id, GlobalSecondaryIndexUpdates=change)
-                before[name] = index
-        for name in [name for name, index in before.items() if after.get(name) != index]:
+                _change(dynamodb, resource_id, GlobalSecondaryIndexUpdates=change)
+                indexes[name] = index
+        for name in [name for name, index in indexes.items() if wanted.get(name) != index]:
             dynamodb.update_table(
                 TableName=resource_id, GlobalSecondaryIndexUpdates=[{"Delete": {"IndexName": name}}]
             )
-        for index in [index for name, index in after.items() if before.get(name) != index]:
+        for index in [index for name, index in wanted.items() if indexes.get(name) != index]:
             change = [{"Create": _index(index)}]
             dynamodb.update_table(
                 TableName=resource_id,
@@ -108,6 +109,15 @@ class Table(Named):
         if inputs.get("deletionProtectionEnabled"):
             dynamodb.update_table(TableName=resource_id, DeletionProtectionEnabled=False)
         dynamodb.delete_table(TableName=resource_id)
+
+
+def _change(dynamodb: Any, name: str, **changes: Any) -> None:
+    """Changes a table; no error if an interrupted run has changed it already."""
+    try:
+        dynamodb.update_table(TableName=name, **changes)
+    except ClientError as error:
+        if "will not change" not in str(error):
+            raise
 
 
 def _attributes(inputs: Inputs) -> list[dict[str, str]]:

@@ -1,0 +1,186 @@
+"""Each setting changed and back on the local cloud: what is there is what there was before."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tap_stack import TapStackArgs
+from taplocal import session
+from taplocal.steps import Summary
+from tests.local.conftest import ROOT
+
+#: Settings that are changed in one run, each to another value than that of dev.
+CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "values": {
+        "alarm_emails": ["ops@acme.io"],
+        "api_client": "sdk",
+        "api_concurrency": 80,
+        "backup_days": 9,
+        "budget_usd": 77,
+        "canary_inconclusive": "roll_back",
+        "canary_minutes": 2,
+        "cors_origins": ["https://app.acme.io"],
+        "callback_urls": ["https://app.acme.io/cb"],
+        "logout_urls": ["https://app.acme.io/out"],
+        "cost_center": "research",
+        "database_class": "db.t4g.small",
+        "database_gb": 30,
+        "detailed_metrics": True,
+        "files_concurrency": 3,
+        "files_table_capacity": 50,
+        "files_table_scaling": 2,
+        "idempotency_hours": 12,
+        "log_retention_days": 30,
+        "machine_clients": {"robot": ["items/read"]},
+        "memory_mb": 256,
+        "mfa": "OFF",
+        "noncurrent_days": 3,
+        "owner": "blue",
+        "provisioned_concurrency_min": 1,
+        "provisioned_concurrency_max": 2,
+        "snapshot_days": 3,
+        "snapshot_keep": 3,
+        "tags": {"Team": "blue"},
+        "throttle_burst": 77,
+        "throttle_rate": 33,
+        "timeout_seconds": 11,
+        "upload_max_mb": 50,
+        "upload_types": ["image/png"],
+        "versions_kept": 3,
+    },
+    "names": {
+        "table_name": "other-items",
+        "files_table_name": "other-files",
+        "files_bucket_name": "other-files-bucket",
+        "project": "other",
+    },
+    "network": {
+        "zones": 3,
+        "nat": "per_az",
+        "disjoint_cidrs": ["10.8.0.0/16"],
+        "interface_endpoints": ["logs"],
+        "bastion_cidrs": ["198.51.100.0/24"],
+        "bastion_hours": "8-18",
+        "instances_max": 3,
+        "instance_types": ["t4g.small"],
+        "spot_percent": 0,
+        "waf": True,
+    },
+    "domains": {
+        "plain_http": False,
+        "domain_name": "app.acme.io",
+        "alternative_names": ["www.acme.io"],
+        "hosted_zone_id": "Z0123456789ABCDEFGHIJ",
+        "api_domain_name": "api.acme.io",
+        "api_default_endpoint": True,
+        "email_from": "shop@acme.io",
+        "email_identity_arn": "arn:aws:ses:us-east-1:000000000000:identity/acme.io",
+        "threat_protection": True,
+        "canary_percent": 50,
+    },
+    "certificates": {
+        "plain_http": False,
+        "certificate_arn": "arn:aws:acm:us-east-1:000000000000:certificate/12345678-1234-1234-1234-123456789012",
+        "api_domain_name": "api.acme.io",
+        "api_certificate_arn": "arn:aws:acm:us-east-1:000000000000:certificate/12345678-1234-1234-1234-123456789013",
+        "zone_names": ["us-east-1b", "us-east-1c"],
+        "instances_min": 2,
+        "database_multi_az": True,
+        "database_version": "18",
+    },
+    "systems": {"systems": ["files"]},
+    "protected": {"deletion_protection": True},
+}
+#: Not changed and back: another environment is another stack, an image stays once it was chosen, and
+#: RDS keeps a database in its network.
+ONE_WAY = {"environment_suffix", "image_id", "vpc_cidr"}
+#: Inputs that count up: a version that was made is not unmade.
+COUNTED = {"version", "functionVersion"}
+
+
+def test_all_settings_are_here() -> None:
+    named = {key for change in CHANGES.values() for key in change}
+    assert named | ONE_WAY == {each.name for each in fields(TapStackArgs)}
+
+
+def lasting(inputs: Any) -> Any:
+    """The inputs without those that count up."""
+    if isinstance(inputs, list):
+        return [lasting(each) for each in inputs]
+    if not isinstance(inputs, dict):
+        return inputs
+    script = {"userData": b64decode(inputs["userData"]).decode()} if "userData" in inputs else {}
+    return {key: lasting(x) for key, x in {**inputs, **script}.items() if key not in COUNTED}
+
+
+def texts(value: Any) -> Iterator[str]:
+    """All texts in a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from texts(each)
+
+
+class Local:
+    """A local cloud of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def up(self, change: Mapping[str, Any]) -> Summary:
+        """Deploys dev with some settings changed."""
+        config = {key: x if isinstance(x, str) else json.dumps(x) for key, x in change.items()}
+        return session.up(
+            ROOT,
+            "dev",
+            folder=self.folder,
+            config=config,
+            say=lambda _: None,
+            report=lambda _: None,
+        )[1]
+
+    def shown(self) -> dict[str, Any]:
+        """All that is deployed, in which the ids of one life stand as the names of what has them."""
+        resources = session.opened(ROOT, "dev", self.folder).state.resources
+        assert not [each.name for each in resources.values() if each.pending]
+        text = json.dumps({urn: [lasting(x.inputs), x.protect] for urn, x in resources.items()})
+        ids = {
+            value: f"<{each.name} {number}>"
+            for each in resources.values()
+            for number, value in enumerate([each.id, *texts(each.outputs)])
+            if len(value) > 5 and value not in each.inputs.values()
+        }
+        for value in sorted(ids, key=len, reverse=True):
+            text = text.replace(value, ids[value])
+        shown: dict[str, Any] = json.loads(text)
+        return shown
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    """The stack as dev has it."""
+    own = Local(tmp_path_factory.mktemp("settings"))
+    try:
+        own.up({})
+        yield own
+    finally:
+        session.down(ROOT, None, folder=own.folder, report=lambda _: None)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changed_and_back(local: Local, name: str) -> None:
+    before = local.shown()
+    assert local.up(CHANGES[name]).counts().keys() - {"unchanged"}
+    assert local.up(CHANGES[name]).counts().keys() == {"unchanged"}
+    assert local.shown() != before
+    local.up({})
+    after = local.shown()
+    assert [urn for urn in {**before, **after} if before.get(urn) != after.get(urn)] == []
