@@ -1,4 +1,5 @@
-"""Load on the deployed local API: `python -m benchmarks.load [--env ENV]`, after `python -m taplocal up`.
+"""Load on the deployed local API: `python -m benchmarks.load [--env ENV]`, after `python -m taplocal up`
+with the gateway's limits raised, as `make load` does.
 
 An open loop: requests arrive at a stated rate whether or not earlier ones were answered, and the time
 of each counts from when it was due. First a spike of 10,000 in a minute, then a ramp until the machine's

@@ -21,6 +21,7 @@ def main() -> None:
         capacity,
         environments,
         events,
+        gateway,
         guard,
         metrics,
         policies,
@@ -31,6 +32,7 @@ def main() -> None:
     traces.receive(Path("traces.jsonl"))
     policies.install()
     releases.install()
+    gateway.install()
     metrics.install(environments.install())
     alarms.install()
     capacity.install(metrics.count)

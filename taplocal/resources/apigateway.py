@@ -165,12 +165,14 @@ class Route(ApiPart):
 
 
 class Stage(Handler):
-    uses = "name apiId autoDeploy tags"
+    uses = """name apiId autoDeploy tags accessLogSettings.destinationArn accessLogSettings.format
+        defaultRouteSettings.throttlingRateLimit defaultRouteSettings.throttlingBurstLimit
+        routeSettings.routeKey routeSettings.throttlingRateLimit
+        routeSettings.throttlingBurstLimit"""
     replace_on = "name apiId"
     not_emulated = {
-        "accessLogSettings": "no access log is written; the function's log has each request",
-        "defaultRouteSettings": "requests are neither throttled nor measured by the gateway",
-        "routeSettings": "no route has a throttle of its own",
+        f"{each}.detailedMetricsEnabled": "only the stage has metrics"
+        for each in ("defaultRouteSettings", "routeSettings")
     }
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -196,12 +198,12 @@ def _api(inputs: Inputs) -> dict[str, Any]:
 
 
 def _stage(inputs: Inputs) -> dict[str, Any]:
-    log, limits = inputs.get("accessLogSettings"), inputs.get("defaultRouteSettings")
+    own = pascal(inputs.get("routeSettings", []))
     return given(
         ApiId=inputs["apiId"],
         StageName=inputs["name"],
         AutoDeploy=inputs.get("autoDeploy"),
-        AccessLogSettings=log
-        and {"DestinationArn": log["destinationArn"], "Format": log["format"]},
-        DefaultRouteSettings=pascal(limits),
+        AccessLogSettings=pascal(inputs.get("accessLogSettings", {})),
+        DefaultRouteSettings=pascal(inputs.get("defaultRouteSettings")),
+        RouteSettings={each.pop("RouteKey"): each for each in own},
     )

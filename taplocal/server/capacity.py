@@ -31,15 +31,15 @@ Place = tuple[str, str]
 
 
 class Bucket:
-    """The units of a table or an index that can be consumed now: refilled at its rate."""
+    """Units that can be consumed now, full at first: of a table, an index, a route of an API."""
 
-    def __init__(self, rate: float):
-        self.units, self.at = rate * BURST_SECONDS, time.monotonic()
+    def __init__(self, most: float):
+        self.units, self.at = most, time.monotonic()
 
-    def fill(self, rate: float) -> float:
-        """What it has, at most what five minutes bring."""
+    def fill(self, rate: float, most: float) -> float:
+        """What it has, after its rate a second since the last time filled it."""
         now = time.monotonic()
-        self.units = min(self.units + rate * (now - self.at), rate * BURST_SECONDS)
+        self.units = min(self.units + rate * (now - self.at), most)
         self.at = now
         return self.units
 
@@ -92,7 +92,8 @@ class Capacity:
                 indexes = [each for each in indexes if each == asked.get("IndexName")]
             for index in [*indexes, *([""] if kind == "Write" or not indexes else [])]:
                 rate = rate_of(table, index, kind)
-                if rate and self._bucket((name, index), kind, rate).fill(rate) <= 0:
+                most = rate * BURST_SECONDS
+                if rate and self._bucket((name, index), kind, rate).fill(rate, most) <= 0:
                     yield name, index
 
     def _take(self, consumed: Mapping[str, Any], kind: str) -> None:
@@ -110,7 +111,7 @@ class Capacity:
 
     def _bucket(self, place: Place, kind: str, rate: float) -> Bucket:
         key = (get_account_id(), get_region(), *place, kind)
-        return self._buckets.setdefault(key, Bucket(rate))
+        return self._buckets.setdefault(key, Bucket(rate * BURST_SECONDS))
 
 
 def rate_of(table: Mapping[str, Any], index: str, kind: str) -> float:

@@ -1,0 +1,146 @@
+"""A function and an API of a test's own, on the emulator of the other tests."""
+
+from __future__ import annotations
+
+import io
+import json
+import urllib.error
+import urllib.request
+import uuid
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from taplocal.session import Session
+
+CODE = """
+import json, time
+
+def handler(event, context):
+    path = event.get("rawPath", "")
+    if "fail" in event or path.endswith("/fail"):
+        raise RuntimeError("as asked")
+    time.sleep(float(event.get("sleep", 0)))
+    return {"statusCode": 200, "body": json.dumps(event.get("requestContext", {}).get("requestId"))}
+"""
+
+
+def code(call: Any) -> str:
+    """The error code of a call, or an empty text."""
+    try:
+        call()
+    except ClientError as error:
+        return str(error.response["Error"]["Code"])
+    return ""
+
+
+def statement(*actions: str, on: str, **more: Any) -> dict[str, Any]:
+    """A statement that allows actions."""
+    return {"Effect": "Allow", "Action": list(actions), "Resource": on, **more}
+
+
+def document(*statements: Mapping[str, Any]) -> str:
+    """A policy."""
+    return json.dumps({"Version": "2012-10-17", "Statement": statements})
+
+
+NOTHING = statement("xray:PutTraceSegments", on="*")
+
+
+class Small:
+    """Makes what a test needs, by the API of AWS; all of it goes with the test."""
+
+    def __init__(self, deployed: Session, stack: ExitStack):
+        self.deployed, self._stack = deployed, stack
+        self.name = f"t-{uuid.uuid4().hex[:12]}"
+
+    def client(self, service: str) -> Any:
+        return self.deployed.cloud.client(service)
+
+    def arn(self, service: str, what: str) -> str:
+        return self.deployed.cloud.arn(service, what)
+
+    def later(self, operation: Any, **arguments: Any) -> None:
+        """Undoes something at the end."""
+        self._stack.callback(lambda: operation(**arguments))
+
+    def role(self, *statements: Mapping[str, Any], service: str = "lambda.amazonaws.com") -> str:
+        """The ARN of a role, which `grant` gives other rights."""
+        iam, name = self.client("iam"), f"{self.name}-{service.split('.')[0]}"
+        trust = {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"Service": service}}
+        made = iam.create_role(RoleName=name, AssumeRolePolicyDocument=document(trust))
+        self.later(iam.delete_role, RoleName=name)
+        self.later(iam.delete_role_policy, RoleName=name, PolicyName="p")
+        arn = str(made["Role"]["Arn"])
+        self.grant(arn, *statements)
+        return arn
+
+    def grant(self, role: str, *statements: Mapping[str, Any]) -> None:
+        """Makes these the rights of a role."""
+        self.client("iam").put_role_policy(
+            RoleName=role.split("/")[1], PolicyName="p", PolicyDocument=document(*statements)
+        )
+
+    def function(self, **settings: Any) -> str:
+        """The ARN of a function that answers, sleeps or fails as its event says."""
+        functions, buffer = self.client("lambda"), io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("index.py", CODE)
+        made = functions.create_function(
+            FunctionName=self.name,
+            Role=settings.pop("Role", "") or self.role(NOTHING),
+            Runtime="python3.13",
+            Handler="index.handler",
+            Code={"ZipFile": buffer.getvalue()},
+            **settings,
+        )
+        self.later(functions.delete_function, FunctionName=self.name)
+        return str(made["FunctionArn"])
+
+    def permit(self, principal: str, source: str, **more: str) -> None:
+        """Lets a service invoke the function for a source."""
+        self.client("lambda").add_permission(
+            FunctionName=self.name,
+            StatementId="p",
+            Action="lambda:InvokeFunction",
+            Principal=principal,
+            SourceArn=source,
+            **more,
+        )
+
+    def api(self, function: str, *routes: str, **stage: Any) -> str:
+        """The id of an API with a route to a function for each key."""
+        api = self.client("apigatewayv2")
+        api_id = str(api.create_api(Name=self.name, ProtocolType="HTTP")["ApiId"])
+        self.later(api.delete_api, ApiId=api_id)
+        integration = api.create_integration(
+            ApiId=api_id,
+            IntegrationType="AWS_PROXY",
+            IntegrationUri=function,
+            PayloadFormatVersion="2.0",
+        )["IntegrationId"]
+        for key in routes:
+            api.create_route(ApiId=api_id, RouteKey=key, Target=f"integrations/{integration}")
+        api.create_stage(ApiId=api_id, StageName="$default", AutoDeploy=True, **stage)
+        return api_id
+
+    def get(self, api_id: str, path: str, method: str = "GET") -> tuple[int, dict[str, str], Any]:
+        """Status, headers and JSON of a request."""
+        url = f"{self.deployed.cloud.emulator.url}/_aws/execute-api/{api_id}{path}"
+        try:
+            response = urllib.request.urlopen(urllib.request.Request(url, method=method))
+        except urllib.error.HTTPError as error:
+            response = error
+        with response:
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            return response.status, headers, json.loads(response.read())
+
+
+@contextmanager
+def made(deployed: Session) -> Iterator[Small]:
+    """What a test makes, until its end."""
+    with ExitStack() as stack:
+        yield Small(deployed, stack)
