@@ -19,11 +19,14 @@ def main() -> None:
     from taplocal.server import (
         alarms,
         capacity,
+        destinations,
         environments,
         events,
         gateway,
         guard,
+        keys,
         metrics,
+        permissions,
         policies,
         releases,
         traces,
@@ -33,6 +36,9 @@ def main() -> None:
     policies.install()
     releases.install()
     gateway.install()
+    permissions.install()
+    destinations.install()
+    keys.install()
     metrics.install(environments.install())
     alarms.install()
     capacity.install(metrics.count)

@@ -26,7 +26,6 @@ class Function(Named):
         "runtime": "the function runs on the Python of this machine",
         "architectures": "the function runs on the processor of this machine",
         "memorySize": "memory is not limited",
-        "kmsKeyArn": "the environment is stored unencrypted",
         "loggingConfig.logFormat": "the log lines of the runtime itself are plain text",
     }
     tag_operation = "lambda list_tags Resource Tags"
@@ -76,7 +75,8 @@ class Function(Named):
     @staticmethod
     def _reserve(cloud: Cloud, inputs: Inputs) -> None:
         functions, name = cloud.client("lambda"), inputs["name"]
-        if reserved := inputs.get("reservedConcurrentExecutions"):
+        reserved = inputs.get("reservedConcurrentExecutions", -1)
+        if reserved >= 0:  # 0 stops the function
             functions.put_function_concurrency(
                 FunctionName=name, ReservedConcurrentExecutions=reserved
             )
@@ -161,7 +161,6 @@ class Permission(Handler):
     uses = "statementId action principal function qualifier sourceArn sourceAccount"
     id_input = "statementId"
     replace_on = uses
-    not_emulated = {"principal": "resource policies of functions are not evaluated"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cloud.client("lambda").add_permission(

@@ -19,7 +19,7 @@ class Role(Named):
     uses = "name description assumeRolePolicy tags"
     replace_on = "name"
     not_emulated = {
-        "assumeRolePolicy": "the trust policy is not evaluated when a service assumes the role"
+        "assumeRolePolicy": "of the services, Lambda and the scheduler need the role's trust"
     }
     tag_operation = "iam list_role_tags RoleName Tags"
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from ministack.services import lambda_svc
 
+from taplocal.server import destinations
 from taplocal.server.metrics import count
 
 WORKERS = 2 * (
@@ -106,13 +107,12 @@ class EventQueue:
         not_expired = time.monotonic() - event.since < settings.get(
             "MaximumEventAgeInSeconds", 21_600
         )
-        if not_expired and (throttled or event.attempt <= settings.get("MaximumRetryAttempts", 2)):
+        again = throttled or event.attempt <= settings.get("MaximumRetryAttempts", 2)
+        if again and not_expired and lambda_svc._reserved_concurrency(None, config) != 0:
             self._retry(event, throttled)
             return True
         count("AWS/Lambda", {"FunctionName": name}, AsyncEventsDropped=1)
-        destination = settings.get("DestinationConfig", {}).get("OnFailure", {}).get("Destination")
-        if destination:
-            lambda_svc._route_async_failure(destination, name, event.payload, result)
+        destinations.lose(name, event.payload, result)
         return False
 
     def _retry(self, event: Event, throttled: bool) -> None:

@@ -22,6 +22,7 @@ from taplocal import access, session  # noqa: E402
 from taplocal.access import Response  # noqa: E402
 from taplocal.session import Session  # noqa: E402
 from tests.contract import check_response, operations  # noqa: E402
+from tests.local.small import Small, made  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 HANG_SECONDS = 120  # a guard against hanging, not a measure of speed
@@ -86,6 +87,13 @@ def assert_problem(response: Response, status: int) -> None:
     assert tap_stack.PROBLEM_TYPES[name] == (status, problem["title"])
     assert problem["status"] == status
     assert problem["request_id"]
+
+
+@pytest.fixture
+def small(deployed: Session) -> Iterator[Small]:
+    """What a test makes for itself on the emulator."""
+    with made(deployed) as found:
+        yield found
 
 
 @pytest.fixture

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import time
 import urllib.error
 import urllib.request
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -47,6 +49,7 @@ def document(*statements: Mapping[str, Any]) -> str:
     return json.dumps({"Version": "2012-10-17", "Statement": statements})
 
 
+HANG_SECONDS = 30  # a guard against hanging, not a measure of speed
 NOTHING = statement("xray:PutTraceSegments", on="*")
 
 
@@ -99,6 +102,59 @@ class Small:
         )
         self.later(functions.delete_function, FunctionName=self.name)
         return str(made["FunctionArn"])
+
+    def count(self, metric: str, namespace: str = "AWS/Lambda", **dimensions: str) -> float:
+        """The sum of a metric in the last minutes, by default of the function."""
+        named = dimensions or {"FunctionName": self.name}
+        found = self.client("cloudwatch").get_metric_statistics(
+            Namespace=namespace,
+            MetricName=metric,
+            Dimensions=[{"Name": name, "Value": value} for name, value in named.items()],
+            StartTime=datetime.now(UTC) - timedelta(minutes=10),
+            EndTime=datetime.now(UTC) + timedelta(minutes=1),
+            Period=3600,
+            Statistics=["Sum"],
+        )
+        return float(sum(each["Sum"] for each in found["Datapoints"]))
+
+    def wait_for(self, metric: str, value: float, *namespace: str, **dimensions: str) -> None:
+        """Waits until a metric has a value; fails if it never has."""
+        deadline = time.monotonic() + HANG_SECONDS
+        while (found := self.count(metric, *namespace, **dimensions)) != value:
+            assert time.monotonic() < deadline, f"{metric} is {found}, not {value}"
+            time.sleep(0.1)
+
+    def queue(self, **attributes: str) -> str:
+        """The URL of a queue."""
+        sqs = self.client("sqs")
+        url = str(sqs.create_queue(QueueName=self.name, Attributes=attributes)["QueueUrl"])
+        self.later(sqs.delete_queue, QueueUrl=url)
+        return url
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages in the queue, after at most two seconds."""
+        url = self.client("sqs").get_queue_url(QueueName=self.name)["QueueUrl"]
+        found = self.client("sqs").receive_message(
+            QueueUrl=url, WaitTimeSeconds=2, MaxNumberOfMessages=10, MessageAttributeNames=["All"]
+        )
+        return list(found.get("Messages", []))
+
+    def bucket(self) -> None:
+        """Makes a bucket, for one object x."""
+        s3 = self.client("s3")
+        s3.create_bucket(Bucket=self.name)
+        self.later(s3.delete_bucket, Bucket=self.name)
+        self.later(s3.delete_object, Bucket=self.name, Key="x")
+
+    def key(self, policy: str = "") -> str:
+        """The ARN of a key, by default one whose use its account's policies decide."""
+        root = {"AWS": self.arn("iam", "root").replace(self.deployed.cloud.region, "")}
+        delegating = document({**statement("kms:*", on="*"), "Principal": root})
+        made = self.client("kms").create_key(Policy=policy or delegating)["KeyMetadata"]
+        self.later(
+            self.client("kms").schedule_key_deletion, KeyId=made["KeyId"], PendingWindowInDays=7
+        )
+        return str(made["Arn"])
 
     def permit(self, principal: str, source: str, **more: str) -> None:
         """Lets a service invoke the function for a source."""

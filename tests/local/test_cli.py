@@ -140,7 +140,7 @@ def test_plain_output_has_no_colours_and_says_what_is_not_emulated(
     assert "\x1b" not in completed.stdout
     assert "Works here in another way than on AWS:" in completed.stdout
     assert "Has no effect here; it works on AWS:" in completed.stdout
-    assert "accessLogSettings" in completed.stdout
+    assert "detailedMetricsEnabled" in completed.stdout
     assert "unchanged" in completed.stdout
 
 

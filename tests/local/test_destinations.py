@@ -1,0 +1,67 @@
+"""What no attempt processed goes where the function's role may send it, or is lost and counted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.local.small import NOTHING, Small, statement
+
+
+def fail(small: Small) -> None:
+    small.client("lambda").invoke(
+        FunctionName=small.name, InvocationType="Event", Payload='{"fail": 1}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "settings"),
+    [
+        ("DestinationDeliveryFailures", {}),
+        ("DeadLetterErrors", {"DeadLetterConfig": {"TargetArn": "the queue"}}),
+    ],
+)
+def test_an_event_is_delivered_with_the_rights_of_the_functions_role(
+    small: Small, metric: str, settings: dict[str, Any]
+) -> None:
+    key, queue = small.key(), small.arn("sqs", small.name)
+    small.queue(KmsMasterKeyId=key)
+    role = small.role(NOTHING)
+    dead = {"DeadLetterConfig": {"TargetArn": queue}} if settings else {}
+    small.function(Role=role, **dead)
+    destination = {} if dead else {"OnFailure": {"Destination": queue}}
+    small.client("lambda").put_function_event_invoke_config(
+        FunctionName=small.name, MaximumRetryAttempts=0, DestinationConfig=destination
+    )
+    send = statement("sqs:SendMessage", on=queue)
+    use = statement("kms:Decrypt", "kms:GenerateDataKey", on=key)
+    for lost, rights in enumerate(([NOTHING], [send], [use]), start=1):
+        small.grant(role, *rights)
+        fail(small)
+        small.wait_for(metric, lost)
+    assert small.messages() == []
+    small.grant(role, send, use)
+    fail(small)
+    (message,) = small.messages()
+    body = json.loads(message["Body"])
+    if dead:
+        assert body == {"fail": 1}
+        assert message["MessageAttributes"]["ErrorMessage"]["StringValue"] == "as asked"
+    else:
+        assert body["requestPayload"] == {"fail": 1}
+    assert small.count(metric) == 3
+    assert small.count("AsyncEventsDropped") == 4
+
+
+def test_a_place_that_is_gone_is_counted(small: Small) -> None:
+    queue = small.arn("sqs", "nowhere")
+    small.function(Role=small.role(statement("sqs:SendMessage", on=queue)))
+    small.client("lambda").put_function_event_invoke_config(
+        FunctionName=small.name,
+        MaximumRetryAttempts=0,
+        DestinationConfig={"OnFailure": {"Destination": queue}},
+    )
+    fail(small)
+    small.wait_for("DestinationDeliveryFailures", 1)

@@ -1,0 +1,149 @@
+"""Who invokes a function needs its permission, and a schedule the rights of its role."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from botocore.exceptions import ClientError
+
+from taplocal import access
+from taplocal.session import Session
+from tests.local.small import NOTHING, Small, statement
+from tests.local.test_policies import API
+
+GATEWAY = "apigateway.amazonaws.com"
+
+
+def forbid(small: Small) -> None:
+    small.client("lambda").remove_permission(FunctionName=small.name, StatementId="p")
+
+
+def test_the_gateway_needs_a_permission_for_the_method_and_the_path(small: Small) -> None:
+    api = small.api(small.function(), "GET /a/{id}", "$default")
+    assert small.get(api, "/a/1")[::2] == (500, {"message": "Internal Server Error"})
+    for source, status in (("POST/a/*", 500), ("GET/b/*", 500), ("*/a/{id}", 200), ("*", 200)):
+        small.permit(GATEWAY, small.arn("execute-api", f"{api}/*/{source}"))
+        assert small.get(api, "/a/1")[0] == status, source
+        forbid(small)
+    small.permit(GATEWAY, small.arn("execute-api", f"{api}/$default/$default"))
+    assert (small.get(api, "/b")[0], small.get(api, "/a/1")[0]) == (200, 500)
+    forbid(small)
+    small.permit("s3.amazonaws.com", small.arn("execute-api", f"{api}/*"))
+    assert small.get(api, "/b")[0] == 500
+    assert small.count("Invocations") == 3
+
+
+def test_the_api_of_the_stack_needs_the_permission_that_the_program_registers(
+    deployed: Session,
+) -> None:
+    functions, token = deployed.cloud.client("lambda"), access.person_token(deployed, "a@b.example")
+    named = {"FunctionName": API, "Qualifier": "live", "StatementId": "http-api"}
+    policy = json.loads(functions.get_policy(FunctionName=API, Qualifier="live")["Policy"])
+    (given,) = (each for each in policy["Statement"] if each["Sid"] == "http-api")
+    functions.remove_permission(**named)
+    try:
+        assert access.call(deployed, "GET", "/items/any", token).status == 500
+    finally:
+        source = given["Condition"]["ArnLike"]["AWS:SourceArn"]
+        functions.add_permission(
+            Action=given["Action"], Principal=GATEWAY, SourceArn=source, **named
+        )
+    assert access.call(deployed, "GET", "/items/any", token).status == 404
+
+
+def test_s3_notifies_no_function_without_its_permission(small: Small) -> None:
+    s3, function = small.client("s3"), small.function()
+    small.bucket()
+    wanted = [{"LambdaFunctionArn": function, "Events": ["s3:ObjectCreated:*"]}]
+    notify = {"LambdaFunctionConfigurations": wanted}
+
+    def put() -> None:
+        s3.put_bucket_notification_configuration(
+            Bucket=small.name, NotificationConfiguration=notify
+        )
+
+    with pytest.raises(ClientError, match="Unable to validate the following destination config"):
+        put()
+    source = f"arn:aws:s3:::{small.name}"
+    small.permit("s3.amazonaws.com", source, SourceAccount="111111111111")
+    with pytest.raises(ClientError, match="InvalidArgument"):
+        put()
+    forbid(small)
+    small.permit("s3.amazonaws.com", source, SourceAccount=small.deployed.cloud.account)
+    put()
+    forbid(small)
+    s3.put_object(Bucket=small.name, Key="x", Body=b"1")
+    small.permit("s3.amazonaws.com", source)
+    s3.put_object(Bucket=small.name, Key="x", Body=b"2")
+    small.wait_for("Invocations", 1)
+
+
+def test_a_topic_and_a_rule_need_a_permission(small: Small) -> None:
+    sns, events, function = small.client("sns"), small.client("events"), small.function()
+    topic = sns.create_topic(Name=small.name)["TopicArn"]
+    small.later(sns.delete_topic, TopicArn=topic)
+    sns.subscribe(TopicArn=topic, Protocol="lambda", Endpoint=function)
+    rule = events.put_rule(Name=small.name, EventPattern='{"source": ["small"]}')["RuleArn"]
+    events.put_targets(Rule=small.name, Targets=[{"Id": "1", "Arn": function}])
+    small.later(events.delete_rule, Name=small.name)
+    small.later(events.remove_targets, Rule=small.name, Ids=["1"])
+
+    def publish() -> None:
+        sns.publish(TopicArn=topic, Message="{}")
+
+    def put() -> None:
+        events.put_events(Entries=[{"Source": "small", "DetailType": "x", "Detail": "{}"}])
+
+    calls: list[tuple[str, str, Callable[[], None]]] = [
+        ("sns.amazonaws.com", topic, publish),
+        ("events.amazonaws.com", rule, put),
+    ]
+    for done, (principal, source, call) in enumerate(calls, start=1):
+        call()
+        small.permit(principal, source.replace(small.name, "other"))
+        call()
+        forbid(small)
+        small.permit(principal, source)
+        call()
+        small.wait_for("Invocations", done)
+        forbid(small)
+    assert small.count("FailedInvocations", "AWS/Events", RuleName=small.name) == 2
+
+
+def test_a_schedule_needs_its_roles_rights_and_no_permission(small: Small) -> None:
+    scheduler, function = small.client("scheduler"), small.function()
+    role = small.role(NOTHING, service="scheduler.amazonaws.com")
+    group = {"ScheduleGroup": "default"}
+    failed = small.count("TargetErrorCount", "AWS/Scheduler", **group)
+
+    def schedule(name: str, target_role: str) -> None:
+        at = datetime.now(UTC) + timedelta(seconds=1)
+        scheduler.create_schedule(
+            Name=name,
+            ScheduleExpression=f"at({at:%Y-%m-%dT%H:%M:%S})",
+            FlexibleTimeWindow={"Mode": "OFF"},
+            Target={"Arn": function, "RoleArn": target_role, "Input": "{}"},
+        )
+        small.later(scheduler.delete_schedule, Name=name)
+
+    schedule(f"{small.name}-1", role)
+    small.wait_for("TargetErrorCount", failed + 1, "AWS/Scheduler", **group)
+    may = statement("lambda:InvokeFunction", on=function)
+    of_lambda = small.arn("iam", f"role/{small.name}-lambda").replace(
+        small.deployed.cloud.region, ""
+    )
+    small.grant(of_lambda, may)  # which the scheduler cannot assume
+    schedule(f"{small.name}-2", of_lambda)
+    small.wait_for("TargetErrorCount", failed + 2, "AWS/Scheduler", **group)
+    small.grant(role, may)
+    schedule(f"{small.name}-3", role)
+    small.wait_for("Invocations", 1)
+
+
+def test_a_function_needs_a_role_that_lambda_may_assume(small: Small) -> None:
+    role = small.role(NOTHING, service="scheduler.amazonaws.com")
+    with pytest.raises(ClientError, match="cannot be assumed by Lambda"):
+        small.function(Role=role)
