@@ -29,6 +29,7 @@ def main() -> None:
         permissions,
         policies,
         releases,
+        sizes,
         traces,
     )  # fmt: skip
 
@@ -39,6 +40,7 @@ def main() -> None:
     permissions.install()
     destinations.install()
     keys.install()
+    sizes.install()
     metrics.install(environments.install())
     alarms.install()
     capacity.install(metrics.count)

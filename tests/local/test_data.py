@@ -27,7 +27,8 @@ PROGRAM = """
 import json
 import pulumi, pulumi_aws as aws
 
-trust = json.dumps({"Version": "2012-10-17", "Statement": []})
+allowed = {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"Service": "lambda.amazonaws.com"}}
+trust = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
 size = pulumi.Config().get("size") or "s"
 aws.dynamodb.Table("table", name="things", billing_mode="PAY_PER_REQUEST", hash_key="id",
     attributes=[{"name": "id", "type": "S"}], tags={"size": size})

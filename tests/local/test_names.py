@@ -19,7 +19,12 @@ from taplocal.session import Session
 from taplocal.state import State
 
 TAKEN = "its name is taken"
-TRUST = json.dumps({"Version": "2012-10-17", "Statement": []})
+ALLOWED = {
+    "Effect": "Allow",
+    "Action": "sts:AssumeRole",
+    "Principal": {"Service": "lambda.amazonaws.com"},
+}
+TRUST = json.dumps({"Version": "2012-10-17", "Statement": [ALLOWED]})
 ROOT = {"Effect": "Allow", "Action": "kms:*", "Resource": "*", "Principal": {"AWS": "*"}}
 KEY_POLICY = json.dumps({"Version": "2012-10-17", "Statement": [ROOT]})
 TEMPLATE = {
