@@ -45,6 +45,19 @@ def deployed(data: Path) -> Iterator[Session]:
         session.down(ROOT, None, folder=data, report=lambda step: None)
 
 
+@pytest.fixture(scope="module")
+def unthrottled(deployed: Session) -> Iterator[None]:
+    """Raises the limits of the API to those of AWS, for what is not about them."""
+    client = deployed.cloud.client("apigatewayv2")
+    stage = {"ApiId": deployed.outputs["api_url"].rpartition("/")[2], "StageName": "$default"}
+    found, kinds = client.get_stage(**stage), ("DefaultRouteSettings", "RouteSettings")
+    client.update_stage(**stage, **{kind: {} for kind in kinds})
+    try:
+        yield
+    finally:
+        client.update_stage(**stage, **{kind: found[kind] for kind in kinds})
+
+
 Call = Callable[..., Response]
 
 

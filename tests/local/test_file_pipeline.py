@@ -19,6 +19,8 @@ from tests.contract import check_response
 from tests.local.conftest import Call, taplocal
 from tests.unit.test_content_types import FILES, png
 
+pytestmark = pytest.mark.usefixtures("unthrottled")
+
 WAIT_SECONDS = 60  # a guard against hanging
 
 

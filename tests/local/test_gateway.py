@@ -109,6 +109,14 @@ def test_the_access_log_of_the_stack_says_who_called_and_why_not(
         assert (line["caller"] == "-") is (status == "401")
 
 
+def test_the_stage_of_the_stack_has_the_limits_of_the_settings(deployed: Session) -> None:
+    api = deployed.outputs["api_url"].rpartition("/")[2]
+    stage = deployed.cloud.client("apigatewayv2").get_stage(ApiId=api, StageName="$default")
+    limits = stage["DefaultRouteSettings"]
+    assert (limits["ThrottlingRateLimit"], limits["ThrottlingBurstLimit"]) == (50, 100)
+    assert stage["RouteSettings"]["OPTIONS /{proxy+}"]["ThrottlingBurstLimit"] == 10
+
+
 def test_an_access_log_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     from ministack.services import cloudwatch_logs
 

@@ -14,6 +14,8 @@ import tap_stack
 from taplocal.session import Session
 from tests.local.conftest import Call, assert_problem
 
+pytestmark = pytest.mark.usefixtures("unthrottled")
+
 DOCUMENT = """{"name": "tea", "a.b": {"#x": [1, 2.50, null, true, {"": "-"}]}, "SELECT": "☕ é \\u0001", "size": 1e20,
  "owner": "me", "big": 12345678901234567890123456789012345678, "small": 1E-130, "negative": -0.000000000000000000001}"""
 

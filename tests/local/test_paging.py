@@ -59,6 +59,8 @@ PROGRAM = """
 import pulumi
 import tap_stack
 
+pytestmark = pytest.mark.usefixtures("unthrottled")
+
 tap_stack.PAGING_KEY_INPUTS = {{**tap_stack.PAGING_KEY_INPUTS, "description": {description!r}}}
 args = tap_stack.TapStackArgs(environment_suffix="dev-paging", systems=["api"])
 for name, value in tap_stack.TapStack("tap", args).outputs.items():

@@ -10,7 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from typing import Any
 
+import pytest
+
 from tests.local.conftest import Call
+
+pytestmark = pytest.mark.usefixtures("unthrottled")
 
 CALLERS = 12
 

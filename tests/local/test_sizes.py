@@ -99,7 +99,8 @@ def test_the_keys_of_a_table_are_bounded(
 @pytest.mark.parametrize("write", ["put", "batch", "transaction", "update"])
 def test_an_item_has_at_most_400_kilobytes(small: Small, table: Any, write: str) -> None:
     names = len("ab" + "text")  # which count
-    WRITES[write](table, small.name, {"text": 409_600 - names - 2})
+    if write != "update":  # whose expression counts too
+        WRITES[write](table, small.name, {"text": 409_600 - names - 2})
     wrong = told(lambda: WRITES[write](table, small.name, {"text": 409_600 - names - 1}))
     update_ = " to update" if write == "update" else ""
     assert f"Item size{update_} has exceeded the maximum allowed size" in wrong
