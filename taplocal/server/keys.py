@@ -61,6 +61,7 @@ CODES = {
     "sns": ("KMSAccessDenied", "KMSDisabled"),
     "ssm": ("AccessDeniedException", "InvalidKeyId"),
     "secretsmanager": ("AccessDeniedException", "DecryptionFailure"),
+    "scheduler": ("AccessDeniedException", "AccessDeniedException"),
 }
 
 

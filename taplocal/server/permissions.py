@@ -14,7 +14,7 @@ from typing import Any
 
 from ministack.services import apigateway, eventbridge, lambda_svc, s3, sns
 
-from taplocal.server import gateway, rights
+from taplocal.server import gateway, keys, rights
 from taplocal.server.metrics import count
 from taplocal.server.releases import UPDATE_ALIAS
 
@@ -133,6 +133,9 @@ def _schedule_may(target: Mapping[str, Any], schedule: Mapping[str, Any]) -> boo
     action = OF_TARGETS.get(arn.split(":")[2])
     if arn == UPDATE_ALIAS:
         action, arn = "lambda:UpdateAlias", function_arn(json.loads(target["Input"]))
+    key = schedule.get("KmsKeyArn"), {"aws:scheduler:schedule:arn": schedule["Arn"]}
+    if keys.refused(role, "scheduler", key, ("kms:Decrypt",)):
+        return False
     return not action or rights.denial(role, action, arn) is None
 
 

@@ -46,9 +46,9 @@ def test_versions_share_what_is_reserved_and_events_wait_for_it(small: Small) ->
         call = {"FunctionName": small.name, "Qualifier": qualifier, "Payload": '{"sleep": 2}'}
         return code(lambda: functions.invoke(**call))
 
-    with ThreadPoolExecutor(2) as pool:
-        codes = sorted(pool.map(invoke, ("1", "$LATEST")))
-    assert codes == ["", "TooManyRequestsException"]
+    with ThreadPoolExecutor(3) as pool:
+        codes = sorted(pool.map(invoke, ("1", "1", "$LATEST")))
+    assert codes == ["", "TooManyRequestsException", "TooManyRequestsException"]
     event = {"FunctionName": small.name, "InvocationType": "Event", "Payload": '{"sleep": 0.5}'}
     for _ in range(2):
         functions.invoke(**event)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,9 +13,10 @@ from botocore.exceptions import ClientError
 from taplocal import access
 from taplocal.session import Session
 from tests.local.small import NOTHING, Small, statement
-from tests.local.test_policies import API
+from tests.local.test_policies import API, FILES
 
 GATEWAY = "apigateway.amazonaws.com"
+OF_FILES = {"FunctionName": FILES}
 
 
 def forbid(small: Small) -> None:
@@ -36,22 +38,46 @@ def test_the_gateway_needs_a_permission_for_the_method_and_the_path(small: Small
     assert small.count("Invocations") == 3
 
 
+@contextmanager
+def without(deployed: Session, function: str) -> Iterator[None]:
+    """Takes away the permission of a function's live version, for a moment."""
+    functions, named = deployed.cloud.client("lambda"), {"FunctionName": function}
+    live = {**named, "Qualifier": "live"}
+    (given,) = json.loads(functions.get_policy(**live)["Policy"])["Statement"]
+    functions.remove_permission(**live, StatementId=given["Sid"])
+    conditions = given["Condition"]
+    account = conditions.get("StringEquals", {}).get("AWS:SourceAccount")
+    try:
+        yield
+    finally:
+        functions.add_permission(
+            **live,
+            StatementId=given["Sid"],
+            Action=given["Action"],
+            Principal=given["Principal"]["Service"],
+            SourceArn=conditions["ArnLike"]["AWS:SourceArn"],
+            **({"SourceAccount": account} if account else {}),
+        )
+
+
 def test_the_api_of_the_stack_needs_the_permission_that_the_program_registers(
     deployed: Session,
 ) -> None:
-    functions, token = deployed.cloud.client("lambda"), access.person_token(deployed, "a@b.example")
-    named = {"FunctionName": API, "Qualifier": "live", "StatementId": "http-api"}
-    policy = json.loads(functions.get_policy(FunctionName=API, Qualifier="live")["Policy"])
-    (given,) = (each for each in policy["Statement"] if each["Sid"] == "http-api")
-    functions.remove_permission(**named)
-    try:
+    token = access.person_token(deployed, "a@b.example")
+    with without(deployed, API):
         assert access.call(deployed, "GET", "/items/any", token).status == 500
-    finally:
-        source = given["Condition"]["ArnLike"]["AWS:SourceArn"]
-        functions.add_permission(
-            Action=given["Action"], Principal=GATEWAY, SourceArn=source, **named
-        )
     assert access.call(deployed, "GET", "/items/any", token).status == 404
+
+
+def test_the_files_of_the_stack_need_the_permission_that_the_program_registers(
+    small: Small, deployed: Session
+) -> None:
+    bucket, before = deployed.outputs["files_bucket_name"], small.count("Invocations", **OF_FILES)
+    put = {"Bucket": bucket, "Key": f"{small.name}/x", "Body": b"x"}
+    with without(deployed, FILES):
+        small.client("s3").put_object(**put)
+    small.client("s3").put_object(**put)
+    small.wait_for("Invocations", before + 1, **OF_FILES)
 
 
 def test_s3_notifies_no_function_without_its_permission(small: Small) -> None:
@@ -119,13 +145,14 @@ def test_a_schedule_needs_its_roles_rights_and_no_permission(small: Small) -> No
     group = {"ScheduleGroup": "default"}
     failed = small.count("TargetErrorCount", "AWS/Scheduler", **group)
 
-    def schedule(name: str, target_role: str) -> None:
+    def schedule(name: str, target_role: str, **more: str) -> None:
         at = datetime.now(UTC) + timedelta(seconds=1)
         scheduler.create_schedule(
             Name=name,
             ScheduleExpression=f"at({at:%Y-%m-%dT%H:%M:%S})",
             FlexibleTimeWindow={"Mode": "OFF"},
             Target={"Arn": function, "RoleArn": target_role, "Input": "{}"},
+            **more,
         )
         small.later(scheduler.delete_schedule, Name=name)
 
@@ -138,8 +165,12 @@ def test_a_schedule_needs_its_roles_rights_and_no_permission(small: Small) -> No
     small.grant(of_lambda, may)  # which the scheduler cannot assume
     schedule(f"{small.name}-2", of_lambda)
     small.wait_for("TargetErrorCount", failed + 2, "AWS/Scheduler", **group)
+    key = small.key()
     small.grant(role, may)
-    schedule(f"{small.name}-3", role)
+    schedule(f"{small.name}-3", role, KmsKeyArn=key)
+    small.wait_for("TargetErrorCount", failed + 3, "AWS/Scheduler", **group)
+    small.grant(role, may, statement("kms:Decrypt", on=key))
+    schedule(f"{small.name}-4", role, KmsKeyArn=key)
     small.wait_for("Invocations", 1)
 
 
