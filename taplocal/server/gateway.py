@@ -175,11 +175,11 @@ def write(
         return "-" if of_request is None else str(of_request)
 
     line = VARIABLE.sub(value, settings["format"])
-    at = round(call.started * 1000)
-    event = {"timestamp": at, "message": line, "ingestionTime": round(time.time() * 1000)}
+    at = round(time.time() * 1000)  # not when it began: MiniStack sorts all lines for a late one
+    event = {"timestamp": at, "message": line, "ingestionTime": at}
     cloudwatch_logs._append_log_events(stream, [event])
     if len(stream["events"]) > MOST_LINES:
-        stream["events"] = stream["events"][MOST_LINES // 2 :]
+        del stream["events"][: MOST_LINES // 2]
 
 
 def new_stream() -> dict[str, Any]:
