@@ -210,6 +210,7 @@ def start(folder: Path, region: str, last: Emulator | None) -> Emulator:
     log = folder / "emulator.log"
     keys = {"access_key": access_key, "secret_key": secret_key}
     scratch = folder / "tmp"
+    shutil.rmtree(scratch, ignore_errors=True)  # functions' code that a killed one left
     scratch.mkdir(parents=True, exist_ok=True)
     marker = last.marker if last and keeper.kept(folder) else ""
     ports = [urlsplit(last.url).port or 0] if last and marker else [PREFERRED_PORT, 0]

@@ -18,6 +18,7 @@ def main() -> None:
     from taplocal import keeper
     from taplocal.server import (
         alarms,
+        bounds,
         capacity,
         destinations,
         environments,
@@ -31,9 +32,10 @@ def main() -> None:
         releases,
         sizes,
         traces,
-    )  # fmt: skip
+    )
 
-    traces.receive(Path("traces.jsonl"))
+    log, lines = Path("emulator.log"), Path("traces.jsonl")
+    traces.receive(lines)
     policies.install()
     releases.install()
     gateway.install()
@@ -44,6 +46,7 @@ def main() -> None:
     metrics.install(environments.install())
     alarms.install()
     capacity.install(metrics.count)
+    bounds.install(log, lines)
     queue = events.install()
     keeper.Keeper(Path(), queue.waiting).install(queue.restore)
     guard.install(**json.load(sys.stdin))

@@ -28,7 +28,6 @@ from taplocal.server.capacity import Bucket
 Response = tuple[int, dict[str, Any], bytes]
 
 ACCOUNT_LIMITS = {"throttlingRateLimit": 10_000.0, "throttlingBurstLimit": 5_000}
-MOST_LINES = 10_000  # of an access log; the older half goes then
 VARIABLE = re.compile(r"\$context\.(\w+(?:\.\w+)*)")
 PATH_CHARACTERS = "/:@!$&'()*+,;=~"  # of RFC 3986; any other would break a line of JSON
 
@@ -178,8 +177,6 @@ def write(
     at = round(time.time() * 1000)  # not when it began: MiniStack sorts all lines for a late one
     event = {"timestamp": at, "message": line, "ingestionTime": at}
     cloudwatch_logs._append_log_events(stream, [event])
-    if len(stream["events"]) > MOST_LINES:
-        del stream["events"][: MOST_LINES // 2]
 
 
 def new_stream() -> dict[str, Any]:

@@ -15,7 +15,7 @@ def install() -> None:
     """Replaces MiniStack's function."""
     original = iam_evaluator._fnmatch_compile
 
-    @functools.cache
+    @functools.lru_cache(maxsize=10_000)
     def compiled(pattern: str, ignore_case: bool) -> re.Pattern[str]:
         found = original(pattern, ignore_case)
         return re.compile(found.pattern, found.flags | re.DOTALL)

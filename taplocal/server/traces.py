@@ -15,7 +15,7 @@ def receive(path: Path) -> None:
     os.environ["AWS_XRAY_DAEMON_ADDRESS"] = f"127.0.0.1:{daemon.getsockname()[1]}"
 
     def write() -> None:
-        with path.open("wb", buffering=0) as lines:
+        with path.open("ab", buffering=0) as lines:
             while True:
                 lines.write(daemon.recv(65_536).partition(b"\n")[2] + b"\n")
 

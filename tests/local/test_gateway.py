@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
-
-import pytest
 
 from taplocal import access
 from taplocal.session import Session
@@ -115,25 +112,3 @@ def test_the_stage_of_the_stack_has_the_limits_of_the_settings(deployed: Session
     limits = stage["DefaultRouteSettings"]
     assert (limits["ThrottlingRateLimit"], limits["ThrottlingBurstLimit"]) == (50, 100)
     assert stage["RouteSettings"]["OPTIONS /{proxy+}"]["ThrottlingBurstLimit"] == 10
-
-
-def test_an_access_log_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ministack.services import cloudwatch_logs
-
-    from taplocal.server import gateway
-
-    monkeypatch.setattr(gateway, "MOST_LINES", 10)
-    group: dict[str, Any] = {"streams": {}}
-    monkeypatch.setattr(cloudwatch_logs, "_log_groups", {"g": group})
-    settings = {"destinationArn": "arn:aws:logs:r:a:log-group:g:*", "format": "$context.path"}
-    for number in range(25):
-        call = gateway.Call("GET", f"/{number}", {}, None)
-        gateway.write(settings, call, {"apiId": "x", "stage": "$default", "status": 200}, b"")
-    began = gateway.Call("GET", "/slow", {}, None, started=0)
-    before = group["streams"]["x"]["events"]
-    gateway.write(settings, began, {"apiId": "x", "stage": "$default", "status": 200}, b"")
-    assert group["streams"]["x"]["events"] is before  # no line is sorted in: it would take O(n)
-    kept = [each["message"] for each in group["streams"]["x"]["events"]]
-    assert len(kept) <= 10
-    assert kept[-2:] == ["/24", "/slow"]
-    assert Counter(kept).most_common(1)[0][1] == 1
