@@ -13,16 +13,18 @@ from typing import Any
 
 import rich.console
 from rich.markup import escape
+from rich.status import Status
 
 from taplocal.access import Response
 from taplocal.errors import InterruptError
 from taplocal.session import Session
-from taplocal.steps import Step, Summary
+from taplocal.steps import BEGUN, Step, Summary
 
 ADAPTED = "adapted: "  # begins the reason of a gap that is bridged
 WORKS = "Works here in another way than on AWS"
 NO_EFFECT = "Has no effect here; it works on AWS"
 SHOWN = 6  # resources in the line of a gap; --json has all of them
+SPINNER = 3  # columns of the spinner, before its text
 SIGNS = {
     "created": "[green]+[/]",
     "updated": "[yellow]~[/]",
@@ -36,13 +38,16 @@ class Console:
 
     def __init__(self, quiet: bool = False):
         self._rich = rich.console.Console(quiet=quiet, highlight=False, soft_wrap=True, emoji=False)
+        self._spinner: Status | None = None
+        self._at_work: dict[tuple[str, str], None] = {}  # type and name, the longest first
+        self._done = 0
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
         """Shows a spinner on a terminal; turns Ctrl-C into an InterruptError."""
-        spinner = self._rich.status(what) if self._rich.is_terminal else nullcontext()
+        self._spinner = self._rich.status(what) if self._rich.is_terminal else None
         try:
-            with spinner:
+            with self._spinner or nullcontext():
                 yield
         except KeyboardInterrupt:
             hint = "`up` continues, `down` deletes"
@@ -53,13 +58,27 @@ class Console:
         self._rich.print(escape(text))
 
     def step(self, step: Step) -> None:
-        """Prints the line of a step; none for an unchanged resource."""
+        """Prints the line of a step, none for an unchanged resource; on a terminal what goes on."""
+        self._progress(step)
         if step.action in SIGNS:
             why = f" ({', '.join(step.why)})" if step.why else ""
             kind = step.type.split(":")[-1]
             took = f"[dim]{escape(why)} {step.seconds:.2f} s[/]"
             line = f"{step.action:9} {kind:26} {escape(step.name)}{took}"
             self._rich.print(f"{SIGNS[step.action]} {line}")
+
+    def _progress(self, step: Step) -> None:
+        resource = step.type, step.name
+        if step.action == BEGUN:
+            self._at_work[resource] = None
+        else:
+            self._at_work.pop(resource, None)
+            self._done += 1
+        if self._spinner:
+            names = ", ".join(f"{kind.split(':')[-1]} {name}" for kind, name in self._at_work)
+            text = f"{self._done} resources done" + (f"; at work: {names}" if names else "")
+            width = max(self._rich.width - SPINNER, 1)  # a longer line would wrap
+            self._spinner.update(escape(text if len(text) <= width else f"{text[: width - 1]}…"))
 
     def summary(self, env: str, summary: Summary, opened: Session, explain: bool) -> None:
         """Prints the end of `up`: what differs from AWS, the counts, the outputs, what to try."""

@@ -26,7 +26,7 @@ from taplocal.project import Project
 from taplocal.resources import Handler, handler_of
 from taplocal.resources.base import Named
 from taplocal.state import Deployed, State
-from taplocal.steps import Step, Summary
+from taplocal.steps import BEGUN, Step, Summary
 
 REPLACED = "#"  # in the state, behind the URN of what is deleted at the end of the run
 
@@ -106,6 +106,7 @@ class Deployment:
             self.seen.add(resource.urn)
         handler = handler_of(resource.type, resource.name)
         handler.check(resource.name, resource.inputs)
+        self._begin(resource.type, resource.name)
         try:
             deployed = self._apply(handler, resource)
         except (ClientError, BotoCoreError) as error:
@@ -241,6 +242,7 @@ class Deployment:
         old, started = self.state.resources[urn], time.monotonic()
         if protected:
             self._check_protected(old)
+        self._begin(old.type, old.name)
         try:
             self._delete_remains(urn, old)
         except (ClientError, BotoCoreError) as error:
@@ -296,6 +298,10 @@ class Deployment:
             self.summary.not_emulated += [
                 {"resource": resource.name, "what": what, "why": why} for what, why in notes
             ]
+
+    def _begin(self, kind: str, name: str) -> None:
+        with self._lock:
+            self.report(Step(BEGUN, kind, name))
 
     def _report(self, step: Step, started: float | None = None) -> None:
         if started is not None:

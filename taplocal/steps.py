@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+BEGUN = "begun"  # the action of a step that is not done yet; a summary has none
+
 
 @dataclass(frozen=True)
 class Step:
     """One operation on a resource, its duration in seconds, and the inputs that caused it."""
 
-    action: str  # created, updated, replaced, unchanged, deleted
+    action: str  # created, updated, replaced, unchanged, deleted; or BEGUN
     type: str
     name: str
     seconds: float = 0.0

@@ -18,7 +18,7 @@ from taplocal.engine import Deployment
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
 from taplocal.state import State
-from taplocal.steps import Step, Summary
+from taplocal.steps import BEGUN, Step, Summary
 
 PROGRAM = """
 import json
@@ -51,6 +51,7 @@ class Mini:
 
     def __init__(self, folder: Path, deployed: Session):
         self.folder, self.deployed = folder, deployed
+        self.told: list[Step] = []
         self.other = str(deployed.state.path.parents[1])
         keys = ("size", "queue", "protect", "log")
         declared = "".join(f"  {key}:\n    type: string\n    default: ''\n" for key in keys)
@@ -70,7 +71,7 @@ class Mini:
             emulator=self.other,
             config=config,
             say=lambda text: None,
-            report=lambda step: None,
+            report=self.told.append,
         )[1]
 
     def down(self) -> list[str]:
@@ -140,6 +141,19 @@ def mini(tmp_path: Path, deployed: Session) -> Any:
     yield program
     program.down()
     assert program.exist() == Counter()
+
+
+def test_each_step_is_told_when_it_begins_and_when_it_is_done(mini: Mini) -> None:
+    mini.up()
+    mini.told.clear()
+    mini.up(size="m", log="no")
+    actions: dict[str, list[str]] = {}
+    for step in mini.told:
+        actions.setdefault(step.name, []).append(step.action)
+    assert len(actions) == RESOURCES
+    ends = {"topic": "updated", "log": "deleted"}
+    for name, told in actions.items():
+        assert told == [BEGUN, ends.get(name, "unchanged")]
 
 
 def test_a_second_run_changes_nothing(mini: Mini) -> None:
@@ -266,13 +280,11 @@ def test_down_cleans_up_after_a_killed_run(
 
 
 def test_steps_are_reported_as_they_happen(mini: Mini) -> None:
-    reported: list[Step] = []
-    summary = session.up(
-        mini.folder, "dev", emulator=mini.other, say=lambda text: None, report=reported.append
-    )[1]
-    assert reported == summary.steps
-    assert [step.type.split(":")[-1] for step in reported].index("Key") < [
-        step.name for step in reported
+    summary = mini.up()
+    done = [step for step in mini.told if step.action != BEGUN]
+    assert done == summary.steps
+    assert [step.type.split(":")[-1] for step in done].index("Key") < [
+        step.name for step in done
     ].index("alias")
 
 
