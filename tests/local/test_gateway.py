@@ -6,6 +6,8 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
 from taplocal import access
 from taplocal.session import Session
 from tests.local.conftest import Call
@@ -112,3 +114,23 @@ def test_the_stage_of_the_stack_has_the_limits_of_the_settings(deployed: Session
     limits = stage["DefaultRouteSettings"]
     assert (limits["ThrottlingRateLimit"], limits["ThrottlingBurstLimit"]) == (50, 100)
     assert stage["RouteSettings"]["OPTIONS /{proxy+}"]["ThrottlingBurstLimit"] == 10
+
+
+def test_the_line_of_a_slow_request_is_not_sorted_into_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """MiniStack would, for a time before that of the last line, and that takes O(n)."""
+    from ministack.services import cloudwatch_logs
+
+    from taplocal.server import gateway
+
+    group: dict[str, Any] = {"streams": {}}
+    monkeypatch.setattr(cloudwatch_logs, "_log_groups", {"g": group})
+    settings = {"destinationArn": "arn:aws:logs:r:a:log-group:g:*", "format": "$context.path"}
+    lists = []
+    for path, began in (("/quick", 100.0), ("/slow", 0.0)):
+        call = gateway.Call("GET", path, {}, None, started=began)
+        gateway.write(settings, call, {"apiId": "x", "stage": "$default", "status": 200}, b"")
+        lists.append(group["streams"]["x"]["events"])
+    assert lists[0] is lists[1]
+    assert [each["message"] for each in lists[1]] == ["/quick", "/slow"]
