@@ -37,7 +37,7 @@ from taplocal.cloud import isolate  # noqa: E402
 
 isolate()
 
-from taplocal import access, emulator, session  # noqa: E402
+from taplocal import access, session  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SPIKE, SPIKE_SECONDS = 10_000, 60
@@ -78,7 +78,6 @@ class Load:
     """Sends requests to the API of one environment."""
 
     def __init__(self, opened: session.Session):
-        emulator.loopback_url(opened.cloud.emulator.url)
         token = access.person_token(opened, "load@example.com")
         made = [access.call(opened, "POST", "/items", token, f'{{"n": {n}}}') for n in range(20)]
         self.base = str(opened.state.api_url)

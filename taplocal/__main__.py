@@ -82,7 +82,7 @@ def up(
         str | None,
         typer.Option(
             "--emulator",
-            help="Data folder of a local cloud whose emulator to use, or URL of a plain MiniStack.",
+            help="Data folder of another local cloud, whose emulator to use.",
         ),
     ] = None,
     program: Program = Path(),

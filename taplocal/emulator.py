@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import json
 import os
 import secrets
@@ -29,7 +28,7 @@ from taplocal import keeper
 from taplocal.errors import TapLocalError
 from taplocal.state import write_private
 
-ACCOUNT = "000000000000"  # to a plain MiniStack an access key, too: that of its root
+ACCOUNT = "000000000000"
 PREFERRED_PORT = 4566
 RECORD = "emulator.json"  # in the data folder
 START_SECONDS = 30
@@ -50,14 +49,14 @@ class Emulator:
     """A running emulator; `pid` is 0 if someone else started it.
 
     `marker` is stored in it, so that a restart, which empties it, is detected. The keys are of its
-    account's root: random for each folder, or what a plain MiniStack takes.
+    account's root, random for each folder.
     """
 
     url: str
     marker: str
     pid: int = 0
-    access_key: str = ACCOUNT
-    secret_key: str = field(default="local", repr=False)
+    access_key: str = ""
+    secret_key: str = field(default="", repr=False)
 
     def environment(self, region: str) -> dict[str, str]:
         """The variables by which the AWS CLI and SDKs find it."""
@@ -133,28 +132,15 @@ def recorded(folder: Path) -> Emulator | None:
         ) from None
 
 
-def loopback_url(url: str) -> str:
-    """The URL without a trailing slash, if its host is loopback; TapLocalError for any other."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-        port = parts.port
-    except ValueError:
-        loopback, port = False, None
-    if parts.scheme != "http" or not loopback or not port or parts.path.strip("/"):
-        raise TapLocalError(
-            "the emulator must be a loopback address such as http://127.0.0.1:4566, "
-            f"not {json.dumps(url)}: "
-            "the local cloud never connects to another machine"
-        )
-    return url.rstrip("/")
-
-
 def found(where: str) -> Emulator:
-    """The emulator at a loopback URL, a plain MiniStack, or that of another data folder."""
+    """The emulator of another data folder; TapLocalError for anything else."""
     if not Path(where).is_dir():
-        return Emulator(loopback_url(where), uuid.uuid4().hex)
+        raise TapLocalError(
+            "--emulator takes the data folder of another local cloud, `up --emulator FOLDER`, "
+            f"such as ../other/.taplocal, not {json.dumps(where)}: a MiniStack without the "
+            "additions lets anybody in and lacks what the stack needs; without --emulator one is "
+            "started"
+        )
     if other := recorded(Path(where)):
         return replace(other, pid=0)
     raise TapLocalError(
@@ -174,7 +160,7 @@ def attach(folder: Path, other: Emulator) -> Emulator:
     emulator = replace(other, marker=last.marker if last and last.url == url else uuid.uuid4().hex)
     if not emulator.healthy():
         raise TapLocalError(
-            f"no MiniStack responds at {url}: start it, or omit --emulator and one is started"
+            f"no emulator responds at {url}: run `up` in its own folder, or omit --emulator"
         )
     record(folder, emulator)
     return emulator
@@ -243,6 +229,9 @@ def start(folder: Path, region: str, last: Emulator | None) -> Emulator:
             process.kill()
             raise
         kill(process.pid)
+        *_, last_line = ["", *log.read_text(errors="replace").splitlines()]
+        if last_line.startswith("error: "):
+            raise TapLocalError(last_line.removeprefix("error: "))
     raise TapLocalError(f"the emulator did not start; its log is {log}")
 
 

@@ -27,6 +27,7 @@ def main() -> None:
         guard,
         keys,
         metrics,
+        names,
         permissions,
         policies,
         releases,
@@ -34,6 +35,7 @@ def main() -> None:
         traces,
     )
 
+    names.check()
     log, lines = Path("emulator.log"), Path("traces.jsonl")
     traces.receive(lines)
     policies.install()
@@ -56,4 +58,9 @@ def main() -> None:
 if __name__ == "__main__":
     os.umask(0o077)  # tokens' signing keys, functions' code and their files
     sys.path.insert(0, str(Path(__file__).parents[1]))  # a script is in no package
-    main()
+    from taplocal.errors import TapLocalError
+
+    try:
+        main()
+    except TapLocalError as error:
+        sys.exit(f"error: {error}")  # which `up` shows

@@ -64,9 +64,9 @@ def up(
 ) -> tuple[Session, Summary]:
     """Deploys an environment of the program, and starts the emulator if it is not running.
 
-    `emulator` is one to use instead: the URL of a plain MiniStack, or the data folder of another
-    local cloud. `say` prints a message, `report` a finished step. Raises TapLocalError; if the
-    program fails before its first resource, nothing is started or written.
+    `emulator` is the data folder of another local cloud, whose emulator to use instead. `say`
+    prints a message, `report` a finished step. Raises TapLocalError; if the program fails before
+    its first resource, nothing is started or written.
     """
     # Pulumi takes most of a second to import, and few commands need it.
     from taplocal.engine import Deployment

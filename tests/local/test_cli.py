@@ -153,10 +153,10 @@ def test_plain_output_has_no_colours_and_says_what_is_not_emulated(
         ),
         (["up", "-c", "throttle_rate=0"], "throttle_rate must be 1 to 10000"),
         (["up", "-c", "throttle_rate"], "--config takes KEY=VALUE"),
-        (["up", "--emulator", "http://10.0.0.1:4566"], "must be a loopback address"),
-        (["up", "--emulator", "https://sqs.us-east-1.amazonaws.com"], "must be a loopback address"),
-        (["up", "--emulator", "http://127.0.0.1.example.com:80"], "must be a loopback address"),
-        (["up", "--emulator", "http://127.0.0.1:9"], "no MiniStack responds"),
+        (
+            ["up", "--emulator", "http://127.0.0.1:9"],
+            "takes the data folder of another .*lets anybody",
+        ),
         (["up", "--emulator", "docs"], "there is no emulator in docs: give the data folder"),
         (["outputs"], "dev is not deployed"),
         (["token"], "dev is not deployed"),
@@ -173,7 +173,6 @@ def test_an_error_is_one_clear_message(own: list[str], arguments: list[str], mes
     assert re.search(message, completed.stderr), completed.stderr
 
 
-@pytest.mark.parametrize("option", [[], ["--emulator", "http://127.0.0.1:9"]])
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -182,9 +181,9 @@ def test_an_error_is_one_clear_message(own: list[str], arguments: list[str], mes
     ],
 )
 def test_a_wrong_setting_starts_no_emulator_and_writes_nothing(
-    own: list[str], tmp_path: Path, setting: str, message: str, option: list[str]
+    own: list[str], tmp_path: Path, setting: str, message: str
 ) -> None:
-    completed = taplocal("up", "-c", setting, *own, *option)
+    completed = taplocal("up", "-c", setting, *own)
     assert completed.returncode == 1
     assert re.search(message, completed.stderr), completed.stderr
     assert completed.stdout == ""

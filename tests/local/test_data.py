@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from taplocal import emulator, keeper, session
+from taplocal.emulator import Emulator
 from taplocal.errors import TapLocalError
+from taplocal.server import names
 from taplocal.session import Session
 from taplocal.state import State
 from tests.local.conftest import HANG_SECONDS, ROOT, taplocal
@@ -306,8 +308,8 @@ def test_what_is_no_ministack_is_one_line(tmp_path: Path) -> None:
         threading.Thread(target=answer, daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         for _ in range(2):
-            with pytest.raises(TapLocalError, match="no MiniStack responds at"):
-                emulator.attach(tmp_path, emulator.found(url))
+            with pytest.raises(TapLocalError, match="no emulator responds at"):
+                emulator.attach(tmp_path, Emulator(url, "marker"))
 
 
 def test_an_up_whose_reader_left_is_partial(own: Own) -> None:
@@ -327,3 +329,21 @@ def test_an_up_whose_reader_left_is_partial(own: Own) -> None:
     status = taplocal("status", "--program", str(own.folder), "--json")
     found = json.loads(status.stdout)
     assert (found["condition"], bool(found["unfinished"])) == ("partial", True)
+
+
+def test_an_emulator_of_another_version_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade of MiniStack that changed a private function."""
+    table = names.TABLE.read_text().replace("files ", "files x")
+    line = next(x for x in table.splitlines() if "lambda_svc._execute_function" in x)
+    (tmp_path / "names.txt").write_text(table.replace(line, f"{line}x"))
+    program = tmp_path / "ministack_other.py"
+    program.write_text(
+        f"import runpy, sys\nfrom pathlib import Path\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from taplocal.server import names\nnames.TABLE = Path('names.txt')\n"
+        f"runpy.run_path({str(emulator.PROGRAM)!r}, run_name='__main__')\n"
+    )
+    monkeypatch.setattr(emulator, "PROGRAM", program)
+    with pytest.raises(TapLocalError, match="_execute_function than"):
+        emulator.start(tmp_path, "us-east-1", None)
