@@ -43,13 +43,12 @@ bench: $(VENV)/.bench ## compare with other frameworks, time deployments
 	$(BIN)/python -m benchmarks.sdk
 	$(BIN)/python -m benchmarks.files
 	$(BIN)/python -m benchmarks.bodies
+	$(BIN)/python -m benchmarks.balancer
 	$(BIN)/python -m benchmarks.deploy
 
 load: $(VENV)/.bench ## load the deployed API: a spike of 10,000 in a minute, a ramp (ENV=dev)
-	$(BIN)/python -m taplocal up --env $(ENV) $(UNTHROTTLED) > /dev/null
+	$(BIN)/python -m taplocal up --env $(ENV) > /dev/null
 	$(BIN)/python -m benchmarks.load --env $(ENV)
-# As much as AWS itself admits: the machine's limit is to be found, not the setting's.
-UNTHROTTLED := -c throttle_rate=10000 -c throttle_burst=5000 -c api_concurrency=0
 
 cost: $(VENV)/.local ## estimate what a month costs (ENV=dev)
 	$(BIN)/python -m cost --env $(ENV)
