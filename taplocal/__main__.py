@@ -7,6 +7,7 @@ import gc
 import json
 import mimetypes
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -25,7 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 
 from ops.redrive import describe  # noqa: E402
 from ops.redrive import redrive as redrive_messages  # noqa: E402
-from taplocal import access, session  # noqa: E402
+from taplocal import access, session, web  # noqa: E402
 from taplocal.console import Console  # noqa: E402
 from taplocal.errors import InterruptError, TapLocalError, of_folder  # noqa: E402
 from taplocal.project import Project  # noqa: E402
@@ -185,6 +186,8 @@ def status(
         "running": bool(found and found.running()),
         "environments": session.deployed_environments(folder),
         "api_url": state.api_url,
+        "web_url": state.web_url,
+        "web": session.web_parts(found, state) if condition in ("complete", "partial") else [],
         "releases": [
             f"{each.name} goes on, or failed" if each.pending else each.outputs.get("verdict")
             for each in state.resources.values()
@@ -320,6 +323,39 @@ def upload(
 
 
 @app.command()
+def psql(
+    command: Annotated[
+        str | None, typer.Option("--command", "-c", help="SQL to run, instead of a session.")
+    ] = None,
+    env: Env = "dev",
+    program: Program = Path(),
+    data: Data = None,
+) -> None:
+    """Open a session of the web environment's database, as its master over verified TLS."""
+    from taplocal.web.postgres import psql as command_of
+
+    opened = session.opened(program, env, data)
+    if "database_name" not in opened.outputs:
+        raise TapLocalError("the stack has no output database_name: it has no web environment")
+    (found,) = opened.cloud.client("rds").describe_db_instances(
+        DBInstanceIdentifier=opened.outputs["database_name"]
+    )["DBInstances"]
+    secret = opened.cloud.client("secretsmanager").get_secret_value(
+        SecretId=opened.outputs["database_secret_arn"]
+    )
+    argv, variables = command_of(
+        found["Endpoint"]["Address"],
+        found["Endpoint"]["Port"],
+        found["MasterUsername"],
+        found["DBName"],
+        web.home(opened.folder) / "authority" / "ca.pem",
+        json.loads(secret["SecretString"])["password"],
+        *(["-c", command] if command else []),
+    )
+    os.execve(argv[0], argv, variables)  # noqa: S606 - no shell
+
+
+@app.command()
 def redrive(
     dry_run: Annotated[
         bool, typer.Option(help="Show the messages and leave them in the queue.")
@@ -349,7 +385,7 @@ def logs(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Print the functions' log events, oldest first; with --json --follow a JSON line for each."""
+    """Print the log events of functions and instances, oldest first; --json -f: one a line."""
     opened = session.opened(program, env, data)
     sources = Sources(Project.load(program, env).main)
     if as_json and not follow:
@@ -368,8 +404,11 @@ def logs(
 def _new_events(opened: Session, seen: set[str], sources: Sources) -> Iterator[dict[str, Any]]:
     """The events of the functions' log groups that are not in `seen`, sorted by time; adds them."""
     client = opened.cloud.client("logs")
+    kinds = re.compile("/aws/lambda/.+|/(?!aws/).+")  # of functions and instances
     log_groups = [
-        each.id for each in opened.state.resources.values() if each.id.startswith("/aws/lambda/")
+        each.id
+        for each in opened.state.resources.values()
+        if each.type == "aws:cloudwatch/logGroup:LogGroup" and kinds.fullmatch(each.id)
     ]
     events = []
     for log_group in log_groups:

@@ -24,7 +24,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from taplocal import keeper
+from taplocal import keeper, web
 from taplocal.errors import TapLocalError
 from taplocal.state import write_private
 
@@ -177,7 +177,7 @@ def ensure(folder: Path, region: str) -> Emulator:
             "or run `python -m taplocal down` first"
         )
     if last:
-        kill(last.pid)
+        kill(folder, last.pid)
     return start(folder, region, last)
 
 
@@ -228,7 +228,7 @@ def start(folder: Path, region: str, last: Emulator | None) -> Emulator:
         except BaseException:
             process.kill()
             raise
-        kill(process.pid)
+        kill(folder, process.pid)
         *_, last_line = ["", *log.read_text(errors="replace").splitlines()]
         if last_line.startswith("error: "):
             raise TapLocalError(last_line.removeprefix("error: "))
@@ -286,21 +286,25 @@ def stop(folder: Path) -> None:
     """Stops the emulator if this folder owns it, and removes its files."""
     last = recorded(folder)
     if last and last.owned:
-        kill(last.pid)
+        kill(folder, last.pid)
     (folder / RECORD).unlink(missing_ok=True)
-    (folder / "emulator.log").unlink(missing_ok=True)
-    shutil.rmtree(folder / "tmp", ignore_errors=True)
-    shutil.rmtree(folder / keeper.STATE, ignore_errors=True)
+    for log in ("emulator.log", web.LOG):
+        (folder / log).unlink(missing_ok=True)
+    for data in (folder / "tmp", folder / keeper.STATE, web.home(folder), folder / web.FOLDER):
+        shutil.rmtree(data, ignore_errors=True)
 
 
-def kill(pid: int) -> None:
-    """Kills an emulator and the workers of its functions, which are in its process group."""
-    if not is_emulator(pid):
-        return
-    os.killpg(pid, signal.SIGKILL)
-    deadline = time.monotonic() + STOP_SECONDS
-    while is_emulator(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
+def kill(folder: Path, pid: int) -> None:
+    """Kills an emulator and the workers of its functions, which are in its process group.
+
+    Returns when the web environment has stopped, too.
+    """
+    if is_emulator(pid):
+        os.killpg(pid, signal.SIGKILL)
+        deadline = time.monotonic() + STOP_SECONDS
+        while is_emulator(pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    web.wait(folder)
 
 
 def record(folder: Path, emulator: Emulator) -> None:

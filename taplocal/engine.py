@@ -84,6 +84,8 @@ class Deployment:
         """Deletes what the program no longer registers, and records the outputs."""
         for urn in [urn for urn in reversed(self.state.resources) if urn not in self.seen]:
             self._delete(urn)
+        for each in self.state.resources.values():
+            handler_of(each.type, each.name).settle(self.cloud, each.inputs)
         self.state.finish(outputs)
         self.summary.not_emulated.sort(key=lambda each: (each["resource"], each["what"]))
 

@@ -33,7 +33,9 @@ def main() -> None:
         releases,
         sizes,
         traces,
+        web,
     )
+    from taplocal.web import LOG
 
     names.check()
     log, lines = Path("emulator.log"), Path("traces.jsonl")
@@ -48,10 +50,12 @@ def main() -> None:
     metrics.install(environments.install())
     alarms.install()
     capacity.install(metrics.count)
-    bounds.install(log, lines)
+    bounds.install(log, lines, Path(LOG))
     queue = events.install()
-    keeper.Keeper(Path(), queue.waiting).install(queue.restore)
-    guard.install(**json.load(sys.stdin))
+    root, kept = json.load(sys.stdin), keeper.Keeper(Path(), queue.waiting)
+    kept.install(queue.restore)
+    web.install({**root, "url": f"http://127.0.0.1:{os.environ['GATEWAY_PORT']}"}, kept.changed)
+    guard.install(**root)
     serve()
 
 

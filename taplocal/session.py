@@ -32,6 +32,11 @@ class Session:
     state: State
 
     @property
+    def folder(self) -> Path:
+        """The data folder."""
+        return self.state.path.parents[1]
+
+    @property
     def outputs(self) -> dict[str, Any]:
         """The stack's outputs."""
         return self.state.outputs
@@ -184,7 +189,7 @@ def stop(program: Path, folder: Path | None = None) -> list[str]:
     emulator = _own(folder)
     keeper.wait(folder, emulator.running)
     with locked(folder):
-        emulators.kill(emulator.pid)
+        emulators.kill(folder, emulator.pid)
     return deployed_environments(folder)
 
 
@@ -253,6 +258,24 @@ def condition(folder: Path, env: str) -> tuple[str, State, Emulator | None]:
     if state.marker != emulator.marker or not Cloud(emulator, state.region).marked():
         return "stale", state, emulator
     return "complete" if state.complete else "partial", state, emulator
+
+
+def web_parts(emulator: Emulator | None, state: State) -> list[str]:
+    """The parts of the web environment that run, each with its state, as AWS's API tells it."""
+    if emulator is None or state.web_url is None:
+        return []
+    cloud, parts = Cloud(emulator, state.region), []
+    for each in state.resources.values():
+        if each.type == "aws:lb/targetGroup:TargetGroup":
+            health = cloud.client("elbv2").describe_target_health(TargetGroupArn=each.id)
+            for found in health["TargetHealthDescriptions"]:
+                parts.append(f"{found['Target']['Id']} {found['TargetHealth']['State']}")
+        elif each.type == "aws:rds/instance:Instance":
+            described = cloud.client("rds").describe_db_instances(DBInstanceIdentifier=each.id)
+            (instance,) = described["DBInstances"]
+            port = instance["Endpoint"]["Port"]
+            parts.append(f"{each.id} {instance['DBInstanceStatus']}, port {port}")
+    return parts
 
 
 def _delete(folder: Path, env: str, emulator: Emulator, report: Callable[[Step], None]) -> None:

@@ -75,6 +75,19 @@ class State:
         apis = (x for x in self.resources.values() if x.type == "aws:apigatewayv2/api:Api")
         return next((x.outputs["apiEndpoint"] for x in apis if x.outputs), None)
 
+    @property
+    def web_url(self) -> str | None:
+        """URL of the load balancer on this machine, whatever its domain name is."""
+        deployed = {each.type: each for each in self.resources.values() if each.outputs}
+        balancer = deployed.get("aws:lb/loadBalancer:LoadBalancer")
+        if balancer is None:
+            return None
+        host, _, port = balancer.outputs["dnsName"].partition(":")
+        listeners = (x for x in self.resources.values() if x.type == "aws:lb/listener:Listener")
+        if any(each.inputs["protocol"] == "HTTPS" for each in listeners):
+            return f"https://{host}:{int(port) + 1}"
+        return f"http://{host}:{port}"
+
     def put(self, urn: str, resource: Deployed) -> None:
         """Records a resource; a new one goes to the end of the order."""
         self.change({urn: resource})

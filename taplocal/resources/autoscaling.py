@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from taplocal.cloud import Cloud
+from taplocal.errors import TapLocalError
+from taplocal.resources.awslambda import Rollout
 from taplocal.resources.base import (
     OWNER,
     Handler,
@@ -16,6 +19,10 @@ from taplocal.resources.base import (
     pascal,
     tag_map,
 )
+from taplocal.web.fleet import SCALE
+
+CAPACITY_SECONDS = 300  # a guard against hanging: an instance takes one or two
+CAPACITY_FAILURES = 3  # launches that failed; AWS goes on until waitForCapacityTimeout
 
 
 class Target(Recorded):
@@ -35,26 +42,61 @@ class Group(Named):
         initialLifecycleHooks waitForCapacityTimeout minElbCapacity
         enabledMetrics metricsGranularity serviceLinkedRoleArn tags"""
     replace_on = "name"
-    not_emulated = {
-        "mixedInstancesPolicy": "no instance runs",
-        "initialLifecycleHooks": "no instance runs",
-        "healthCheckType": "nothing is checked",
-        "enabledMetrics": "nothing is measured",
-    }
+    not_emulated = {"enabledMetrics": "all of the group's metrics are measured"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         name = inputs["name"]
         cloud.client("autoscaling").create_auto_scaling_group(**self._arguments(inputs))
         arn = cloud.arn("autoscaling", f"autoScalingGroup:*:autoScalingGroupName/{name}")
+        self.settle(cloud, inputs)
         return name, {"arn": arn}
 
     def update(
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         arguments = self._arguments(new)
-        arguments.pop("Tags"), arguments.pop("TargetGroupARNs", None)
+        for key in ("Tags", "TargetGroupARNs", "LifecycleHookSpecificationList"):
+            arguments.pop(key, None)
         cloud.client("autoscaling").update_auto_scaling_group(**arguments)
+        self.settle(cloud, new)
         return outputs
+
+    def settle(self, cloud: Cloud, inputs: Inputs) -> None:
+        """Waits for the capacity, as the provider does; TapLocalError with AWS's reason."""
+        scaling, elb = cloud.client("autoscaling"), cloud.client("elbv2")
+        name, deadline = inputs["name"], time.monotonic() + CAPACITY_SECONDS
+        groups = inputs.get("targetGroupArns") or ()
+        before = {each["ActivityId"] for each in self._failed(cloud, name)}
+        while True:
+            found = scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])
+            (group,) = found["AutoScalingGroups"]
+            serving = [x for x in group["Instances"] if x["LifecycleState"] == "InService"]
+            healthy = [
+                [
+                    each
+                    for each in elb.describe_target_health(TargetGroupArn=arn)[
+                        "TargetHealthDescriptions"
+                    ]
+                    if each["TargetHealth"]["State"] == "healthy"
+                ]
+                for arn in groups
+            ]
+            if all(len(each) >= inputs["minSize"] for each in (serving, *healthy)):
+                return
+            failed = [x for x in self._failed(cloud, name) if x["ActivityId"] not in before]
+            if len(failed) >= CAPACITY_FAILURES or time.monotonic() > deadline:
+                why = failed[0]["StatusMessage"] if failed else "they do not become healthy"
+                raise TapLocalError(
+                    f"{name} has {len(serving)} of {inputs['minSize']} instances in service: {why}"
+                )
+            time.sleep(0.1)
+
+    @staticmethod
+    def _failed(cloud: Cloud, name: str) -> list[Any]:
+        """The launches of a group that failed, the newest first."""
+        client = cloud.client("autoscaling")
+        told = client.describe_scaling_activities(AutoScalingGroupName=name)["Activities"]
+        return [each for each in told if each["StatusCode"] == "Failed"]
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("autoscaling").delete_auto_scaling_group(
@@ -75,8 +117,6 @@ class Group(Named):
 
     @staticmethod
     def _arguments(inputs: Inputs) -> dict[str, Any]:
-        mixed = inputs["mixedInstancesPolicy"]["launchTemplate"]["launchTemplateSpecification"]
-        template = {"LaunchTemplateId": mixed["launchTemplateId"], "Version": mixed["version"]}
         tags = [
             {
                 "ResourceId": inputs["name"],
@@ -87,34 +127,47 @@ class Group(Named):
             }
             for each in inputs.get("tags", [])
         ]
+        policy = pascal(inputs["mixedInstancesPolicy"])
+        template = policy["LaunchTemplate"]
+        template["Overrides"] = template.pop("Overrides", [])
+        template["LaunchTemplateSpecification"].pop("LaunchTemplateName", None)
+        hooks = [
+            {
+                "LifecycleHookName": each["name"],
+                "LifecycleTransition": each["lifecycleTransition"],
+                "DefaultResult": each["defaultResult"],
+                "HeartbeatTimeout": each["heartbeatTimeout"],
+            }
+            for each in inputs.get("initialLifecycleHooks", [])
+        ]
         return given(
             AutoScalingGroupName=inputs["name"],
             MinSize=inputs["minSize"],
             MaxSize=inputs["maxSize"],
             VPCZoneIdentifier=",".join(inputs["vpcZoneIdentifiers"]),
-            LaunchTemplate=template,
+            MixedInstancesPolicy=policy,
             TargetGroupARNs=inputs.get("targetGroupArns"),
+            LifecycleHookSpecificationList=hooks,
+            DefaultInstanceWarmup=inputs.get("defaultInstanceWarmup"),
+            CapacityRebalance=inputs.get("capacityRebalance"),
             HealthCheckType=inputs["healthCheckType"],
             HealthCheckGracePeriod=inputs["healthCheckGracePeriod"],
             Tags=tags,
         )
 
 
-class FleetRollout(Recorded):
-    """The program's dynamic resource."""
+class FleetRollout(Rollout):
+    """The program's dynamic resource; its provider runs in this process."""
 
     uses = "group version preferences __provider"
-    ignored = "__provider"
-    not_emulated = {"version": "no instance is replaced"}
-
-    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        return inputs["group"], {}
+    replace_on = "group"
+    not_emulated = {"preferences": "adapted: a minute of a fleet takes a second"}
+    time_scale = staticmethod(lambda: SCALE)
 
 
 class GroupPolicy(Handler):
     uses = "name autoscalingGroupName policyType targetTrackingConfiguration"
     replace_on = "name autoscalingGroupName"
-    not_emulated = {"targetTrackingConfiguration": "nothing is scaled"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         tracking = pascal(inputs["targetTrackingConfiguration"])

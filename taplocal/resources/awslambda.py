@@ -112,13 +112,14 @@ class Rollout(Handler):
     replace_on = "function"
     ignored = "__provider"
     not_emulated = {"bake_seconds": "adapted: 1,000 seconds of a release take one"}
+    time_scale = staticmethod(time_scale)  # how many seconds of a rollout take one
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         import dill
 
         provider = dill.loads(base64.b64decode(inputs["__provider"]))  # noqa: S301 - made by this run
         provider.client = lambda service, **_plan: cloud.client(service)
-        provider.clock = Clock()
+        provider.clock = Clock(self.time_scale())
         try:
             made = provider.create({key: inputs[key] for key in inputs if key != "__provider"})
         except (ClientError, BotoCoreError):
@@ -237,13 +238,16 @@ class Clock:
 
     time = staticmethod(time.time)
 
+    def __init__(self, scale: int):
+        self.scale = scale
+
     def monotonic(self) -> float:
         """Seconds since some moment."""
-        return time.monotonic() * time_scale()
+        return time.monotonic() * self.scale
 
     def sleep(self, seconds: float) -> None:
         """Waits for so many seconds of a release."""
-        time.sleep(seconds / time_scale())
+        time.sleep(seconds / self.scale)
 
 
 def invoke_arn(cloud: Cloud, arn: str) -> str:

@@ -60,6 +60,9 @@ class Handler:
         resource_id = inputs.get(self.id_input)
         return resource_id if isinstance(resource_id, str) else None
 
+    def settle(self, cloud: Cloud, inputs: Inputs) -> None:
+        """Waits until it serves, at the end of a run: it may just have been started again."""
+
     def owned(self, inputs: Inputs, owner: str) -> Inputs:
         """The inputs with the tag that names the owner, for the types that have tags."""
         if "tags" not in self.uses.split():

@@ -1,4 +1,4 @@
-"""Elastic Load Balancing: load balancers, target groups, listeners; no target serves requests."""
+"""Elastic Load Balancing: load balancers, target groups, listeners; `taplocal/web` runs them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,6 @@ class LoadBalancer(Tagged):
         desyncMitigationMode enableDeletionProtection idleTimeout accessLogs tags"""
     replace_on = "name loadBalancerType"
     not_emulated = {
-        "accessLogs": "no access logs are delivered",
         "enableDeletionProtection": "the load balancer can be deleted",
     }
 
@@ -102,27 +101,52 @@ class TargetGroup(Tagged):
     uses = """name vpcId port protocol targetType deregistrationDelay
         loadBalancingAlgorithmType healthCheck tags"""
     replace_on = "name vpcId port protocol targetType"
-    not_emulated = {"healthCheck": "every target is healthy"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        elb, check = cloud.client("elbv2"), inputs["healthCheck"]
-        (made,) = elb.create_target_group(
+        (made,) = cloud.client("elbv2").create_target_group(
             Name=inputs["name"],
             VpcId=inputs["vpcId"],
             Port=inputs["port"],
             Protocol=inputs["protocol"],
             TargetType=inputs["targetType"],
-            HealthCheckPath=check["path"],
+            **self._health_check(inputs),
             Tags=tag_list(inputs.get("tags")),
         )["TargetGroups"]
         arn = made["TargetGroupArn"]
+        self._modify_attributes(cloud, arn, inputs)
         return arn, {"arn": arn, "arnSuffix": arn.rpartition(":")[2]}
 
     def update(
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
+        check = self._health_check(new)
+        cloud.client("elbv2").modify_target_group(TargetGroupArn=resource_id, **check)
+        self._modify_attributes(cloud, resource_id, new)
         self.retag(cloud, resource_id, old, new)
         return outputs
+
+    @staticmethod
+    def _health_check(inputs: Inputs) -> dict[str, Any]:
+        check = inputs["healthCheck"]
+        return {
+            "HealthCheckPath": check["path"],
+            "HealthCheckIntervalSeconds": check["interval"],
+            "HealthCheckTimeoutSeconds": check["timeout"],
+            "HealthyThresholdCount": check["healthyThreshold"],
+            "UnhealthyThresholdCount": check["unhealthyThreshold"],
+            "Matcher": {"HttpCode": check["matcher"]},
+        }
+
+    @staticmethod
+    def _modify_attributes(cloud: Cloud, arn: str, inputs: Inputs) -> None:
+        attributes = {
+            "deregistration_delay.timeout_seconds": inputs["deregistrationDelay"],
+            "load_balancing.algorithm.type": inputs["loadBalancingAlgorithmType"],
+        }
+        cloud.client("elbv2").modify_target_group_attributes(
+            TargetGroupArn=arn,
+            Attributes=[{"Key": key, "Value": str(value)} for key, value in attributes.items()],
+        )
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("elbv2").delete_target_group(TargetGroupArn=resource_id)

@@ -1,19 +1,18 @@
-"""RDS: the control plane. The emulator runs no database and creates no secret for its password."""
+"""RDS: databases, which `taplocal/web` runs, and what belongs to them."""
 
 from __future__ import annotations
 
-import json
-import secrets
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from taplocal.cloud import Cloud
+from taplocal.errors import TapLocalError
 from taplocal.resources.base import (
     Inputs,
     Named,
     Outputs,
     Recorded,
-    given,
     removed_tags,
     tag_list,
 )
@@ -67,7 +66,6 @@ class ParameterGroup(RdsResource):
     uses = "name family description parameters tags"
     replace_on = "name family description"
     kind = "pg"
-    not_emulated = {"parameters": "no database runs"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cloud.client("rds").create_db_parameter_group(
@@ -76,17 +74,34 @@ class ParameterGroup(RdsResource):
             Description=inputs["description"],
             Tags=tag_list(inputs.get("tags")),
         )
+        self._set(cloud, inputs)
         return inputs["name"], {"arn": self.name(cloud, inputs)}
 
     def update(
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
+        self._set(cloud, new)
         return retagged(cloud, old, new, outputs)
+
+    @staticmethod
+    def _set(cloud: Cloud, inputs: Inputs) -> None:
+        values = [
+            {
+                "ParameterName": each["name"],
+                "ParameterValue": each["value"],
+                "ApplyMethod": each["applyMethod"],
+            }
+            for each in inputs["parameters"]
+        ]
+        cloud.client("rds").modify_db_parameter_group(
+            DBParameterGroupName=inputs["name"], Parameters=values
+        )
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("rds").delete_db_parameter_group(DBParameterGroupName=resource_id)
 
 
+AVAILABLE_SECONDS = 120  # a guard against hanging: it takes one
 #: Input -> argument of CreateDBInstance; also of ModifyDBInstance, except those in FIXED.
 ARGUMENTS = {
     "engine": "Engine",
@@ -132,8 +147,6 @@ class Instance(RdsResource):
     kind = "db"
     replace_on = f"identifier {FIXED}"
     not_emulated = {
-        "engine": "no database runs; the tests of the application start a PostgreSQL",
-        "manageMasterUserPassword": "adapted: taplocal creates the secret; it is not rotated",
         "backupRetentionPeriod": "no automatic backups are made",
         "monitoringInterval": "nothing is measured",
     }
@@ -145,28 +158,15 @@ class Instance(RdsResource):
             Tags=tag_list(inputs.get("tags")),
             **{argument: inputs[key] for key, argument in ARGUMENTS.items() if key in inputs},
         )
-        address = f"{name}.local.{cloud.region}.rds.amazonaws.com"
+        found = available(cloud, name)
+        address = found["Endpoint"]["Address"]
         return name, {
             "arn": self.name(cloud, inputs),
             "address": address,
-            "endpoint": f"{address}:{inputs['port']}",
+            "endpoint": f"{address}:{found['Endpoint']['Port']}",
             "resourceId": made["DBInstance"]["DbiResourceId"],
-            "masterUserSecrets": [{"secretArn": self._secret(cloud, inputs)}],
+            "masterUserSecrets": [{"secretArn": found["MasterUserSecret"]["SecretArn"]}],
         }
-
-    @staticmethod
-    def _secret(cloud: Cloud, inputs: Inputs) -> str:
-        client, name = cloud.client("secretsmanager"), f"rds!db-{inputs['identifier']}"
-        text = json.dumps({"username": inputs["username"], "password": secrets.token_urlsafe(24)})
-        try:
-            made = client.create_secret(
-                Name=name,
-                SecretString=text,
-                **given(KmsKeyId=inputs.get("masterUserSecretKmsKeyId")),
-            )
-        except client.exceptions.ResourceExistsException:
-            made = client.describe_secret(SecretId=name)
-        return str(made["ARN"])
 
     def update(
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
@@ -180,7 +180,11 @@ class Instance(RdsResource):
         cloud.client("rds").modify_db_instance(
             DBInstanceIdentifier=resource_id, ApplyImmediately=True, **changed
         )
+        available(cloud, resource_id)
         return retagged(cloud, old, new, outputs)
+
+    def settle(self, cloud: Cloud, inputs: Inputs) -> None:
+        available(cloud, inputs["identifier"])
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         rds = cloud.client("rds")
@@ -189,14 +193,27 @@ class Instance(RdsResource):
                 DBInstanceIdentifier=resource_id, DeletionProtection=False, ApplyImmediately=True
             )
         rds.delete_db_instance(DBInstanceIdentifier=resource_id, SkipFinalSnapshot=True)
-        cloud.client("secretsmanager").delete_secret(
-            SecretId=f"rds!db-{resource_id}", ForceDeleteWithoutRecovery=True
-        )
 
 
 class EventSubscription(Recorded):
     uses = "name snsTopic sourceType sourceIds eventCategories tags"
     not_emulated = {"eventCategories": "the emulator publishes no events"}
+
+
+def available(cloud: Cloud, name: str) -> Any:
+    """The description of a database that serves; TapLocalError with its log if it cannot."""
+    deadline = time.monotonic() + AVAILABLE_SECONDS
+    while True:
+        found = cloud.client("rds").describe_db_instances(DBInstanceIdentifier=name)
+        (instance,) = found["DBInstances"]
+        status = instance["DBInstanceStatus"]
+        if status == "available":
+            return instance
+        if status == "failed" or time.monotonic() > deadline:
+            raise TapLocalError(
+                f"the database {name} is {status}: web.log in the data folder says why"
+            )
+        time.sleep(0.05)
 
 
 def retagged(cloud: Cloud, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:

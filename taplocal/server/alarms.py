@@ -9,7 +9,7 @@ from typing import Any
 from ministack.services import cloudwatch
 
 from taplocal.server.metrics import measure_queues
-from taplocal.server.timing import EVALUATION_SECONDS, MINUTE_SECONDS
+from taplocal.server.timing import EVALUATION_SECONDS, minute_of
 
 #: Comparison operator of an alarm -> whether a value breaches a threshold.
 COMPARISONS = {
@@ -26,7 +26,7 @@ def breaching(alarm: Mapping[str, Any], points: list[Any], now: float) -> list[b
     breaches = COMPARISONS[alarm["ComparisonOperator"]]
     found = []
     for period in range(alarm["EvaluationPeriods"]):
-        seconds = alarm["Period"] / 60 * MINUTE_SECONDS
+        seconds = alarm["Period"] / 60 * minute_of(alarm["Namespace"])
         end = now - period * seconds
         inside = [each for each in points if end - seconds < each["Timestamp"] <= end]
         if inside:

@@ -6,7 +6,7 @@ bounded every few seconds; the oldest goes first:
 - a log group keeps its last 10,000 events, and none beyond its retention,
 - a metric keeps what CloudWatch does, its values by minute: similar ones are one point,
 - each of the lists in `stores` keeps 10,000 entries,
-- `emulator.log` and `traces.jsonl` keep their second half when they have 8 MiB.
+- `emulator.log`, `web.log` and `traces.jsonl` keep their second half when they have 8 MiB.
 """
 
 from __future__ import annotations

@@ -33,7 +33,9 @@ def count(namespace: str, dimensions: Mapping[str, str], **values: float) -> Non
     ).start()
 
 
-def record(namespace: str, dimensions: Mapping[str, str], values: Mapping[str, float]) -> None:
+def record(
+    namespace: str, dimensions: Mapping[str, str], values: Mapping[str, float], times: int = 1
+) -> None:
     """Adds values to metrics; equal values within a second are one data point with a count."""
     since = time.time() - 1
     for metric, value in values.items():
@@ -42,9 +44,10 @@ def record(namespace: str, dimensions: Mapping[str, str], values: Mapping[str, f
         recent = itertools.takewhile(lambda each: each["Timestamp"] > since, reversed(points))
         same = next((each for each in recent if each["Value"] == value), None)
         if same:
-            same["Count"] = same.get("Count", 1) + 1
+            same["Count"] = same.get("Count", 1) + times
         else:
             cloudwatch.record_metric(namespace, metric, value, "None", dict(dimensions))
+            points[-1]["Count"] = times
 
 
 def measure_functions(environments: Environments) -> None:

@@ -1,1 +1,66 @@
 """The web environment on this machine: load balancers, instances and databases that run."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import signal
+import time
+from pathlib import Path
+
+FOLDER = "web"  # below the data folder
+LOG = "web.log"  # in the data folder: what the supervisor says
+STOP_SECONDS = 10.0
+ROOTS = Path("/var/lib/taplocal")
+
+
+def home(folder: Path) -> Path:
+    """Where databases and instances of a data folder have their files.
+
+    Below it; of root's, where nobody else may pass, in /var/lib/taplocal: they run as uid 65534.
+    """
+    own = folder.resolve() / FOLDER
+    if os.geteuid() != 0 or all(x.stat().st_mode & 1 for x in own.parents):
+        return own
+    return ROOTS / hashlib.sha256(bytes(own)).hexdigest()[:16]
+
+
+def make_home(folder: Path) -> Path:
+    """Makes it; as root with a way through for those that run there, and for no more."""
+    path = home(folder)
+    for each in [path, *(path / name for name in ("databases", "instances", "snapshots"))]:
+        each.mkdir(parents=True, exist_ok=True)
+        each.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    if path.is_relative_to(ROOTS):
+        ROOTS.chmod(0o711)
+    return path
+
+
+def lock(folder: Path) -> int:
+    """Waits until no other supervisor runs in a data folder; the descriptor that says so."""
+    (folder / FOLDER).mkdir(exist_ok=True)
+    alone = os.open(folder / FOLDER / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(alone, fcntl.LOCK_EX)
+    os.ftruncate(alone, 0)
+    os.write(alone, str(os.getpid()).encode())
+    return alone
+
+
+def wait(folder: Path) -> None:
+    """Waits until the supervisor of an emulator that has ended has stopped all; kills a stuck one.
+
+    It stops by itself when its emulator ends: connections, then instances, then databases.
+    """
+    path, deadline = folder / FOLDER / "lock", time.monotonic() + STOP_SECONDS
+    if not path.exists():
+        return
+    with path.open("r+") as held:
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline and (pid := path.read_text()):
+                    os.kill(int(pid), signal.SIGKILL)
+            time.sleep(0.02)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import signal
 import threading
 import time
 from collections import Counter
@@ -19,12 +20,8 @@ from tests.lab.agent import check_agent
 from tests.lab.aws import Aws
 from tests.lab.image import DATABASE
 from tests.lab.vpc import Machine, Vpc, inside, until
-from tests.local.postgres import Postgres, binaries
+from tests.local.postgres import Postgres
 from tests.stack.conftest import graph_of
-
-pytestmark = pytest.mark.skipif(
-    binaries() is None, reason="there is no PostgreSQL: apt-get install postgresql"
-)
 
 
 @dataclass
@@ -146,7 +143,8 @@ def test_health_outlasts_75_seconds_without_a_database(web: Web, record_property
     try:
         web.postgres.freeze()  # first it is silent, then it refuses
         health = [web.get("/healthz", timeout=5)[0] for _ in seconds(40)]
-        web.postgres.kill()
+        web.postgres.freeze(signal.SIGCONT)
+        web.postgres.stop()
         health += [web.get("/healthz", timeout=5)[0] for _ in seconds(35)]
         inside(f"{web.vpc.id}-database", web.postgres.start)
         started = time.monotonic()

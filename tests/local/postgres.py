@@ -1,24 +1,20 @@
-"""A PostgreSQL of the tests' own, Debian's or any on the PATH, that takes nobody without TLS.
-
-As on RDS, members of `rds_iam` come with a token of IAM: `Tokens` verifies its signature.
-"""
+"""A database of the web environment for tests, without the rest of it."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import threading
 from collections import Counter
-from hashlib import sha256
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qsl
+from typing import Any, TypeVar
 
 import psycopg
 from cryptography import x509
@@ -27,17 +23,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 import tap_stack
+from taplocal.web.certificates import Authority
+from taplocal.web.postgres import Database, Snapshots, Spec
+from taplocal.web.processes import Processes
+from taplocal.web.tokens import Token
 
-SECONDS = 60  # a guard against hanging
 SECRET_KEY = "local"  # of the roles in tests
-NOBODY = 65_534  # PostgreSQL refuses to run as root
-
-
-def binaries() -> Path | None:
-    """Where PostgreSQL's programs are, if they are."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    on_path = shutil.which("initdb")
-    return Path(on_path or found[-1]).parent if on_path or found else None
+T = TypeVar("T")
 
 
 def free_port() -> int:
@@ -47,7 +39,7 @@ def free_port() -> int:
 
 
 class Postgres:
-    """One server below a folder; `ca` is the certificate that clients must trust.
+    """A database below a folder, whose loop runs in a thread; `ca` is what clients must trust.
 
     `host` is its name in the certificate.
     """
@@ -58,78 +50,75 @@ class Postgres:
         host: str = "localhost",
         address: str = "127.0.0.1",
         port: int = 0,
+        **changes: Any,
     ):
-        found = binaries()
-        assert found
-        self.bin, self.folder, self.port = found, folder, port or free_port()
-        self.host, self.address = host, address
-        self.data, self.ca = folder / "data", folder / "ca.pem"
-        self.password = secrets.token_hex(8)
-        self.user: Any = {"user": NOBODY, "group": NOBODY} if os.geteuid() == 0 else {}
-        self._certificates()
-        (folder / "password").write_text(self.password)
-        self._give_away()
-        self._run(
-            "initdb",
-            "-D",
-            str(self.data),
-            "-U",
-            "master",
-            "-A",
-            "scram-sha-256",
-            f"--pwfile={folder / 'password'}",
-            "-E",
-            "UTF8",
+        folder.chmod(0o711)
+        self.host, self.address, self.password = host, address, secrets.token_hex(8)
+        self.secret_key, self.users, self.events = SECRET_KEY, Counter[str](), list[str]()
+        authority = Authority(folder / "authority")
+        self.ca = authority.ca
+        self.spec = Spec(
+            identifier=folder.name,
+            folder=folder / "database",
+            host=host,
+            address=address,
+            port=port,
+            database=tap_stack.DATABASE_NAME,
+            **changes,
         )
-        settings = {
-            "listen_addresses": address,
-            "port": self.port,
-            "unix_socket_directories": "",
-            "ssl": "on",
-            "ssl_cert_file": folder / "server.pem",
-            "ssl_key_file": folder / "server.key",
-            "max_connections": 60,
-            "fsync": "off",
-        }
-        lines = "".join(f"{key} = '{value}'\n" for key, value in settings.items())
-        with (self.data / "postgresql.conf").open("a") as file:
-            file.write(lines)
-        self.tokens = Tokens(self.host, self.port)
-        # As with rds.force_ssl: whoever comes without TLS is refused.
-        (self.data / "pg_hba.conf").write_text(
-            f'hostssl all +rds_iam all ldap ldapserver=127.0.0.1 ldapport={self.tokens.port} ldapprefix="user="\n'
-            "hostssl all all all scram-sha-256\n"
-        )
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        self.processes = Processes(folder)
+        self.database = self.run(self._made(authority, Snapshots(folder / "snapshots")))
         self.start()
-        self.execute(f"CREATE DATABASE {tap_stack.DATABASE_NAME}", dbname="postgres")
-        self.execute("CREATE ROLE rds_iam")
+
+    async def _made(self, authority: Authority, snapshots: Snapshots) -> Database:
+        return Database(
+            self.spec,
+            processes=self.processes,
+            authority=authority,
+            snapshots=snapshots,
+            verify=self._verify,
+            event=self.events.append,
+        )
+
+    def _verify(self, address: str, user: str, token: str) -> bool:
+        self.users[user] += 1
+        return Token.parse(token).signed_with(self.secret_key)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What a coroutine returns."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    @property
+    def port(self) -> int:
+        return self.database.port
 
     def start(self) -> None:
         """Starts it and waits until it answers."""
-        log = str(self.folder / "log")
-        self._run("pg_ctl", "-D", str(self.data), "-l", log, "-w", "-t", str(SECONDS), "start")
+        self.run(self.database.start(self.password))
+
+    def stop(self) -> None:
+        """Stops it: from now on it refuses."""
+        self.run(self.database.stop())
 
     def close(self) -> None:
         """Ends it for good."""
         self.stop()
-        self.tokens.close()
-
-    def stop(self, mode: str = "immediate") -> None:
-        """Stops it; `immediate` is a crash."""
-        self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "stop")
+        self.run(self.processes.close())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
 
     def freeze(self, by: int = signal.SIGSTOP) -> None:
         """Stops all its processes where they are; connections stay open, and nothing answers."""
-        first = int((self.data / "postmaster.pid").read_text().split()[0])
-        listed = subprocess.run(["pgrep", "-P", str(first)], capture_output=True, check=True)
-        for each in (first, *map(int, listed.stdout.split())):
+        process = self.database.primary.process
+        assert process
+        listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, check=True)
+        for each in (process.pid, *map(int, listed.stdout.split())):
             with contextlib.suppress(ProcessLookupError):  # a connection that has ended meanwhile
                 os.kill(each, by)
-
-    def kill(self) -> None:
-        """Ends it as a loss of power does: all processes at once."""
-        self.freeze(signal.SIGKILL)
-        (self.data / "postmaster.pid").unlink()  # or it would not start while its zombies are there
 
     def execute(self, statement: str, **changes: Any) -> list[Any]:
         """Runs a statement as the master, whose password is `password`."""
@@ -137,6 +126,13 @@ class Postgres:
         with psycopg.connect(**arguments, autocommit=True) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
+
+    def as_owner(self, statement: str) -> list[Any]:
+        """Runs a statement as the superuser, whom only the owner of the data can be."""
+        at = self.database.primary
+        return self.execute(
+            statement, host=str(at.socket.parent), hostaddr="", port=at.port, user="rdsadmin"
+        )
 
     def connection_arguments(self) -> dict[str, Any]:
         """What a client needs to know."""
@@ -149,96 +145,6 @@ class Postgres:
             "password": self.password,
             "sslrootcert": str(self.ca),
         }
-
-    def _run(self, program: str, *arguments: str) -> None:
-        command = [str(self.bin / program), *arguments]
-        subprocess.run(
-            command,
-            cwd=self.folder,
-            check=True,
-            timeout=SECONDS,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            **self.user,
-        )
-
-    def _certificates(self) -> None:
-        authority, key = certificate("tests' authority", None, None)
-        self.ca.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
-        server, server_key = certificate(self.host, authority, key)
-        (self.folder / "server.pem").write_bytes(server.public_bytes(serialization.Encoding.PEM))
-        (self.folder / "server.key").write_bytes(pem(server_key))
-        (self.folder / "server.key").chmod(0o600)
-
-    def _give_away(self) -> None:
-        if self.user:
-            for each in (self.folder, *self.folder.iterdir()):
-                os.chown(each, NOBODY, NOBODY)
-
-
-class Tokens:
-    """Verifies tokens of IAM for PostgreSQL, which asks by a simple bind of LDAP (RFC 4511)."""
-
-    secret_key = SECRET_KEY
-
-    def __init__(self, host: str, port: int):
-        self.address, self.users = f"{host}:{port}", Counter[str]()
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self.socket.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def close(self) -> None:
-        """Verifies no more."""
-        self.socket.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                asker, _ = self.socket.accept()
-            except OSError:
-                return
-            with asker:
-                if not (message := asker.recv(65_536)):
-                    continue  # who asked has been killed
-                number, name, token = bind_request(message)
-                user = name.removeprefix("user=")
-                self.users[user] += 1
-                result = 0 if self._valid(user, token) else 49  # invalidCredentials
-                asker.sendall(bytes([0x30, 12, 2, 1, number, 0x61, 7, 10, 1, result, 4, 0, 4, 0]))
-
-    def _valid(self, user: str, token: str) -> bool:
-        """Whether a token lets this user in here, signed with the key of the tests' roles."""
-        address, _, query = token.partition("/?")
-        signed, _, signature = query.partition("&X-Amz-Signature=")
-        values = dict(parse_qsl(signed))
-        scope = values["X-Amz-Credential"].partition("/")[2]
-        request = f"GET\n/\n{'&'.join(sorted(signed.split('&')))}\nhost:{address}\n\nhost\n{sha256(b'').hexdigest()}"
-        text = f"AWS4-HMAC-SHA256\n{values['X-Amz-Date']}\n{scope}\n{sha256(request.encode()).hexdigest()}"
-        return (
-            (address, values["Action"], values["DBUser"]) == (self.address, "connect", user)
-            and scope.split("/")[2] == "rds-db"
-            and signature == tap_stack.sign(text, self.secret_key, scope)
-        )
-
-
-def bind_request(message: bytes) -> tuple[int, str, str]:
-    """Number, name and password of a simple bind."""
-
-    def value(data: bytes) -> tuple[bytes, bytes]:
-        """The first value of a BER encoding, and what follows it."""
-        size, start = data[1], 2
-        if size & 0x80:
-            start += size & 0x7F
-            size = int.from_bytes(data[2:start])
-        return data[start : start + size], data[start + size :]
-
-    envelope, _ = value(message)
-    number, rest = value(envelope)
-    bind, _ = value(rest)
-    _, rest = value(bind)  # the version
-    name, rest = value(rest)
-    return int.from_bytes(number), name.decode(), value(rest)[0].decode()
 
 
 def pem(key: Any) -> bytes:
@@ -274,4 +180,4 @@ def certificate(
     return builder.sign(issuer_key or key, hashes.SHA256()), key
 
 
-__all__ = ["SECRET_KEY", "Postgres", "binaries", "certificate", "free_port", "pem"]
+__all__ = ["SECRET_KEY", "Postgres", "certificate", "free_port", "pem"]

@@ -26,11 +26,8 @@ from taplocal import access
 from taplocal.access import Response
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
-from tests.local.postgres import Postgres, binaries, certificate, free_port
+from tests.local.postgres import Postgres, certificate, free_port
 
-pytestmark = pytest.mark.skipif(
-    binaries() is None, reason="there is no PostgreSQL: apt-get install postgresql"
-)
 LONGEST = tap_stack.DATABASE_SECONDS + tap_stack.CONNECT_TIMEOUT_SECONDS + 4
 
 
@@ -39,7 +36,7 @@ def postgres(deployed: Session) -> Iterator[Postgres]:
     """A server that runs for the tests of this file."""
     with tempfile.TemporaryDirectory() as folder:  # pytest's own only its user may enter
         created = Postgres(Path(folder))
-        created.tokens.secret_key = deployed.cloud.emulator.secret_key
+        created.secret_key = deployed.cloud.emulator.secret_key
         yield created
         created.close()
 
@@ -197,10 +194,8 @@ def test_a_crash_of_the_database_under_load_loses_nothing(
 ) -> None:
     with load(web) as results:
         time.sleep(1)
-        postgres.stop("immediate")
-        time.sleep(1.5)
-        postgres.start()
-        time.sleep(2)
+        postgres.run(postgres.database.crash())
+        time.sleep(3)
     assert results["lost"] == []
     assert results["statuses"][200] > 50
     assert set(results["statuses"]) <= {200, 503}
@@ -215,17 +210,17 @@ def test_it_comes_as_a_role_of_its_own_that_may_do_no_more_than_it_does(
         time.sleep(0.5)
         # The master's password is rotated, and no secret has the new one: nobody notices.
         postgres.password = uuid.uuid4().hex
-        postgres.execute(f"ALTER ROLE master PASSWORD '{postgres.password}'", password=web.password)
+        postgres.run(postgres.database.set_password(postgres.password))
         others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'"
         assert len(postgres.execute(others)) > 0
         time.sleep(1)
     assert set(results["statuses"]) == {200}
     assert results["longest"] < LONGEST
     assert recorded(postgres, results["visits"]) == results["visits"]
-    assert set(postgres.tokens.users) == {"app"}
+    assert set(postgres.users) == {"app"}
     for forbidden in ("DELETE FROM visits", "CREATE TABLE more ()", "SELECT * FROM pg_authid"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            postgres.execute(f"SET ROLE app; {forbidden}")
+            postgres.as_owner(f"SET ROLE app; {forbidden}")
 
 
 def test_a_token_of_another_key_is_refused(deployed: Session, postgres: Postgres, tmp_path: Path) -> None:  # fmt: skip
@@ -242,7 +237,7 @@ def test_health_never_fails_while_many_clients_wait_for_a_database_that_is_down(
 ) -> None:
     with load(web, clients=60) as results:
         time.sleep(1)
-        postgres.freeze() if hangs else postgres.stop("immediate")
+        postgres.freeze() if hangs else postgres.stop()
         started, longest = time.monotonic(), 0.0
         while time.monotonic() < started + 15:
             asked = time.monotonic()
@@ -259,7 +254,7 @@ def test_health_never_fails_while_many_clients_wait_for_a_database_that_is_down(
 def test_without_a_database_it_lives_and_says_so_in_time(
     web: Application, postgres: Postgres
 ) -> None:
-    postgres.stop("fast")
+    postgres.stop()
     try:
         started = time.monotonic()
         response = web.get("/readyz")

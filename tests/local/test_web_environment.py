@@ -1,0 +1,240 @@
+"""The web environment runs: load balancer, instances, database; broken in all ways, under load."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from demo.web import WebEnvironment, refused, wait_until
+from taplocal import session, web
+from taplocal.session import Session
+from tests.local.conftest import ROOT
+
+KILLS = int(os.environ.get("WEB_KILLS", "4"))
+CLIENTS = 4
+
+
+@pytest.fixture(scope="module")
+def environment(deployed: Session) -> Iterator[WebEnvironment]:
+    """The environment, which has one instance again afterwards."""
+    found = WebEnvironment(deployed)
+    yield found
+    found.resize(1)
+
+
+@pytest.fixture
+def running(environment: WebEnvironment) -> WebEnvironment:
+    """The environment with two instances, of which no policy takes one away."""
+    assert len(environment.resize(2)) == 2
+    return environment
+
+
+def test_what_is_registered_is_what_runs(running: WebEnvironment) -> None:
+    elb = running.client("elbv2")
+    (group,) = elb.describe_target_groups(TargetGroupArns=[running.targets])["TargetGroups"]
+    checked = [group[f"{key}Count"] for key in ("HealthyThreshold", "UnhealthyThreshold")]
+    assert [group["HealthCheckIntervalSeconds"], *checked] == [10, 2, 3]
+    attributes = elb.describe_target_group_attributes(TargetGroupArn=running.targets)["Attributes"]
+    assert {"Key": "deregistration_delay.timeout_seconds", "Value": "60"} in attributes
+    described = running.described()
+    assert described["TargetGroupARNs"] == [running.targets]
+    assert {each["InstanceId"] for each in described["Instances"]} == set(running.healthy())
+    told = running.scaling.describe_scaling_activities(AutoScalingGroupName=running.group)
+    assert {each["StatusCode"] for each in told["Activities"]} <= {"Successful", "InProgress"}
+    database = running.instance()
+    assert (database["DBInstanceStatus"], database["MultiAZ"]) == ("available", False)
+    assert database["MasterUserSecret"]["SecretArn"] == running.outputs["database_secret_arn"]
+
+
+def test_a_request_is_answered_measured_and_logged(
+    running: WebEnvironment, deployed: Session
+) -> None:
+    with running.visitors() as visitors:
+        wait_until(lambda: len(visitors.acknowledged) > 20)
+    assert not visitors.failures
+    assert visitors.acknowledged <= running.visits()
+    s3 = deployed.cloud.client("s3")
+    balancer = running.client("elbv2").describe_load_balancers()["LoadBalancers"][0]
+    attributes = running.client("elbv2").describe_load_balancer_attributes(
+        LoadBalancerArn=balancer["LoadBalancerArn"]
+    )["Attributes"]
+    bucket = next(x["Value"] for x in attributes if x["Key"] == "access_logs.s3.bucket")
+    account = balancer["LoadBalancerArn"].split(":")[4]
+    prefix = f"balancer/AWSLogs/{account}/elasticloadbalancing/{deployed.cloud.region}/"
+
+    def lines() -> list[str]:
+        found = s3.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
+        bodies = (s3.get_object(Bucket=bucket, Key=each["Key"])["Body"].read() for each in found)
+        return [line for body in bodies for line in gzip.decompress(body).decode().splitlines()]
+
+    assert wait_until(
+        lambda: sum("PUT http" in line for line in lines()) >= len(visitors.acknowledged)
+    )
+    assert len({line.split()[4] for line in lines() if "PUT http" in line}) >= 2  # both targets
+    metrics = deployed.cloud.client("cloudwatch").list_metrics(Namespace="AWS/ApplicationELB")[
+        "Metrics"
+    ]
+    assert {"RequestCount", "TargetResponseTime", "HealthyHostCount"} <= {
+        x["MetricName"] for x in metrics
+    }
+
+
+def test_the_database_refuses_who_should_not_come(running: WebEnvironment) -> None:
+    assert running.visits() is not None
+    wrong = (
+        {"sslmode": "disable"},
+        {"host": "other.example.com"},
+        {"password": "guessed"},
+        {"user": "app", "password": "guessed"},
+        {"user": "nobody"},
+    )
+    for options in wrong:
+        assert refused(lambda options=options: running.visits(**options)) == "refused", options  # type: ignore[misc]
+
+
+def test_an_instance_has_its_own_rights_alone(running: WebEnvironment, deployed: Session) -> None:
+    """Its role reads its own secret and connects as the application, and no more."""
+    role = deployed.cloud.client("iam").get_role(RoleName=running.group)["Role"]["Arn"]
+    keys = deployed.cloud.client("sts").assume_role(RoleArn=role, RoleSessionName="tests")[
+        "Credentials"
+    ]
+    import boto3
+
+    own = boto3.Session(
+        keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], deployed.cloud.region
+    )
+    url = deployed.cloud.emulator.url
+    secrets = own.client("secretsmanager", endpoint_url=url)
+    assert secrets.get_secret_value(SecretId=running.outputs["database_secret_arn"])
+    foreign = deployed.cloud.client("secretsmanager").create_secret(
+        Name="foreign", SecretString="x"
+    )["ARN"]
+    attempts: tuple[Callable[[], Any], ...] = (
+        lambda: secrets.get_secret_value(SecretId=foreign),
+        lambda: own.client("dynamodb", endpoint_url=url).list_tables(),
+        lambda: own.client("ec2", endpoint_url=url).describe_instances(),
+    )
+    for attempt in attempts:
+        with pytest.raises(Exception, match=r"AccessDenied|UnauthorizedOperation|not authorized"):
+            attempt()
+    endpoint = running.instance()["Endpoint"]
+    for user, expected in (("app", "app"), ("master", "refused")):
+        token = own.client("rds").generate_db_auth_token(
+            endpoint["Address"], endpoint["Port"], user
+        )
+
+        def who(user: str = user, token: str = token) -> str:
+            with running.connect(user=user, password=token) as connection:
+                return str(connection.execute("SELECT current_user").fetchall()[0][0])
+
+        assert (who() if expected == "app" else refused(who)) == expected
+    deployed.cloud.client("secretsmanager").delete_secret(
+        SecretId=foreign, ForceDeleteWithoutRecovery=True
+    )
+
+
+def test_versions_roll_under_load_and_a_bad_one_goes_back(running: WebEnvironment) -> None:
+    mixed = running.described()["MixedInstancesPolicy"]["LaunchTemplate"]
+    first, before = mixed["LaunchTemplateSpecification"]["Version"], set(running.healthy())
+    good = running.new_version(lambda script: script.replace("visits.", "visits!"))
+    bad = running.new_version(lambda script: f"echo something is missing\nexit 1\n{script}")
+    with running.visitors() as visitors:
+        assert running.refresh(good)["Status"] == "Successful"
+        assert "visits!" in running.page()
+        assert before.isdisjoint(running.healthy())
+        ended = running.refresh(bad)
+        assert ended["Status"] == "RollbackSuccessful"
+        assert "something is missing" in ended["StatusReason"]
+        assert running.refresh(first)["Status"] == "Successful"
+        assert "visits." in running.page()
+    assert not visitors.failures
+    assert len(visitors.acknowledged) > 20
+    assert visitors.acknowledged <= running.visits()
+
+
+def test_an_instance_is_replaced_when_somebody_says_so(running: WebEnvironment) -> None:
+    sick, ended = running.healthy()
+    with running.visitors() as visitors:
+        running.scaling.set_instance_health(InstanceId=sick, HealthStatus="Unhealthy")
+        running.scaling.terminate_instance_in_auto_scaling_group(
+            InstanceId=ended, ShouldDecrementDesiredCapacity=False
+        )
+        assert wait_until(
+            lambda: len(running.healthy()) == 2 and not {sick, ended} & set(running.healthy())
+        )
+    assert set(visitors.failures) <= {"503"}  # while both were away at once
+    assert visitors.acknowledged <= running.visits()
+
+
+def test_a_snapshot_brings_deleted_rows_back(running: WebEnvironment) -> None:
+    with running.visitors() as visitors:
+        wait_until(lambda: len(visitors.acknowledged) > 5)
+    name = f"tests-{random.randrange(10**9)}"  # noqa: S311
+    running.snapshot(name)
+    before = running.visits()
+    with running.connect() as connection:
+        connection.execute("DELETE FROM visits")
+    assert running.visits() == set()
+    running.rds.restore_db_instance_from_db_snapshot(
+        DBInstanceIdentifier=name, DBSnapshotIdentifier=name
+    )
+    assert running.available(name)
+    assert running.visits(name) == before >= visitors.acknowledged
+    running.rds.delete_db_instance(DBInstanceIdentifier=name, SkipFinalSnapshot=True)
+    running.rds.delete_db_snapshot(DBSnapshotIdentifier=name)
+    home = web.home(running.folder)
+    assert wait_until(
+        lambda: (
+            not (home / "snapshots" / name).exists()
+            and len(list((home / "databases").iterdir())) == 1
+        )
+    )
+
+
+def test_a_password_rotates_and_the_database_restarts_under_load(running: WebEnvironment) -> None:
+    old = running.secret()["password"]
+    with running.visitors() as visitors:
+        arn = running.outputs["database_secret_arn"]
+        running.client("secretsmanager").rotate_secret(SecretId=arn)
+        assert wait_until(lambda: running.secret()["password"] != old)
+        with pytest.raises(psycopg.OperationalError):
+            running.visits(password=old)
+        running.rds.reboot_db_instance(DBInstanceIdentifier=running.database)
+        assert running.available()
+    assert visitors.acknowledged <= running.visits()
+
+
+def test_capacity_follows_the_load_and_nobody_notices(running: WebEnvironment) -> None:
+    running.resize(1)
+    with running.visitors(clients=8, pause=0) as visitors:  # far more than 3,000 a minute
+        assert wait_until(lambda: len(running.healthy()) == 2)
+    assert wait_until(lambda: len(running.healthy()) == 1)  # after 15 minutes of quiet, in seconds
+    assert not visitors.failures
+    assert len(running.resize(2)) == 2
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_killed_at_any_moment_it_ends_well(running: WebEnvironment, number: int) -> None:
+    """`kill -9` of a part under load, then `up`: it serves, and no acknowledged visit is lost."""
+    chosen = random.Random(number)  # noqa: S311
+    part = ("supervisor", "gunicorn", "postgres", "emulator")[number % 4]
+    with running.visitors(CLIENTS) as visitors:
+        time.sleep(chosen.random())
+        if part == "supervisor":
+            os.kill(int((running.folder / web.FOLDER / "lock").read_text()), 9)
+        elif part == "emulator":
+            os.kill(session.opened(ROOT, "dev", running.folder).cloud.emulator.pid, 9)
+        else:
+            assert running.kill(part)
+        time.sleep(chosen.random())
+        session.up(ROOT, "dev", folder=running.folder, say=lambda _: None, report=lambda _: None)
+    assert wait_until(lambda: len(running.healthy()) == 2)
+    assert visitors.acknowledged <= running.visits()
+    assert "visits" in running.page()
