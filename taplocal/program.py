@@ -14,7 +14,9 @@ import gc
 import os
 import pickle
 import runpy
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -218,6 +220,23 @@ async def _wait_for_rpcs() -> None:
         await asyncio.gather(*waiting)
     if manager.unhandled_exception:
         raise manager.unhandled_exception.with_traceback(manager.exception_traceback)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Has Ctrl-C end the run: asyncio's own handler cancels a task, which Pulumi may ignore."""
+
+    def interrupt(*_signal: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

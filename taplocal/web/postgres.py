@@ -751,7 +751,7 @@ def nearest(version: str) -> str:
         binaries(major(version))
         return version
     except DatabaseError:
-        found = [each for each in ("17", "18", "16", "15") if _has(each)]
+        found = [each for each in ("17", "18") if _has(each)]
         if not found:
             raise
         log.warning("PostgreSQL %s is not on this machine: %s runs instead", version, found[0])

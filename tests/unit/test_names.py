@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ministack.services import dynamodb
 
 from taplocal.errors import TapLocalError
 from taplocal.server import names
+
+#: Its thread sleeps, whatever other tests make of time.sleep.
+dynamodb.time = SimpleNamespace(**vars(time))
 
 
 def lines() -> list[list[str]]:
