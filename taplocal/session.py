@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from taplocal import emulator as emulators
-from taplocal import keeper
+from taplocal import keeper, web
 from taplocal.cloud import Cloud
 from taplocal.emulator import Emulator
 from taplocal.errors import TapLocalError, of_folder
@@ -194,15 +194,24 @@ def stop(program: Path, folder: Path | None = None) -> list[str]:
 
 
 def snapshot(program: Path, name: str, folder: Path | None = None) -> Path:
-    """Copies the data of all environments as they are now, under a name; returns the copy."""
+    """Copies the data of all environments as they are now, under a name; returns the copy.
+
+    With databases everything is stopped for a moment: their files are copied as they are.
+    """
     folder = (folder or folder_of(program)).resolve()
     emulator, target = _own(folder), _snapshot_path(folder, name)
     if target.exists():
         raise TapLocalError(f"there is a snapshot {name}: choose another name, or delete {target}")
     keeper.wait(folder, emulator.running)
     with locked(folder):
+        stops = web.has_data(web.home(folder)) and emulator.running()
+        if stops:
+            emulators.kill(folder, emulator.pid)
         keeper.copy(folder, target / keeper.STATE)
+        web.copy(web.home(folder), target / web.FOLDER)
         shutil.copyfile(folder / emulators.RECORD, target / emulators.RECORD)
+        if stops:
+            _start(folder, emulator)
     return target
 
 
@@ -216,11 +225,16 @@ def restore(program: Path, name: str, folder: Path | None = None) -> list[str]:
     with locked(folder):
         emulators.stop(folder)
         shutil.copytree(source / keeper.STATE, folder / keeper.STATE, symlinks=True)
+        web.copy(source / web.FOLDER, web.make_home(folder))
         keeper.go_back(folder)
-        environments = deployed_environments(folder)
-        region = State(state_path(folder, environments[0])).region
-        emulators.start(folder, region, emulators.recorded(source))
-    return environments
+        _start(folder, emulators.recorded(source))
+    return deployed_environments(folder)
+
+
+def _start(folder: Path, last: Emulator | None) -> None:
+    """Starts the emulator again, in the region of what is deployed."""
+    region = State(state_path(folder, deployed_environments(folder)[0])).region
+    emulators.start(folder, region, last)
 
 
 def _own(folder: Path) -> Emulator:

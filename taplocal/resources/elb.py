@@ -127,21 +127,24 @@ class TargetGroup(Tagged):
 
     @staticmethod
     def _health_check(inputs: Inputs) -> dict[str, Any]:
-        check = inputs["healthCheck"]
-        return {
-            "HealthCheckPath": check["path"],
-            "HealthCheckIntervalSeconds": check["interval"],
-            "HealthCheckTimeoutSeconds": check["timeout"],
-            "HealthyThresholdCount": check["healthyThreshold"],
-            "UnhealthyThresholdCount": check["unhealthyThreshold"],
-            "Matcher": {"HttpCode": check["matcher"]},
-        }
+        check = inputs.get("healthCheck", {})
+        matcher = check.get("matcher")
+        return given(
+            HealthCheckPath=check.get("path"),
+            HealthCheckIntervalSeconds=check.get("interval"),
+            HealthCheckTimeoutSeconds=check.get("timeout"),
+            HealthyThresholdCount=check.get("healthyThreshold"),
+            UnhealthyThresholdCount=check.get("unhealthyThreshold"),
+            Matcher={"HttpCode": matcher} if matcher else None,
+        )
 
     @staticmethod
     def _modify_attributes(cloud: Cloud, arn: str, inputs: Inputs) -> None:
         attributes = {
-            "deregistration_delay.timeout_seconds": inputs["deregistrationDelay"],
-            "load_balancing.algorithm.type": inputs["loadBalancingAlgorithmType"],
+            "deregistration_delay.timeout_seconds": inputs.get("deregistrationDelay", 300),
+            "load_balancing.algorithm.type": inputs.get(
+                "loadBalancingAlgorithmType", "round_robin"
+            ),
         }
         cloud.client("elbv2").modify_target_group_attributes(
             TargetGroupArn=arn,

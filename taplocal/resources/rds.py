@@ -89,13 +89,14 @@ class ParameterGroup(RdsResource):
             {
                 "ParameterName": each["name"],
                 "ParameterValue": each["value"],
-                "ApplyMethod": each["applyMethod"],
+                "ApplyMethod": each.get("applyMethod", "immediate"),
             }
-            for each in inputs["parameters"]
+            for each in inputs.get("parameters", [])
         ]
-        cloud.client("rds").modify_db_parameter_group(
-            DBParameterGroupName=inputs["name"], Parameters=values
-        )
+        if values:
+            cloud.client("rds").modify_db_parameter_group(
+                DBParameterGroupName=inputs["name"], Parameters=values
+            )
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("rds").delete_db_parameter_group(DBParameterGroupName=resource_id)
@@ -165,7 +166,9 @@ class Instance(RdsResource):
             "address": address,
             "endpoint": f"{address}:{found['Endpoint']['Port']}",
             "resourceId": made["DBInstance"]["DbiResourceId"],
-            "masterUserSecrets": [{"secretArn": found["MasterUserSecret"]["SecretArn"]}],
+            "masterUserSecrets": [
+                {"secretArn": each["SecretArn"]} for each in [found.get("MasterUserSecret")] if each
+            ],
         }
 
     def update(

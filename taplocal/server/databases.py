@@ -60,7 +60,8 @@ def begin(instance: Json, parameters: Json, key: str = "") -> None:
         )
         instance["MasterUserSecret"] = {"SecretArn": arn, "SecretStatus": "active"}
     else:
-        instance["_MasterUserPassword"] = rds._p(parameters, "MasterUserPassword") or key
+        given = rds._p(parameters, "MasterUserPassword") or key
+        instance["_MasterUserPassword"] = given or secrets.token_urlsafe(24)
 
 
 def secret_text(instance: Json) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 FOLDER = "web"  # below the data folder
 LOG = "web.log"  # in the data folder: what the supervisor says
 STOP_SECONDS = 10.0
+DATA = ("databases", "snapshots")
 ROOTS = Path("/var/lib/taplocal")
 
 
@@ -35,6 +38,20 @@ def make_home(folder: Path) -> Path:
     if path.is_relative_to(ROOTS):
         ROOTS.chmod(0o711)
     return path
+
+
+def has_data(home_: Path) -> bool:
+    """Whether there are databases or snapshots of them."""
+    return any(path for part in DATA for path in (home_ / part).glob("*"))
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies the data of stopped databases, with their owners; what is there is replaced."""
+    target.mkdir(parents=True, exist_ok=True)
+    for part in ("authority", *DATA):
+        if (source / part).exists():
+            shutil.rmtree(target / part, ignore_errors=True)
+            subprocess.run(["cp", "-Rp", source / part, target], check=True)  # noqa: S607
 
 
 def lock(folder: Path) -> int:

@@ -44,6 +44,7 @@ SECONDS = 60  # a guard against hanging; recovery after a crash takes its time
 PAUSE = 0.02
 CONNECTIONS = 100  # at most, on a laptop
 LOG_BYTES = 10_000_000
+LOCALE = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8")  # there since 17
 LONGEST_FOLDER = 80  # bytes; with the socket's name less than macOS's 104
 PORTS = {"a": 5432, "b": 5433}  # only part of a socket's name
 STANDBY, STANDBY_SECONDS = "standby", 1
@@ -367,7 +368,7 @@ class Database:
                 await self.primary.command(
                     "initdb",
                     *("-D", self.primary.data, "-U", ADMIN, "-A", "trust", "-E", "UTF8"),
-                    *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+                    *("--locale=C", *(LOCALE if int(self.primary.version) >= 17 else ())),
                 )
             await self._open(password)
         return None

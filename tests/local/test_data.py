@@ -335,7 +335,7 @@ def test_an_emulator_of_another_version_is_one_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after an upgrade of MiniStack that changed a private function."""
-    table = names.TABLE.read_text().replace("files ", "files x")
+    table = names.TABLE.read_text().replace("files ", "files x", 1)
     line = next(x for x in table.splitlines() if "lambda_svc._execute_function" in x)
     (tmp_path / "names.txt").write_text(table.replace(line, f"{line}x"))
     program = tmp_path / "ministack_other.py"

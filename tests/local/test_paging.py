@@ -14,6 +14,8 @@ from taplocal.session import Session
 from tests.local.conftest import Call, assert_problem
 from tests.local.test_policies import KEY
 
+pytestmark = pytest.mark.usefixtures("unthrottled")
+
 
 def linked(caller: Call, path: str) -> list[list[str]]:
     """The ids on each page of a list, by the links of its pages."""
@@ -58,8 +60,6 @@ def test_the_paging_key_is_made_by_the_rotation_and_stored_as_a_secret(deployed:
 PROGRAM = """
 import pulumi
 import tap_stack
-
-pytestmark = pytest.mark.usefixtures("unthrottled")
 
 tap_stack.PAGING_KEY_INPUTS = {{**tap_stack.PAGING_KEY_INPUTS, "description": {description!r}}}
 args = tap_stack.TapStackArgs(environment_suffix="dev-paging", systems=["api"])

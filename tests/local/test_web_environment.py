@@ -198,6 +198,20 @@ def test_a_snapshot_brings_deleted_rows_back(running: WebEnvironment) -> None:
     )
 
 
+def test_a_snapshot_of_everything_has_the_database(running: WebEnvironment) -> None:
+    with running.visitors() as visitors:
+        wait_until(lambda: len(visitors.acknowledged) > 5)
+    before, name = running.visits(), f"all-{random.randrange(10**9)}"  # noqa: S311
+    session.snapshot(ROOT, name, running.folder)
+    assert wait_until(lambda: len(running.healthy()) == 2)
+    assert running.visits() == before >= visitors.acknowledged
+    with running.connect() as connection:
+        connection.execute("DELETE FROM visits")
+    session.restore(ROOT, name, running.folder)
+    assert wait_until(lambda: len(running.healthy()) == 2)
+    assert running.visits() == before
+
+
 def test_a_password_rotates_and_the_database_restarts_under_load(running: WebEnvironment) -> None:
     old = running.secret()["password"]
     with running.visitors() as visitors:
