@@ -44,7 +44,7 @@ SECONDS = 60  # a guard against hanging; recovery after a crash takes its time
 PAUSE = 0.02
 CONNECTIONS = 100  # at most, on a laptop
 LOG_BYTES = 10_000_000
-LOCALE = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8")  # there since 17
+KNOWN = ("17", "18")  # major versions, the wheel's first
 LONGEST_FOLDER = 80  # bytes; with the socket's name less than macOS's 104
 PORTS = {"a": 5432, "b": 5433}  # only part of a socket's name
 STANDBY, STANDBY_SECONDS = "standby", 1
@@ -368,7 +368,7 @@ class Database:
                 await self.primary.command(
                     "initdb",
                     *("-D", self.primary.data, "-U", ADMIN, "-A", "trust", "-E", "UTF8"),
-                    *("--locale=C", *(LOCALE if int(self.primary.version) >= 17 else ())),
+                    *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
                 )
             await self._open(password)
         return None
@@ -747,16 +747,14 @@ def binaries(version: str) -> Path:
 
 @cache
 def nearest(version: str) -> str:
-    """The major version that is here: the one that is wanted, else the wheel's, which is said."""
-    try:
-        binaries(major(version))
+    """The version that is here, of those that this module knows: the wanted one, or another."""
+    known = [each for each in KNOWN if _has(each)]
+    if major(version) in known:
         return version
-    except DatabaseError:
-        found = [each for each in ("17", "18") if _has(each)]
-        if not found:
-            raise
-        log.warning("PostgreSQL %s is not on this machine: %s runs instead", version, found[0])
-        return found[0]
+    if not known:
+        binaries(KNOWN[0])  # the error
+    log.warning("PostgreSQL %s is not on this machine: %s runs instead", version, known[0])
+    return known[0]
 
 
 def _has(version: str) -> bool:
