@@ -19,7 +19,7 @@ from taplocal.resources.base import (
     pascal,
     tag_map,
 )
-from taplocal.web.fleet import SCALE
+from taplocal.web import SCALE
 
 CAPACITY_SECONDS = 300  # a guard against hanging: an instance takes one or two
 CAPACITY_FAILURES = 3  # launches that failed; AWS goes on until waitForCapacityTimeout

@@ -18,6 +18,8 @@ from ministack.core import iam_evaluator, rds_iam
 from ministack.core.responses import get_account_id, get_region, request_scope
 from ministack.services import rds, secretsmanager
 
+from taplocal.server.rights import denial
+
 Json = dict[str, Any]
 SECRET = "rds!db-"  # noqa: S105 - how the name of the secret begins
 #: Account and region -> ids of databases and ARNs of snapshots whose files are to be deleted.
@@ -301,16 +303,6 @@ def valid_token(identifier: str, region: str, user: str, token: str) -> bool:
         principal = iam_evaluator.resolve_principal(verified.access_key_id, account)
         if isinstance(principal, iam_evaluator.AuthError):
             return False
-        if principal.policies is None:  # root
-            return True
-        context = iam_evaluator.EvalContext(
-            principal_arn=principal.arn,
-            principal_type=principal.type,
-            principal_account=principal.account,
-            action="rds-db:connect",
-            resource_arn=f"arn:aws:rds-db:{region}:{account}:dbuser:{instance['DbiResourceId']}/{user}",
-            region=region,
-            principal_keys=principal.keys,
-        )
-        result = iam_evaluator.evaluate(context, principal.policies, *principal.limits)
-        return bool(result.decision == "Allow")
+        who = f"dbuser:{instance['DbiResourceId']}/{user}"
+        resource = f"arn:aws:rds-db:{region}:{account}:{who}"
+        return denial(principal, "rds-db:connect", resource) is None

@@ -9,21 +9,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from ministack.services import autoscaling, ec2, iam
 
+from taplocal.web.fleet import ACTIVITIES, stamp
+
 Json = dict[str, Any]
-#: What DescribeAutoScalingGroups shows of a record beside what MiniStack keeps.
-NUMBERS = ("MinSize", "MaxSize", "DesiredCapacity", "HealthCheckGracePeriod", "DefaultCooldown")
 OPEN = ("Pending", "InProgress", "Baking", "RollbackInProgress", "Cancelling")
-ACTIVITIES = 100  # kept of a group
-
-
-def now() -> str:
-    """The time as Auto Scaling writes it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
 def answer(operation: str, **result: Any) -> Any:
@@ -134,14 +127,14 @@ def start_refresh(parameters: Json) -> Any:
         "InstanceRefreshId": str(uuid.uuid4()),
         "AutoScalingGroupName": group["AutoScalingGroupName"],
         "Status": "Pending",
-        "StartTime": now(),
+        "StartTime": stamp(),
         "PercentageComplete": 0,
         "InstancesToUpdate": len(group["Instances"]),
         "Preferences": preferences,
         "DesiredConfiguration": wanted or {},
     }
     if not runs(group):  # records have any version at once
-        refresh |= {"Status": "Successful", "PercentageComplete": 100, "EndTime": now()}
+        refresh |= {"Status": "Successful", "PercentageComplete": 100, "EndTime": stamp()}
         bring(group, wanted_version(refresh, specification_of(group)))
     group["InstanceRefreshes"].insert(0, refresh)
     del group["InstanceRefreshes"][ACTIVITIES:]

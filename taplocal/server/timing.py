@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from taplocal.web import SCALE
+
 TIME_SCALE = 100  # times faster than AWS
 METRICS_DELAY = os.environ.get("TAPLOCAL_METRICS_DELAY", "")
 DELAY_SECONDS = float(METRICS_DELAY or 0) / TIME_SCALE  # of metrics
@@ -16,11 +18,9 @@ EVALUATION_SECONDS = MINUTE_SECONDS if METRICS_DELAY else 0  # between two looks
 WARM_SECONDS = 60 / TIME_SCALE if METRICS_DELAY else 0.2  # AWS: a minute or two
 #: A look at a version takes seconds on a busy machine: the guard must not come between two of them.
 GUARD_SCALE = TIME_SCALE / 10 if METRICS_DELAY else TIME_SCALE
-#: The web environment's minute: its instances start in one second, and fleets follow its metrics.
-WEB_SCALE = 60
 WEB_NAMESPACES = ("AWS/ApplicationELB", "AWS/AutoScaling", "AWS/EC2", "AWS/RDS", "CWAgent")
 
 
 def minute_of(namespace: str) -> float:
     """Seconds that a minute of a namespace's metrics takes here."""
-    return 60 / WEB_SCALE if namespace in WEB_NAMESPACES else MINUTE_SECONDS
+    return 60 / SCALE if namespace in WEB_NAMESPACES else MINUTE_SECONDS

@@ -26,7 +26,6 @@ from taplocal.server import databases, metrics, scaling
 from taplocal.server.guard import App, Body, Message, Receive, Send
 
 Json = dict[str, Any]
-PATH = "/_ministack/taplocal/web"
 PROGRAM = Path(__file__).parents[1] / "web" / "supervisor.py"
 LOOK_SECONDS = 0.1
 PREFERRED_PORT = 8080
@@ -41,11 +40,11 @@ class Records:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answers the supervisor; the guard has verified its signature."""
-        if scope["type"] != "http" or not scope["path"].startswith(PATH):
+        if scope["type"] != "http" or not scope["path"].startswith(files.PATH):
             await self.app(scope, receive, send)
             return
         told = json.loads(await Body(receive).read() or b"{}")
-        if scope["path"] == f"{PATH}/token":
+        if scope["path"] == f"{files.PATH}/token":
             result: Json = {"valid": databases.valid_token(**told)}
         else:
             result = self.exchange(told)

@@ -14,6 +14,8 @@ from pathlib import Path
 FOLDER = "web"  # below the data folder
 LOG = "web.log"  # in the data folder: what the supervisor says
 STOP_SECONDS = 10.0
+SCALE = 60  # a minute of AWS takes a second: an instance starts in one, and fleets follow metrics
+PATH = "/_ministack/taplocal/web"  # where supervisor and emulator exchange what is, and is wanted
 DATA = ("databases", "snapshots")
 ROOTS = Path("/var/lib/taplocal")
 

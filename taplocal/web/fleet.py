@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from taplocal.web import SCALE
 from taplocal.web.tracking import Tracking
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
-SCALE = 60  # a minute of AWS takes a second
-ACTIVITIES = 100  # kept, as DescribeScalingActivities shows them
+ACTIVITIES = 100  # kept of a group, and refreshes
 CPUS = 2  # of each of the instance types that the program knows by its defaults
 FAILURES = 3  # launches in a row that end a refresh; AWS does not say how many
 ENDS = ("Successful", "Failed", "Cancelled", "RollbackSuccessful", "RollbackFailed")

@@ -47,7 +47,7 @@ from taplocal.web.balancer import (
     Redirect,
 )
 from taplocal.web.certificates import Authority
-from taplocal.web.fleet import SCALE, Fleet, merged
+from taplocal.web.fleet import Fleet, merged
 from taplocal.web.instances import Instance, Launch
 from taplocal.web.metadata import Metadata
 from taplocal.web.postgres import Database, DatabaseError, Snapshots, Spec, nearest
@@ -56,11 +56,10 @@ from taplocal.web.targets import HealthCheck, Target, TargetGroup
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
-PATH = "/_ministack/taplocal/web"
 EXCHANGE_SECONDS = 0.2
-MEASURE_SECONDS = 60 / SCALE  # a minute of CloudWatch
+MEASURE_SECONDS = 60 / web.SCALE  # a minute of CloudWatch
 CERTIFICATE_SECONDS = 3_600  # between two looks at how long a certificate lasts
-LOG_SECONDS = 5 * 60 / SCALE  # a load balancer writes its access log each five minutes
+LOG_SECONDS = 5 * 60 / web.SCALE  # a load balancer writes its access log each five minutes
 
 
 class Emulator:
@@ -223,7 +222,7 @@ class Supervisor:
                 began = time.monotonic()
                 try:
                     told = self.told()
-                    self.last = await asyncio.to_thread(self.emulator.post, PATH, told)
+                    self.last = await asyncio.to_thread(self.emulator.post, web.PATH, told)
                 except OSError as error:  # it is restarting, or gone: the lifeline says which
                     log.warning("no exchange: %s", error)
                 else:
@@ -283,7 +282,7 @@ class Supervisor:
                 connections = server.database.connections
                 found.append(["AWS/RDS", of, "DatabaseConnections", connections, 1])
         for (_, name), fleet in self.fleets.items():
-            fleet.minute(SCALE * sum(requests.get(x, 0) for x in fleet.target_groups()))
+            fleet.minute(web.SCALE * sum(requests.get(x, 0) for x in fleet.target_groups()))
             of = {"AutoScalingGroupName": name}
             found += [[space, of, key, value, 1] for space, key, value in fleet.measure()]
         return found
@@ -344,7 +343,7 @@ class Supervisor:
     def _database(self, region: str, spec: Spec) -> Database:
         async def verify(_address: str, user: str, token: str) -> bool:
             told = {"identifier": spec.identifier, "region": region, "user": user, "token": token}
-            found = await asyncio.to_thread(self.emulator.post, f"{PATH}/token", told)
+            found = await asyncio.to_thread(self.emulator.post, f"{web.PATH}/token", told)
             return bool(found["valid"])
 
         return Database(
@@ -468,7 +467,7 @@ class Supervisor:
                 each["TargetGroupName"],
                 HealthCheck(
                     each["HealthCheckPath"],
-                    each["HealthCheckIntervalSeconds"] / SCALE,
+                    each["HealthCheckIntervalSeconds"] / web.SCALE,
                     each["HealthCheckTimeoutSeconds"],
                     each["HealthyThresholdCount"],
                     each["UnhealthyThresholdCount"],

@@ -39,6 +39,20 @@ def code(call: Any) -> str:
     return ""
 
 
+def total(cloudwatch: Any, namespace: str, metric: str, dimensions: Mapping[str, str]) -> float:
+    """The sum of a metric in the last minutes."""
+    found = cloudwatch.get_metric_statistics(
+        Namespace=namespace,
+        MetricName=metric,
+        Dimensions=[{"Name": name, "Value": value} for name, value in dimensions.items()],
+        StartTime=datetime.now(UTC) - timedelta(minutes=10),
+        EndTime=datetime.now(UTC) + timedelta(minutes=1),
+        Period=3600,
+        Statistics=["Sum"],
+    )
+    return float(sum(each["Sum"] for each in found["Datapoints"]))
+
+
 def statement(*actions: str, on: str, **more: Any) -> dict[str, Any]:
     """A statement that allows actions."""
     return {"Effect": "Allow", "Action": list(actions), "Resource": on, **more}
@@ -106,16 +120,7 @@ class Small:
     def count(self, metric: str, namespace: str = "AWS/Lambda", **dimensions: str) -> float:
         """The sum of a metric in the last minutes, by default of the function."""
         named = dimensions or {"FunctionName": self.name}
-        found = self.client("cloudwatch").get_metric_statistics(
-            Namespace=namespace,
-            MetricName=metric,
-            Dimensions=[{"Name": name, "Value": value} for name, value in named.items()],
-            StartTime=datetime.now(UTC) - timedelta(minutes=10),
-            EndTime=datetime.now(UTC) + timedelta(minutes=1),
-            Period=3600,
-            Statistics=["Sum"],
-        )
-        return float(sum(each["Sum"] for each in found["Datapoints"]))
+        return total(self.client("cloudwatch"), namespace, metric, named)
 
     def wait_for(self, metric: str, value: float, *namespace: str, **dimensions: str) -> None:
         """Waits until a metric has a value; fails if it never has."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
 from taplocal.session import Session
+from tests.local import small
 
 
 @pytest.fixture
@@ -43,16 +43,7 @@ def item(kilobytes: int, **more: str) -> dict[str, Any]:
 
 def total(deployed: Session, metric: str, table: str, **index: str) -> float:
     named = {"TableName": table, **index}
-    found = deployed.cloud.client("cloudwatch").get_metric_statistics(
-        Namespace="AWS/DynamoDB",
-        MetricName=metric,
-        Dimensions=[{"Name": k, "Value": v} for k, v in named.items()],
-        StartTime=datetime.now(UTC) - timedelta(minutes=10),
-        EndTime=datetime.now(UTC) + timedelta(minutes=1),
-        Period=3600,
-        Statistics=["Sum"],
-    )
-    return float(sum(each["Sum"] for each in found["Datapoints"]))
+    return small.total(deployed.cloud.client("cloudwatch"), "AWS/DynamoDB", metric, named)
 
 
 def test_what_calls_consume_is_in_the_metrics_by_table_and_index(

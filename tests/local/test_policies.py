@@ -7,9 +7,9 @@ from typing import Any
 import boto3
 import pytest
 from botocore.config import Config
-from botocore.exceptions import ClientError
 
 from taplocal.session import Session
+from tests.local.small import code
 
 
 def as_role(deployed: Session, role: str, service: str) -> Any:
@@ -23,15 +23,6 @@ def as_role(deployed: Session, role: str, service: str) -> Any:
     )
     once = Config(retries={"total_max_attempts": 1})
     return session.client(service, endpoint_url=deployed.cloud.emulator.url, config=once)
-
-
-def code(call: Any) -> str:
-    """The error code of a call, or an empty text."""
-    try:
-        call()
-    except ClientError as error:
-        return str(error.response["Error"]["Code"])
-    return ""
 
 
 API, ROTATION, FILES = "tap-stack-api-dev", "tap-stack-rotation-dev", "tap-stack-files-dev"

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from taplocal.session import Session
-from tests.local.test_policies import as_role, code
+from tests.local.small import code
+from tests.local.test_policies import as_role
 
 FUNCTION, DATABASE = "tap-stack-snapshots-dev", "tap-stack-database-dev"
 TAGS = [{"Key": "CreatedBy", "Value": "tap-stack-snapshots-dev"}]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from taplocal.web.fleet import SCALE, Fleet, Json
+from taplocal.web import SCALE
+from taplocal.web.fleet import Fleet, Json
 
 GROUP = "arn:targets"
 
