@@ -480,8 +480,7 @@ class Database:
             await self.snapshot(final_snapshot)
         async with self._doing("deleting", "deleted"):
             await self._end()
-            await remove(self.primary.socket.parent)
-            await remove(self.spec.folder)
+            await discard(self.spec.folder)
 
     # What they have in common.
 
@@ -774,6 +773,13 @@ def _places() -> list[Path]:
 async def remove(path: Path) -> None:
     """Deletes a folder, which can take seconds, if it is there."""
     await output("rm", "-rf", str(path))
+
+
+async def discard(folder: Path) -> bool:
+    """Deletes what a stopped database or a snapshot has; whether nothing of it is left."""
+    await remove(_sockets(folder))
+    await remove(folder)
+    return not folder.exists()
 
 
 async def output(*command: str) -> str:

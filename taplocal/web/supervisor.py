@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import socket
 import sys
 import time
@@ -50,7 +49,7 @@ from taplocal.web.certificates import Authority
 from taplocal.web.fleet import Fleet, merged
 from taplocal.web.instances import Instance, Launch
 from taplocal.web.metadata import Metadata
-from taplocal.web.postgres import Database, DatabaseError, Snapshots, Spec, nearest
+from taplocal.web.postgres import Database, DatabaseError, Snapshots, Spec, discard, nearest
 from taplocal.web.processes import Processes
 from taplocal.web.targets import HealthCheck, Target, TargetGroup
 
@@ -186,6 +185,12 @@ class Server:
             log.error("%s: %s: %s", database.spec.identifier, kind, error)
             self.done[task["id"]] = str(error)
 
+    async def end(self) -> None:
+        """Stops it, after what it is doing."""
+        if self.work:
+            await self.work
+        await self.database.stop()
+
     def report(self) -> Json:
         """What is there, for the records."""
         busy = self.work is not None and not self.work.done()
@@ -236,7 +241,7 @@ class Supervisor:
         """Ends everything: connections, instances, then databases."""
         await self.balancer.close()
         await asyncio.gather(*(each.end() for each in self.fleets.values()))
-        await asyncio.gather(*(each.database.stop() for each in self.servers.values()))
+        await asyncio.gather(*(each.end() for each in self.servers.values()))
 
     def told(self) -> Json:
         """What is there, by region."""
@@ -293,12 +298,12 @@ class Supervisor:
             arn: {target: list(state) for target, state in states.items()}
             for arn, states in self.balancer.health().items()
         }
+        await self._end_unwanted(wanted)
         for region, each in wanted.items():
-            self._apply_databases(region, each["databases"])
+            await self._apply_databases(region, each["databases"])
         if not any(each.status == "creating" for each in self.servers.values()):
             for region, each in wanted.items():
                 self._apply_groups(region, each, health)
-        await self._end_unwanted(wanted)
         try:
             await self.balancer.apply(
                 [x for region, each in wanted.items() for x in self._balancers(each)],
@@ -311,18 +316,17 @@ class Supervisor:
             self.wrong = str(error)
         await self._deliver_logs(wanted)
 
-    def _apply_databases(self, region: str, wanted: Json) -> None:
+    async def _apply_databases(self, region: str, wanted: Json) -> None:
         for name, each in wanted["instances"].items():
             key = region, name
             spec = self._spec(name, each)
-            if key not in self.servers or self.servers[key].database.spec.folder != spec.folder:
+            if key not in self.servers:
                 self.servers[key] = Server(self._database(region, spec))
             self.servers[key].look(each, spec)
-        used = {each.database.spec.folder.name for each in self.servers.values()}
-        for each in [each for each in wanted["gone"] if each not in used]:
+        for each in wanted["gone"]:
             kind = "snapshots" if each.startswith("arn:") else "databases"
-            shutil.rmtree(self.folder / kind / each.rpartition(":")[2], ignore_errors=True)
-            self.deleted.setdefault(region, []).append(each)
+            if await discard(self.folder / kind / each.rpartition(":")[2]):
+                self.deleted.setdefault(region, []).append(each)
 
     def _spec(self, name: str, each: Json) -> Spec:
         values = each["parameters"].items()
@@ -400,13 +404,14 @@ class Supervisor:
         groups = {(region, name) for region, each in wanted.items() for name in each["groups"]}
         for key in [key for key in self.fleets if key not in groups]:
             await self.fleets.pop(key).end()
-        names = {
-            (region, name)
+        ids = {
+            (region, name): database["resource_id"]
             for region, each in wanted.items()
-            for name in each["databases"]["instances"]
+            for name, database in each["databases"]["instances"].items()
         }
-        for key in [key for key in self.servers if key not in names]:
-            await self.servers.pop(key).database.stop()  # its files go when RDS says so
+        for key, server in list(self.servers.items()):
+            if ids.get(key) != server.database.spec.folder.name:  # deleted, or made anew
+                await self.servers.pop(key).end()  # its files go when RDS says so
 
     def _balancers(self, wanted: Json) -> list[LoadBalancer]:
         found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import random
 import time
@@ -15,6 +16,7 @@ import pytest
 from demo.web import WebEnvironment, refused, wait_until
 from taplocal import session, web
 from taplocal.session import Session
+from taplocal.web.processes import RECORD
 from tests.local.conftest import ROOT
 
 KILLS = int(os.environ.get("WEB_KILLS", "4"))
@@ -189,13 +191,29 @@ def test_a_snapshot_brings_deleted_rows_back(running: WebEnvironment) -> None:
     assert running.visits(name) == before >= visitors.acknowledged
     running.rds.delete_db_instance(DBInstanceIdentifier=name, SkipFinalSnapshot=True)
     running.rds.delete_db_snapshot(DBSnapshotIdentifier=name)
-    home = web.home(running.folder)
-    assert wait_until(
-        lambda: (
-            not (home / "snapshots" / name).exists()
-            and len(list((home / "databases").iterdir())) == 1
+    assert one_is_left(running)
+    assert wait_until(lambda: not (web.home(running.folder) / "snapshots" / name).exists())
+
+
+def one_is_left(running: WebEnvironment) -> bool:
+    """Waits until the files of the stack's own database are the only ones."""
+    databases = web.home(running.folder) / "databases"
+    own = running.instance()["DbiResourceId"]
+    return bool(wait_until(lambda: [each.name for each in databases.iterdir()] == [own]))
+
+
+def test_a_database_made_anew_under_its_name_leaves_nothing(running: WebEnvironment) -> None:
+    name, master = f"tests-{random.randrange(10**9)}", {"MasterUsername": "master"}  # noqa: S311
+    master["MasterUserPassword"] = "0123456789"
+    for _ in range(3):
+        running.rds.create_db_instance(
+            DBInstanceIdentifier=name, DBInstanceClass="db.t4g.micro", Engine="postgres", **master
         )
-    )
+        assert running.available(name)
+        running.rds.delete_db_instance(DBInstanceIdentifier=name, SkipFinalSnapshot=True)
+    assert one_is_left(running)
+    record = json.loads((web.home(running.folder) / RECORD).read_text())
+    assert sum("/postgres -D" in command for command in record.values()) == 1
 
 
 def test_a_snapshot_of_everything_has_the_database(running: WebEnvironment) -> None:
