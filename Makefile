@@ -85,4 +85,5 @@ $(VENV)/.uv:
 
 $(VENV)/.%: requirements-%.txt | $(VENV)/.uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r $<
+	ln -sf ../../ops/taplocal $(BIN)/taplocal
 	touch $@

@@ -283,9 +283,10 @@ class Demonstration:
             "--json",
             *options,
         ]
-        done = subprocess.run(
-            command_line, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
-        )
+        with self.report.silent():  # its progress is on standard error
+            done = subprocess.run(
+                command_line, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+            )
         if done.returncode:
             raise TapLocalError(f"`taplocal {command}` failed")
         return json.loads(done.stdout)

@@ -29,13 +29,12 @@ from ops.redrive import redrive as redrive_messages  # noqa: E402
 from taplocal import access, session, web  # noqa: E402
 from taplocal.console import Console  # noqa: E402
 from taplocal.errors import InterruptError, TapLocalError, of_folder  # noqa: E402
-from taplocal.project import Project  # noqa: E402
+from taplocal.project import Project, nearest  # noqa: E402
 from taplocal.session import Session  # noqa: E402
 from taplocal.sources import Sources  # noqa: E402
 
 app = typer.Typer(
     help="The local cloud: tap-stack on an embedded AWS, without Docker or an account.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -45,14 +44,21 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 Env = Annotated[
     str,
     typer.Option(
-        help="Environment: dev, staging or prod, or one of them with a name behind it: dev-jane."
+        help="Environment: dev, staging or prod, or one of them with a name behind it: dev-jane.",
+        autocompletion=lambda: ["dev", "staging", "prod"],
     ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON value and nothing else to standard output.")
 ]
 Program = Annotated[
-    Path, typer.Option(help="Folder of the Pulumi program.", file_okay=False, exists=True)
+    Path,
+    typer.Option(
+        help="Folder of the Pulumi program, or one below it.",
+        file_okay=False,
+        exists=True,
+        callback=nearest,
+    ),
 ]
 Data = Annotated[
     Path | None,
@@ -489,7 +495,7 @@ def main() -> None:
     With --json it is a JSON value on standard output, too.
     """
     try:
-        app()
+        app(prog_name=None if __name__ == "__main__" else "taplocal")
     except TapLocalError as error:
         _fail(str(error), INTERRUPTED if isinstance(error, InterruptError) else 1)
     except (ClientError, BotoCoreError) as error:

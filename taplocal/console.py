@@ -34,10 +34,11 @@ SIGNS = {
 
 
 class Console:
-    """Prints progress and results; a quiet one prints nothing, for --json."""
+    """Prints progress and results; a quiet one shows a terminal that it works, for --json."""
 
     def __init__(self, quiet: bool = False):
         self._rich = rich.console.Console(quiet=quiet, highlight=False, soft_wrap=True, emoji=False)
+        self._terminal = rich.console.Console(stderr=True) if quiet else self._rich
         self._spinner: Status | None = None
         self._at_work: dict[tuple[str, str], None] = {}  # type and name, the longest first
         self._done = 0
@@ -45,7 +46,7 @@ class Console:
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
         """Shows a spinner on a terminal; turns Ctrl-C into an InterruptError."""
-        self._spinner = self._rich.status(what) if self._rich.is_terminal else None
+        self._spinner = self._terminal.status(what) if self._terminal.is_terminal else None
         try:
             with self._spinner or nullcontext():
                 yield
@@ -77,7 +78,7 @@ class Console:
         if self._spinner:
             names = ", ".join(f"{kind.split(':')[-1]} {name}" for kind, name in self._at_work)
             text = f"{self._done} resources done" + (f"; at work: {names}" if names else "")
-            width = max(self._rich.width - SPINNER, 1)  # a longer line would wrap
+            width = max(self._terminal.width - SPINNER, 1)  # a longer line would wrap
             self._spinner.update(escape(text if len(text) <= width else f"{text[: width - 1]}…"))
 
     def summary(self, env: str, summary: Summary, opened: Session, explain: bool) -> None:

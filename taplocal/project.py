@@ -16,6 +16,12 @@ from taplocal.errors import TapLocalError
 STACK_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")  # Pulumi's own rule
 
 
+def nearest(folder: Path) -> Path:
+    """The folder, or the nearest one above it, that has a Pulumi.yaml; else the folder itself."""
+    above = (folder, *folder.resolve().parents)
+    return next((each for each in above if (each / "Pulumi.yaml").exists()), folder)
+
+
 @dataclass(frozen=True)
 class Project:
     """A Pulumi project folder and the configuration of one of its stacks."""
@@ -43,7 +49,9 @@ class Project:
         """
         path = folder / "Pulumi.yaml"
         if not path.exists():
-            raise TapLocalError(f"there is no Pulumi.yaml in {folder}: use --program")
+            raise TapLocalError(
+                f"there is no Pulumi.yaml in {folder.resolve()} or above: use --program"
+            )
         project = _yaml(path)
         if missing := [key for key in ("name", "main") if not project.get(key)]:
             raise TapLocalError(f"{path} must have the key {missing[0]}")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 
+import pytest
 import rich.console
+from rich.text import Text
 
+from demo.report import Report
 from taplocal.console import SPINNER, Console
 from taplocal.steps import BEGUN, Step
 
@@ -14,7 +17,7 @@ WIDTH = 80
 
 def console(terminal: bool) -> tuple[Console, io.StringIO]:
     made, written = Console(), io.StringIO()
-    made._rich = rich.console.Console(
+    made._rich = made._terminal = rich.console.Console(
         file=written, force_terminal=terminal, width=WIDTH, highlight=False, soft_wrap=True
     )
     return made, written
@@ -45,3 +48,30 @@ def test_without_a_terminal_there_are_lines_of_what_changed_alone() -> None:
     (line,) = written.getvalue().splitlines()
     assert line.startswith("+ created")
     assert "\x1b" not in line
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_line_of_the_demonstration_is_wider_than_the_screen(terminal: bool) -> None:
+    written = io.StringIO()
+    shown = rich.console.Console(file=written, force_terminal=terminal, width=WIDTH)
+    report = Report(shown)
+    report.step("word " * 30)
+    assert report.check("each request " * 10, {"a": 1}, {"a": 1})
+    assert report.check("short", "x" * 200, "x" * 200)
+    assert not report.check("wrong", "[b]" * 50, "other")
+    report.say("what [it] means " * 20)
+    assert report.summary() == 1
+    text = written.getvalue()
+    assert "[b]" in text
+    assert ("\x1b" in text) == terminal
+    lines = Text.from_ansi(text).plain.splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert [line for line in lines if "actual: other" in line]
+
+
+def test_a_quiet_one_writes_nothing_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    made = Console(quiet=True)
+    with made.working("deploying"):
+        made.say("text")
+        made.step(Step("created", "aws:sqs/queue:Queue", "one", 0.1))
+    assert capsys.readouterr() == ("", "")
