@@ -1,0 +1,23 @@
+"""The load of the demonstration and of the tests of releases."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from demo.load import MAX_CONCURRENT, arriving
+from taplocal.access import Response
+
+
+def test_what_was_due_while_nothing_answered_is_not_sent_at_once() -> None:
+    stuck = threading.Event()
+
+    def request() -> Response:
+        stuck.wait()
+        return Response(200, {}, "")
+
+    with arriving(request, 1_000, lambda answer: str(answer.status)) as outcomes:
+        time.sleep(0.5)  # 500 are due
+        assert not outcomes
+        stuck.set()
+    assert MAX_CONCURRENT <= outcomes["200"] < 400
