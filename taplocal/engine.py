@@ -268,7 +268,7 @@ class Deployment:
         inputs = {**old.inputs, "forceDestroy": True} if self._force else old.inputs
         resource_id: str | None = old.id
         if not old.id or (doubtful and isinstance(handler, Named)):
-            resource_id = handler.find(self.cloud, handler.owned(inputs, old.owner))
+            resource_id = handler.remains(self.cloud, handler.owned(inputs, old.owner))
         if resource_id:
             handler.remove(self.cloud, resource_id, inputs, old.outputs)
 

@@ -60,6 +60,15 @@ class Handler:
         resource_id = inputs.get(self.id_input)
         return resource_id if isinstance(resource_id, str) else None
 
+    def remains(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        """As `find`; nothing is left where what it is part of is gone."""
+        try:
+            return self.find(cloud, inputs)
+        except ClientError as error:
+            if NOT_FOUND.fullmatch(error.response["Error"]["Code"]):
+                return None
+            raise
+
     def settle(self, cloud: Cloud, inputs: Inputs) -> None:
         """Waits until it serves, at the end of a run: it may just have been started again."""
 

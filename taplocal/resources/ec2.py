@@ -124,6 +124,16 @@ class RouteTableAssociation(Handler):
         made = cloud.client("ec2").associate_route_table(**pascal(inputs))
         return made["AssociationId"], {}
 
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        found = cloud.client("ec2").describe_route_tables(RouteTableIds=[inputs["routeTableId"]])
+        associations = found["RouteTables"][0]["Associations"]
+        ids = (
+            x["RouteTableAssociationId"]
+            for x in associations
+            if x.get("SubnetId") == inputs["subnetId"]
+        )
+        return next(ids, None)
+
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("ec2").disassociate_route_table(AssociationId=resource_id)
 

@@ -76,5 +76,14 @@ class TopicSubscription(Handler):
         )["SubscriptionArn"]
         return arn, {"arn": arn}
 
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        pages = cloud.client("sns").get_paginator("list_subscriptions_by_topic")
+        wanted = inputs["protocol"], inputs["endpoint"]
+        for page in pages.paginate(TopicArn=inputs["topic"]):
+            for each in page["Subscriptions"]:
+                if (each["Protocol"], each["Endpoint"]) == wanted:
+                    return str(each["SubscriptionArn"])
+        return None
+
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("sns").unsubscribe(SubscriptionArn=resource_id)

@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from taplocal.cloud import Cloud
@@ -83,6 +83,18 @@ def parts(env: str) -> list[Part]:
                 "availabilityZone": "us-east-1a",
                 "tags": {"Name": env},
             },
+        ),
+        (
+            "routes",
+            "aws:ec2/routeTable:RouteTable",
+            "",
+            lambda _, made: {"vpcId": made["vpc"][0], "tags": {"Name": env}},
+        ),
+        (
+            "association",
+            "aws:ec2/routeTableAssociation:RouteTableAssociation",
+            "",
+            lambda _, made: {"subnetId": made["subnet"][0], "routeTableId": made["routes"][0]},
         ),
         (
             "log",
@@ -163,6 +175,7 @@ class Program:
     def exist(self) -> dict[str, str]:
         """The ids of all that this environment has on the emulator, whoever remembers it."""
         client, env = self.cloud.client, self.env
+        tag = {"Key": "Name", "Value": env}
         topic = self.cloud.arn("sns", f"{env}-topic")
         pools = client("cognito-idp").list_user_pools(MaxResults=60)["UserPools"]
         own_pools = [each["Id"] for each in pools if each["Name"].startswith(f"{env}-p")]
@@ -172,6 +185,9 @@ class Program:
         )["Tags"]
         logs = client("logs").describe_log_groups(logGroupNamePrefix=f"/{env}/")["logGroups"]
         vpcs = {x["VpcId"] for x in client("ec2").describe_vpcs()["Vpcs"]}
+        tables = [
+            x for x in client("ec2").describe_route_tables()["RouteTables"] if tag in x["Tags"]
+        ]
         subnets = {x["SubnetId"] for x in client("ec2").describe_subnets()["Subnets"]}
         found = [
             *(("queue", x) for x in client("sqs").list_queues(QueueNamePrefix=f"{env}-q").get("QueueUrls", [])),
@@ -186,6 +202,8 @@ class Program:
             ),
             *(("vpc", x["ResourceId"]) for x in tags if x["ResourceId"] in vpcs),
             *(("subnet", x["ResourceId"]) for x in tags if x["ResourceId"] in subnets),
+            *(("routes", x["RouteTableId"]) for x in tables),
+            *(("association", y["RouteTableAssociationId"]) for x in tables for y in x["Associations"]),
             *(("log", x["logGroupName"]) for x in logs),
         ]  # fmt: skip
         assert len(found) == len({name for name, _ in found}), found  # nothing twice
@@ -211,13 +229,15 @@ def program(tmp_path: Path, deployed: Session, fresh: str) -> Iterator[Callable[
 
 
 chosen_settings = st.fixed_dictionaries({name: st.sampled_from("01") for name in NAMES})
-runs = st.lists(st.tuples(chosen_settings, st.integers(0, 30)), min_size=1, max_size=2)
+runs = st.lists(st.tuples(chosen_settings, st.integers(0, 44)), min_size=1, max_size=2)
 few = settings(
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
 @few
+@example(interrupted=[({**INITIAL, "queue": "1"}, 10)], last=INITIAL)  # while it subscribes
+@example(interrupted=[(INITIAL, 38)], last={**INITIAL, "vpc": "1"})  # while it associates
 @given(interrupted=runs, last=chosen_settings)
 def test_killed_changes_end_as_the_last_settings_say(
     program: Callable[[], Program], interrupted: Any, last: dict[str, str]
@@ -228,6 +248,15 @@ def test_killed_changes_end_as_the_last_settings_say(
     own.up(last)
     own.check(last)
     assert own.up(last).keys() == {"unchanged"}
+    own.down()
+
+
+def test_nothing_is_left_of_what_was_part_of_something_that_is_gone(
+    program: Callable[[], Program],
+) -> None:
+    own = program()
+    own.killed(INITIAL, 10)  # while it subscribes
+    own.cloud.client("sns").delete_topic(TopicArn=own.cloud.arn("sns", f"{own.env}-topic"))
     own.down()
 
 
