@@ -32,6 +32,7 @@ PROGRAMS = ("apt-get", "aws", "curl", "git", "pre-commit", "pulumi")
 PACKAGES = ("benchmarks", "cost", "demo", "docs", "examples", "ops", "taplocal", "tests")
 #: What is no name of ours -> whose it is, or what it stands for.
 FOREIGN = {
+    "--install-completion": "Typer, of every command line",
     "ConcurrentExecutions": "a metric of Lambda that the runbook reads",
     "iam:PassRole": "of whoever runs `pulumi up`",
     "-c KEY=VALUE": "placeholders",

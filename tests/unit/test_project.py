@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,37 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "Pulumi.dev.yaml").write_text("config: {}\n")
     (tmp_path / "Pulumi.staging.yaml").write_text("config:\n  shop:color: blue\n")
     return tmp_path
+
+
+def command(*arguments: str, cwd: Path, **variables: str) -> str:
+    """What the command line prints in another folder than the checkout's."""
+    program = Path(__file__).parents[2] / "ops/taplocal"
+    done = subprocess.run(
+        [program, *arguments],
+        cwd=cwd,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_commands_run_in_a_folder_below_the_program(folder: Path) -> None:
+    (folder / ".taplocal/env").mkdir(parents=True)
+    (folder / ".taplocal/env/staging.json").touch()
+    (folder / "docs/more").mkdir(parents=True)
+    for below in ("docs", "docs/more"):
+        shown = json.loads(command("status", "--json", cwd=folder / below))
+        assert shown["environments"] == ["staging"]
+
+
+def test_a_shell_completes_commands_and_environments(tmp_path: Path) -> None:
+    shell = {"_TAPLOCAL_COMPLETE": "complete_bash"}
+    words = {"COMP_WORDS": "taplocal sta", "COMP_CWORD": "1"}
+    assert command(cwd=tmp_path, **shell, **words).split() == ["status"]
+    words = {"COMP_WORDS": "taplocal up --env ", "COMP_CWORD": "3"}
+    assert command(cwd=tmp_path, **shell, **words).split() == ["dev", "staging", "prod"]
 
 
 def config_of(folder: Path, stack: str = "dev", **overrides: str) -> dict[str, str]:
