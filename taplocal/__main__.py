@@ -26,7 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 
 from ops.redrive import describe  # noqa: E402
 from ops.redrive import redrive as redrive_messages  # noqa: E402
-from taplocal import access, session, web  # noqa: E402
+from taplocal import access, session, snapshots, web  # noqa: E402
 from taplocal.console import Console  # noqa: E402
 from taplocal.errors import InterruptError, TapLocalError, of_folder  # noqa: E402
 from taplocal.project import Project, nearest  # noqa: E402
@@ -465,20 +465,36 @@ def snapshot(
     name: Name, program: Program = Path(), data: Data = None, as_json: Json = False
 ) -> None:
     """Copy what all environments have now, under a name: for demonstrations and bug reports."""
-    path = session.snapshot(program, name, data)
+    path = snapshots.take(program, name, data)
     _print({"snapshot": str(path)}) if as_json else print(path)
+
+
+@app.command("snapshots")
+def list_snapshots(program: Program = Path(), data: Data = None, as_json: Json = False) -> None:
+    """List what `restore` can go back to: copies of everything, and RDS's of a database."""
+    found = snapshots.listed(program, data)
+    lines = [f"{x.created}  {x.name}  {x.kind}: {x.of}" for x in found]
+    _print([vars(each) for each in found]) if as_json else print("\n".join(lines or ["none"]))
 
 
 @app.command()
 def restore(
-    name: Name, program: Program = Path(), data: Data = None, as_json: Json = False
+    name: Name,
+    kind: Annotated[
+        str, typer.Option(help="everything or database, where both have a snapshot of the name.")
+    ] = "",
+    program: Program = Path(),
+    data: Data = None,
+    as_json: Json = False,
 ) -> None:
-    """Go back to a snapshot; what is there now is deleted."""
-    environments = session.restore(program, name, data)
+    """Go back to a snapshot, of everything or of a database; what is there now is deleted."""
+    if kind not in ("", *snapshots.KINDS):
+        raise TapLocalError(f"--kind takes {' or '.join(snapshots.KINDS)}, not {json.dumps(kind)}")
+    found = snapshots.restore(program, name, data, kind)
     if as_json:
-        _print({"restored": environments})
+        _print({"restored": found.of.split(", ")})
     else:
-        print(f"as in {name}: {', '.join(environments)}")
+        print(f"as in {name}: {found.of}")
 
 
 def _print(value: Any) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -13,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from taplocal import emulator as emulators
-from taplocal import keeper, web
+from taplocal import keeper
 from taplocal.cloud import Cloud
 from taplocal.emulator import Emulator
 from taplocal.errors import TapLocalError, of_folder
@@ -186,58 +183,15 @@ def down(
 def stop(program: Path, folder: Path | None = None) -> list[str]:
     """Stops this folder's own emulator; the environments, which are returned, keep their data."""
     folder = (folder or folder_of(program)).resolve()
-    emulator = _own(folder)
+    emulator = own(folder)
     keeper.wait(folder, emulator.running)
     with locked(folder):
         emulators.kill(folder, emulator.pid)
     return deployed_environments(folder)
 
 
-def snapshot(program: Path, name: str, folder: Path | None = None) -> Path:
-    """Copies the data of all environments as they are now, under a name; returns the copy.
-
-    With databases everything is stopped for a moment: their files are copied as they are.
-    """
-    folder = (folder or folder_of(program)).resolve()
-    emulator, target = _own(folder), _snapshot_path(folder, name)
-    if target.exists():
-        raise TapLocalError(f"there is a snapshot {name}: choose another name, or delete {target}")
-    keeper.wait(folder, emulator.running)
-    with locked(folder):
-        stops = web.has_data(web.home(folder)) and emulator.running()
-        if stops:
-            emulators.kill(folder, emulator.pid)
-        keeper.copy(folder, target / keeper.STATE)
-        web.copy(web.home(folder), target / web.FOLDER)
-        shutil.copyfile(folder / emulators.RECORD, target / emulators.RECORD)
-        if stops:
-            _start(folder, emulator)
-    return target
-
-
-def restore(program: Path, name: str, folder: Path | None = None) -> list[str]:
-    """Goes back to a snapshot; what is there now is deleted. Returns the environments."""
-    folder = (folder or folder_of(program)).resolve()
-    source = _snapshot_path(folder, name)
-    if not source.exists():
-        names = ", ".join(sorted(x.name for x in source.parent.glob("*"))) or "none"
-        raise TapLocalError(f"there is no snapshot {name}; there are: {names}")
-    with locked(folder):
-        emulators.stop(folder)
-        shutil.copytree(source / keeper.STATE, folder / keeper.STATE, symlinks=True)
-        web.copy(source / web.FOLDER, web.make_home(folder))
-        keeper.go_back(folder)
-        _start(folder, emulators.recorded(source))
-    return deployed_environments(folder)
-
-
-def _start(folder: Path, last: Emulator | None) -> None:
-    """Starts the emulator again, in the region of what is deployed."""
-    region = State(state_path(folder, deployed_environments(folder)[0])).region
-    emulators.start(folder, region, last)
-
-
-def _own(folder: Path) -> Emulator:
+def own(folder: Path) -> Emulator:
+    """This folder's own emulator, which has run; raises TapLocalError if there is none."""
     emulator = emulators.recorded(folder) if deployed_environments(folder) else None
     if emulator is None:
         raise TapLocalError("nothing is deployed: run `python -m taplocal up` first")
@@ -248,14 +202,6 @@ def _own(folder: Path) -> Emulator:
     if not emulator.running() and not keeper.kept(folder):
         raise TapLocalError("the emulator is not running: run `python -m taplocal up` first")
     return emulator
-
-
-def _snapshot_path(folder: Path, name: str) -> Path:
-    if not re.fullmatch(r"[\w-][\w.-]{0,99}", name):
-        raise TapLocalError(
-            f'a snapshot has a name of letters, digits, "-", "_" and ".", not {json.dumps(name)}'
-        )
-    return folder / "snapshots" / name
 
 
 def condition(folder: Path, env: str) -> tuple[str, State, Emulator | None]:

@@ -8,6 +8,7 @@ process, in the scope of a request.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import uuid
@@ -22,6 +23,7 @@ from taplocal.server.rights import denial
 
 Json = dict[str, Any]
 SECRET = "rds!db-"  # noqa: S105 - how the name of the secret begins
+WAIT_SECONDS = 0.05  # between two looks at whether a task is done
 #: Account and region -> ids of databases and ARNs of snapshots whose files are to be deleted.
 gone: dict[tuple[str, str], list[str]] = {}
 #: Operation of RDS -> MiniStack's function.
@@ -170,6 +172,26 @@ def delete_snapshot(parameters: Json) -> Any:
     return response
 
 
+async def restore_in_place(identifier: str, region: str, snapshot: str) -> Json:
+    """Has an instance go back to a snapshot of its own, as AWS cannot; `error` says why not."""
+    with request_scope(get_account_id(), region):
+        instance, found = rds._instances.get(identifier), rds._snapshots.get(snapshot)
+        if not instance or instance["DBInstanceStatus"] != "available":
+            return {"error": f"it is {instance['DBInstanceStatus'] if instance else 'gone'}"}
+        if not found or found["Status"] != "available":
+            return {"error": f"there is no snapshot {snapshot} that is available"}
+        task: Json = {
+            "id": str(uuid.uuid4()),
+            "kind": "restore",
+            "snapshot": found["DBSnapshotArn"],
+        }
+        instance["DBInstanceStatus"] = "modifying"
+        instance["Tasks"].append(task)
+        while task in instance["Tasks"] and rds._instances.get(identifier) is instance:
+            await asyncio.sleep(WAIT_SECONDS)
+    return {"error": task.get("error", "it was deleted meanwhile")}
+
+
 def rotate(data: Json) -> Any:
     """RotateSecret: the database has its master's new password first, then the secret."""
     _, secret = secretsmanager._resolve(data.get("SecretId"))
@@ -260,6 +282,7 @@ def report(name: str, told: Mapping[str, Any]) -> None:
 
 def finish(instance: Json, task: Json, error: str) -> None:
     """What follows from a task: `error` is empty for one that went well."""
+    task["error"] = error
     if task["kind"] == "rotate" and not error:
         instance["_MasterUserPassword"] = task["password"]
         arn = instance["MasterUserSecret"]["SecretArn"]

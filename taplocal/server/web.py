@@ -46,6 +46,8 @@ class Records:
         told = json.loads(await Body(receive).read() or b"{}")
         if scope["path"] == f"{files.PATH}/token":
             result: Json = {"valid": databases.valid_token(**told)}
+        elif scope["path"] == f"{files.PATH}/restore":
+            result = await databases.restore_in_place(**told)
         else:
             result = self.exchange(told)
         head = {"Content-Type": "application/json"}

@@ -12,7 +12,6 @@ import asyncio
 import base64
 import functools
 import gzip
-import http.client
 import json
 import logging
 import os
@@ -24,17 +23,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))  # a script is in no package
 
 import boto3
-from botocore.auth import SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
 
 from taplocal import web
+from taplocal.web import exchange
 from taplocal.web.balancer import (
     Balancer,
     BalancerError,
@@ -65,25 +61,8 @@ class Emulator:
     """The emulator's API, with the keys of its root."""
 
     def __init__(self, url: str, access_key: str, secret_key: str):
-        self.address, self.url = urlsplit(url).netloc, url
-        self.keys = Credentials(access_key, secret_key)
-
-    def post(self, path: str, told: Json) -> Json:
-        """A signed request to one of the emulator's own paths."""
-        body = json.dumps(told).encode()
-        request = AWSRequest("POST", self.url + path, {"Host": self.address}, body)
-        SigV4Auth(self.keys, "sts", "us-east-1").add_auth(request)
-        connection = http.client.HTTPConnection(self.address, timeout=30)
-        try:
-            connection.request("POST", path, body, dict(request.headers.items()))
-            response = connection.getresponse()
-            text = response.read()
-        finally:
-            connection.close()
-        if response.status != 200:
-            raise OSError(f"{path}: {response.status} {text[:300].decode(errors='replace')}")
-        found: Json = json.loads(text)
-        return found
+        self.url, self.keys = url, (access_key, secret_key)
+        self.post = functools.partial(exchange.post, url, *self.keys)
 
     @functools.cache  # noqa: B019 - there is one, for as long as the process
     def client(self, service: str, region: str) -> Any:
@@ -92,8 +71,8 @@ class Emulator:
             service,
             region_name=region,
             endpoint_url=self.url,
-            aws_access_key_id=self.keys.access_key,
-            aws_secret_access_key=self.keys.secret_key,
+            aws_access_key_id=self.keys[0],
+            aws_secret_access_key=self.keys[1],
         )
 
     async def credentials(self, role: str, instance_id: str) -> Mapping[str, Any]:
@@ -176,6 +155,7 @@ class Server:
             "reboot": database.reboot,
             "failover": lambda: database.reboot(failover=True),
             "snapshot": lambda: database.snapshot(task["snapshot"].rpartition(":")[2]),
+            "restore": lambda: database.restore(task["snapshot"].rpartition(":")[2], self.password),
             "rotate": lambda: self._set_password(task["password"]),
         }
         try:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from taplocal import emulator, keeper, session
+from taplocal import emulator, keeper, session, snapshots
 from taplocal.emulator import Emulator
 from taplocal.errors import TapLocalError
 from taplocal.server import names
@@ -186,23 +186,25 @@ def test_an_emulator_that_ends_in_the_middle_of_a_change_goes_back_before_it(
 
 def test_stop_snapshot_and_restore(own: Own, tmp_path: Path) -> None:
     own.put("ann")
-    session.snapshot(tmp_path, "one", own.data)
+    snapshots.take(tmp_path, "one", own.data)
     own.put("bob")
     session.stop(tmp_path, own.data)
     assert own.condition == "dead"
     own.up()
     assert own.has()["items"] == ["ann", "bob"]
     own.up(size="l")
-    session.restore(tmp_path, "one", own.data)
+    snapshots.restore(tmp_path, "one", own.data)
     own.session = session.opened(tmp_path, "dev", own.data)
     assert own.has() == ALL
     assert own.up()[1] == {"unchanged": RESOURCES}
     with pytest.raises(TapLocalError, match="there is a snapshot one"):
-        session.snapshot(tmp_path, "one", own.data)
-    with pytest.raises(TapLocalError, match="there is no snapshot two; there are: one"):
-        session.restore(tmp_path, "two", own.data)
+        snapshots.take(tmp_path, "one", own.data)
+    with pytest.raises(
+        TapLocalError, match=r"there is no snapshot two; there are: one \(everything\)"
+    ):
+        snapshots.restore(tmp_path, "two", own.data)
     with pytest.raises(TapLocalError, match="a snapshot has a name of letters"):
-        session.snapshot(tmp_path, "../one", own.data)
+        snapshots.take(tmp_path, "../one", own.data)
 
 
 def test_a_copy_is_of_one_snapshot_whatever_follows_meanwhile(

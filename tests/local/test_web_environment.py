@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from demo.web import WebEnvironment, refused, wait_until
-from taplocal import session, web
+from taplocal import session, snapshots, web
 from taplocal.session import Session
 from taplocal.web.processes import RECORD
 from tests.local.conftest import ROOT
@@ -189,6 +189,15 @@ def test_a_snapshot_brings_deleted_rows_back(running: WebEnvironment) -> None:
     )
     assert running.available(name)
     assert running.visits(name) == before >= visitors.acknowledged
+    own = running.instance()["DbiResourceId"], running.instance()["Endpoint"]["Port"]
+    listed = {each.name: each for each in snapshots.listed(ROOT, running.folder)}
+    assert (listed[name].kind, listed[name].of) == (snapshots.DATABASE, running.database)
+    assert snapshots.restore(ROOT, name, running.folder) == listed[name]
+    assert running.visits() == before
+    assert (running.instance()["DbiResourceId"], running.instance()["Endpoint"]["Port"]) == own
+    with running.visitors() as visitors:
+        wait_until(lambda: len(visitors.acknowledged) > 5)
+    assert visitors.acknowledged <= running.visits()
     running.rds.delete_db_instance(DBInstanceIdentifier=name, SkipFinalSnapshot=True)
     running.rds.delete_db_snapshot(DBSnapshotIdentifier=name)
     assert one_is_left(running)
@@ -220,12 +229,12 @@ def test_a_snapshot_of_everything_has_the_database(running: WebEnvironment) -> N
     with running.visitors() as visitors:
         wait_until(lambda: len(visitors.acknowledged) > 5)
     before, name = running.visits(), f"all-{random.randrange(10**9)}"  # noqa: S311
-    session.snapshot(ROOT, name, running.folder)
+    snapshots.take(ROOT, name, running.folder)
     assert wait_until(lambda: len(running.healthy()) == 2)
     assert running.visits() == before >= visitors.acknowledged
     with running.connect() as connection:
         connection.execute("DELETE FROM visits")
-    session.restore(ROOT, name, running.folder)
+    snapshots.restore(ROOT, name, running.folder)
     assert wait_until(lambda: len(running.healthy()) == 2)
     assert running.visits() == before
 
