@@ -39,6 +39,8 @@ QUIET_SECONDS = 0.25  # without a change, before a snapshot
 LOADED_SECONDS = 5.0  # between two snapshots under load
 RETRY_SECONDS = 5.0  # after a snapshot that failed
 SAVE_SECONDS = 60  # the longest a snapshot may take
+TELEMETRY_SECONDS = 60.0  # until what agents send is saved, if nothing else changes
+TELEMETRY = ("PutMetricData", "PutLogEvents")  # of an instance, each second
 READS = ("Get", "List", "Describe", "Query", "Scan", "BatchGet", "Filter", "Lookup", "Head")
 
 
@@ -62,6 +64,7 @@ class Keeper:
         link = self.state / CURRENT
         self.number = int(link.readlink().name) + 1 if link.is_symlink() else 1
         self.since: float | None = None
+        self.telemetry: float | None = None  # since when some is not saved
         self.last = time.monotonic()
         self._lock = threading.Lock()
 
@@ -81,14 +84,12 @@ class Keeper:
                 restored(json.loads((current / "events.json").read_text()))
 
         async def kept(scope: Any, receive: Any, send: Any) -> None:
-            changes = scope["type"] == "http" and not _reads(scope)
-            if changes:
-                self.changed()
+            note = self._note(scope)
+            note()
             try:
                 await inner(scope, receive, send)
             finally:
-                if changes:  # a snapshot since may not have it
-                    self.changed()
+                note()  # a snapshot since may not have it
 
         # Its log lines come after the answer.
         lambda_svc._execute_function = self.after(lambda_svc._execute_function)
@@ -105,6 +106,15 @@ class Keeper:
                 if self.since is None:
                     self.since = time.time()
                     (self.state / f"unsaved-{self.number}").write_text(str(self.since))
+
+    def _note(self, scope: Any) -> Callable[[], None]:
+        """What takes note of a request: of one that only reads, nothing."""
+        if scope["type"] != "http" or _reads(scope):
+            return lambda: None
+        return self._later if _operation(scope) in TELEMETRY else self.changed
+
+    def _later(self) -> None:
+        self.telemetry = self.telemetry or time.monotonic()
 
     def after(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """The function, which announces a change at its end."""
@@ -123,7 +133,10 @@ class Keeper:
             time.sleep(QUIET_SECONDS / 2)
             since = self.since
             quiet = time.monotonic() - self.last >= QUIET_SECONDS
-            if since and (quiet or time.time() - since >= LOADED_SECONDS) and not self.save():
+            due = bool(since) and (quiet or time.time() - (since or 0) >= LOADED_SECONDS)
+            told = self.telemetry
+            due = due or (told is not None and time.monotonic() - told >= TELEMETRY_SECONDS)
+            if due and not self.save():
                 time.sleep(RETRY_SECONDS)
 
     def save(self) -> bool:
@@ -135,7 +148,8 @@ class Keeper:
             os.close(lock)
             return True
         with self._lock:
-            number, self.number, self.since = self.number, self.number + 1, None
+            number, self.number = self.number, self.number + 1
+            self.since = self.telemetry = None
         if not (process := os.fork()):
             self._child(number)
         os.close(lock)  # the child holds it until it has read what is deployed
@@ -202,8 +216,13 @@ def _reads(scope: Any) -> bool:
     """Whether a request only reads; a call of an API writes a log at least."""
     if scope["method"] in ("GET", "HEAD", "OPTIONS"):
         return not scope["path"].startswith("/_aws/execute-api/")
+    return _operation(scope).startswith(READS)
+
+
+def _operation(scope: Any) -> str:
+    """The operation of a request in one of the JSON protocols; else empty."""
     target = dict(scope["headers"]).get(b"x-amz-target", b"").decode("latin-1")
-    return str(target).rpartition(".")[2].startswith(READS)
+    return str(target).rpartition(".")[2]
 
 
 def _sync(path: Path) -> None:

@@ -7,13 +7,14 @@ something to run, and again when it has died.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,8 @@ class Records:
             with request_scope(account, region):
                 if region in told:
                     self.report(told[region])
-                wanted[region] = registered()
-        shown = {region: each.get("kept") for region, each in told.items()}
+                wanted[region] = registered(told.get(region, {}).get("known", ()))
+        shown = {region: (each["groups"], each["databases"]) for region, each in told.items()}
         if shown != self.last:
             self.last = shown
             self.changed()
@@ -90,8 +91,8 @@ def scopes() -> set[tuple[str, str]]:
     return found | set(databases.gone)
 
 
-def registered() -> Json:
-    """What is registered in the request's scope."""
+def registered(known: Collection[str]) -> Json:
+    """What is registered in the request's scope; templates that are known are not told again."""
     groups = scaling.registered()
     if any(scaling.refreshing(each) for each in groups.values()):
         cloudwatch._evaluate_all_alarms()
@@ -114,9 +115,24 @@ def registered() -> Json:
             for each in alb._tgs.values()
         ],
         "groups": groups,
+        "templates": unknown(groups.values(), known),
         "databases": databases.registered(),
         "alarms": {name: each["StateValue"] for name, each in cloudwatch._alarms.items()},
     }
+
+
+def unknown(groups: Iterable[Json], known: Collection[str]) -> Json:
+    """Has groups name their templates by digests; the data of those that are not known.
+
+    They are large, the user data above all, and change seldom.
+    """
+    found: Json = {}
+    for group in groups:
+        for version, data in group["Templates"].items():
+            key = hashlib.sha256(json.dumps(data).encode()).hexdigest()
+            group["Templates"][version] = key
+            found |= {} if key in known else {key: data}
+    return found
 
 
 def attributes(store: Any, arn: str) -> Json:

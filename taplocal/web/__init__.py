@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -54,6 +55,13 @@ def copy(source: Path, target: Path) -> None:
         if (source / part).exists():
             shutil.rmtree(target / part, ignore_errors=True)
             subprocess.run(["cp", "-Rp", source / part, target], check=True)  # noqa: S607
+
+
+def free_port() -> int:
+    """A free port of 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def lock(folder: Path) -> int:

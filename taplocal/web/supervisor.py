@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import secrets
-import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -197,6 +196,7 @@ class Supervisor:
         self.certificates: dict[tuple[str, ...], tuple[Path, float]] = {}
         self.measured = self.logged = time.monotonic()
         self.last: Json = {}
+        self.templates: dict[str, Json] = {}  # their data, by digest
         self.wrong = ""
 
     async def run(self) -> None:
@@ -207,7 +207,9 @@ class Supervisor:
                 began = time.monotonic()
                 try:
                     told = self.told()
-                    self.last = await asyncio.to_thread(self.emulator.post, web.PATH, told)
+                    found = await asyncio.to_thread(self.emulator.post, web.PATH, told)
+                    self.templates = complete(found, self.templates)
+                    self.last = found
                 except OSError as error:  # it is restarting, or gone: the lifeline says which
                     log.warning("no exchange: %s", error)
                 else:
@@ -240,7 +242,7 @@ class Supervisor:
                     for arn in of_region
                 },
                 "metrics": [],
-                "kept": repr((groups, databases)),
+                "known": list(self.templates),
             }
         if told:
             next(iter(told.values()))["metrics"] = self.measure()
@@ -370,7 +372,7 @@ class Supervisor:
                 instance_type=data.get("InstanceType", ""),
                 image_id=data.get("ImageId", ""),
                 target_port=target_port,
-                port=free_port(),
+                port=web.free_port(),
                 database_port=next(named, None),
                 endpoint=self.emulator.url,
                 authority=self.authority.ca,
@@ -498,11 +500,15 @@ class Supervisor:
             log.error("%d lines of the access log are lost: %s", len(lines), error)
 
 
-def free_port() -> int:
-    """A free port of 127.0.0.1."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def complete(wanted: Json, known: Json) -> Json:
+    """Gives each group its templates, which were told once; returns those in use, by digest."""
+    used: Json = {}
+    for each in wanted.values():
+        for group in each["groups"].values():
+            for version, key in group["Templates"].items():
+                used[key] = each["templates"].get(key) or known[key]
+                group["Templates"][version] = used[key]
+    return used
 
 
 def action_of(action: Json) -> Forward | Redirect | FixedResponse:

@@ -8,7 +8,6 @@ import datetime
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import threading
 from collections import Counter
@@ -30,12 +29,6 @@ from taplocal.web.tokens import Token
 
 SECRET_KEY = "local"  # of the roles in tests
 T = TypeVar("T")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Postgres:
@@ -180,4 +173,4 @@ def certificate(
     return builder.sign(issuer_key or key, hashes.SHA256()), key
 
 
-__all__ = ["SECRET_KEY", "Postgres", "certificate", "free_port", "pem"]
+__all__ = ["SECRET_KEY", "Postgres", "certificate", "pem"]

@@ -26,7 +26,8 @@ from taplocal import access
 from taplocal.access import Response
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
-from tests.local.postgres import Postgres, certificate, free_port
+from taplocal.web import free_port
+from tests.local.postgres import Postgres, certificate
 
 LONGEST = tap_stack.DATABASE_SECONDS + tap_stack.CONNECT_TIMEOUT_SECONDS + 4
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from taplocal.web import http1
+from taplocal.web import free_port, http1
 from taplocal.web.balancer import Balancer, BalancerError
 from taplocal.web.registered import (
     Certificate,
@@ -562,11 +562,6 @@ async def test_an_idle_connection_that_the_target_closed_is_not_used() -> None:
         writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
         assert not upstream.alive()
         assert (await w.get())[0] == 200
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 @run

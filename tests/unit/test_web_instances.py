@@ -14,7 +14,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -30,6 +29,7 @@ from urllib.parse import parse_qs
 import pytest
 
 import tap_stack
+from taplocal.web import free_port
 from taplocal.web.instances import Instance as RealInstance
 from taplocal.web.instances import InstanceError, Launch
 from taplocal.web.metadata import Metadata
@@ -99,12 +99,6 @@ async def credentials(role: str, instance_id: str) -> Mapping[str, Any]:
         "SessionToken": "session",
         "Expiration": expiration,
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def web_script() -> str:

@@ -1,0 +1,136 @@
+"""The supervisor's decisions: what it makes of what is wanted, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from taplocal.server import web as records
+from taplocal.web.postgres import Database, DatabaseError, Spec
+from taplocal.web.registered import FixedResponse, Forward, Redirect
+from taplocal.web.supervisor import Server, action_of, complete
+
+SPEC = Spec(identifier="db", folder=Path("/none"), host="db.local")
+
+
+class Recorder:
+    """Takes note of a database's operations instead of doing them."""
+
+    def __init__(self) -> None:
+        self.spec, self.status, self.port, self.done = SPEC, "available", 5432, list[Any]()
+
+    def __getattr__(self, name: str) -> Any:
+        async def operation(*given: Any, **named: Any) -> None:
+            self.done.append((name, *given, *named))
+            if "bad" in given:
+                raise DatabaseError("it is bad")
+            if name == "modify":
+                self.spec = given[0]
+
+        return operation
+
+
+def wanted(**changes: Any) -> dict[str, Any]:
+    return {"tasks": [], "wish": "available", "password": "p", "snapshot": "", **changes}
+
+
+def followed(server: Server, told: Mapping[str, Any], spec: Spec = SPEC) -> list[Any]:
+    """What the database had to do until nothing was due."""
+
+    async def follow() -> None:
+        before = object()
+        while server.work is not before:  # a look that begins nothing
+            before = server.work
+            server.look(dict(told), spec)
+            if server.work:
+                await server.work
+
+    database = cast(Recorder, server.database)
+    database.done.clear()
+    asyncio.run(follow())
+    return list(database.done)
+
+
+@pytest.fixture
+def server() -> Server:
+    found = Server(cast(Database, Recorder()))
+    assert followed(found, wanted()) == [("start", "p")]
+    return found
+
+
+def task(kind: str, **more: Any) -> dict[str, Any]:
+    return {"id": kind, "kind": kind, **more}
+
+
+def test_a_database_does_one_thing_after_the_other(server: Server) -> None:
+    tasks = [
+        task("snapshot", snapshot="arn:snapshot:daily"),
+        task("restore", snapshot="arn:snapshot:daily"),
+        task("failover"),
+        task("rotate", password="q"),
+    ]
+    spec = replace(SPEC, multi_az=True)
+    assert followed(server, wanted(tasks=tasks, password="q"), spec) == [
+        ("modify", spec),
+        ("snapshot", "daily"),
+        ("restore", "daily", "p"),
+        ("reboot", "failover"),
+        ("set_password", "q"),
+    ]
+    assert server.report()["done"] == dict.fromkeys((each["id"] for each in tasks), "")
+    assert followed(server, wanted(wish="stopped", password="q"), spec) == [("stop",)]
+    assert server.report()["done"] == {}  # the records have them
+    assert followed(server, wanted(password="q"), spec) == [("start", "q")]
+
+
+def test_a_task_that_fails_is_told_and_the_next_one_is_done(server: Server) -> None:
+    tasks = [task("restore", snapshot="arn:snapshot:bad"), task("reboot")]
+    assert followed(server, wanted(tasks=tasks)) == [("restore", "bad", "p"), ("reboot",)]
+    assert server.report()["done"] == {"restore": "it is bad", "reboot": ""}
+    assert server.report()["status"] == "available"
+
+
+def test_a_new_database_may_begin_with_a_snapshot() -> None:
+    new = Server(cast(Database, Recorder()))
+    assert followed(new, wanted(snapshot="arn:snapshot:daily")) == [("restore", "daily", "p")]
+    broken = Server(cast(Database, Recorder()))
+    assert followed(broken, wanted(password="bad")) == [("start", "bad")]
+    assert broken.report()["status"] == "failed"
+
+
+def test_a_template_is_told_once_and_again_when_it_changes() -> None:
+    data = {"UserData": "x" * 14_000, "Role": "web"}
+
+    def exchange(known: Any, **templates: Any) -> tuple[Any, Any]:
+        groups = {"web": {"Templates": dict(templates)}}
+        new = records.unknown(groups.values(), known)
+        told = json.loads(json.dumps({"eu-west-1": {"groups": groups, "templates": new}}))
+        known = complete(told, known)
+        assert told["eu-west-1"]["groups"]["web"]["Templates"] == templates
+        return known, new
+
+    known, told = exchange({}, **{"1": data})
+    assert list(told.values()) == [data]
+    known, told = exchange(known, **{"1": data})
+    assert told == {}
+    other = {**data, "Role": "other"}
+    known, told = exchange(known, **{"1": other, "2": data})
+    assert list(told.values()) == [other]
+    known, told = exchange(known, **{"1": other})
+    assert list(known.values()) == [other]  # what no group has is forgotten
+
+
+def test_a_listener_does_what_is_registered() -> None:
+    assert action_of({"Type": "forward", "TargetGroupArn": "arn"}) == Forward("arn")
+    fixed = {"StatusCode": "404", "ContentType": "text/plain", "MessageBody": "no"}
+    answer = action_of({"Type": "fixed-response", "FixedResponseConfig": fixed})
+    assert answer == FixedResponse(404, "text/plain", "no")
+    config = {"Protocol": "HTTPS", "Port": "443", "StatusCode": "HTTP_301"}
+    redirect = action_of({"Type": "redirect", "RedirectConfig": config})
+    assert redirect == Redirect("HTTPS", port="443", status=301)
