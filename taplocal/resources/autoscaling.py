@@ -186,20 +186,19 @@ class GroupPolicy(Handler):
 
 
 class Schedule(Handler):
-    uses = """scheduledActionName autoscalingGroupName recurrence minSize maxSize
-        desiredCapacity"""
+    uses = """scheduledActionName autoscalingGroupName recurrence timeZone startTime endTime
+        minSize maxSize desiredCapacity"""
     id_input = "scheduledActionName"
     replace_on = "scheduledActionName autoscalingGroupName"
-    not_emulated = {"recurrence": "nothing is scaled"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        sizes = {key: inputs.get(key, -1) for key in ("minSize", "maxSize", "desiredCapacity")}
+        optional = ("recurrence", "timeZone", "startTime", "endTime")
         cloud.client("autoscaling").put_scheduled_update_group_action(
             AutoScalingGroupName=inputs["autoscalingGroupName"],
             ScheduledActionName=inputs["scheduledActionName"],
-            Recurrence=inputs["recurrence"],
-            MinSize=inputs["minSize"],
-            MaxSize=inputs["maxSize"],
-            DesiredCapacity=inputs["desiredCapacity"],
+            **pascal({key: inputs[key] for key in optional if key in inputs}),
+            **pascal({key: size for key, size in sizes.items() if size >= 0}),  # -1: as it is
         )
         return inputs["scheduledActionName"], {}
 

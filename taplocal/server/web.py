@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ministack.core.responses import request_scope
 from ministack.services import acm, alb, autoscaling, cloudwatch, rds
 
 from taplocal import web as files
-from taplocal.server import databases, metrics, scaling
+from taplocal.server import databases, metrics, scaling, schedules
 from taplocal.server.guard import App, Body, Message, Receive, Send
 
 Json = dict[str, Any]
@@ -61,6 +62,8 @@ class Records:
             with request_scope(account, region):
                 if region in told:
                     self.report(told[region])
+                if schedules.act(datetime.now(UTC)):
+                    self.changed()
                 wanted[region] = registered(told.get(region, {}).get("known", ()))
         shown = {region: (each["groups"], each["databases"]) for region, each in told.items()}
         if shown != self.last:
@@ -240,5 +243,6 @@ def install(given: Json, changed: Callable[[], None]) -> None:
         "DescribeTargetHealth": describe_health,
     }
     scaling.install()
+    schedules.install()
     databases.install()
     threading.Thread(target=Supervisor(given).watch, daemon=True).start()

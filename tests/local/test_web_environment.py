@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -259,6 +260,33 @@ def test_capacity_follows_the_load_and_nobody_notices(running: WebEnvironment) -
     assert wait_until(lambda: len(running.healthy()) == 1)  # after 15 minutes of quiet, in seconds
     assert not visitors.failures
     assert len(running.resize(2)) == 2
+
+
+def test_a_scheduled_action_changes_the_capacity(running: WebEnvironment) -> None:
+    named = {"AutoScalingGroupName": running.group, "ScheduledActionName": "tests"}
+    running.scaling.put_scheduled_update_group_action(
+        **named,
+        StartTime=datetime.now(UTC) + timedelta(seconds=2),
+        MinSize=1,
+        DesiredCapacity=1,
+    )
+    running.scaling.put_scheduled_update_group_action(
+        AutoScalingGroupName=running.group,
+        ScheduledActionName="tests-daily",
+        Recurrence="0 8 * * *",
+        TimeZone="Europe/Berlin",
+        MinSize=1,
+    )
+
+    def actions() -> dict[str, Any]:
+        found = running.scaling.describe_scheduled_actions(AutoScalingGroupName=running.group)
+        return {x["ScheduledActionName"]: x for x in found["ScheduledUpdateGroupActions"]}
+
+    assert actions()["tests-daily"]["StartTime"].hour in (6, 7)
+    assert wait_until(lambda: "tests" not in actions())
+    assert wait_until(lambda: len(running.healthy()) == 1)
+    running.scaling.delete_scheduled_action(**{**named, "ScheduledActionName": "tests-daily"})
+    assert not actions()
 
 
 @pytest.mark.parametrize("number", range(KILLS))
