@@ -15,11 +15,10 @@ import psycopg
 from demo.report import Report
 from demo.visitors import Visitors
 from taplocal import web
-from taplocal.session import Session
+from taplocal.session import Session, web_group
 from taplocal.web.processes import RECORD
 
 WAIT_SECONDS = 60.0  # a guard against hanging
-GROUP, DATABASE = "aws:autoscaling/group:Group", "aws:rds/instance:Instance"
 ENDS = ("Successful", "Failed", "Cancelled", "RollbackSuccessful", "RollbackFailed")
 GREETING = "visits."  # in the page; another version says it with another mark
 
@@ -37,14 +36,13 @@ class WebEnvironment:
 
     def __init__(self, session: Session):
         self.client, self.outputs = session.cloud.client, session.outputs
+        self.scaling, self.rds = self.client("autoscaling"), self.client("rds")
         self.folder = session.folder
         self.url = session.state.web_url or ""
         self.authority = web.home(self.folder) / "authority" / "ca.pem"
-        resources = session.state.resources.values()
-        (group,) = (x for x in resources if x.type == GROUP and x.inputs.get("targetGroupArns"))
-        self.group, (self.targets,) = group.id, group.inputs["targetGroupArns"]
+        self.group = web_group(session.state)
+        (self.targets,) = self.described()["TargetGroupARNs"]
         self.database = self.outputs["database_name"]
-        self.scaling, self.rds = self.client("autoscaling"), self.client("rds")
 
     def visitors(self, clients: int = 3, pause: float = 0.05) -> Visitors:
         """A steady load."""

@@ -362,6 +362,27 @@ def psql(
 
 
 @app.command()
+def interrupt(
+    instance: Annotated[
+        str | None, typer.Argument(help="Id of a Spot instance. Default: any in service.")
+    ] = None,
+    env: Env = "dev",
+    program: Program = Path(),
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Have EC2 take a Spot instance of the web environment back, at two minutes' notice."""
+    opened = session.opened(program, env, data)
+    told = {"name": session.web_group(opened.state), "region": opened.cloud.region}
+    found = opened.cloud.own("interrupt", {**told, "instance": instance or ""})
+    if found["error"]:
+        raise TapLocalError(found["error"])
+    shown = {"instance": found["instance"], "seconds": web.NOTICE_SECONDS}
+    text = "{instance} has its notice: in {seconds:.0f} s, two minutes of AWS, EC2 takes it"
+    _print(shown) if as_json else print(text.format(**shown))
+
+
+@app.command()
 def redrive(
     dry_run: Annotated[
         bool, typer.Option(help="Show the messages and leave them in the queue.")

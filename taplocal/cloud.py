@@ -62,6 +62,14 @@ class Cloud:
         """The ARN of a resource in this account and region."""
         return f"arn:aws:{service}:{self.region}:{self.account}:{resource}"
 
+    def own(self, path: str, told: Any, seconds: float = 30) -> Any:
+        """The answer of one of the emulator's own paths of the web environment."""
+        from taplocal.web import PATH, exchange
+
+        emulator = self.emulator
+        keys = emulator.access_key, emulator.secret_key
+        return exchange.post(emulator.url, *keys, f"{PATH}/{path}", told, seconds)
+
     def marked(self) -> bool:
         """Whether the emulator still has the marker, and so the resources."""
         from botocore.exceptions import ClientError

@@ -220,6 +220,17 @@ def condition(folder: Path, env: str) -> tuple[str, State, Emulator | None]:
     return "complete" if state.complete else "partial", state, emulator
 
 
+def web_group(state: State) -> str:
+    """The name of the Auto Scaling group behind the load balancer; TapLocalError if there is none.
+
+    Bastions and NAT instances have groups, too, but no target group.
+    """
+    for each in state.resources.values():
+        if each.type == "aws:autoscaling/group:Group" and each.inputs.get("targetGroupArns"):
+            return each.id
+    raise TapLocalError("the stack has no group behind a load balancer: it has no web environment")
+
+
 def web_parts(emulator: Emulator | None, state: State) -> list[str]:
     """The parts of the web environment that run, each with its state, as AWS's API tells it."""
     if emulator is None or state.web_url is None:

@@ -17,7 +17,6 @@ from taplocal.emulator import Emulator
 from taplocal.errors import TapLocalError
 from taplocal.session import condition, deployed_environments, folder_of, own, state_path
 from taplocal.state import State, locked
-from taplocal.web import exchange
 
 KINDS = EVERYTHING, DATABASE = "everything", "database"
 RESTORE_SECONDS = 600  # a guard against hanging: a small database takes one
@@ -58,7 +57,7 @@ def take(program: Path, name: str, folder: Path | None = None) -> Path:
 def listed(program: Path, folder: Path | None = None) -> list[Snapshot]:
     """All snapshots, the oldest first; those of databases only while the emulator runs."""
     folder = (folder or folder_of(program)).resolve()
-    of_databases = [found for _, _, found in _of_databases(folder)]
+    of_databases = [found for _, found in _of_databases(folder)]
     return sorted([*_of_everything(folder), *of_databases], key=lambda each: each.created)
 
 
@@ -96,11 +95,9 @@ def _restore_everything(folder: Path, source: Path) -> None:
 
 
 def _restore_database(folder: Path, snapshot: Snapshot) -> None:
-    emulator, region = next((e, at) for e, at, each in _of_databases(folder) if each == snapshot)
-    told = {"identifier": snapshot.of, "region": region, "snapshot": snapshot.name}
-    keys = emulator.access_key, emulator.secret_key
-    path = f"{web.PATH}/restore"
-    if why := exchange.post(emulator.url, *keys, path, told, RESTORE_SECONDS)["error"]:
+    cloud = next(cloud for cloud, each in _of_databases(folder) if each == snapshot)
+    told = {"identifier": snapshot.of, "region": cloud.region, "snapshot": snapshot.name}
+    if why := cloud.own("restore", told, RESTORE_SECONDS)["error"]:
         raise TapLocalError(f"{snapshot.of} is not restored: {why}")
 
 
@@ -113,19 +110,22 @@ def _of_everything(folder: Path) -> Iterator[Snapshot]:
             yield Snapshot(path.name, EVERYTHING, environments, at.isoformat(timespec="seconds"))
 
 
-def _of_databases(folder: Path) -> Iterator[tuple[Emulator, str, Snapshot]]:
-    """The snapshots of the deployed environments' databases, with emulator and region."""
+def _of_databases(folder: Path) -> Iterator[tuple[Cloud, Snapshot]]:
+    """The snapshots of the deployed environments' databases."""
     for env in deployed_environments(folder):
         found, state, emulator = condition(folder, env)
         name = state.outputs.get("database_name")
         if name and emulator and found in ("complete", "partial"):
-            rds = Cloud(emulator, state.region).client("rds")
-            pages = rds.get_paginator("describe_db_snapshots").paginate(DBInstanceIdentifier=name)
+            cloud = Cloud(emulator, state.region)
+            pages = (
+                cloud.client("rds")
+                .get_paginator("describe_db_snapshots")
+                .paginate(DBInstanceIdentifier=name)
+            )
             for each in (x for page in pages for x in page["DBSnapshots"]):
                 if each["Status"] == "available":
                     at = each["SnapshotCreateTime"].astimezone(UTC).isoformat(timespec="seconds")
-                    made = Snapshot(each["DBSnapshotIdentifier"], DATABASE, name, at)
-                    yield emulator, state.region, made
+                    yield cloud, Snapshot(each["DBSnapshotIdentifier"], DATABASE, name, at)
 
 
 def _start(folder: Path, last: Emulator | None) -> None:

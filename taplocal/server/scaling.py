@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ministack.core.responses import get_account_id, request_scope
 from ministack.services import autoscaling, ec2, iam
 
 from taplocal.web.fleet import ACTIVITIES, stamp
@@ -60,6 +61,7 @@ def create(parameters: Json) -> Any:
         hooks = autoscaling._parse_nested(parameters, "LifecycleHookSpecificationList")
         group |= {"MixedInstancesPolicy": policy, "TargetGroupARNs": arns, "Hooks": hooks or []}
         group |= {"Activities": [], "InstanceRefreshes": [], "Results": {}}
+        group["CapacityRebalance"] = autoscaling._p(parameters, "CapacityRebalance") == "true"
         group["DefaultInstanceWarmup"] = int(
             autoscaling._p(parameters, "DefaultInstanceWarmup") or 300
         )
@@ -83,6 +85,8 @@ def update(parameters: Json) -> Any:
         group = of(parameters)
         policy = autoscaling._parse_nested(parameters, "MixedInstancesPolicy")
         group |= {"MixedInstancesPolicy": policy} if policy else {}
+        if rebalance := autoscaling._p(parameters, "CapacityRebalance"):
+            group["CapacityRebalance"] = rebalance == "true"
         within = min(max(group["DesiredCapacity"], group["MinSize"]), group["MaxSize"])
         group["DesiredCapacity"] = within
         resize(group)
@@ -192,6 +196,23 @@ def terminate(parameters: Json) -> Any:
     if autoscaling._p(parameters, "ShouldDecrementDesiredCapacity") == "true":
         group["DesiredCapacity"] = max(group["DesiredCapacity"] - 1, group["MinSize"])
     return answer("TerminateInstanceInAutoScalingGroup", Activity={"ActivityId": str(uuid.uuid4())})
+
+
+def interrupt(name: str, region: str, instance: str = "") -> Json:
+    """Has EC2 take a Spot instance of a group back, with the notice that it gives."""
+    with request_scope(get_account_id(), region):
+        members = {x["InstanceId"]: x for x in autoscaling._asgs.get(name, {}).get("Instances", [])}
+        able = [
+            key for key, x in members.items() if x["LifecycleState"] == "InService" and x["spot"]
+        ]
+        if instance not in (*able, ""):
+            what = "not a Spot instance in service" if instance in members else "not of the group"
+            return {"error": f"{instance} is {what}; there are: {', '.join(able) or 'none'}"}
+        if not able:
+            return {"error": f"{name} has no Spot instance in service"}
+        chosen = members[instance or able[0]]
+        chosen["wish"] = "interrupt"
+        return {"instance": chosen["InstanceId"], "error": ""}
 
 
 OPERATIONS: Mapping[str, Callable[[Json], Any]] = {

@@ -50,6 +50,8 @@ class Records:
             result: Json = {"valid": databases.valid_token(**told)}
         elif scope["path"] == f"{files.PATH}/restore":
             result = await databases.restore_in_place(**told)
+        elif scope["path"] == f"{files.PATH}/interrupt":
+            result = scaling.interrupt(**told)
         else:
             result = self.exchange(told)
         head = {"Content-Type": "application/json"}

@@ -16,6 +16,7 @@ FOLDER = "web"  # below the data folder
 LOG = "web.log"  # in the data folder: what the supervisor says
 STOP_SECONDS = 10.0
 SCALE = 60  # a minute of AWS takes a second: an instance starts in one, and fleets follow metrics
+NOTICE_SECONDS = 120 / SCALE  # from the notice to a Spot instance until EC2 takes it
 PATH = "/_ministack/taplocal/web"  # where supervisor and emulator exchange what is, and is wanted
 DATA = ("databases", "snapshots")
 ROOTS = Path("/var/lib/taplocal")

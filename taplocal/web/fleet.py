@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
-from taplocal.web import SCALE
+from taplocal.web import NOTICE_SECONDS, SCALE
 from taplocal.web.tracking import Tracking
 
 Json = dict[str, Any]
@@ -43,6 +44,8 @@ class Runner(Protocol):
 
     def set_lifecycle_state(self, state: str) -> None: ...
 
+    def interrupt(self, at: datetime) -> None: ...
+
     def cpu_seconds(self) -> float: ...
 
 
@@ -56,7 +59,9 @@ class Member:
     began: float
     activity: Json
     runner: Runner
+    spot: bool = False
     state: str = "Pending:Wait"
+    taken: float = 0.0  # when EC2 takes it back; 0: nobody has said so
     healthy: bool = True
     since: float = 0.0  # in service
     ended: float = 0.0  # its user data, without a word
@@ -197,6 +202,10 @@ class Fleet:
         elif member.state == "InService":
             if told.get("wish") == "terminate":
                 self._retire(member, "a user request")
+            elif told.get("wish") == "interrupt" and not member.taken:
+                self._interrupt(member)
+            elif why := self._replaced(member):
+                self._retire(member, why)
             elif why := self._sick(member, told):
                 self._failed(member)
                 member.healthy = False
@@ -224,6 +233,29 @@ class Fleet:
             finish(member.activity, "Failed", why)
             self._failed(member)
             self._retire(member, "an instance did not come into service")
+
+    def _interrupt(self, member: Member) -> None:
+        """Gives the notice of a Spot interruption; the group replaces it if it rebalances."""
+        member.taken = self.clock() + NOTICE_SECONDS
+        member.runner.interrupt(datetime.now(UTC) + timedelta(seconds=NOTICE_SECONDS))
+
+    def _replaced(self, member: Member) -> str:
+        """Why an instance with a notice goes now; empty if it stays.
+
+        As on AWS: a group that rebalances has launched another one by then, and drains this one.
+        Without that EC2 takes it as it is, with what is in flight, and the group notices.
+        """
+        if not member.taken:
+            return ""
+        over = self.clock() >= member.taken
+        if not self.record.get("CapacityRebalance"):
+            if over and member.task and member.task.done():
+                member.task = asyncio.create_task(member.runner.terminate())
+            return ""
+        sound = [x for x in self._present() if x.state == "InService" and self._passes(x)]
+        if over or len(sound) >= self.record["DesiredCapacity"]:
+            return "an instance was taken out of service in response to an EC2 rebalance notice"
+        return ""
 
     def _sick(self, member: Member, told: Mapping[str, Any]) -> str:
         """Why an instance is replaced; empty for a sound one."""
@@ -264,9 +296,21 @@ class Fleet:
         data = self.record["Templates"][version]
         activity = self._activity(f"Launching a new EC2 instance: {member_id}", cause)
         runner = self.make(member_id, data, zone)
-        member = Member(member_id, version, zone, self.clock(), activity, runner)
+        member = Member(
+            member_id, version, zone, self.clock(), activity, runner, spot=self._buys_spot()
+        )
         self.members[member_id] = member
         member.task = asyncio.create_task(self._boot(member))
+
+    def _buys_spot(self) -> bool:
+        """Whether the next instance is a Spot one: by the policy's share, rounded down."""
+        given = self.record["MixedInstancesPolicy"].get("InstancesDistribution", {})
+        base = int(given.get("OnDemandBaseCapacity", 0))
+        share = int(given.get("OnDemandPercentageAboveBaseCapacity", 100))
+        above = max(self.record["DesiredCapacity"] - base, 0)
+        bought = sum(not each.spot for each in self._present())
+        wanted: int = base + math.ceil(above * share / 100)
+        return bought >= wanted
 
     async def _boot(self, member: Member) -> None:
         try:
@@ -344,8 +388,17 @@ class Fleet:
         return [each for each in self._present() if each.version != refresh.target]
 
     def _present(self) -> list[Member]:
-        """All that are not on their way out."""
-        return [each for each in self.members.values() if each.state != "Terminating"]
+        """All that are not on their way out, as is one with a notice where it is replaced."""
+        leaving = self.record.get("CapacityRebalance")
+        return [
+            each
+            for each in self.members.values()
+            if each.state != "Terminating" and not (leaving and each.taken)
+        ]
+
+    def _passes(self, member: Member) -> bool:
+        """Whether all target groups' health checks of an instance pass."""
+        return all(x.get(member.id, [""])[0] == "healthy" for x in self.health.values())
 
     def _ready(self, version: str) -> list[Member]:
         """The instances of a version that serve, beyond their warmup."""
@@ -353,9 +406,7 @@ class Fleet:
         return [
             each
             for each in self.targets()
-            if each.version == version
-            and self.clock() - each.since >= warm
-            and all(x.get(each.id, [""])[0] == "healthy" for x in self.health.values())
+            if each.version == version and self.clock() - each.since >= warm and self._passes(each)
         ]
 
     def _size(self) -> None:
@@ -423,6 +474,7 @@ class Fleet:
             "HealthStatus": "Healthy" if sound else "Unhealthy",
             "LaunchTemplate": {**template, "Version": member.version},
             "ProtectedFromScaleIn": False,
+            "spot": member.spot,
         }
 
 

@@ -31,13 +31,14 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from taplocal.web.agent import Agent
-from taplocal.web.metadata import Metadata
+from taplocal.web.metadata import Metadata, written
 from taplocal.web.processes import Processes
 from taplocal.web.units import Unit, UnitError, owned
 
@@ -384,9 +385,19 @@ class Instance:
         """Says in the metadata which state the group wants: InService, Terminated..."""
         self.values["meta-data/autoscaling/target-lifecycle-state"] = state
 
-    def interrupt(self, action: str, at: str) -> None:
-        """Announces the interruption of a Spot instance in the metadata: terminate, at a time."""
-        self.values["meta-data/spot/instance-action"] = json.dumps({"action": action, "time": at})
+    def interrupt(self, at: datetime) -> None:
+        """Announces the interruption of a Spot instance in the metadata, and recommends to leave.
+
+        Seconds are AWS's finest, so the time there may be almost one earlier.
+        """
+        notice = {"noticeTime": written(datetime.now(UTC))}
+        self.values |= {
+            "meta-data/events/recommendations/rebalance": json.dumps(notice),
+            "meta-data/spot/instance-action": json.dumps(
+                {"action": "terminate", "time": written(at)}
+            ),
+            "meta-data/spot/termination-time": written(at),
+        }
 
     def cpu_seconds(self) -> float:
         """The CPU time that its units have used; begins again when one is started again."""

@@ -182,18 +182,19 @@ class Metadata:
             keys = await self._keys(served)
         except Exception as error:  # noqa: BLE001 - the instance is told, as by AWS, and asks again
             why = {"Code": "AssumeRoleUnauthorizedAccess", "Message": str(error)}
-            return 200, json.dumps({**why, "LastUpdated": _time(datetime.now(UTC))})
+            return 200, json.dumps({**why, "LastUpdated": written(datetime.now(UTC))})
         shown = {
             "Code": "Success",
-            "LastUpdated": _time(datetime.now(UTC)),
+            "LastUpdated": written(datetime.now(UTC)),
             "Type": "AWS-HMAC",
             "AccessKeyId": keys["AccessKeyId"],
             "SecretAccessKey": keys["SecretAccessKey"],
             "Token": keys["SessionToken"],
-            "Expiration": _time(keys["Expiration"]),
+            "Expiration": written(keys["Expiration"]),
         }
         return 200, json.dumps(shown)
 
 
-def _time(moment: datetime) -> str:
+def written(moment: datetime) -> str:
+    """A time as the metadata have it."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -18,7 +18,7 @@ from demo.web import WebEnvironment, refused, wait_until
 from taplocal import session, snapshots, web
 from taplocal.session import Session
 from taplocal.web.processes import RECORD
-from tests.local.conftest import ROOT
+from tests.local.conftest import ROOT, taplocal
 
 KILLS = int(os.environ.get("WEB_KILLS", "4"))
 CLIENTS = 4
@@ -260,6 +260,23 @@ def test_capacity_follows_the_load_and_nobody_notices(running: WebEnvironment) -
     assert wait_until(lambda: len(running.healthy()) == 1)  # after 15 minutes of quiet, in seconds
     assert not visitors.failures
     assert len(running.resize(2)) == 2
+
+
+def test_a_spot_instance_is_interrupted_and_nobody_notices(running: WebEnvironment) -> None:
+    before = running.healthy()
+    with running.visitors() as visitors:
+        wait_until(lambda: len(visitors.acknowledged) > 5)
+        shown = taplocal("interrupt", "--data", str(running.folder), "--json")
+        taken = json.loads(shown.stdout)["instance"]
+        assert taken in before
+        assert wait_until(lambda: len(running.healthy()) == 2 and taken not in running.healthy())
+        wrong = taplocal("interrupt", taken, "--data", str(running.folder))
+        assert f"{taken} is not" in wrong.stderr and "there are: i-" in wrong.stderr
+    assert not visitors.failures
+    assert visitors.acknowledged <= running.visits()
+    told = running.scaling.describe_scaling_activities(AutoScalingGroupName=running.group)
+    causes = [x["Cause"] for x in told["Activities"] if taken in x["Description"]]
+    assert any("rebalance notice" in each for each in causes)
 
 
 def test_a_scheduled_action_changes_the_capacity(running: WebEnvironment) -> None:

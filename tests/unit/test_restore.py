@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from taplocal import snapshots
+from taplocal.cloud import Cloud
+from taplocal.emulator import Emulator
 from taplocal.errors import TapLocalError
 from taplocal.snapshots import DATABASE, EVERYTHING, Snapshot
 from taplocal.web import exchange
@@ -33,7 +35,8 @@ def restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         done.append(given)
         return {"error": "it is stopped" if given[4]["snapshot"] == "one" else ""}
 
-    found = [(emulator, "eu-west-1", each) for each in of_databases]
+    cloud = Cloud(cast(Emulator, emulator), "eu-west-1")
+    found = [(cloud, each) for each in of_databases]
     monkeypatch.setattr(snapshots, "_of_databases", lambda folder: iter(found))
     monkeypatch.setattr(snapshots, "_restore_everything", lambda *paths: done.append(paths))
     monkeypatch.setattr(exchange, "post", post)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from datetime import datetime
 from typing import Any
 
 import pytest
 
-from taplocal.web import SCALE
+from taplocal.web import NOTICE_SECONDS, SCALE
 from taplocal.web.fleet import Fleet, Json
 
 GROUP = "arn:targets"
@@ -20,6 +21,7 @@ class Machine:
     def __init__(self, world: World, member_id: str, data: Json):
         self.world, self.id, self.data = world, member_id, data
         self.ended, self.up, self.told, self.busy, self.port = False, False, "", 0.0, 0
+        self.notice: datetime | None = None
 
     async def launch(self) -> None:
         self.up = not self.data.get("broken")
@@ -38,6 +40,9 @@ class Machine:
 
     def set_lifecycle_state(self, state: str) -> None:
         self.told = state
+
+    def interrupt(self, at: datetime) -> None:
+        self.notice = at
 
     def cpu_seconds(self) -> float:
         return self.busy
@@ -181,6 +186,70 @@ def test_an_instance_that_is_lost_is_replaced(how: str) -> None:
         assert world.serving() == ["1"]
         assert world.fleet.targets()[0].id != lost
         assert world.machines[lost].ended
+
+    run(test)
+
+
+def test_a_spot_instance_is_replaced_before_ec2_takes_it() -> None:
+    async def test() -> None:
+        spot = {"InstancesDistribution": {"OnDemandPercentageAboveBaseCapacity": "0"}}
+        mixed = {**policy("1"), **spot}
+        world = World(desired=2, CapacityRebalance=True, MixedInstancesPolicy=mixed)
+        await world.look(20)
+        assert all(each["spot"] for each in world.record["Instances"])
+        world.record["Instances"][0]["wish"] = "interrupt"
+        taken = world.machines[world.record["Instances"][0]["InstanceId"]]
+        while not taken.ended:
+            await world.look()
+            assert len(world.serving()) >= 2  # another one serves before it goes
+        assert taken.notice and taken.told == "Terminated"
+        assert any("rebalance notice" in each["Cause"] for each in world.record["Activities"])
+        await world.look(5)
+        assert (len(world.serving()), len(world.record["Instances"])) == (2, 2)
+
+    run(test)
+
+
+def test_without_another_one_it_is_drained_when_its_notice_ends() -> None:
+    async def test() -> None:
+        world = World(CapacityRebalance=True)
+        await world.look(20)
+        (taken,) = world.machines.values()
+        world.record["Templates"]["1"] = {"broken": True}  # no capacity
+        world.record["Instances"][0]["wish"] = "interrupt"
+        await world.look(5, NOTICE_SECONDS / 10)
+        assert not taken.ended and world.serving() == ["1"]
+        await world.look(8, NOTICE_SECONDS / 10)
+        assert taken.ended and world.serving() == []
+
+    run(test)
+
+
+def test_a_group_that_does_not_rebalance_loses_it_and_then_launches_one() -> None:
+    async def test() -> None:
+        world = World(desired=2)
+        await world.look(20)
+        world.record["Instances"][0]["wish"] = "interrupt"
+        taken = world.machines[world.record["Instances"][0]["InstanceId"]]
+        await world.look(5, NOTICE_SECONDS / 10)
+        assert taken.notice and not taken.ended and len(world.machines) == 2
+        await world.look(20)
+        assert taken.ended and len(world.serving()) == 2
+        assert any("status checks" in each["Cause"] for each in world.record["Activities"])
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("share", "base", "spot"), [("0", "0", 4), ("50", "0", 2), ("100", "0", 0), ("50", "1", 1)]
+)
+def test_the_policy_says_how_many_are_spot_instances(share: str, base: str, spot: int) -> None:
+    async def test() -> None:
+        distribution = {"OnDemandPercentageAboveBaseCapacity": share, "OnDemandBaseCapacity": base}
+        mixed = {**policy("1"), "InstancesDistribution": distribution}
+        world = World(desired=4, most=4, MixedInstancesPolicy=mixed)
+        await world.look(20)
+        assert sum(each["spot"] for each in world.record["Instances"]) == spot
 
     run(test)
 

@@ -504,11 +504,12 @@ def test_metadata_of_an_instance_are_at_its_own_path_and_change(run: Run) -> Non
         for path in ("", "latest/api/token", f"{one.launched.instance_id}/latest/api/token"):
             assert (await get(base + path, "PUT", **{TTL: "60"}))[0] == 404
         assert (await get(f"{url}latest/meta-data/spot/instance-action", **header))[0] == 404
-        one.interrupt("terminate", "2026-01-01T00:00:00Z")
+        one.interrupt(datetime(2026, 1, 1, tzinfo=UTC))
         one.set_lifecycle_state("Terminated")
-        assert (
-            "terminate" in (await get(f"{url}latest/meta-data/spot/instance-action", **header))[1]
-        )
+        notice = await get(f"{url}latest/meta-data/spot/instance-action", **header)
+        assert json.loads(notice[1]) == {"action": "terminate", "time": "2026-01-01T00:00:00Z"}
+        advice = await get(f"{url}latest/meta-data/events/recommendations/rebalance", **header)
+        assert "noticeTime" in json.loads(advice[1])
         state = await get(f"{url}latest/meta-data/autoscaling/target-lifecycle-state", **header)
         assert state == (200, "Terminated")
         names = (await get(f"{url}latest/meta-data/", **header))[1].split("\n")
