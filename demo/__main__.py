@@ -377,7 +377,8 @@ def main(env: Annotated[str, typer.Option(help="dev, staging or prod")] = "dev")
         raise typer.Exit(1) from None
     status = report.summary()
     print("\nThe stack is still running.")
-    print(hints(demonstration.session.state.api_url, env))
+    state = demonstration.session.state
+    print(hints(state.api_url, env, state.web_url))
     raise typer.Exit(status)
 
 

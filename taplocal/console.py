@@ -98,7 +98,7 @@ class Console:
         )
         self._rich.print(f"\n[bold green]{env} is up[/]: {counts} in {summary.seconds:.1f} s\n")
         self.fields(opened.outputs)
-        self.say("\n" + hints(opened.state.api_url, env))
+        self.say("\n" + hints(opened.state.api_url, env, opened.state.web_url))
 
     def fields(self, fields: Mapping[str, Any]) -> None:
         """Prints names and values in two columns; values are not truncated."""
@@ -129,7 +129,7 @@ class Console:
             self._rich.print(f"    {escape(each)}")
 
 
-def hints(api_url: str | None, env: str) -> str:
+def hints(api_url: str | None, env: str, web_url: str | None = None) -> str:
     """The next commands to try, ready to copy."""
     option = "" if env == "dev" else f" --env {env}"
     ann = f"--user ann@example.com{option}"
@@ -145,6 +145,7 @@ def hints(api_url: str | None, env: str) -> str:
             f"          {taplocal} logs -f{option}",
             f'By curl:  curl -H "Authorization: Bearer $({taplocal} token{option})" \\',
             f"            {api_url}/items",
+            *([f"Look at:  {web_url}"] if web_url else []),
             f"Stop it:  {taplocal} down",
         ]
     )
