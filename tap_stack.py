@@ -4777,11 +4777,14 @@ def first_bytes(upload: Upload, size: int) -> tuple[bytes, bool]:
     try:
         first = f"bytes=0-{START_BYTES - 1}"
         response = client("s3").get_object(**upload.object_version(), Range=first)
-        return response["Body"].read(START_BYTES), True
+        start = response["Body"].read(START_BYTES)
     except Exception as error:
         if error_code(error) != "InvalidObjectState":
             raise
         return b"", False
+    if len(start) != min(size, START_BYTES):  # what was cut would be taken for another type
+        raise EOFError(f"S3 sent {len(start)} of the first {min(size, START_BYTES)} bytes")
+    return start, True
 
 
 def record_version(file: Item) -> str:
@@ -4948,10 +4951,11 @@ def content_type_of(start: bytes, whole: bool) -> str:
 
 def zip_type(start: bytes) -> str:
     """What a ZIP archive is by the paths of its first files."""
-    if start.startswith(b"mimetype", 30):  # Open Document and EPUB: the first file, as it is
+    if start.startswith(b"mimetype", 30):  # OpenDocument and EPUB: the first file, as it is
         body = 38 + unsigned(start, 28, 2, "little")
-        declared = start[body : body + unsigned(start, 22, 4, "little")]
-        if re.fullmatch(rb"[\w.+-]{1,40}/[\w.+-]{1,100}", declared):
+        declared = start[body : body + min(unsigned(start, 22, 4, "little"), 100)].strip()
+        # Nothing else is believed: whoever uploads an archive writes what it says of itself.
+        if re.fullmatch(rb"application/(epub\+zip|vnd\.oasis\.opendocument\.[a-z-]+)", declared):
             return declared.decode()
     paths = zip_paths(start)
     for path, content_type in ARCHIVES.items():
@@ -4988,7 +4992,7 @@ def text_type(start: bytes, whole: bool) -> str:
     except UnicodeDecodeError:
         return "text/plain"  # in an older encoding
     body = text.lstrip()
-    if re.match(r"(?:<!--.*?-->\s*)*<(!doctype html|html|head|body)\b", body, re.I | re.S):
+    if re.match(r"(?:(?><!--.*?-->)\s*+)*+<(!doctype html|html|head|body)\b", body, re.I | re.S):
         return "text/html"
     if body.startswith(("<?xml", "<svg")):
         return "image/svg+xml" if re.search(r"<svg[\s>]", body) else "application/xml"

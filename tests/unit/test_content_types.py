@@ -35,6 +35,7 @@ def zipped(*files: tuple[str, str], buffer: io.BytesIO | None = None) -> bytes:
 
 
 DOCX = [("[Content_Types].xml", ""), ("word/document.xml", "x" * 99)]
+ODF = "application/vnd.oasis.opendocument."
 XLSX = [("xl/workbook.xml", "x"), ("_rels/.rels", "y")]
 
 
@@ -120,7 +121,10 @@ FILES = [
     (zipped(*XLSX), f"{OFFICE}spreadsheetml.sheet", (0, 0)),
     (zipped(("META-INF/MANIFEST.MF", ""), ("a", "")), "application/java-archive", (0, 0)),
     (zipped(("mimetype", "application/epub+zip"), ("a", "b")), "application/epub+zip", (0, 0)),
+    (zipped(("mimetype", f"{ODF}text"), ("a", "b")), f"{ODF}text", (0, 0)),
     (zipped(("mimetype", "no type")), "application/zip", (0, 0)),
+    (zipped(("mimetype", "image/png"), ("a.exe", "MZ")), "application/zip", (0, 0)),
+    (zipped(("mimetype", f"{ODF}x/../y")), "application/zip", (0, 0)),
     (b"hello\n", "text/plain", (0, 0)),
     ("żółć".encode(), "text/plain", (0, 0)),
     ("żółć".encode("utf-16"), "text/plain", (0, 0)),

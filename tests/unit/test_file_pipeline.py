@@ -171,6 +171,17 @@ def test_an_archived_object_is_recorded_without_being_read(pipeline: Pipeline) -
     assert plain(pipeline.newest("ann/old"))["content_type"] == "application/octet-stream"
 
 
+@pytest.mark.parametrize("size", [6, 65_536, 10**9])
+def test_a_body_that_was_cut_is_an_error_and_tried_again(pipeline: Pipeline, size: int) -> None:
+    pipeline.s3.put("ann/a", "v1", b"%PDF-", size=size)
+    with pytest.raises(RecordsFailed, match=f"S3 sent 5 of the first {min(size, 65_536)} bytes"):
+        pipeline(created("ann/a"))
+    assert pipeline.table.files == {}
+    pipeline.s3.put("ann/a", "v1", b"%PDF-")
+    pipeline(created("ann/a"))
+    assert plain(pipeline.newest("ann/a"))["content_type"] == "application/pdf"
+
+
 def test_an_ordinary_record_fits_into_one_unit(pipeline: Pipeline) -> None:
     # The arithmetic of docs/decisions/0007: 2 units for each of the three writes.
     key = "3f2504e0-4f89-41d3-9a0c-0305e82c3301/reports/2026/quarter.pdf"
