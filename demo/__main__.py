@@ -71,8 +71,8 @@ class Demonstration:
         self.report.say(
             f"{counts.total()} resources ({dict(counts)}) in {done['seconds']} s at {done['emulator']}"
         )
-        gaps = {each["why"] for each in done["not_emulated"]}
-        self.report.say(f"{len(gaps)} things are not as on AWS: `up --explain` lists them")
+        count = len(done["differences"])
+        self.report.say(f"{count} things are not as on AWS: `up --explain` lists them")
         self.session: Session = session.opened(ROOT, self.env)
 
     def sign_in(self) -> None:

@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from cost import prices, tables  # noqa: E402
 from tap_stack import OUTPUTS, TIERS, TapStackArgs  # noqa: E402
+from taplocal.differences import DIFFERENCES, by_meaning  # noqa: E402
 
 PROGRAM = ROOT / "tap_stack.py"
 #: Section of tap_stack.py in lower case -> the name of its test files, where it is another one.
@@ -152,6 +153,16 @@ def section_rows() -> Iterator[str]:
         yield f"| {section} | {link} | {tests} |"
 
 
+def differences() -> Iterator[str]:
+    """What is not as on AWS on the local cloud, by what it means to the user."""
+    for meaning, rows in by_meaning(each.key for each in DIFFERENCES).items():
+        yield f"| {meaning} | on AWS | on the local cloud |"
+        yield "| --- | --- | --- |"
+        for each in rows:
+            yield f"| {each.key.replace('-', ' ')} | {each.aws} | {each.here} |"
+        yield ""
+
+
 #: Document -> its generated blocks by name.
 BLOCKS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     "docs/settings.md": {"settings": settings},
@@ -168,7 +179,7 @@ BLOCKS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     },
     "docs/scaling.md": {"load": tables.load, "parameters": tables.parameter_calls},
     "docs/decisions/0007-files-in-dynamodb.md": {"capacity": tables.capacity},
-    "docs/architecture.md": {"sections": section_rows},
+    "docs/architecture.md": {"differences": differences, "sections": section_rows},
 }
 
 

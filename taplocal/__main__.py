@@ -28,6 +28,7 @@ from ops.redrive import describe  # noqa: E402
 from ops.redrive import redrive as redrive_messages  # noqa: E402
 from taplocal import access, session, snapshots, web  # noqa: E402
 from taplocal.console import Console  # noqa: E402
+from taplocal.differences import by_meaning  # noqa: E402
 from taplocal.errors import InterruptError, TapLocalError, of_folder  # noqa: E402
 from taplocal.project import Project, nearest  # noqa: E402
 from taplocal.session import Session  # noqa: E402
@@ -122,7 +123,11 @@ def up(
                 "counts": counts,
                 "steps": steps,
                 "outputs": opened.outputs,
-                "not_emulated": summary.not_emulated,
+                "differences": [
+                    {**vars(each), "touches": sorted(summary.differences[each.key])}
+                    for rows in by_meaning(summary.differences).values()
+                    for each in rows
+                ],
             }
         )
     else:

@@ -16,14 +16,11 @@ from rich.markup import escape
 from rich.status import Status
 
 from taplocal.access import Response
+from taplocal.differences import by_meaning
 from taplocal.errors import InterruptError
 from taplocal.session import Session
 from taplocal.steps import BEGUN, Step, Summary
 
-ADAPTED = "adapted: "  # begins the reason of a gap that is bridged
-WORKS = "Works here in another way than on AWS"
-NO_EFFECT = "Has no effect here; it works on AWS"
-SHOWN = 6  # resources in the line of a gap; --json has all of them
 SPINNER = 3  # columns of the spinner, before its text
 SIGNS = {
     "created": "[green]+[/]",
@@ -83,15 +80,9 @@ class Console:
 
     def summary(self, env: str, summary: Summary, opened: Session, explain: bool) -> None:
         """Prints the end of `up`: what differs from AWS, the counts, the outputs, what to try."""
-        gaps = gaps_by_meaning(summary.not_emulated)
         if explain:
-            for meaning, reasons in gaps.items():
-                self._rich.print(f"\n[bold]{meaning}:[/]")
-                for why, inputs, resources in reasons:
-                    where = f"[dim]({escape(inputs)} of {escape(resources)})[/]"
-                    self._rich.print(f"  {escape(why)} {where}")
-        elif gaps:
-            count = sum(map(len, gaps.values()))
+            self._explain(summary.differences)
+        elif count := len(summary.differences):
             self.say(f"\n{count} things are not as on AWS: `up --explain` lists them")
         counts = ", ".join(
             f"{count} {action}" for action, count in sorted(summary.counts().items())
@@ -99,6 +90,15 @@ class Console:
         self._rich.print(f"\n[bold green]{env} is up[/]: {counts} in {summary.seconds:.1f} s\n")
         self.fields(opened.outputs)
         self.say("\n" + hints(opened.state.api_url, env, opened.state.web_url))
+
+    def _explain(self, differences: Mapping[str, list[str]]) -> None:
+        for meaning, rows in by_meaning(differences).items():
+            self._rich.print(f"\n[bold]{meaning}:[/]")
+            for each in rows:
+                first, *others = sorted(differences[each.key])
+                more = f" and {len(others)} more" if others else ""
+                self.say(f"- {each.here}")
+                self._rich.print(f"  [dim]AWS: {escape(each.aws)} ({escape(first)}{more})[/]")
 
     def fields(self, fields: Mapping[str, Any]) -> None:
         """Prints names and values in two columns; values are not truncated."""
@@ -149,24 +149,6 @@ def hints(api_url: str | None, env: str, web_url: str | None = None) -> str:
             f"Stop it:  {taplocal} down",
         ]
     )
-
-
-def gaps_by_meaning(
-    notes: list[dict[str, str]],
-) -> dict[str, list[tuple[str, str, str]]]:
-    """What the gaps mean to the user -> the reasons, each with its inputs and resources."""
-    found: dict[str, tuple[list[str], list[str]]] = {}
-    for note in notes:
-        inputs, resources = found.setdefault(note["why"], ([], []))
-        inputs += [note["what"]] if note["what"] not in inputs else []
-        resources += [note["resource"]] if note["resource"] not in resources else []
-    meanings: dict[str, list[tuple[str, str, str]]] = {}
-    for why, (inputs, resources) in found.items():
-        adapted = why.startswith(ADAPTED)
-        more = f" and {len(resources) - SHOWN} more" if len(resources) > SHOWN else ""
-        row = why.removeprefix(ADAPTED), ", ".join(inputs), ", ".join(resources[:SHOWN]) + more
-        meanings.setdefault(WORKS if adapted else NO_EFFECT, []).append(row)
-    return meanings
 
 
 def _pretty(body: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from taplocal.cloud import Cloud, data_source
+from taplocal.differences import touched_by
 from taplocal.errors import TapLocalError
 from taplocal.program import Registration, run
 from taplocal.project import Project
@@ -87,7 +88,6 @@ class Deployment:
         for each in self.state.resources.values():
             handler_of(each.type, each.name).settle(self.cloud, each.inputs)
         self.state.finish(outputs)
-        self.summary.not_emulated.sort(key=lambda each: (each["resource"], each["what"]))
 
     def down(self) -> Summary:
         """Deletes all resources, newest first, protected or not, with their data."""
@@ -113,7 +113,7 @@ class Deployment:
             deployed = self._apply(handler, resource)
         except (ClientError, BotoCoreError) as error:
             raise TapLocalError(f"{resource.type} {resource.name}: {error}") from error
-        self._note(handler, resource)
+        self._note(resource)
         return deployed.id, deployed.outputs
 
     def invoke(self, token: str, _arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,12 +294,10 @@ class Deployment:
                 "or run `python -m taplocal down`"
             )
 
-    def _note(self, handler: Handler, resource: Registration) -> None:
-        notes = handler.notes(resource.inputs)
+    def _note(self, resource: Registration) -> None:
         with self._lock:
-            self.summary.not_emulated += [
-                {"resource": resource.name, "what": what, "why": why} for what, why in notes
-            ]
+            for key in touched_by(resource.type, resource.inputs):
+                self.summary.differences.setdefault(key, []).append(resource.name)
 
     def _begin(self, kind: str, name: str) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""The report of a run: its steps, and what has no effect on the emulator."""
+"""The report of a run: its steps, and what of it is not as on AWS."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Step:
 
 @dataclass
 class Summary:
-    """The steps of a run, the inputs without effect on the emulator, the duration in seconds."""
+    """The steps of a run, the differences with the resources that touch them, its seconds."""
 
     steps: list[Step] = field(default_factory=list)
-    not_emulated: list[dict[str, str]] = field(default_factory=list)
+    differences: dict[str, list[str]] = field(default_factory=dict)  # by key
     seconds: float = 0.0
 
     def counts(self) -> Counter[str]:

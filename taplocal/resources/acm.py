@@ -19,7 +19,6 @@ from taplocal.resources.base import (
 class Certificate(Handler):
     uses = "domainName subjectAlternativeNames validationMethod tags"
     replace_on = distinct = "domainName subjectAlternativeNames validationMethod"
-    not_emulated = {"validationMethod": "a certificate is issued without validation"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         arn = cloud.client("acm").request_certificate(
@@ -71,5 +70,4 @@ class CertificateValidation(Recorded):
 
 
 class Record(Recorded):
-    uses = "zoneId name type records ttl"
-    not_emulated = dict.fromkeys(("records", "aliases"), "DNS names are not resolved")
+    uses = "zoneId name type records aliases ttl"

@@ -18,9 +18,8 @@ from taplocal.resources.base import (
 
 
 class Api(Handler):
-    uses = "name description protocolType corsConfiguration tags"
+    uses = "name description protocolType corsConfiguration disableExecuteApiEndpoint tags"
     replace_on = distinct = "protocolType"
-    not_emulated = {"disableExecuteApiEndpoint": "the API stays at the emulator's own URL"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         made = cloud.client("apigatewayv2").create_api(
@@ -57,12 +56,8 @@ class Api(Handler):
 
 
 class DomainName(Recorded):
+    uses = "domainName domainNameConfiguration tags"
     replace_on = "domainName"
-    not_emulated = {
-        "domainName": "the API is at the emulator's own URL, which `status` shows",
-        "domainNameConfiguration": "the emulator serves no TLS",
-        "tags": "only the state has them",
-    }
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         name, made = inputs["domainName"], {"hostedZoneId": "Z0LOCAL"}
@@ -71,9 +66,8 @@ class DomainName(Recorded):
 
 
 class ApiMapping(Recorded):
-    uses = "apiId stage"
+    uses = "apiId domainName stage"
     replace_on = "domainName"
-    not_emulated = {"domainName": DomainName.not_emulated["domainName"]}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         return inputs["domainName"], {}
@@ -138,7 +132,6 @@ class Integration(ApiPart):
     noun = "integration"
     uses = """apiId integrationType integrationMethod integrationUri payloadFormatVersion
         timeoutMilliseconds"""
-    not_emulated = {"timeoutMilliseconds": "a slow function is waited for"}
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return {
@@ -167,13 +160,10 @@ class Route(ApiPart):
 class Stage(Handler):
     uses = """name apiId autoDeploy tags accessLogSettings.destinationArn accessLogSettings.format
         defaultRouteSettings.throttlingRateLimit defaultRouteSettings.throttlingBurstLimit
+        defaultRouteSettings.detailedMetricsEnabled routeSettings.detailedMetricsEnabled
         routeSettings.routeKey routeSettings.throttlingRateLimit
         routeSettings.throttlingBurstLimit"""
     replace_on = "name apiId"
-    not_emulated = {
-        f"{each}.detailedMetricsEnabled": "only the stage has metrics"
-        for each in ("defaultRouteSettings", "routeSettings")
-    }
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cloud.client("apigatewayv2").create_stage(Tags=inputs.get("tags") or {}, **_stage(inputs))

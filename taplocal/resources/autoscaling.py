@@ -27,13 +27,11 @@ CAPACITY_FAILURES = 3  # launches that failed; AWS goes on until waitForCapacity
 
 class Target(Recorded):
     uses = "serviceNamespace resourceId scalableDimension minCapacity maxCapacity tags"
-    not_emulated = {"resourceId": "nothing is scaled"}
 
 
 class Policy(Recorded):
     uses = """name policyType serviceNamespace resourceId scalableDimension
         targetTrackingScalingPolicyConfiguration"""
-    not_emulated = {"targetTrackingScalingPolicyConfiguration": "nothing is scaled"}
 
 
 class Group(Named):
@@ -42,7 +40,6 @@ class Group(Named):
         initialLifecycleHooks waitForCapacityTimeout minElbCapacity
         enabledMetrics metricsGranularity serviceLinkedRoleArn tags"""
     replace_on = "name"
-    not_emulated = {"enabledMetrics": "all of the group's metrics are measured"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         name = inputs["name"]
@@ -161,7 +158,6 @@ class FleetRollout(Rollout):
 
     uses = "group version preferences __provider"
     replace_on = "group"
-    not_emulated = {"preferences": "adapted: a minute of a fleet takes a second"}
     time_scale = staticmethod(lambda: SCALE)
 
 

@@ -22,12 +22,6 @@ class Function(Named):
         environment.variables kmsKeyArn tracingConfig.mode loggingConfig
         reservedConcurrentExecutions tags"""
     replace_on = "name"
-    not_emulated = {
-        "runtime": "the function runs on the Python of this machine",
-        "architectures": "the function runs on the processor of this machine",
-        "memorySize": "memory is not limited",
-        "loggingConfig.logFormat": "the log lines of the runtime itself are plain text",
-    }
     tag_operation = "lambda list_tags Resource Tags"
 
     def name(self, cloud: Cloud, inputs: Inputs) -> str:
@@ -111,7 +105,6 @@ class Rollout(Handler):
         inconclusive guard_role versions_kept __provider"""
     replace_on = "function"
     ignored = "__provider"
-    not_emulated = {"bake_seconds": "adapted: 1,000 seconds of a release take one"}
     time_scale = staticmethod(time_scale)  # how many seconds of a rollout take one
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -138,7 +131,6 @@ class Rollout(Handler):
 class ProvisionedConcurrency(Handler):
     uses = "functionName qualifier provisionedConcurrentExecutions"
     replace_on = "functionName qualifier"
-    not_emulated = {"provisionedConcurrentExecutions": "no environment is initialized in advance"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cloud.client("lambda").put_provisioned_concurrency_config(
@@ -189,29 +181,21 @@ class EventInvokeConfig(Handler):
     uses = """functionName qualifier maximumRetryAttempts maximumEventAgeInSeconds
         destinationConfig.onFailure.destination"""
     replace_on = "functionName qualifier"
-    not_emulated = {"qualifier": "adapted: the settings of an alias apply to the whole function"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        for qualifier in self._qualifiers(inputs):
-            cloud.client("lambda").put_function_event_invoke_config(
-                FunctionName=inputs["functionName"],
-                MaximumRetryAttempts=inputs["maximumRetryAttempts"],
-                MaximumEventAgeInSeconds=inputs["maximumEventAgeInSeconds"],
-                **qualifier,
-                **given(DestinationConfig=pascal(inputs.get("destinationConfig"))),
-            )
+        cloud.client("lambda").put_function_event_invoke_config(
+            FunctionName=inputs["functionName"],
+            Qualifier=inputs["qualifier"],
+            MaximumRetryAttempts=inputs["maximumRetryAttempts"],
+            MaximumEventAgeInSeconds=inputs["maximumEventAgeInSeconds"],
+            **given(DestinationConfig=pascal(inputs.get("destinationConfig"))),
+        )
         return f"{inputs['functionName']}:{inputs['qualifier']}", {}
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
-        for qualifier in self._qualifiers(inputs):
-            cloud.client("lambda").delete_function_event_invoke_config(
-                FunctionName=inputs["functionName"], **qualifier
-            )
-
-    @staticmethod
-    def _qualifiers(inputs: Inputs) -> list[dict[str, str]]:
-        """The alias, as on AWS, and the function itself, which the emulator uses."""
-        return [{}, {"Qualifier": inputs["qualifier"]}]
+        cloud.client("lambda").delete_function_event_invoke_config(
+            FunctionName=inputs["functionName"], Qualifier=inputs["qualifier"]
+        )
 
 
 class Invocation(Handler):

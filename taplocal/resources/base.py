@@ -23,9 +23,9 @@ NOT_FOUND = re.compile("404|NoSuch.+|.*NotFound.*|.*Non[Ee]xistent.*|QueueDoesNo
 class Handler:
     """One resource type.
 
-    `uses` lists the inputs that the emulator supports, as dotted paths; a path includes everything
-    below it. `not_emulated` maps inputs without effect to the reason, which `up` reports. Any other
-    input is an UnsupportedError. A change of an input in `replace_on` replaces the resource, as on
+    `uses` lists the inputs that are known here, as dotted paths; a path includes everything below
+    it. What one of them has no effect on is a row of taplocal/differences.py. Any other input is an
+    UnsupportedError. A change of an input in `replace_on` replaces the resource, as on
     AWS; a change of one in `ignored` is no change. A change of one in `distinct` lets the new one
     exist beside the old one, which then goes at the end of the run, after all that depends on it.
     """
@@ -35,7 +35,6 @@ class Handler:
     replace_on = ""
     ignored = ""
     distinct = ""
-    not_emulated: Mapping[str, str] = {}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         """Creates the resource; returns its id and the outputs that AWS computes."""
@@ -78,15 +77,6 @@ class Handler:
             return inputs
         return {**inputs, "tags": {**inputs.get("tags", {}), OWNER: owner}}
 
-    def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
-        """The inputs that have no effect on the emulator, each with the reason."""
-        paths = set(flatten(inputs))
-        return [
-            (path, why)
-            for path, why in self.not_emulated.items()
-            if any(_includes(path, each) for each in paths)
-        ]
-
     def remove(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         """Deletes it; no error if it does not exist."""
         try:
@@ -100,10 +90,10 @@ class Handler:
         return set(self.replace_on.split())
 
     def check(self, name: str, inputs: Inputs) -> None:
-        """Raises UnsupportedError for an input that is in neither `uses` nor `not_emulated`."""
-        known = [*self.uses.split(), *self.not_emulated]
+        """Raises UnsupportedError for an input that is not in `uses`."""
+        known = self.uses.split()
         if unknown := sorted(
-            path for path in flatten(inputs) if not any(_includes(each, path) for each in known)
+            path for path, _ in leaves(inputs) if not any(includes(each, path) for each in known)
         ):
             raise UnsupportedError(
                 f"{name}: the local cloud does not support the input {unknown[0]} of "
@@ -159,20 +149,21 @@ class Recorded(Handler):
         """Nothing to delete."""
 
 
-def flatten(value: Any, path: str = "") -> Iterator[str]:
-    """The dotted paths of all leaves; the elements of a list share theirs."""
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted paths and the values of all leaves; the elements of a list share their path."""
     children: list[tuple[str, Any]] = []
     if isinstance(value, Mapping):
         children = [(f"{path}.{key}".lstrip("."), each) for key, each in value.items()]
     elif isinstance(value, list):
         children = [(path, each) for each in value if isinstance(each, Mapping | list)]
     if not children and path:
-        yield path
+        yield path, value
     for below, each in children:
-        yield from flatten(each, below)
+        yield from leaves(each, below)
 
 
-def _includes(known: str, path: str) -> bool:
+def includes(known: str, path: str) -> bool:
+    """Whether a path is a known one, or below it."""
     return path == known or path.startswith(f"{known}.")
 
 

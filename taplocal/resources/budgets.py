@@ -11,7 +11,6 @@ from taplocal.resources.base import Inputs, Named, Outputs, tag_list
 class Budget(Named):
     uses = """name budgetType limitAmount limitUnit timeUnit costFilters notifications tags"""
     replace_on = "name"
-    not_emulated = {"notifications": "the cost is always 0, so no notification is published"}
     tag_operation = "budgets list_tags_for_resource ResourceARN ResourceTags"
 
     def name(self, cloud: Cloud, inputs: Inputs) -> str:

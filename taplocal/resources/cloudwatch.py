@@ -53,10 +53,9 @@ class LogGroup(Named):
 
 class MetricAlarm(Named):
     uses = """name alarmDescription namespace metricName dimensions statistic extendedStatistic
-        comparisonOperator threshold period evaluationPeriods datapointsToAlarm alarmActions
-        okActions insufficientDataActions tags"""
+        comparisonOperator threshold period evaluationPeriods datapointsToAlarm treatMissingData
+        alarmActions okActions insufficientDataActions tags"""
     replace_on = "name"
-    not_emulated = {"treatMissingData": "missing data is always treated as notBreaching"}
     overwrites = True
     tag_operation = "cloudwatch list_tags_for_resource ResourceARN Tags"
 
@@ -118,10 +117,8 @@ class Dashboard(Named):
 
 
 class LogMetricFilter(Handler):
-    uses = """name logGroupName pattern metricTransformation.namespace metricTransformation.name
-        metricTransformation.value"""
+    uses = "name logGroupName pattern metricTransformation"
     replace_on = "name logGroupName"
-    not_emulated = {"metricTransformation": "the log is not counted"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         source = inputs["metricTransformation"]

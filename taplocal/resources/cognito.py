@@ -20,14 +20,9 @@ from taplocal.resources.base import (
 class UserPool(Handler):
     uses = """name usernameAttributes usernameConfiguration autoVerifiedAttributes
         adminCreateUserConfig passwordPolicy mfaConfiguration softwareTokenMfaConfiguration
-        accountRecoverySetting deletionProtection userPoolTier emailConfiguration tags"""
+        accountRecoverySetting deletionProtection userPoolTier userPoolAddOns
+        emailConfiguration tags"""
     replace_on = distinct = "name usernameAttributes usernameConfiguration"
-    not_emulated = {
-        "accountRecoverySetting": "no code is sent",
-        "deletionProtection": "the pool can be deleted",
-        "emailConfiguration.sourceArn": "no mail is sent",
-        "userPoolAddOns": "there is no threat protection",
-    }
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cognito = cloud.client("cognito-idp")
@@ -132,9 +127,6 @@ class UserPoolDomain(Named):
     uses = "domain userPoolId"
     id_input = "domain"
     replace_on = "domain userPoolId"
-    not_emulated = {
-        "domain": "sign-in and tokens are on the emulator's own URL: `python -m taplocal token`"
-    }
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cloud.client("cognito-idp").create_user_pool_domain(

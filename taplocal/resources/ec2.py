@@ -172,7 +172,6 @@ class NatGateway(Ec2Resource):
     noun = "nat_gateway"
     distinct = "allocationId"
     resource_type = "natgateway"
-    not_emulated = {"subnetId": "no packet is forwarded"}
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return {"AllocationId": inputs["allocationId"], "SubnetId": inputs["subnetId"]}
@@ -222,7 +221,6 @@ class Rule(Handler):
     uses = """securityGroupId description ipProtocol fromPort toPort cidrIpv4
         referencedSecurityGroupId tags"""
     replace_on = "securityGroupId ipProtocol fromPort toPort cidrIpv4 referencedSecurityGroupId"
-    not_emulated = {"ipProtocol": "no packet is filtered"}
     direction = ""
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -265,7 +263,6 @@ class VpcEndpoint(Ec2Resource):
         privateDnsEnabled tags"""
     noun = "vpc_endpoint"
     distinct = "vpcId serviceName"
-    not_emulated = {"serviceName": "no packet is forwarded"}
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return pascal({key: value for key, value in inputs.items() if key != "tags"})  # type: ignore[no-any-return]
@@ -276,14 +273,12 @@ class VpcEndpoint(Ec2Resource):
 
 class FlowLog(Recorded):
     uses = """vpcId trafficType logDestination iamRoleArn maxAggregationInterval tags"""
-    not_emulated = {"trafficType": "there is no traffic to log"}
 
 
 class LaunchTemplate(Handler):
     uses = """name imageId instanceType iamInstanceProfile metadataOptions blockDeviceMappings
         networkInterfaces monitoring userData tagSpecifications tags"""
     replace_on = distinct = "name"
-    not_emulated = {"userData": "no instance runs; the application is tested as a process"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         tags = [{"ResourceType": "launch-template", "Tags": tag_list(inputs.get("tags"))}]

@@ -50,9 +50,6 @@ class LoadBalancer(Tagged):
     uses = """name loadBalancerType subnets securityGroups dropInvalidHeaderFields
         desyncMitigationMode enableDeletionProtection idleTimeout accessLogs tags"""
     replace_on = "name loadBalancerType"
-    not_emulated = {
-        "enableDeletionProtection": "the load balancer can be deleted",
-    }
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         elb = cloud.client("elbv2")

@@ -12,15 +12,11 @@ from taplocal.resources.base import (
     removed_tags,
     tag_list,
 )
-from taplocal.resources.policies import adapted, policy_notes
 
 
 class Role(Named):
     uses = "name description assumeRolePolicy tags"
     replace_on = "name"
-    not_emulated = {
-        "assumeRolePolicy": "of the services, Lambda and the scheduler need the role's trust"
-    }
     tag_operation = "iam list_role_tags RoleName Tags"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
@@ -58,15 +54,12 @@ class RolePolicy(Handler):
         cloud.client("iam").put_role_policy(
             RoleName=inputs["role"],
             PolicyName=inputs["name"],
-            PolicyDocument=adapted(inputs["policy"])[0],
+            PolicyDocument=inputs["policy"],
         )
         return f"{inputs['role']}:{inputs['name']}", {}
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("iam").delete_role_policy(RoleName=inputs["role"], PolicyName=inputs["name"])
-
-    def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
-        return policy_notes(inputs["policy"])
 
 
 class InstanceProfile(Named):
@@ -97,7 +90,6 @@ class InstanceProfile(Named):
 
 class ServiceLinkedRole(Recorded):
     uses = "awsServiceName customSuffix description tags"
-    not_emulated = {"awsServiceName": "no instance is started"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         service, name = inputs["awsServiceName"], f"AutoScaling_{inputs['customSuffix']}"

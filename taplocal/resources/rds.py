@@ -147,10 +147,6 @@ class Instance(RdsResource):
     id_input = "identifier"
     kind = "db"
     replace_on = f"identifier {FIXED}"
-    not_emulated = {
-        "backupRetentionPeriod": "no automatic backups are made",
-        "monitoringInterval": "nothing is measured",
-    }
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         name = inputs["identifier"]
@@ -200,7 +196,6 @@ class Instance(RdsResource):
 
 class EventSubscription(Recorded):
     uses = "name snsTopic sourceType sourceIds eventCategories tags"
-    not_emulated = {"eventCategories": "the emulator publishes no events"}
 
 
 def available(cloud: Cloud, name: str) -> Any:

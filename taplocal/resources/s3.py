@@ -6,7 +6,6 @@ from typing import Any
 
 from taplocal.cloud import Cloud
 from taplocal.resources.base import Handler, Inputs, Named, Outputs, given, pascal, tag_list
-from taplocal.resources.policies import adapted, policy_notes
 
 
 class Bucket(Named):
@@ -123,25 +122,15 @@ class Policy(BucketSetting):
     put_operation, delete_operation = "put_bucket_policy", "delete_bucket_policy"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
-        return {"Policy": adapted(inputs["policy"])[0]}
-
-    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
-        if '"Statement": []' in adapted(inputs["policy"])[0]:  # S3 requires at least one
-            return inputs["bucket"], {}
-        return super().create(cloud, inputs)
-
-    def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
-        return policy_notes(inputs["policy"])
+        return {"Policy": inputs["policy"]}
 
 
 class Lifecycle(BucketSetting):
-    uses = """bucket rules.id rules.status rules.filter.prefix rules.abortIncompleteMultipartUpload
-        rules.noncurrentVersionExpiration rules.expiration.days rules.transitions"""
+    uses = "bucket rules"
     put_operation, delete_operation = (
         "put_bucket_lifecycle_configuration",
         "delete_bucket_lifecycle",
     )
-    not_emulated = {"rules": "objects neither change their storage class nor expire"}
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         rules = [
@@ -162,7 +151,6 @@ class Cors(BucketSetting):
 class Logging(BucketSetting):
     uses = "bucket targetBucket targetPrefix targetObjectKeyFormat.partitionedPrefix"
     put_operation = "put_bucket_logging"
-    not_emulated = {"targetBucket": "no access logs are delivered"}
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         target = {key: value for key, value in inputs.items() if key != "bucket"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from taplocal.cloud import Cloud
 from taplocal.resources.base import Handler, Inputs, Named, Outputs, given, removed_tags, tag_list
-from taplocal.resources.policies import adapted, policy_notes
 
 
 class Topic(Named):
@@ -51,12 +50,9 @@ class TopicPolicy(Handler):
         cloud.client("sns").set_topic_attributes(
             TopicArn=inputs["arn"],
             AttributeName="Policy",
-            AttributeValue=adapted(inputs["policy"])[0],
+            AttributeValue=inputs["policy"],
         )
         return inputs["arn"], {}
-
-    def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
-        return policy_notes(inputs["policy"])
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         """AWS deletes it with its topic."""
@@ -65,7 +61,6 @@ class TopicPolicy(Handler):
 class TopicSubscription(Handler):
     uses = "topic protocol endpoint"
     replace_on = "topic protocol endpoint"
-    not_emulated = {"endpoint": "e-mail is confirmed at once and never sent"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         arn = cloud.client("sns").subscribe(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from taplocal.cloud import Cloud
 from taplocal.resources.base import Handler, Inputs, Named, Outputs, removed_tags
-from taplocal.resources.policies import adapted, policy_notes
 
 
 class Queue(Named):
@@ -44,12 +43,9 @@ class QueuePolicy(Handler):
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cloud.client("sqs").set_queue_attributes(
-            QueueUrl=inputs["queueUrl"], Attributes={"Policy": adapted(inputs["policy"])[0]}
+            QueueUrl=inputs["queueUrl"], Attributes={"Policy": inputs["policy"]}
         )
         return inputs["queueUrl"], {}
-
-    def notes(self, inputs: Inputs) -> list[tuple[str, str]]:
-        return policy_notes(inputs["policy"])
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("sqs").set_queue_attributes(QueueUrl=resource_id, Attributes={"Policy": ""})

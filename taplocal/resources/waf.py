@@ -20,7 +20,6 @@ from taplocal.resources.base import (
 class WebAcl(Handler):
     uses = "name description scope defaultAction rules visibilityConfig tags"
     replace_on = distinct = "name scope"
-    not_emulated = {"rules": "no request is inspected"}
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         made = cloud.client("wafv2").create_web_acl(**_acl(inputs), Tags=tag_list(inputs["tags"]))

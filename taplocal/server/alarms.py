@@ -19,9 +19,12 @@ COMPARISONS = {
     "LessThanOrEqualToThreshold": float.__le__,
 }
 
+#: How a period without data counts; by the others, `missing` and `ignore`, it does not.
+MISSING = {"breaching": True, "notBreaching": False}
+
 
 def breaching(alarm: Mapping[str, Any], points: list[Any], now: float) -> list[bool]:
-    """For each period with data, newest first, whether it breaches the threshold."""
+    """For each period that counts, newest first, whether it breaches the threshold."""
     statistic = alarm.get("ExtendedStatistic") or alarm.get("Statistic", "Average")
     breaches = COMPARISONS[alarm["ComparisonOperator"]]
     found = []
@@ -32,14 +35,15 @@ def breaching(alarm: Mapping[str, Any], points: list[Any], now: float) -> list[b
         if inside:
             value = cloudwatch._stat_value(cloudwatch._calc_stats(inside), statistic, inside)
             found.append(breaches(float(value), float(alarm["Threshold"])))
+        elif alarm.get("TreatMissingData") in MISSING:
+            found.append(MISSING[alarm["TreatMissingData"]])
     return found
 
 
 def evaluate(alarm: dict[str, Any]) -> None:
     """Replaces MiniStack's _evaluate_alarm.
 
-    Missing data is treated as notBreaching. Alarms on metric math or on anomaly detection bands are
-    not evaluated.
+    Alarms on metric math or on anomaly detection bands are not evaluated.
     """
     if not alarm.get("MetricName") or alarm.get("ComparisonOperator") not in COMPARISONS:
         return
@@ -47,10 +51,10 @@ def evaluate(alarm: dict[str, Any]) -> None:
     key = (alarm.get("Namespace"), alarm.get("MetricName"), cloudwatch._dims_key(dimensions))
     found = breaching(alarm, cloudwatch._metrics.get(key) or [], time.time())
     before = alarm["StateValue"]
-    if not found and before == "OK":
-        return
     needed = alarm.get("DatapointsToAlarm") or alarm["EvaluationPeriods"]
     state = "ALARM" if sum(found) >= needed else "OK"
+    if not found:
+        state = before if alarm.get("TreatMissingData") == "ignore" else "INSUFFICIENT_DATA"
     if state != before:
         reason = f"{sum(found)} of {len(found)} periods breach {alarm['Threshold']:g}"
         alarm.update(StateValue=state, StateReason=reason, StateUpdatedTimestamp=int(time.time()))

@@ -17,6 +17,7 @@ from ministack.services import lambda_svc, sns, sqs
 
 from taplocal.server import keys, rights
 from taplocal.server.metrics import count
+from taplocal.server.releases import qualifier_of_call
 
 LAMBDA = "lambda.amazonaws.com"
 ACTIONS = {"sqs": "sqs:SendMessage", "sns": "sns:Publish", "lambda": "lambda:InvokeFunction"}
@@ -29,14 +30,21 @@ def reserved(_function: Any, config: Mapping[str, Any]) -> int | None:
     return None if concurrency is None else int(concurrency)
 
 
+def settings(name: str) -> Mapping[str, Any]:
+    """What is set for events that invoke a function by the qualifier of this call."""
+    qualifier, latest = qualifier_of_call.get(), ("", "$LATEST")
+    found = lambda_svc._functions[name].get("event_invoke_configs") or {}
+    names = latest if qualifier in latest else (qualifier,)
+    return next((found[each] for each in names if each in found), {})
+
+
 def targets(name: str) -> Iterator[tuple[str, str]]:
     """The metric of a failure and the ARN, for each place that gets a function's lost events."""
-    function = lambda_svc._functions[name]
-    settings = function.get("event_invoke_config") or {}
-    on_failure = (settings.get("DestinationConfig") or {}).get("OnFailure") or {}
+    on_failure = (settings(name).get("DestinationConfig") or {}).get("OnFailure") or {}
     if arn := on_failure.get("Destination"):
         yield "DestinationDeliveryFailures", arn
-    if arn := (function["config"].get("DeadLetterConfig") or {}).get("TargetArn"):
+    config = lambda_svc._functions[name]["config"]
+    if arn := (config.get("DeadLetterConfig") or {}).get("TargetArn"):
         yield "DeadLetterErrors", arn
 
 

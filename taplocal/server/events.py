@@ -20,6 +20,7 @@ from ministack.services import lambda_svc
 
 from taplocal.server import destinations
 from taplocal.server.metrics import count
+from taplocal.server.releases import qualifier_of_call
 
 WORKERS = 2 * (
     os.cpu_count() or 1
@@ -62,6 +63,7 @@ class EventQueue:
             {
                 "function": each.function["config"]["FunctionName"],
                 "version": each.function["config"].get("Version", "$LATEST"),
+                "qualifier": each.context.get(qualifier_of_call, ""),
                 "payload": each.payload,
             }
             for each in list(self._open.values())
@@ -71,6 +73,7 @@ class EventQueue:
         """Takes the events of a snapshot again; Lambda too delivers one twice rather than never."""
         for each in events:
             if function := lambda_svc._functions.get(each["function"]):
+                qualifier_of_call.set(each.get("qualifier", ""))
                 versions = function.get("versions", {})
                 self.put(versions.get(each["version"], function), each["payload"])
         for function in lambda_svc._functions.values():  # a shift that the snapshot was taken in
@@ -102,7 +105,7 @@ class EventQueue:
         result = lambda_svc._execute_function(event.function, event.payload)
         if not result.get("error") or name not in lambda_svc._functions:
             return False
-        settings = lambda_svc._functions[name].get("event_invoke_config") or {}
+        settings = destinations.settings(name)
         throttled = bool(result.get("throttle"))
         not_expired = time.monotonic() - event.since < settings.get(
             "MaximumEventAgeInSeconds", 21_600

@@ -1,4 +1,4 @@
-"""API Gateway around its integrations: throttling, the access log, the errors of a function.
+"""API Gateway around its integrations: throttling, access log, metrics, a function's errors.
 
 MiniStack routes, checks tokens and invokes. Here, as on AWS, a stage admits of each route what its
 settings say, 429 beyond, and writes a line of its access log for each request, also for those that
@@ -8,6 +8,7 @@ does wrong is no business of the caller: 500, and 503 where it is throttled.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextvars
 import json
@@ -24,6 +25,7 @@ from ministack.core import iam_evaluator
 from ministack.services import apigateway, cloudwatch_logs, lambda_svc
 
 from taplocal.server.capacity import Bucket
+from taplocal.server.metrics import count
 
 Response = tuple[int, dict[str, Any], bytes]
 
@@ -44,6 +46,11 @@ class Call:
     id: str = field(default_factory=lambda: base64.b64encode(os.urandom(11)).decode())
     claims: Mapping[str, Any] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)  # variables that only some requests have
+
+    @property
+    def route_key(self) -> str:
+        """The key of the route; "None" if no route takes the request."""
+        return str(self.route and self.route["routeKey"])
 
 
 #: The request that this context answers.
@@ -80,6 +87,7 @@ class Gateway:
         finally:
             current.reset(token)
         made["apigw-requestid"] = call.id
+        measure(api_id, stage, call, status, of_route(settings, call))
         if log := settings.get("accessLogSettings"):
             place = {"accountId": account, "apiId": api_id, "stage": stage}
             write(log, call, {**place, "status": status}, content)
@@ -87,9 +95,7 @@ class Gateway:
 
     def _admits(self, settings: Mapping[str, Any], place: tuple[str, ...], call: Call) -> bool:
         """Takes a token of the route's bucket, if it has one."""
-        key = str(call.route and call.route["routeKey"])
-        own = (settings.get("routeSettings") or {}).get(key)  # in place of all default settings
-        given = own or settings.get("defaultRouteSettings") or {}
+        key, given = call.route_key, of_route(settings, call)
         limits = given if given.keys() & ACCOUNT_LIMITS.keys() else ACCOUNT_LIMITS
         rate, burst = (float(limits.get(each, 0)) for each in ACCOUNT_LIMITS)
         bucket = self._buckets.setdefault((*place, key), Bucket(burst))
@@ -112,10 +118,15 @@ class Gateway:
                 call.made["authorizer.error"] = json.loads(refusal[2])["message"]
         return claims, scopes, refusal
 
-    async def invoke(self, *arguments: Any, **more: Any) -> Any:
+    async def invoke(self, integration: Mapping[str, Any], *arguments: Any, **more: Any) -> Any:
         """Replaces MiniStack's _invoke_lambda_proxy."""
         call, began = current.get(), time.monotonic()
-        response = await self._invoke(*arguments, **more)
+        try:
+            async with asyncio.timeout(integration.get("timeoutInMillis", 30_000) / 1000):
+                response = await self._invoke(integration, *arguments, **more)
+        except TimeoutError:
+            why = "Endpoint request timed out"
+            response = integration_failure(503, "Service Unavailable", why)
         if call:
             latency = round((time.monotonic() - began) * 1000)
             call.made |= {"integrationLatency": latency, "integration.latency": latency}
@@ -123,6 +134,23 @@ class Gateway:
                 lambda_says = {"integrationStatus": 200, "integration.integrationStatus": 200}
                 call.made |= {**lambda_says, "integration.status": response[0]}
         return response
+
+
+def of_route(settings: Mapping[str, Any], call: Call) -> Mapping[str, Any]:
+    """The settings of a request's route: its own, in place of all default ones."""
+    own = (settings.get("routeSettings") or {}).get(call.route_key)
+    return own or settings.get("defaultRouteSettings") or {}
+
+
+def measure(api_id: str, stage: str, call: Call, status: int, settings: Mapping[str, Any]) -> None:
+    """Records the metrics of a request, by route too where these are detailed."""
+    kinds = {f"{kind}xx": status // 100 == kind for kind in (4, 5)}
+    values = {"Count": 1, "Latency": round((time.time() - call.started) * 1000), **kinds}
+    of_stage = {"ApiId": api_id, "Stage": stage}
+    count("AWS/ApiGateway", of_stage, **values)
+    method, _, resource = call.route_key.partition(" ")
+    if resource and settings.get("detailedMetricsEnabled"):
+        count("AWS/ApiGateway", {**of_stage, "Method": method, "Resource": resource}, **values)
 
 
 def failure(status: int, message: str) -> Response:

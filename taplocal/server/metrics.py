@@ -1,7 +1,7 @@
-"""Metrics of functions, log lines, APIs and queues.
+"""Metrics of functions, log lines and queues.
 
 Functions have metrics by alias and version and those of their log lines (the embedded metric
-format), an API has metrics of its requests. MiniStack measures functions by name only.
+format). MiniStack measures functions by name only.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ministack.services import apigateway, cloudwatch, lambda_svc, sqs
+from ministack.services import cloudwatch, lambda_svc, sqs
 
 from taplocal.server import timing
 from taplocal.server.environments import Environments
@@ -66,7 +66,8 @@ def measure_functions(environments: Environments) -> None:
                 count("AWS/Lambda", dimensions, Throttles=1)
             else:
                 failed = bool(result.get("error"))
-                count("AWS/Lambda", dimensions, Invocations=1, Errors=failed, Duration=duration)
+                values = {"Invocations": 1, "Errors": failed, "Throttles": 0, "Duration": duration}
+                count("AWS/Lambda", dimensions, **values)
         return result
 
     lambda_svc._execute_function = executed
@@ -130,26 +131,8 @@ def measure_queues() -> None:
         record("AWS/SQS", named, {"ApproximateNumberOfMessagesVisible": visible})
 
 
-def measure_apis() -> None:
-    """Records the metrics of HTTP APIs."""
-    handle: Callable[..., Any] = apigateway.handle_execute
-
-    async def handled(api_id: str, stage: str, *request: Any, **more: Any) -> Any:
-        started = time.monotonic()
-        response = await handle(api_id, stage, *request, **more)
-        kinds = {f"{kind}xx": response[0] // 100 == kind for kind in (4, 5)}
-        duration = round((time.monotonic() - started) * 1000)
-        count(
-            "AWS/ApiGateway", {"ApiId": api_id, "Stage": stage}, Count=1, Latency=duration, **kinds
-        )
-        return response
-
-    apigateway.handle_execute = handled
-
-
 def install(environments: Environments) -> None:
     """Replaces MiniStack's functions."""
     measure_functions(environments)
     measure_logs()
-    measure_apis()
     answer_percentile_ranks()

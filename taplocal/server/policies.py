@@ -1,7 +1,8 @@
-"""Identity policies: a `*` matches any character, PutMetricData has its condition key.
+"""Policies as AWS reads them.
 
-In MiniStack a `*` matches no newline, which S3 allows in keys, and `cloudwatch:namespace` is never
-there.
+In MiniStack a `*` matches no newline, which S3 allows in keys, `cloudwatch:namespace` is never
+there, and what concerns a log stream is allowed by its group's ARN, not by `<log group>:*`. A
+request over loopback, which no network carries, counts as one with TLS.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from ministack.core import iam_actions, iam_evaluator
 def install() -> None:
     """Replaces MiniStack's functions."""
     match_newlines()
+    name_log_streams()
+    count_loopback_as_tls()
     tags = iam_actions.request_tag_context
 
     def context(service: str, action: str, body: bytes, parameters: Any) -> dict[str, Any]:
@@ -46,3 +49,25 @@ def match_newlines() -> None:
         return re.compile(found.pattern, found.flags | re.DOTALL)
 
     iam_evaluator._fnmatch_compile = compiled
+
+
+def name_log_streams() -> None:
+    """Makes the resource of what concerns a log stream the stream."""
+    of_request = iam_actions.extract_resource_arn
+
+    def resource(service: str, *request: Any) -> Any:
+        found, body = of_request(service, *request), request[3]
+        stream = service == "logs" and iam_actions._safe_json_field(body, "logStreamName")
+        return f"{found}:log-stream:{stream}" if stream else found
+
+    iam_actions.extract_resource_arn = resource
+
+
+def count_loopback_as_tls() -> None:
+    """Makes `aws:SecureTransport` true."""
+    resolve = iam_evaluator._resolve_condition_key
+
+    def resolved(key: str, context: Any) -> Any:
+        return "true" if key.lower() == "aws:securetransport" else resolve(key, context)
+
+    iam_evaluator._resolve_condition_key = resolved

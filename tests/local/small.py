@@ -102,14 +102,14 @@ class Small:
         )
 
     def function(self, **settings: Any) -> str:
-        """The ARN of a function that answers, sleeps or fails as its event says."""
+        """The ARN of a function, by default one that answers, sleeps or fails as its event says."""
         functions, buffer = self.client("lambda"), io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
-            archive.writestr("index.py", CODE)
+            archive.writestr("index.py", settings.pop("source", CODE))
         made = functions.create_function(
             FunctionName=self.name,
             Role=settings.pop("Role", "") or self.role(NOTHING),
-            Runtime="python3.13",
+            Runtime=settings.pop("Runtime", "python3.13"),
             Handler="index.handler",
             Code={"ZipFile": buffer.getvalue()},
             **settings,

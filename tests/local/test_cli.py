@@ -19,6 +19,7 @@ import pytest
 
 from taplocal import emulator
 from taplocal.console import hints
+from taplocal.differences import DIFFERENCES, MEANINGS
 from taplocal.session import Session
 from tests.local.conftest import HANG_SECONDS, ROOT, taplocal
 
@@ -64,7 +65,7 @@ def test_every_command_prints_json_for_programs(deployed: Session, data: Path) -
     assert any(isinstance(each, dict) and each.get("ItemsCreated") for each in messages)
     again = as_json("up", *options)
     assert (again["counts"].keys(), again["steps"]) == ({"unchanged"}, [])
-    assert {"resource", "what", "why"} <= again["not_emulated"][0].keys()
+    assert {"key", "meaning", "aws", "here", "touches"} == again["differences"][0].keys()
 
 
 def test_call_fails_for_a_rejected_request_when_asked(deployed: Session, data: Path) -> None:
@@ -131,16 +132,18 @@ def test_the_printed_url_works_with_plain_curl(deployed: Session, data: Path) ->
     assert completed.stdout == "200"
 
 
-def test_plain_output_has_no_colours_and_says_what_is_not_emulated(
+def test_plain_output_has_no_colours_and_says_what_is_not_as_on_aws(
     deployed: Session, data: Path
 ) -> None:
     counted = taplocal("up", "--data", str(data)).stdout
     assert re.search("\n[0-9]+ things are not as on AWS: `up --explain` lists them\n", counted)
     completed = taplocal("up", "--explain", "--data", str(data))
     assert "\x1b" not in completed.stdout
-    assert "Works here in another way than on AWS:" in completed.stdout
-    assert "Has no effect here; it works on AWS:" in completed.stdout
-    assert "detailedMetricsEnabled" in completed.stdout
+    headings = [line for line in completed.stdout.splitlines() if line.rstrip(":") in MEANINGS]
+    assert headings == [f"{each}:" for each in MEANINGS]
+    listed = completed.stdout.count("\n- ")
+    assert f"\n{listed} things" in counted
+    assert listed < len(DIFFERENCES)  # WAF, for one, is not in dev
     assert "unchanged" in completed.stdout
 
 

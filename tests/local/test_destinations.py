@@ -10,9 +10,12 @@ import pytest
 from tests.local.small import NOTHING, Small, statement
 
 
-def fail(small: Small) -> None:
+def fail(small: Small, qualifier: str = "$LATEST") -> None:
     small.client("lambda").invoke(
-        FunctionName=small.name, InvocationType="Event", Payload='{"fail": 1}'
+        FunctionName=small.name,
+        Qualifier=qualifier,
+        InvocationType="Event",
+        Payload='{"fail": 1}',
     )
 
 
@@ -65,3 +68,22 @@ def test_a_place_that_is_gone_is_counted(small: Small) -> None:
     )
     fail(small)
     small.wait_for("DestinationDeliveryFailures", 1)
+
+
+def test_the_settings_of_an_alias_are_those_of_its_events_alone(small: Small) -> None:
+    queue = small.arn("sqs", small.name)
+    small.queue()
+    small.function(Role=small.role(statement("sqs:SendMessage", on=queue)))
+    functions, name = small.client("lambda"), {"FunctionName": small.name}
+    version = functions.publish_version(**name)["Version"]
+    functions.create_alias(**name, Name="live", FunctionVersion=version)
+    to_queue = {"OnFailure": {"Destination": queue}}
+    functions.put_function_event_invoke_config(
+        **name, Qualifier="live", MaximumRetryAttempts=0, DestinationConfig=to_queue
+    )
+    functions.put_function_event_invoke_config(**name, MaximumRetryAttempts=0)
+    fail(small)
+    small.wait_for("AsyncEventsDropped", 1)
+    assert small.messages() == []
+    fail(small, "live")
+    assert len(small.messages()) == 1

@@ -23,6 +23,12 @@ FORMAT = {
     "unknown": "$context.nothing.known", "owner": "$context.accountId",
 }  # fmt: skip
 
+SLOW = """
+import time
+def handler(event, context):
+    time.sleep(1)
+"""
+
 
 def lines(small: Small, group: str) -> list[dict[str, Any]]:
     events = small.client("logs").filter_log_events(logGroupName=group)["events"]
@@ -56,6 +62,33 @@ def test_a_stage_without_limits_has_those_of_the_account(small: Small) -> None:
     api = small.api(small.function(), "GET /a", DefaultRouteSettings={})
     small.permit("apigateway.amazonaws.com", small.arn("execute-api", f"{api}/*"))
     assert {small.get(api, "/a")[0] for _ in range(20)} == {200}
+
+
+def test_a_slow_function_is_given_up_and_the_log_says_so(small: Small) -> None:
+    api = small.api(small.function(source=SLOW), "GET /a", AccessLogSettings=log_settings(small))
+    small.permit("apigateway.amazonaws.com", small.arn("execute-api", f"{api}/*"))
+    gateway = small.client("apigatewayv2")
+    (integration,) = gateway.get_integrations(ApiId=api)["Items"]
+    gateway.update_integration(
+        ApiId=api, IntegrationId=integration["IntegrationId"], TimeoutInMillis=50
+    )
+    assert small.get(api, "/a")[::2] == (503, {"message": "Service Unavailable"})
+    (line,) = lines(small, small.name)
+    assert (line["status"], line["why"]) == ("503", "Endpoint request timed out")
+
+
+def test_detailed_metrics_are_of_the_routes_that_ask(small: Small) -> None:
+    own = {"GET /a": {"DetailedMetricsEnabled": True}}
+    api = small.api(small.function(), "GET /a", "GET /b", RouteSettings=own)
+    small.permit("apigateway.amazonaws.com", small.arn("execute-api", f"{api}/*"))
+    for path in ("/a", "/b"):
+        assert small.get(api, path)[0] == 200
+    of_stage = {"ApiId": api, "Stage": "$default"}
+    counted = [
+        small.count("Count", "AWS/ApiGateway", **of_stage, **of)
+        for of in ({}, {"Method": "GET", "Resource": "/a"}, {"Method": "GET", "Resource": "/b"})
+    ]
+    assert counted == [2, 1, 0]
 
 
 def test_each_request_has_a_line_in_the_access_log(small: Small) -> None:

@@ -37,7 +37,8 @@ def alarm(**changes: Any) -> dict[str, Any]:
     return {
         "AlarmName": "a", "Namespace": "Test", "MetricName": "Errors", "Statistic": "Sum",
         "Dimensions": [{"Name": "Version", "Value": "2"}], "Period": 60, "EvaluationPeriods": 1,
-        "Threshold": 0.0, "ComparisonOperator": "GreaterThanThreshold", "StateValue": "OK", **changes,
+        "Threshold": 0.0, "ComparisonOperator": "GreaterThanThreshold", "StateValue": "OK",
+        "TreatMissingData": "notBreaching", **changes,
     }  # fmt: skip
 
 
@@ -49,11 +50,20 @@ def test_an_alarm_looks_at_its_own_dimensions(measured: None) -> None:
     assert (mine["StateValue"], other["StateValue"]) == ("ALARM", "OK")
 
 
-def test_missing_data_is_treated_as_not_breaching(measured: None) -> None:
-    firing, new = alarm(StateValue="ALARM"), alarm(StateValue="INSUFFICIENT_DATA")
-    alarms.evaluate(firing)
-    alarms.evaluate(new)
-    assert (firing["StateValue"], new["StateValue"]) == ("OK", "OK")
+@pytest.mark.parametrize(
+    ("treated", "states"),
+    [
+        ("notBreaching", "OK OK"),
+        ("breaching", "ALARM ALARM"),
+        ("missing", "INSUFFICIENT_DATA INSUFFICIENT_DATA"),
+        ("ignore", "OK ALARM"),
+    ],
+)
+def test_missing_data_count_as_the_alarm_says(treated: str, states: str, measured: None) -> None:
+    both = [alarm(StateValue=state, TreatMissingData=treated) for state in ("OK", "ALARM")]
+    for each in both:
+        alarms.evaluate(each)
+    assert [each["StateValue"] for each in both] == states.split()
 
 
 def test_an_alarm_counts_the_periods_that_are_beyond(measured: None) -> None:
