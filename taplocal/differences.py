@@ -24,6 +24,7 @@ MEANINGS = (LAX, IDLE, OTHERWISE)
 class Difference:
     """One thing that is not as on AWS.
 
+    `silent` lists the metrics that an alarm or the dashboard watches, and that have no data for it.
     `touches` lists what of a program it concerns: a resource type as `<service>/<Type>`, an input
     of it (`.<path>`) that is not empty, or one with a certain value (`.<path>=<value>`).
     """
@@ -33,6 +34,7 @@ class Difference:
     aws: str
     here: str
     touches: str
+    silent: str = ""
 
     def concerns(self, resource_type: str, inputs: Mapping[str, Any]) -> bool:
         """Whether a resource of a program touches it."""
@@ -110,6 +112,7 @@ DIFFERENCES = (
     Difference(
         "concurrency", LAX, "an account's functions share its concurrency",
         "only what is reserved for a function limits it", "lambda/Function",
+        silent="AWS/Lambda/ClaimedAccountConcurrency",
     ),
     Difference(
         "partitions", LAX, "a partition of a table takes 1,000 writes and 3,000 reads a second",
@@ -152,11 +155,13 @@ DIFFERENCES = (
     Difference(
         "log-metrics", IDLE, "a metric filter counts the lines of a log",
         "nothing is counted", "cloudwatch/LogMetricFilter",
+        silent="tap-stack/BastionLogins-dev",
     ),
     Difference(
         "records", IDLE, "bastions and NAT instances boot with their user data",
         "groups without a target group are records: their instances are called healthy, none runs",
         "autoscaling/Group.healthCheckType=EC2",
+        silent="AWS/AutoScaling/GroupInServiceInstances",
     ),
     Difference(
         "schedules", IDLE, "groups are scaled by the clock", "nobody looks at the clock",
@@ -179,6 +184,12 @@ DIFFERENCES = (
     Difference(
         "database-events", IDLE, "a database publishes its events", "it publishes none",
         "rds/EventSubscription",
+    ),
+    Difference(
+        "database-load", IDLE, "a database measures its memory and its disk's latency",
+        "its memory is not limited, and only connections, processor and free disk are measured",
+        "rds/Instance",
+        silent="AWS/RDS/FreeableMemory AWS/RDS/WriteLatency",
     ),
     Difference(
         "database-insight", IDLE, "enhanced monitoring and Performance Insights look into it",

@@ -585,21 +585,25 @@ _usage: tuple[float, dict[int, tuple[float, int]]] = 0.0, {}
 
 
 def usage() -> dict[int, tuple[float, int]]:
-    """CPU seconds and bytes of memory of each process group, at most half a second old."""
+    """CPU seconds and bytes of memory of each process group, at most half a second old.
+
+    Children that are groups of their own count for their parent too, as PostgreSQL's are.
+    """
     global _usage
     now = time.monotonic()
     if now - _usage[0] > 0.5:
         found = by_proc() if Path("/proc/self/stat").exists() else by_ps()
         groups: dict[int, tuple[float, int]] = {}
-        for group, cpu, memory in found:
-            before = groups.get(group, (0.0, 0))
-            groups[group] = before[0] + cpu, before[1] + memory
+        for ids, cpu, memory in found:
+            for each in ids:
+                before = groups.get(each, (0.0, 0))
+                groups[each] = before[0] + cpu, before[1] + memory
         _usage = now, groups
     return _usage[1]
 
 
-def by_proc() -> list[tuple[int, float, int]]:
-    """Group, CPU seconds and bytes of each process, from Linux, in hundredths of a second."""
+def by_proc() -> list[tuple[set[int], float, int]]:
+    """Parent and group, CPU seconds, bytes of each process, from Linux, in its ticks of 10 ms."""
     ticks, page, made = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE"), []
     for each in os.scandir("/proc"):
         if each.name.isdigit():
@@ -609,21 +613,28 @@ def by_proc() -> list[tuple[int, float, int]]:
                 continue  # it has ended
             values = text.rpartition(")")[2].split()
             made.append(
-                (int(values[2]), sum(map(int, values[11:15])) / ticks, int(values[21]) * page)
+                (
+                    set(map(int, values[1:3])),
+                    sum(map(int, values[11:15])) / ticks,
+                    int(values[21]) * page,
+                )
             )
     return made
 
 
-def by_ps() -> list[tuple[int, float, int]]:
+def by_ps() -> list[tuple[set[int], float, int]]:
     """The same where there is no /proc; macOS's `ps` has hundredths of a second."""
     listed = subprocess.run(
-        ["/bin/ps", "-A", "-o", "pgid=,time=,rss="], capture_output=True, text=True, check=True
+        ["/bin/ps", "-A", "-o", "ppid=,pgid=,time=,rss="],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     made = []
     for line in listed.stdout.splitlines():
-        group, clock, memory = line.split()
+        parent, group, clock, memory = line.split()
         cpu = 0.0
         for part in clock.replace("-", ":").split(":"):
             cpu = cpu * 60 + float(part)
-        made.append((int(group), cpu, int(memory) * 1024))
+        made.append(({int(parent), int(group)}, cpu, int(memory) * 1024))
     return made

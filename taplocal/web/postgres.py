@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -33,6 +34,7 @@ from psycopg import sql
 from taplocal.errors import TapLocalError
 from taplocal.state import write_private
 from taplocal.web.certificates import Authority
+from taplocal.web.instances import usage
 from taplocal.web.processes import Process, Processes
 from taplocal.web.relay import ADMIN, Relay, Verify
 
@@ -334,6 +336,17 @@ class Database:
     def connections(self) -> int:
         """AWS/RDS's DatabaseConnections."""
         return self._relay.connections
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The CPU time that its processes have used; begins again with another primary."""
+        process = self.primary.process
+        return usage().get(process.pid, (0.0, 0))[0] if process else 0.0
+
+    @property
+    def free_storage(self) -> int:
+        """AWS/RDS's FreeStorageSpace in bytes: that of this machine's disk."""
+        return shutil.disk_usage(self.spec.folder).free
 
     @property
     def pending_reboot(self) -> bool:

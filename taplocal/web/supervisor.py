@@ -92,7 +92,7 @@ class Server:
     def __init__(self, database: Database):
         self.database = database
         self.done: dict[str, str] = {}  # task -> its error, or nothing
-        self.status, self.password = "creating", ""
+        self.status, self.password, self.cpu_seconds = "creating", "", 0.0
         self.work: asyncio.Task[None] | None = None
 
     def look(self, wanted: Json, spec: Spec) -> None:
@@ -169,6 +169,16 @@ class Server:
         if self.work:
             await self.work
         await self.database.stop()
+
+    def measure(self) -> dict[str, float]:
+        """Its metrics of a minute, by name."""
+        before, self.cpu_seconds = self.cpu_seconds, self.database.cpu_seconds
+        spent = max(self.cpu_seconds - before, 0)
+        return {
+            "CPUUtilization": 100 * spent / MEASURE_SECONDS / (os.cpu_count() or 1),
+            "DatabaseConnections": self.database.connections,
+            "FreeStorageSpace": self.database.free_storage,
+        }
 
     def report(self) -> Json:
         """What is there, for the records."""
@@ -266,8 +276,7 @@ class Supervisor:
         for (_, name), server in self.servers.items():
             if server.status == "available":
                 of = {"DBInstanceIdentifier": name}
-                connections = server.database.connections
-                found.append(["AWS/RDS", of, "DatabaseConnections", connections, 1])
+                found += [["AWS/RDS", of, key, each, 1] for key, each in server.measure().items()]
         for (_, name), fleet in self.fleets.items():
             fleet.minute(web.SCALE * sum(requests.get(x, 0) for x in fleet.target_groups()))
             of = {"AutoScalingGroupName": name}

@@ -348,6 +348,15 @@ def database_events(small: Small) -> None:
     assert small.client("rds").describe_events(**of, Duration=60)["Events"] == []
 
 
+def database_load(small: Small) -> None:
+    name = registered(small.deployed, "database-instance").id
+    assert metrics(small, "AWS/RDS", DBInstanceIdentifier=name) == {
+        "CPUUtilization",
+        "DatabaseConnections",
+        "FreeStorageSpace",
+    }
+
+
 def database_insight(small: Small) -> None:
     logs = small.client("logs")
     assert logs.describe_log_groups(logGroupNamePrefix="RDSOSMetrics")["logGroups"] == []
@@ -507,7 +516,7 @@ CHECKS: dict[str, Callable[[Small], None]] = {
     for each in (
         tls, packets, firewall, trust, keys, sizes, concurrency, partitions, deletion, second_factor,
         threats, mail, budget, lifecycle, bucket_logs, flow_logs, log_metrics, records, schedules,
-        scaling_role, warmth, maintenance, database_events, database_insight, traces, addresses,
+        scaling_role, warmth, maintenance, database_events, database_load, database_insight, traces, addresses,
         certificates, release_time, fleet_time, retry_time, alarm_time, group_metrics, machine,
         runtime_log, token_errors, rejected_writes,
     )
