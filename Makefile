@@ -49,6 +49,7 @@ bench: $(VENV)/.bench ## compare with other frameworks, time deployments
 load: $(VENV)/.bench ## load the deployed API: a spike of 10,000 in a minute, a ramp (ENV=dev)
 	$(BIN)/python -m taplocal up --env $(ENV) > /dev/null
 	$(BIN)/python -m benchmarks.load --env $(ENV)
+	$(BIN)/python -m benchmarks.web_soak --env $(ENV) --requests 20000
 
 cost: $(VENV)/.local ## estimate what a month costs (ENV=dev)
 	$(BIN)/python -m cost --env $(ENV)

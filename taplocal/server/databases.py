@@ -114,6 +114,17 @@ def delete(parameters: Json) -> Any:
     return response
 
 
+def modify(parameters: Json) -> Any:
+    """ModifyDBInstance: it is available again when the change is made, a new standby included."""
+    response = original["ModifyDBInstance"](parameters)
+    instance = instance_of(parameters)
+    if response[0] != 200 or not instance or instance["DBInstanceStatus"] != "available":
+        return response
+    instance["DBInstanceStatus"] = "modifying"
+    instance["Tasks"].append({"id": str(uuid.uuid4()), "kind": "modify"})
+    return shown("ModifyDBInstance", instance)
+
+
 def reboot(parameters: Json) -> Any:
     """RebootDBInstance, with a failover where that is asked for."""
     instance = instance_of(parameters)
@@ -214,6 +225,7 @@ OPERATIONS: Mapping[str, Callable[[Json], Any]] = {
     "CreateDBInstance": create,
     "RestoreDBInstanceFromDBSnapshot": restore,
     "DeleteDBInstance": delete,
+    "ModifyDBInstance": modify,
     "RebootDBInstance": reboot,
     "StartDBInstance": set_running("StartDBInstance", "available"),
     "StopDBInstance": set_running("StopDBInstance", "stopped"),

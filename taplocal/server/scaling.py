@@ -14,7 +14,7 @@ from typing import Any
 from ministack.core.responses import get_account_id, request_scope
 from ministack.services import autoscaling, ec2, iam
 
-from taplocal.web.fleet import ACTIVITIES, stamp
+from taplocal.web.fleet import ACTIVITIES, specification_of, stamp
 
 Json = dict[str, Any]
 OPEN = ("Pending", "InProgress", "Baking", "RollbackInProgress", "Cancelling")
@@ -290,13 +290,6 @@ def policies(name: str) -> list[Json]:
     """A group's policies of target tracking."""
     found = autoscaling._policies.values()
     return [each for each in found if each["AutoScalingGroupName"] == name]
-
-
-def specification_of(group: Mapping[str, Any]) -> Json:
-    """The launch template of a group: its id and version."""
-    mixed = group.get("MixedInstancesPolicy") or {}
-    found = mixed.get("LaunchTemplate", {}).get("LaunchTemplateSpecification")
-    return dict(found or group.get("LaunchTemplate") or {})
 
 
 def wanted_version(refresh: Mapping[str, Any], specification: Mapping[str, str]) -> str:

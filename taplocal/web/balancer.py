@@ -15,27 +15,8 @@ from dataclasses import replace
 from taplocal.errors import TapLocalError
 from taplocal.web.journal import Journal, Metric
 from taplocal.web.proxy import Client
-from taplocal.web.registered import (
-    Certificate,
-    FixedResponse,
-    Forward,
-    Listener,
-    LoadBalancer,
-    Redirect,
-)
+from taplocal.web.registered import Forward, Listener, LoadBalancer
 from taplocal.web.targets import Group, Health, TargetGroup
-
-__all__ = [  # what the supervisor needs
-    "Balancer",
-    "BalancerError",
-    "Certificate",
-    "FixedResponse",
-    "Forward",
-    "Listener",
-    "LoadBalancer",
-    "Metric",
-    "Redirect",
-]
 
 TICK = 0.1  # seconds between two looks at what has timed out
 HANDSHAKE_SECONDS = 10

@@ -349,7 +349,7 @@ class Fleet:
 
     def _begun(self, record: Json) -> Refresh:
         before = self._version()
-        wanted = version_of(record["DesiredConfiguration"]) or before
+        wanted = str(specification_of(record["DesiredConfiguration"]).get("Version") or before)
         told = {"Status": "InProgress", "PercentageComplete": 0}
         return Refresh(record["InstanceRefreshId"], before, wanted, self.clock(), told=told)
 
@@ -444,7 +444,8 @@ class Fleet:
 
     def _version(self) -> str:
         """The version of the group's template."""
-        return version_of(self.record) or next(iter(self.record["Templates"]))
+        found = specification_of(self.record).get("Version")
+        return str(found or next(iter(self.record["Templates"])))
 
     def _activity(self, description: str, cause: str) -> Json:
         now = stamp()
@@ -462,8 +463,6 @@ class Fleet:
         return activity
 
     def _shown(self, member: Member) -> Json:
-        mixed = self.record["MixedInstancesPolicy"]["LaunchTemplate"]
-        template = mixed["LaunchTemplateSpecification"]
         data = self.record["Templates"].get(member.version, {})
         sound = member.healthy and member.runner.alive()
         return {
@@ -472,17 +471,17 @@ class Fleet:
             "AvailabilityZone": member.zone,
             "LifecycleState": member.state,
             "HealthStatus": "Healthy" if sound else "Unhealthy",
-            "LaunchTemplate": {**template, "Version": member.version},
+            "LaunchTemplate": {**specification_of(self.record), "Version": member.version},
             "ProtectedFromScaleIn": False,
             "spot": member.spot,
         }
 
 
-def version_of(record: Mapping[str, Any]) -> str:
-    """The version of the launch template in a policy of mixed instances."""
+def specification_of(record: Mapping[str, Any]) -> Json:
+    """The launch template of a group, or of what a refresh wants: its id and version."""
     mixed = record.get("MixedInstancesPolicy") or {}
-    found = mixed.get("LaunchTemplate", {}).get("LaunchTemplateSpecification", {})
-    return str(found.get("Version", ""))
+    found = mixed.get("LaunchTemplate", {}).get("LaunchTemplateSpecification")
+    return dict(found or record.get("LaunchTemplate") or {})
 
 
 def finish(activity: Json, status: str = "Successful", message: str = "") -> None:

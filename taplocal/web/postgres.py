@@ -435,6 +435,14 @@ class Database:
                 await self._without_standby()
             self._watched()
 
+    async def in_step(self) -> None:
+        """Waits until the standby, if there is to be one, has all that is committed."""
+        deadline = time.monotonic() + SECONDS
+        while self.spec.multi_az and not self._synchronous:
+            if time.monotonic() > deadline:
+                raise DatabaseError(f"{self.spec.identifier} has no standby that is in step.")
+            await asyncio.sleep(PAUSE)
+
     async def set_password(self, password: str) -> None:
         """Changes the master's password: before the secret has it. It can be repeated."""
         async with self._doing("resetting-master-credentials"):

@@ -30,9 +30,14 @@ import boto3
 
 from taplocal import web
 from taplocal.web import exchange
-from taplocal.web.balancer import (
-    Balancer,
-    BalancerError,
+from taplocal.web.balancer import Balancer, BalancerError
+from taplocal.web.certificates import Authority
+from taplocal.web.fleet import Fleet, merged
+from taplocal.web.instances import Instance, Launch
+from taplocal.web.metadata import Metadata
+from taplocal.web.postgres import Database, DatabaseError, Snapshots, Spec, discard, nearest
+from taplocal.web.processes import Processes
+from taplocal.web.registered import (
     Certificate,
     FixedResponse,
     Forward,
@@ -40,12 +45,6 @@ from taplocal.web.balancer import (
     LoadBalancer,
     Redirect,
 )
-from taplocal.web.certificates import Authority
-from taplocal.web.fleet import Fleet, merged
-from taplocal.web.instances import Instance, Launch
-from taplocal.web.metadata import Metadata
-from taplocal.web.postgres import Database, DatabaseError, Snapshots, Spec, discard, nearest
-from taplocal.web.processes import Processes
 from taplocal.web.targets import HealthCheck, Target, TargetGroup
 
 Json = dict[str, Any]
@@ -151,6 +150,7 @@ class Server:
     async def _perform(self, task: Json) -> None:
         database, kind = self.database, task["kind"]
         steps: Mapping[str, Callable[[], Awaitable[Any]]] = {
+            "modify": database.in_step,  # what is registered was changed before
             "reboot": database.reboot,
             "failover": lambda: database.reboot(failover=True),
             "snapshot": lambda: database.snapshot(task["snapshot"].rpartition(":")[2]),
@@ -347,6 +347,7 @@ class Supervisor:
             authority=self.authority,
             snapshots=Snapshots(self.folder / "snapshots"),
             verify=verify,
+            event=log.info,
         )
 
     def _apply_groups(self, region: str, wanted: Json, health: Mapping[str, Any]) -> None:

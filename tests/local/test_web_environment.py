@@ -253,6 +253,21 @@ def test_a_password_rotates_and_the_database_restarts_under_load(running: WebEnv
     assert visitors.acknowledged <= running.visits()
 
 
+def test_a_standby_takes_over_under_load(running: WebEnvironment) -> None:
+    running.standby(True)
+    assert running.instance()["MultiAZ"]
+    with running.visitors() as visitors:
+        wait_until(lambda: len(visitors.acknowledged) > 10)
+        running.rds.reboot_db_instance(DBInstanceIdentifier=running.database, ForceFailover=True)
+        assert running.available()
+        before = len(visitors.acknowledged)
+        assert wait_until(lambda: len(visitors.acknowledged) > before + 10)
+    running.standby(False)
+    assert visitors.acknowledged <= running.visits()
+    log = (running.folder / web.LOG).read_text()
+    assert "the standby has taken over" in log
+
+
 def test_capacity_follows_the_load_and_nobody_notices(running: WebEnvironment) -> None:
     running.resize(1)
     with running.visitors(clients=8, pause=0) as visitors:  # far more than 3,000 a minute

@@ -70,6 +70,7 @@ def task(kind: str, **more: Any) -> dict[str, Any]:
 
 def test_a_database_does_one_thing_after_the_other(server: Server) -> None:
     tasks = [
+        task("modify"),
         task("snapshot", snapshot="arn:snapshot:daily"),
         task("restore", snapshot="arn:snapshot:daily"),
         task("failover"),
@@ -78,6 +79,7 @@ def test_a_database_does_one_thing_after_the_other(server: Server) -> None:
     spec = replace(SPEC, multi_az=True)
     assert followed(server, wanted(tasks=tasks, password="q"), spec) == [
         ("modify", spec),
+        ("in_step",),
         ("snapshot", "daily"),
         ("restore", "daily", "p"),
         ("reboot", "failover"),
