@@ -21,7 +21,7 @@ from typing import Any
 
 from ministack import app as ministack
 from ministack.core.responses import request_scope
-from ministack.services import acm, alb, autoscaling, cloudwatch, rds
+from ministack.services import acm, alb, autoscaling, cloudwatch, ec2, rds
 
 from taplocal import web as files
 from taplocal.server import databases, metrics, scaling, schedules
@@ -94,6 +94,11 @@ def scopes() -> set[tuple[str, str]]:
     stores = (alb._lbs, alb._tgs, autoscaling._asgs, rds._instances)
     found = {key[:2] for store in stores for key in list(store._data)}
     return found | set(databases.gone)
+
+
+def networks() -> bool:
+    """Whether somebody has made a network: something will run there, and starting takes time."""
+    return any(not each.get("IsDefault") for each in list(ec2._vpcs._data.values()))
 
 
 def registered(known: Collection[str]) -> Json:
@@ -215,7 +220,7 @@ class Supervisor:
                 if process:  # nothing runs any more, until the next one says so
                     health.clear()
                     databases.ended()
-                process = self.start() if scopes() else None
+                process = self.start() if scopes() or networks() else None
 
     def start(self) -> subprocess.Popen[bytes]:
         """The process, with its keys on standard input: not in arguments, which others read."""

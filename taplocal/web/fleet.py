@@ -138,6 +138,10 @@ class Fleet:
         """The instances that are in service, for the target groups."""
         return [each for each in self.members.values() if each.state == "InService"]
 
+    def busy(self) -> bool:
+        """Whether an instance comes or goes."""
+        return any(each.state != "InService" for each in self.members.values())
+
     def target_groups(self) -> list[str]:
         """Its target groups, as metrics name them."""
         return [each.rpartition(":")[2] for each in self.record.get("TargetGroupARNs", ())]

@@ -2,7 +2,7 @@
 
 One process for all environments of a data folder, which is its working directory. The emulator
 starts it with its keys on standard input, which then is the lifeline: at its end everything stops.
-Each EXCHANGE_SECONDS it tells the emulator what is there and gets what is wanted
+Each EXCHANGE_SECONDS, or sooner, it tells the emulator what is there and gets what is wanted
 (`taplocal/server/web.py`).
 """
 
@@ -49,7 +49,7 @@ from taplocal.web.targets import HealthCheck, Target, TargetGroup
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
-EXCHANGE_SECONDS = 0.2
+EXCHANGE_SECONDS, BUSY_SECONDS = 0.2, 0.05  # when all is as wanted, and until then
 MEASURE_SECONDS = 60 / web.SCALE  # a minute of CloudWatch
 CERTIFICATE_SECONDS = 3_600  # between two looks at how long a certificate lasts
 LOG_SECONDS = 5 * 60 / web.SCALE  # a load balancer writes its access log each five minutes
@@ -180,13 +180,18 @@ class Server:
             "FreeStorageSpace": self.database.free_storage,
         }
 
+    def busy(self) -> bool:
+        """Whether it does something."""
+        return self.work is not None and not self.work.done()
+
     def report(self) -> Json:
         """What is there, for the records."""
-        busy = self.work is not None and not self.work.done()
         return {
             "resource_id": self.database.spec.folder.name,
             "port": self.database.port if self.status != "creating" else 0,
-            "status": self.database.status if busy and self.status == "available" else self.status,
+            "status": self.database.status
+            if self.busy() and self.status == "available"
+            else self.status,
             "done": self.done,
         }
 
@@ -225,9 +230,15 @@ class Supervisor:
                 else:
                     await self.apply(self.last)
                 spent = time.monotonic() - began
-                await asyncio.sleep(max(EXCHANGE_SECONDS - spent, 0.02))
+                pause = BUSY_SECONDS if self.busy() else EXCHANGE_SECONDS
+                await asyncio.sleep(max(pause - spent, 0.02))
         finally:
             await self.stop()
+
+    def busy(self) -> bool:
+        """Whether something is being made or ended, for which somebody waits."""
+        servers = any(each.busy() for each in self.servers.values())
+        return servers or any(each.busy() for each in self.fleets.values())
 
     async def stop(self) -> None:
         """Ends everything: connections, instances, then databases."""

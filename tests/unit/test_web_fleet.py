@@ -156,7 +156,10 @@ def test_the_desired_capacity_comes_into_service_in_all_zones() -> None:
 def test_more_and_fewer_are_wanted() -> None:
     async def test() -> None:
         world = World(desired=3)
-        await world.look(3)
+        await world.look()
+        assert world.fleet.busy()
+        await world.look(2)
+        assert not world.fleet.busy()
         first = world.fleet.targets()[0]
         world.record["DesiredCapacity"] = 2
         await world.look(4)

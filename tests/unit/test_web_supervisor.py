@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from ministack.core.responses import request_scope
+from ministack.services import ec2
 
 from taplocal.server import web as records
 from taplocal.web.postgres import Database, DatabaseError, Spec
@@ -104,6 +106,15 @@ def test_a_new_database_may_begin_with_a_snapshot() -> None:
     broken = Server(cast(Database, Recorder()))
     assert followed(broken, wanted(password="bad")) == [("start", "bad")]
     assert broken.report()["status"] == "failed"
+
+
+def test_what_runs_the_environment_starts_with_its_network() -> None:
+    with request_scope("000000000000", "eu-north-1"):
+        ec2._vpcs["vpc-default"] = {"IsDefault": True}
+        assert not records.networks()
+        ec2._vpcs["vpc-own"] = {"IsDefault": False}
+        assert records.networks()
+        ec2._vpcs.clear()
 
 
 def test_a_template_is_told_once_and_again_when_it_changes() -> None:
