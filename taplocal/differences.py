@@ -164,10 +164,6 @@ DIFFERENCES = (
         silent="AWS/AutoScaling/GroupInServiceInstances",
     ),
     Difference(
-        "schedules", IDLE, "groups are scaled by the clock", "nobody looks at the clock",
-        "autoscaling/Schedule",
-    ),
-    Difference(
         "scaling-role", IDLE, "Auto Scaling acts as a service-linked role",
         "it needs none; the role is in the stack's state alone", "iam/ServiceLinkedRole",
     ),

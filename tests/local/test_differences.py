@@ -295,28 +295,6 @@ def records(small: Small) -> None:
     assert metrics(small, "AWS/EC2", **measured) == metrics(small, "CWAgent", **measured) == set()
 
 
-def schedules(small: Small) -> None:
-    scaling, name = small.client("autoscaling"), {"AutoScalingGroupName": small.name}
-    template = registered(small.deployed, "bastion-fleet-template").id
-    scaling.create_auto_scaling_group(
-        **name,
-        MinSize=0,
-        MaxSize=1,
-        AvailabilityZones=[f"{small.deployed.cloud.region}a"],
-        LaunchTemplate={"LaunchTemplateId": template},
-    )
-    small.later(scaling.delete_auto_scaling_group, **name, ForceDelete=True)
-    soon = datetime.now(UTC) + timedelta(seconds=0.5)
-    scaling.put_scheduled_update_group_action(
-        **name, ScheduledActionName="s", StartTime=soon, DesiredCapacity=1
-    )
-    time.sleep(1.5)
-    (found,) = scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[small.name])[
-        "AutoScalingGroups"
-    ]
-    assert found["DesiredCapacity"] == 0
-
-
 def scaling_role(small: Small) -> None:
     name = registered(small.deployed, "encryption-scaling-role").outputs["arn"].rpartition("/")[2]
     assert code(lambda: small.client("iam").get_role(RoleName=name)) == "NoSuchEntity"
@@ -515,7 +493,7 @@ CHECKS: dict[str, Callable[[Small], None]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         tls, packets, firewall, trust, keys, sizes, concurrency, partitions, deletion, second_factor,
-        threats, mail, budget, lifecycle, bucket_logs, flow_logs, log_metrics, records, schedules,
+        threats, mail, budget, lifecycle, bucket_logs, flow_logs, log_metrics, records,
         scaling_role, warmth, maintenance, database_events, database_load, database_insight, traces, addresses,
         certificates, release_time, fleet_time, retry_time, alarm_time, group_metrics, machine,
         runtime_log, token_errors, rejected_writes,
