@@ -4613,21 +4613,22 @@ ACCESS_LOG = {
 ###############################################################################
 # File pipeline
 ###############################################################################
-# S3 notifies the handler of each new object version; it records what the object is.
+# S3 notifies the handler of each object version that is made or deleted; it records what it is.
 #
 # The files table has three types of items, by `id` and `record`:
 #
 #   type        id                     record                  attributes
-#   version     digest of the key      version#<sequencer>     all that is known of a version
+#   version     digest of the key      version#<sequencer>     all that is known of a version, or of
+#                                                              a delete marker
 #   newest      digest of the key      newest                  the same of the newest version, with
 #                                                              the keys of the three indexes
-#   total       totals#<month>         <owner>/<day>/<type>/   count, bytes
-#                                      <shard>
+#   total       totals#<month>         <owner>/<day>/<type>/   count, bytes; deleted_count and
+#                                      <shard>                 deleted_bytes of them
 #
 # GET /files/{id} reads newest and versions, GET /files/totals the totals, GET /files the indexes,
 # which hold the newest versions with all attributes, sorted by uploaded_at:
 #
-#   by_owner           files_of      <owner>/
+#   by_owner           files_of      <owner>/, or <owner>/deleted
 #   by_folder          folder_of     <owner>/<folder>
 #   by_content_type    type_of       <owner>/<content type>
 
@@ -4637,6 +4638,9 @@ START_BYTES = 65_536  # what is read of an object, however large it is
 TRANSACTION_ATTEMPTS = 5  # the client does not repeat a cancelled transaction
 MISSING_OBJECT_CODES = {"404", "405", "MethodNotAllowed", "NoSuchKey", "NoSuchVersion"}
 SEQUENCER_DIGITS = 64
+FILES_TIMEOUT_SECONDS = 60
+CLOCK_SKEW_SECONDS = 30  # between S3 and Lambda, generously
+VERSIONS_READ = 20  # at once; most files have fewer
 TOTAL_SHARDS = 16  # one for each hexadecimal digit
 FILE_ID = re.compile(r"[0-9a-f]{40}")
 EVENT_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
@@ -4681,11 +4685,20 @@ def record_files(event: Event, context: Any) -> None:
 
 def record_file(record: Event, log_fields: Json) -> str:
     """Records the object version of one S3 event record; returns the metric that it counts."""
-    if not str(record.get("eventName", "")).removeprefix("s3:").startswith("ObjectCreated:"):
+    name = str(record.get("eventName", "")).removeprefix("s3:")
+    if not name.startswith(("ObjectCreated:", "ObjectRemoved:", "LifecycleExpiration:")):
         log_fields["event"] = record.get("eventName")
         return "FilesIgnored"
-    upload = Upload(record)
+    creation = name.startswith("ObjectCreated:")
+    upload = Upload(record, creation)
     log_fields.update(key=upload.key, version_id=upload.version_id)
+    if creation:
+        return record_upload(upload, log_fields)
+    return record_deletion(upload, marker=name.endswith(":DeleteMarkerCreated"))
+
+
+def record_upload(upload: Upload, log_fields: Json) -> str:
+    """Records a new version; returns the metric that it counts."""
     file = upload.attributes()
     try:
         file.update(within(seconds_left(), inspect_upload, upload))
@@ -4700,16 +4713,17 @@ def record_file(record: Event, log_fields: Json) -> str:
 
 
 class Upload:
-    """An object version, as a record of an S3 event names it; ValueError if it names none."""
+    """An object version or delete marker, as an S3 event names it; ValueError if it names none."""
 
-    def __init__(self, record: Mapping[str, Any]):
+    def __init__(self, record: Mapping[str, Any], creation: bool = True):
         try:
             stored, self.time = record["s3"]["object"], record["eventTime"]
             self.bucket: str = record["s3"]["bucket"]["name"]
             self.key = unquote_plus(stored["key"], errors="strict")
             self.version_id: str = stored.get("versionId") or ""
-            sequencer: str = stored["sequencer"]
-            valid = re.fullmatch(f"[0-9A-Fa-f]{{1,{SEQUENCER_DIGITS}}}", sequencer)
+            # Lifecycle may delete without one; then only what S3 says of the file counts.
+            sequencer: str = stored["sequencer"] if creation else stored.get("sequencer", "")
+            valid = re.fullmatch(f"[0-9A-Fa-f]{{{int(creation)},{SEQUENCER_DIGITS}}}", sequencer)
             if not (valid and EVENT_TIME.fullmatch(self.time) and self.bucket and self.key):
                 raise ValueError(f"sequencer {sequencer!r}, time {self.time!r}")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -4793,10 +4807,13 @@ def record_version(file: Item) -> str:
     A version exists once for each object and sequencer, so a repeated event changes nothing. An
     event that comes after that of a newer version leaves the newest version as it is.
     """
-    version, newest, totals = version_put(file), newest_put(file), totals_update(file)
+    later = "attribute_not_exists(id) OR sequencer < :sequencer"
+    newest = newest_put(newest_item(file), later, {":sequencer": file["sequencer"]})
+    version, totals = version_put(file), totals_update(file)
     failed = transact([version, totals, newest])
     if failed and failed[0] != "ConditionalCheckFailed":
         failed = transact([version, totals])
+        record_newest(file)  # which an event of a later deletion may have written without it
     return "FilesRepeated" if failed else "FilesRecorded"
 
 
@@ -4804,6 +4821,126 @@ def record_failure(file: Item, reason: str) -> str:
     """Writes a version about which nothing more will be known; it counts in no total."""
     failed = {**file, "failure": {"S": reason}}
     return "FilesRepeated" if transact([version_put(failed)]) else "FilesMissing"
+
+
+def record_deletion(deleted: Upload, marker: bool) -> str:
+    """Records a delete marker, or that a version or a marker is gone; returns the metric.
+
+    A version that is not recorded may be about to be: the function that saw it before it was
+    deleted has ended when FILES_TIMEOUT_SECONDS have passed, for S3 is consistent. Until then
+    RecordsFailed has Lambda try again; afterwards there is nothing to record.
+    """
+    file, repeated = deleted.attributes(), True
+    if marker and int(deleted.sequencer, 16):
+        gone = {} if is_marker(deleted) else {"deleted_at": file["uploaded_at"]}
+        recorded = {**file, "delete_marker": {"BOOL": True}, **gone}
+        repeated = bool(transact([version_put(recorded)]))
+    elif marker:
+        repeated = False
+    elif version := find_version(file, deleted.version_id):
+        writes = [version_deletion(version, deleted.time)]
+        if "size" in version:  # else it is in no total
+            writes.append(totals_update(version, "deleted_"))
+        repeated = "deleted_at" in version or bool(transact(writes))
+    elif seconds_since(deleted.time) < FILES_TIMEOUT_SECONDS + CLOCK_SKEW_SECONDS:
+        raise RecordsFailed(f"version {deleted.version_id} is deleted, and not recorded yet")
+    record_newest(file)
+    return "FilesRepeated" if repeated else "FilesDeleted"
+
+
+def is_marker(version: Upload) -> bool:
+    """Whether S3 still has this delete marker."""
+    try:
+        client("s3").head_object(**version.object_version())
+    except Exception as error:
+        if error_code(error) not in MISSING_OBJECT_CODES:
+            raise
+        return error_code(error) != "404"  # for a marker it is 405: HeadObject, S3 API
+    return False
+
+
+def seconds_since(event_time: str) -> float:
+    """How long ago an event was."""
+    return (datetime.now(UTC) - datetime.fromisoformat(event_time)).total_seconds()
+
+
+def record_newest(file: Item) -> None:
+    """Writes the newest item of a file as S3 has the file now, in whatever order events come.
+
+    The item is read before S3 is asked, and written only if nobody has written it since.
+    """
+    key, table_name = {"id": file["id"], "record": {"S": "newest"}}, os.environ["FILES_TABLE_NAME"]
+    for _ in range(TRANSACTION_ATTEMPTS):
+        found = service("dynamodb").get_item(TableName=table_name, Key=key, ConsistentRead=True)
+        old = found.get("Item", {})
+        revision = old.pop("revision", None)
+        new = newest_of(file, old)
+        if new in (None, old):
+            return
+        same, values = "attribute_not_exists(id)", {}
+        if revision:
+            same, values = "revision = :revision", {":revision": revision}
+        if not transact([newest_put(new, same, values)]):
+            return
+    raise RecordsFailed(f"{file['key']['S']} changes faster than it can be recorded")
+
+
+def newest_of(file: Item, old: Item) -> Item | None:
+    """That item by S3 and the recorded versions; None if the event of the newest is to come."""
+    if current := current_version(file["key"]["S"]):
+        version = find_version(file, current)
+        return newest_item(version) if version else None
+    ends = (x.get("deleted_at", x["uploaded_at"]) for x in versions(file) if is_end(x))
+    last = next((x for x in versions(file) if "delete_marker" not in x), file)
+    sequencers = (x["sequencer"]["S"] for x in (file, old) if x)
+    return {
+        **last,
+        "record": {"S": "newest"},
+        "sequencer": {"S": max(sequencers)},
+        "deleted_at": next(ends, old.get("deleted_at", file["uploaded_at"])),
+        "files_of": {"S": f"{last['owner']['S']}/deleted"},
+    }
+
+
+def is_end(version: Item) -> bool:
+    """Whether a version is deleted, or is a delete marker."""
+    return "deleted_at" in version or "delete_marker" in version
+
+
+def current_version(key: str) -> str:
+    """The version that S3 has of an object now; empty if it is deleted."""
+    try:
+        found = client("s3").head_object(Bucket=os.environ["BUCKET_NAME"], Key=key)
+    except Exception as error:
+        if error_code(error) not in MISSING_OBJECT_CODES:
+            raise
+        return ""
+    return str(found["VersionId"])
+
+
+def find_version(file: Item, version_id: str) -> Item | None:
+    """What is recorded of a version of a file, or of a delete marker."""
+    return next((x for x in versions(file) if x["version_id"]["S"] == version_id), None)
+
+
+def versions(file: Item) -> Iterable[Item]:
+    """What is recorded of all versions of a file and its delete markers, the newest first."""
+    more: Json = {}
+    while True:
+        response = service("dynamodb").query(
+            TableName=os.environ["FILES_TABLE_NAME"],
+            KeyConditionExpression="id = :id AND begins_with(#record, :versions)",
+            ExpressionAttributeNames={"#record": "record"},
+            ExpressionAttributeValues={":id": file["id"], ":versions": {"S": "version#"}},
+            ScanIndexForward=False,
+            ConsistentRead=True,
+            Limit=VERSIONS_READ,
+            **more,
+        )
+        yield from response["Items"]
+        if "LastEvaluatedKey" not in response:
+            return
+        more = {"ExclusiveStartKey": response["LastEvaluatedKey"]}
 
 
 def transact(writes: list[Write]) -> list[str]:
@@ -4826,31 +4963,51 @@ def transact(writes: list[Write]) -> list[str]:
 
 def version_put(file: Item) -> Write:
     """The write of a version, which must be new."""
-    return {"Put": files_put(file, "attribute_not_exists(id)")}
+    return {"Put": files_put(file, "attribute_not_exists(id)", {})}
 
 
-def newest_put(file: Item) -> Write:
-    """The write of the file's newest version, the only one that the indexes have."""
-    owner, sequencer = file["owner"]["S"], {":sequencer": file["sequencer"]}
-    newest = {
-        **file,
+def version_deletion(version: Item, time: str) -> Write:
+    """The write that a version is gone for good, once."""
+    return {
+        "Update": {
+            "TableName": os.environ["FILES_TABLE_NAME"],
+            "Key": {name: version[name] for name in ("id", "record")},
+            "UpdateExpression": "SET deleted_at = :time",
+            "ConditionExpression": "attribute_not_exists(deleted_at)",
+            "ExpressionAttributeValues": {":time": {"S": time}},
+        }
+    }
+
+
+def newest_item(version: Item) -> Item:
+    """The newest item of a file, with the keys of the indexes, which have no others."""
+    owner = version["owner"]["S"]
+    return {
+        **version,
         "record": {"S": "newest"},
         "files_of": {"S": f"{owner}/"},
-        "folder_of": {"S": f"{owner}/{file['folder']['S']}"},
-        "type_of": {"S": f"{owner}/{file['content_type']['S']}"},
+        "folder_of": {"S": f"{owner}/{version['folder']['S']}"},
+        "type_of": {"S": f"{owner}/{version['content_type']['S']}"},
     }
-    condition = "attribute_not_exists(id) OR sequencer < :sequencer"
-    return {"Put": files_put(newest, condition, ExpressionAttributeValues=sequencer)}
 
 
-def files_put(item: Item, condition: str, **values: Any) -> Json:
+def newest_put(newest: Item, condition: str, values: Item) -> Write:
+    """The write of that item, which each time has another revision."""
+    revised = {**newest, "revision": {"S": os.urandom(4).hex()}}
+    return {"Put": files_put(revised, condition, values)}
+
+
+def files_put(item: Item, condition: str, values: Item) -> Json:
     """A conditional put into the files table, as part of a transaction."""
-    table_name = os.environ["FILES_TABLE_NAME"]
-    return {"TableName": table_name, "Item": item, "ConditionExpression": condition, **values}
+    put = {"TableName": os.environ["FILES_TABLE_NAME"], "Item": item}
+    with_values = {"ExpressionAttributeValues": values} if values else {}
+    return {**put, "ConditionExpression": condition, **with_values}
 
 
-def totals_update(file: Item) -> Write:
-    """The write that counts a version in the totals of its owner, day and content type.
+def totals_update(file: Item, prefix: str = "") -> Write:
+    """The write that counts a version in the totals of the owner, day and type of its upload.
+
+    The prefix `deleted_` is for one that is gone.
 
     A total has 16 shards, by the first digit of the id: transactions that meet on one item are
     cancelled, and many files of a type are uploaded at once.
@@ -4862,7 +5019,7 @@ def totals_update(file: Item) -> Write:
             "TableName": os.environ["FILES_TABLE_NAME"],
             "Key": {"id": {"S": f"totals#{day[:7]}"}, "record": {"S": record}},
             "UpdateExpression": "ADD #count :one, #bytes :size",
-            "ExpressionAttributeNames": {"#count": "count", "#bytes": "bytes"},
+            "ExpressionAttributeNames": {"#count": f"{prefix}count", "#bytes": f"{prefix}bytes"},
             "ExpressionAttributeValues": {":one": {"N": "1"}, ":size": file["size"]},
         }
     }
@@ -5098,10 +5255,11 @@ CONTENT_TYPE = r"[a-z0-9.+-]+/[a-z0-9.+-]+"
 UPLOAD_FIELDS = ("name", "folder", "content_type", "size")
 KEY_LIMIT = 1_024  # bytes, S3's
 TOTALS_DAYS = 92  # a quarter: four queries at most
-TOTALS_READ_UNITS = 27  # of the longest page: 101 totals in 16 shards of 136 bytes
+TOTALS_READ_UNITS = 34  # of the longest page: 101 totals in 16 shards of 171 bytes
 FILE_FIELDS = (
     "id", "name", "folder", "extension", "size", "content_type", "declared_type", "etag",
     "checksums", "version_id", "metadata", "uploaded_at", "width", "height", "failure",
+    "delete_marker", "deleted_at",
 )  # fmt: skip
 
 
@@ -5190,7 +5348,12 @@ def upload_form(key: str, content_type: str, least: int, most: int) -> Json:
 
 def list_files(request: Request) -> Response:
     """GET /files: the caller's files by time: all, or those of one folder, type or day."""
-    readers = {"folder": read_text, "content_type": read_text, "day": parse_day}
+    readers = {
+        "folder": read_text,
+        "content_type": read_text,
+        "day": parse_day,
+        "deleted": parse_true,
+    }
     filters, order, limit = list_query(request.query, readers)
     if len(filters) > 1:
         reason = f"Only one of {', '.join(filters)} can be given."
@@ -5204,6 +5367,8 @@ def list_files(request: Request) -> Response:
         index, key, attribute = "by_content_type", value, "type_of"
     if name == "day":
         condition = during(str(value), str(value))
+    if name == "deleted":
+        key = "deleted"
     scope = ("files", request.caller, name, str(value), order)
     page = Page(request, "uploaded_at", order, limit, scope)
     page.query(
@@ -5262,10 +5427,18 @@ def list_totals(request: Request) -> Response:
         if len(totals) == limit:
             token = sign_page_token(totals[-1]["day"], totals[-1]["content_type"], scope)
             return respond_more(request, {"totals": json.dumps(totals)}, token)
-        counts = [(int(each["count"]["N"]), int(each["bytes"]["N"])) for each in group]
-        count, size = map(sum, zip(*counts, strict=True))
-        totals.append({"day": day, "content_type": content_type, "count": count, "bytes": size})
+        totals.append({"day": day, "content_type": content_type, **sums(list(group))})
     return respond(200, json.dumps({"totals": totals}))
+
+
+def sums(shards: list[Item]) -> Json:
+    """What was uploaded of a day and type, and what of it is stored."""
+    count, size, deleted, deleted_size = (
+        sum(int(each[name]["N"]) for each in shards if name in each)
+        for name in ("count", "bytes", "deleted_count", "deleted_bytes")
+    )
+    stored = {"stored_count": count - deleted, "stored_bytes": size - deleted_size}
+    return {"count": count, "bytes": size, **stored}
 
 
 def total_shards(request: Request, low: str, high: str, order: str, limit: int) -> Iterable[Item]:
@@ -5300,6 +5473,13 @@ def total_key(item: Item) -> tuple[str, str]:
     """Day and content type of a total."""
     _, day, content_type = item["record"]["S"].rpartition("/")[0].split("/", 2)
     return day, content_type
+
+
+def parse_true(name: str, text: str) -> str:
+    """The text true, or Problem 400."""
+    if text != "true":
+        raise Problem(400, f"{name} is true or left out, not {printable(text)}.")
+    return text
 
 
 def parse_day(name: str, text: str) -> date:
@@ -5436,9 +5616,13 @@ class FilePipeline(Component):
             code=Code(
                 handler=record_files,
                 init=open_file_clients,
-                environment={"FILES_TABLE_NAME": table.name, **metrics_environment(self.args)},
+                environment={
+                    "FILES_TABLE_NAME": table.name,
+                    "BUCKET_NAME": bucket.bucket,
+                    **metrics_environment(self.args),
+                },
                 memory_mb=512,
-                timeout_seconds=60,
+                timeout_seconds=FILES_TIMEOUT_SECONDS,
             ),
             canary=Canary(
                 probes=[({"Records": [{"eventName": "Probe"}]}, None)],  # which is ignored
@@ -5448,6 +5632,7 @@ class FilePipeline(Component):
                 allow("s3:GetObject", "s3:GetObjectVersion", on=Output.concat(bucket.arn, "/*")),
                 # Without it S3 responds with 403 where an object is gone, not with 404.
                 allow("s3:ListBucket", on=bucket.arn),
+                allow("dynamodb:GetItem", "dynamodb:Query", on=table.arn),
                 allow("dynamodb:PutItem", "dynamodb:UpdateItem", on=table.arn),
                 allow(*TABLE_KEY_USE, on=self.key_arn),
             ],
@@ -5476,7 +5661,10 @@ class FilePipeline(Component):
                 {
                     "id": "record-files",
                     "lambda_function_arn": function.alias.arn,
-                    "events": ["s3:ObjectCreated:*"],
+                    "events": [
+                        f"s3:{x}:*"
+                        for x in ("LifecycleExpiration", "ObjectCreated", "ObjectRemoved")
+                    ],
                 }
             ],
             # S3 tests the permission, and the first events need the retries.
@@ -5518,7 +5706,7 @@ class FilePipeline(Component):
 
     def graphs(self) -> list[Graph]:
         """Outcomes of the function, its table and calls."""
-        outcomes = [f"Files{x}" for x in "Recorded Repeated Missing Failed Ignored".split()]
+        outcomes = [f"Files{x}" for x in "Recorded Deleted Repeated Missing Failed Ignored".split()]
         environment = {"Environment": self.args.environment_suffix}
         return [
             Graph("Files", lines(self.args.project, environment, *outcomes)),

@@ -104,6 +104,7 @@ class Files:
         self.rejected_uploads()
         self.burst()
         self.repeated_events()
+        self.deletions()
         self.poison()
 
     def real_files(self) -> None:
@@ -210,6 +211,31 @@ class Files:
         self.invoke({"Records": [*events, *events[::-1]]})
         self.check("the newest version", versions[-1], self.record_of(key)["version_id"])
         self.check("totals: count and bytes", (2, 8), self.totals(owner))
+
+    def deletions(self) -> None:
+        """A delete marker, its removal, and a version that is deleted for good."""
+        self.report.step("A file is deleted, comes back, and is deleted for good")
+        key = f"{self.prefix}/{self.run_id}/README.md"
+        target, path = {"Bucket": self.bucket, "Key": key}, f"/files/{file_id(key)}"
+        version = self.record_of(key)["version_id"]
+        marker = self.client("s3").delete_object(**target)["VersionId"]
+        self.until(lambda: [1] * ("deleted_at" in self.record_of(key)), 1)
+        self.check("its folder lists it no more", [], self.listed(f"folder={self.run_id}"))
+        self.check("GET /files?deleted=true", ["README.md"], self.listed("deleted=true"))
+        self.client("s3").delete_object(**target, VersionId=marker)
+        self.until(lambda: [1] * ("deleted_at" not in self.record_of(key)), 1)
+        self.check("without the marker", ["README.md"], self.listed(f"folder={self.run_id}"))
+        self.client("s3").delete_object(**target, VersionId=version)
+        self.until(lambda: [1] * ("deleted_at" in self.record_of(key)), 1)
+        versions = access.call(self.session, "GET", path, self.token).json()["versions"]
+        gone = ["deleted_at" in each for each in versions]
+        self.check("marker and version are gone for good", [True, True], gone)
+
+    def listed(self, query: str) -> list[str]:
+        """The names README.md among ann's files of this run."""
+        found = access.call(self.session, "GET", f"/files?limit=100&{query}", self.token).json()
+        files = [each for each in found["files"] if each["folder"] == self.run_id]
+        return [each["name"] for each in files if each["name"] == "README.md"]
 
     def poison(self) -> None:
         """An event that always fails goes to the dead-letter queue, and is redriven."""

@@ -186,7 +186,7 @@ class FakeDynamoDB:
     def _update(self, arguments: Item) -> Item:
         if arguments["UpdateExpression"].startswith("ADD "):
             return self._add(arguments)
-        item = self.items[_identity(arguments)]
+        item = self.tables[arguments["TableName"]][_identity(arguments)]
         values = arguments["ExpressionAttributeValues"]
         changes, _, removed = (
             arguments["UpdateExpression"].removeprefix("SET ").partition(" REMOVE ")
@@ -241,8 +241,8 @@ def _term(term: str, arguments: Item, item: Item | None) -> bool:
     )
     if term.startswith("NOT "):
         return not _term(term.removeprefix("NOT "), arguments, item)
-    if term == "attribute_not_exists(id)":
-        return item is None
+    if match := re.fullmatch(r"attribute_not_exists\((\w+)\)", term):
+        return item is None or match.group(1) not in item
     if match := re.fullmatch(r"begins_with\((#\w+), (:\w+)\)", term):
         name, prefix = match.groups()
         return bool((item or {})[names[name]]["S"].startswith(values[prefix]["S"]))
@@ -285,6 +285,7 @@ class FakeS3:
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.history: dict[str, list[str]] = {}  # of a key: versions and delete markers, by time
         self.reads: list[str] = []
         self.before: Callable[[str, dict[str, Any]], None] = lambda operation, arguments: None
 
@@ -292,10 +293,26 @@ class FakeS3:
         """A version of an object; `size` in place of a body that is not there."""
         size = head.pop("size", len(body))
         described = {"ContentLength": size, "ETag": '"etag"', "Metadata": {}, **head}
-        self.objects[key, version] = {"head": described, "body": body}
+        self.objects[key, version] = {"head": {**described, "VersionId": version}, "body": body}
+        self.mark(key, version)
+
+    def mark(self, key: str, marker: str) -> None:
+        """A delete marker, unless it is a version."""
+        self.history.setdefault(key, []).append(marker)
+
+    def remove(self, key: str, version: str) -> None:
+        """Deletes a version or a delete marker for good."""
+        self.history[key].remove(version)
+        self.objects.pop((key, version), None)
 
     def head_object(self, **arguments: Any) -> dict[str, Any]:
-        assert arguments["ChecksumMode"] == "ENABLED"
+        history = self.history.get(arguments["Key"], [])
+        if "VersionId" not in arguments:
+            arguments["VersionId"] = "".join(history[-1:])
+        elif (arguments["Key"], arguments["VersionId"]) in self.objects:
+            assert arguments["ChecksumMode"] == "ENABLED"
+        elif arguments["VersionId"] in history:
+            raise client_error("405", "HeadObject")
         return dict(self._find("HeadObject", "404", arguments)["head"])
 
     def get_object(self, **arguments: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 import uuid
 from collections.abc import Callable
@@ -39,6 +40,23 @@ class Pipeline:
         )
         return str(put["VersionId"])
 
+    def delete(self, name: str, **version: str) -> str:
+        """Deletes a version for good, or leaves a delete marker, whose version it returns."""
+        deleted = self.client("s3").delete_object(
+            Bucket=self.outputs["files_bucket_name"], Key=f"{self.owner}/{name}", **version
+        )
+        return str(deleted["VersionId"])
+
+    def history(self) -> dict[str, list[dict[str, Any]]]:
+        """All versions and delete markers that S3 has of a file, by its name, the newest first."""
+        found = self.client("s3").list_object_versions(
+            Bucket=self.outputs["files_bucket_name"], Prefix=f"{self.owner}/"
+        )
+        kept: dict[str, list[dict[str, Any]]] = {}
+        for each in [*found.get("Versions", []), *found.get("DeleteMarkers", [])]:
+            kept.setdefault(each["Key"].partition("/")[2], []).append(each)
+        return {x: sorted(y, key=lambda each: not each["IsLatest"]) for x, y in kept.items()}
+
     def records(self, name: str) -> dict[str, Any]:
         """All records of a file by their `record`."""
         found = self.client("dynamodb").query(
@@ -53,7 +71,7 @@ class Pipeline:
         """The file as it is now, once it is recorded."""
         return eventually(lambda: self.records(name).get("newest"))  # type: ignore[no-any-return]
 
-    def totals(self) -> tuple[int, int]:
+    def totals(self, prefix: str = "") -> tuple[int, int]:
         """Count and bytes of this owner's uploads, over all days, types and shards."""
         pages = (
             self.client("dynamodb")
@@ -70,7 +88,15 @@ class Pipeline:
             )
         )
         found = [each for page in pages for each in page["Items"]]
-        return tuple(sum(int(each[x]["N"]) for each in found) for x in ("count", "bytes"))  # type: ignore[return-value]
+        return tuple(  # type: ignore[return-value]
+            sum(int(each.get(f"{prefix}{x}", {"N": "0"})["N"]) for each in found)
+            for x in ("count", "bytes")
+        )
+
+    def stored(self) -> tuple[int, int]:
+        """As `totals`, without what is deleted."""
+        (count, size), (gone, gone_size) = self.totals(), self.totals("deleted_")
+        return count - gone, size - gone_size
 
     def invoke(self, event: Any, kind: str = "RequestResponse") -> dict[str, Any]:
         """Calls the function as S3 does."""
@@ -240,6 +266,57 @@ def test_a_deleted_version_leaves_a_failed_record(pipeline: Pipeline) -> None:
     record = pipeline.records("gone")
     assert record.keys() == {"version"}
     assert "gone" in record["version"]["failure"]["S"]
+
+
+def test_a_deleted_file_leaves_the_lists_and_comes_back(
+    pipeline: Pipeline, deployed: Session, ann: Call
+) -> None:
+    token = access.person_token(deployed, "ann@example.com")
+    form, _ = access.upload(deployed, token, "deleted.txt", b"x", "text/plain")
+    path = f"/files/{form.json()['id']}"
+    eventually(lambda: ann("GET", path).status == 200)
+    pipeline.owner, _, name = form.json()["fields"]["key"].partition("/")
+
+    def ids(query: str = "") -> list[str]:
+        return [each["id"] for each in ann("GET", f"/files?limit=100{query}").json()["files"]]
+
+    marker = pipeline.delete(name)
+    eventually(lambda: "deleted_at" in ann("GET", path).json())
+    assert form.json()["id"] not in ids()
+    assert form.json()["id"] in ids("&deleted=true")
+    newest, *_ = ann("GET", path).json()["versions"]
+    assert newest["delete_marker"] is True
+    pipeline.delete(name, VersionId=marker)
+    eventually(lambda: "deleted_at" not in ann("GET", path).json())
+    assert form.json()["id"] in ids()
+    assert form.json()["id"] not in ids("&deleted=true")
+
+
+def test_what_is_stored_is_what_the_bucket_has(pipeline: Pipeline) -> None:
+    """Uploads, overwrites, deletions of both kinds and markers taken away, as fast as they go."""
+    chance = random.Random(pipeline.owner)  # noqa: S311 - a test, no secret
+    for number in range(40):
+        name = chance.choice("abc")
+        versions = pipeline.history().get(name, [])
+        if number % 4 < 2 or not versions:
+            pipeline.put(name, b"x" * (number + 1))
+        elif number % 4 == 2:
+            pipeline.delete(name)
+        else:
+            pipeline.delete(name, VersionId=chance.choice(versions)["VersionId"])
+    history = pipeline.history()
+    sizes = [each["Size"] for versions in history.values() for each in versions if "Size" in each]
+    eventually(lambda: pipeline.stored() == (len(sizes), sum(sizes)))
+    for name, (latest, *_) in history.items():
+        deleted = "Size" not in latest
+
+        def right(name: str = name, deleted: bool = deleted) -> bool:
+            return ("deleted_at" in pipeline.newest(name)) == deleted
+
+        eventually(right)
+        if not deleted:
+            assert pipeline.newest(name)["version_id"]["S"] == latest["VersionId"]
+    assert pipeline.letters() == 0
 
 
 def test_a_burst_is_recorded_exactly_once(pipeline: Pipeline) -> None:

@@ -37,7 +37,11 @@ def test_the_only_notification_calls_the_live_alias_which_takes_it_from_this_buc
     graph: Graph,
 ) -> None:
     (configured,) = graph.one("BucketNotification").inputs["lambdaFunctions"]
-    assert configured["events"] == ["s3:ObjectCreated:*"]
+    assert configured["events"] == [
+        "s3:LifecycleExpiration:*",
+        "s3:ObjectCreated:*",
+        "s3:ObjectRemoved:*",
+    ]
     assert configured["lambdaFunctionArn"].endswith(":Alias/files-records-live")
     permission = graph.one("Permission", "files-invoke").inputs
     assert permission["qualifier"] == "live"
@@ -70,6 +74,7 @@ def test_the_function_may_do_exactly_this(graph: Graph) -> None:
         (["kms:Decrypt", "kms:GenerateDataKey"], key),
         (["s3:GetObject", "s3:GetObjectVersion"], f"{bucket}/*"),
         (["s3:ListBucket"], bucket),
+        (["dynamodb:GetItem", "dynamodb:Query"], arn("Table", "files-table")),
         (["dynamodb:PutItem", "dynamodb:UpdateItem"], arn("Table", "files-table")),
         (["kms:DescribeKey", "kms:Encrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo"], key),
         (["sqs:SendMessage"], arn("Queue", "files-records-dead-letters")),

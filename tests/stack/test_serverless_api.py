@@ -166,9 +166,9 @@ def test_totals_leave_half_of_the_table_to_others(graph: Graph, env: str) -> Non
     settings = {each["routeKey"]: each for each in stage.inputs["routeSettings"]}
     totals = settings["GET /files/totals"]
     assert totals["detailedMetricsEnabled"] is (env != "dev"), "a setting of a route wins whole"
-    assert (totals["throttlingRateLimit"], totals["throttlingBurstLimit"]) == (1.67, 10)
-    assert settings["HEAD /files/totals"]["throttlingRateLimit"] == 0.17
-    assert (1.67 + 0.17) * tap_stack.TOTALS_READ_UNITS <= 100 / 2
+    assert (totals["throttlingRateLimit"], totals["throttlingBurstLimit"]) == (1.32, 10)
+    assert settings["HEAD /files/totals"]["throttlingRateLimit"] == 0.13
+    assert (1.32 + 0.13) * tap_stack.TOTALS_READ_UNITS <= 100 / 2
     assert graph.one("Route", "api-get-files-totals").urn in stage.depends_on
     open_routes = settings.keys() - {"GET /files/totals", "HEAD /files/totals"}
     assert open_routes == {*OPEN_ROUTES, "OPTIONS /{proxy+}"}
@@ -179,12 +179,13 @@ def test_a_page_of_totals_takes_no_more_units_than_the_throttle_reckons_with() -
     owner, content_type = "0" * 36, "application/vnd.openxmlformats-officedocument"
     record = f"{owner}/2026-11-24/{content_type}/f"
     attributes = {"id": "totals#2026-11", "record": record, "count": "123", "bytes": "123456789"}
-    item = sum(map(len, attributes)) + len("totals#2026-11") + len(record) + 3 + 6
+    attributes |= {f"deleted_{x}": attributes[x] for x in ("count", "bytes")}
+    item = sum(map(len, attributes)) + len("totals#2026-11") + len(record) + 2 * (3 + 6)
     read = (100 + 1) * tap_stack.TOTAL_SHARDS * item
     assert read / 4_096 / 2 <= tap_stack.TOTALS_READ_UNITS, "half a unit for 4 KB (developer guide)"
 
 
-@pytest.mark.parametrize(("units", "rate"), [("6", 0.1), ("1000", 16.67), ("40000", 50)])
+@pytest.mark.parametrize(("units", "rate"), [("6", 0.08), ("1000", 13.24), ("40000", 50)])
 def test_the_throttle_of_totals_follows_the_table(units: str, rate: float) -> None:
     graph = graph_of("dev", files_table_capacity=units)
     settings = graph.one("Stage", "api-stage").inputs["routeSettings"]

@@ -42,7 +42,15 @@ class Pipeline:
         """The file as it is now."""
         return self.table.files[f"{file_id(key)} newest"]
 
-    def totals(self) -> dict[tuple[str, str, str], tuple[int, int]]:
+    def stored(self) -> dict[tuple[str, str, str], tuple[int, int]]:
+        """As `totals`, without what is deleted."""
+        gone = self.totals("deleted_")
+        return {
+            group: (count - gone[group][0], size - gone[group][1])
+            for group, (count, size) in self.totals().items()
+        }
+
+    def totals(self, prefix: str = "") -> dict[tuple[str, str, str], tuple[int, int]]:
         """(day, owner, type) -> (count, bytes), over all shards."""
         found: Counter[tuple[str, str, str, str]] = Counter()
         for item in self.table.files.values():
@@ -50,7 +58,8 @@ class Pipeline:
                 owner, day, rest = item["record"]["S"].split("/", 2)
                 assert item["id"]["S"] == f"totals#{day[:7]}"
                 group = day, owner, rest.rpartition("/")[0]
-                found.update({(*group, x): int(item[x]["N"]) for x in ("count", "bytes")})
+                for x in ("count", "bytes"):
+                    found[*group, x] += int(item.get(f"{prefix}{x}", {"N": "0"})["N"])
         groups = {group[:3] for group in found}
         return {group: (found[*group, "count"], found[*group, "bytes"]) for group in groups}
 
@@ -96,6 +105,7 @@ def test_everything_that_the_object_tells_is_recorded(pipeline: Pipeline) -> Non
     pipeline.s3.put("ann/trip/day 1/a+b é.PNG", "v1", png(30, 20), **head)
     pipeline(created("ann/trip/day 1/a+b é.PNG"))
     newest = plain(pipeline.newest("ann/trip/day 1/a+b é.PNG"))
+    assert newest.pop("revision")
     assert newest == {
         "id": file_id("ann/trip/day 1/a+b é.PNG"),
         "record": "newest",
@@ -212,10 +222,10 @@ def test_the_newest_version_stays_when_an_older_one_comes_late(pipeline: Pipelin
     assert pipeline.totals() == {(DAY, "ann", "text/plain"): (2, 8)}
 
 
-def test_what_is_no_creation_is_passed_over(
+def test_other_events_are_passed_over(
     pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline(created("ann/a", eventName="ObjectRemoved:DeleteMarkerCreated"))
+    pipeline(created("ann/a", eventName="ObjectRestore:Completed"))
     assert pipeline.table.files == {}
     assert json.loads(capsys.readouterr().out)["FilesIgnored"] == 1
 
@@ -238,6 +248,119 @@ def test_an_object_that_is_gone_is_recorded_as_failed(pipeline: Pipeline, code: 
     version = plain(pipeline.version("ann/a", "A1"))
     assert version["failure"] == "The object was gone before it could be read."
     assert len(pipeline.table.files) == 1  # neither a newest state nor a total
+
+
+# What is deleted
+
+
+def marked(key: str, sequencer: str, version: str) -> dict[str, Any]:
+    """The event of a delete marker."""
+    return created(key, sequencer, version, eventName="ObjectRemoved:DeleteMarkerCreated")
+
+
+def removed(key: str, sequencer: str, version: str, **changes: Any) -> dict[str, Any]:
+    """The event of a version, or of a marker, that is deleted for good."""
+    return created(key, sequencer, version, **{"eventName": "ObjectRemoved:Delete", **changes})
+
+
+def test_a_delete_marker_takes_a_file_out_of_the_lists_and_its_removal_brings_it_back(
+    pipeline: Pipeline,
+) -> None:
+    pipeline.s3.put("ann/a", "v1", b"x")
+    pipeline(created("ann/a", "A1"))
+    before = plain(pipeline.newest("ann/a"))
+    pipeline.s3.mark("ann/a", "m1")
+    pipeline(marked("ann/a", "A2", "m1"))
+    newest = plain(pipeline.newest("ann/a"))
+    assert (newest["deleted_at"], newest["files_of"]) == (f"{DAY}T10:00:00.000Z", "ann/deleted")
+    assert not {"folder_of", "type_of"} & newest.keys()
+    assert (newest["version_id"], newest["size"]) == ("v1", 1)
+    assert plain(pipeline.version("ann/a", "A2"))["delete_marker"] is True
+    assert pipeline.stored() == {(DAY, "ann", "text/plain"): (1, 1)}  # its version is there
+    pipeline.s3.remove("ann/a", "m1")
+    pipeline(removed("ann/a", "A3", "m1"))
+    after = plain(pipeline.newest("ann/a"))
+    assert {**after, "revision": ""} == {**before, "revision": ""}
+    assert plain(pipeline.version("ann/a", "A2"))["deleted_at"]
+
+
+def test_a_version_whose_event_comes_last_is_the_newest_after_all(pipeline: Pipeline) -> None:
+    pipeline.s3.put("ann/a", "v1", b"x")
+    pipeline.s3.mark("ann/a", "m1")
+    pipeline(marked("ann/a", "A2", "m1"))
+    assert "size" not in plain(pipeline.newest("ann/a"))
+    pipeline.s3.remove("ann/a", "m1")
+    pipeline(removed("ann/a", "A3", "m1"))
+    pipeline(created("ann/a", "A1"))
+    newest = plain(pipeline.newest("ann/a"))
+    assert (newest["size"], newest["files_of"]) == (1, "ann/")
+
+
+def test_a_version_that_is_deleted_for_good_is_stored_no_more(pipeline: Pipeline) -> None:
+    for number in (1, 2):
+        pipeline.s3.put("ann/a", f"v{number}", b"x" * number)
+        pipeline(created("ann/a", f"A{number}", f"v{number}"))
+    pipeline.s3.remove("ann/a", "v2")
+    events = removed("ann/a", "A3", "v2"), removed("ann/a", "A3", "v2")
+    pipeline(*events)
+    assert plain(pipeline.newest("ann/a"))["version_id"] == "v1"
+    assert plain(pipeline.version("ann/a", "A2"))["deleted_at"] == f"{DAY}T10:00:00.000Z"
+    assert pipeline.totals() == {(DAY, "ann", "text/plain"): (2, 3)}
+    assert pipeline.stored() == {(DAY, "ann", "text/plain"): (1, 1)}
+    pipeline.s3.remove("ann/a", "v1")
+    pipeline(removed("ann/a", "A4", "v1", eventName="LifecycleExpiration:Delete"))
+    assert plain(pipeline.newest("ann/a"))["deleted_at"]
+    assert pipeline.stored() == {(DAY, "ann", "text/plain"): (0, 0)}
+
+
+def test_a_deletion_without_a_sequencer_is_recorded_too(pipeline: Pipeline) -> None:
+    pipeline.s3.put("ann/a", "v1", b"x")
+    pipeline(created("ann/a", "A1"))
+    pipeline.s3.mark("ann/a", "m1")
+    event = marked("ann/a", "", "m1")
+    del event["s3"]["object"]["sequencer"]
+    pipeline({**event, "eventName": "LifecycleExpiration:DeleteMarkerCreated"})
+    assert plain(pipeline.newest("ann/a"))["deleted_at"]
+
+
+def test_a_version_that_is_deleted_while_it_is_recorded_is_not_stored(pipeline: Pipeline) -> None:
+    """The function has read it; its deletion comes first, is tried again, and is recorded then."""
+    pipeline.s3.put("ann/a", "v1", b"x")
+    event = removed("ann/a", "A2", "v1", eventTime=tap_stack.now())
+    refused: list[bool] = []
+
+    def meanwhile(operation: str, arguments: dict[str, Any]) -> None:
+        if operation == "TransactWriteItems" and not refused:
+            refused.append(True)
+            pipeline.s3.remove("ann/a", "v1")
+            with pytest.raises(RecordsFailed, match="version v1 is deleted, and not recorded yet"):
+                pipeline(event)
+
+    pipeline.table.before = meanwhile
+    pipeline(created("ann/a", "A1"))
+    assert refused
+    pipeline(event)
+    assert pipeline.stored() == {(DAY, "ann", "text/plain"): (0, 0)}
+    assert plain(pipeline.newest("ann/a"))["deleted_at"] == event["eventTime"]
+
+
+def test_a_file_that_changes_while_its_deletion_is_recorded_ends_right(pipeline: Pipeline) -> None:
+    pipeline.s3.put("ann/a", "v1", b"x")
+    pipeline(created("ann/a", "A1"))
+    pipeline.s3.mark("ann/a", "m1")
+    writes = []
+
+    def meanwhile(operation: str, arguments: dict[str, Any]) -> None:
+        if operation == "TransactWriteItems":
+            writes.append(True)
+            if len(writes) == 2:  # the first is of the marker
+                pipeline.s3.put("ann/a", "v2", b"xy")
+                pipeline(created("ann/a", "A3", "v2"))
+
+    pipeline.table.before = meanwhile
+    pipeline(marked("ann/a", "A2", "m1"))
+    newest = plain(pipeline.newest("ann/a"))
+    assert (newest["version_id"], newest.get("deleted_at")) == ("v2", None)
 
 
 # What goes wrong
@@ -405,3 +528,104 @@ def test_the_table_is_right_after_any_order_repetition_and_crash(
     for key in {key for key, _, _ in versions}:
         last = max(number for number, each in enumerate(versions) if each[0] == key)
         assert plain(pipeline.newest(key))["version_id"] == f"v{last}"
+
+
+class History:
+    """Versions and delete markers that come and go, whose events are delivered in any order."""
+
+    def __init__(self, pipeline: Pipeline, seed: int):
+        self.pipeline, self.s3 = pipeline, pipeline.s3
+        self.chance = random.Random(seed)  # noqa: S311 - a test, no secret
+        self.waiting: list[dict[str, Any]] = []
+        pipeline.table.tables["files"].clear()
+        self.s3.objects.clear()
+        self.s3.history.clear()
+
+    def act(self, number: int, step: str, key: str, body: bytes) -> None:
+        """Changes the bucket, which has an event."""
+        sequencer, version = f"{number:06X}", f"v{number}"
+        if step == "put":
+            self.s3.put(key, version, body)
+            self.waiting.append(created(key, sequencer, version))
+        elif step == "mark":
+            self.s3.mark(key, version)
+            self.waiting.append(marked(key, sequencer, version))
+        elif there := self.s3.history.get(key):
+            gone = self.chance.choice(there)
+            self.s3.remove(key, gone)
+            self.waiting.append(removed(key, sequencer, gone))
+
+    def deliver(self) -> None:
+        """Any event, whose function may die at any call, and which may come again."""
+
+        def maybe(*_: Any) -> None:
+            if self.chance.random() < 0.1:
+                raise CrashError
+
+        fakes, event = (
+            self.pipeline.table,
+            self.waiting.pop(self.chance.randrange(len(self.waiting))),
+        )
+        self.s3.before = fakes.before = fakes.after = maybe
+        try:
+            self.pipeline(event)
+            again = self.chance.random() < 0.2
+        except CrashError:
+            again = True
+        self.waiting += [event] * again
+
+    def stored(self) -> dict[tuple[str, str, str], tuple[int, int]]:
+        """What the bucket has, as Pipeline.stored counts it."""
+        found: Counter[tuple[str, str, str, str]] = Counter()
+        for (key, _), stored in self.s3.objects.items():
+            kind = tap_stack.content_type_of(stored["body"], True)
+            group = DAY, key.partition("/")[0], kind
+            found.update({(*group, "count"): 1, (*group, "bytes"): len(stored["body"])})
+        groups = {group[:3] for group in found}
+        return {group: (found[*group, "count"], found[*group, "bytes"]) for group in groups}
+
+    def check_newest(self, key: str) -> None:
+        """The newest item is the file as the bucket has it."""
+        newest, history = plain(self.pipeline.newest(key)), self.s3.history[key]
+        if history and (key, history[-1]) in self.s3.objects:
+            assert (newest["version_id"], "deleted_at" in newest) == (history[-1], False)
+            assert (newest["files_of"], "type_of" in newest) == ("ann/", True)
+        else:
+            assert newest["deleted_at"]
+            assert (newest["files_of"], "type_of" in newest) == ("ann/deleted", False)
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(("put", "put", "mark", "remove")),
+        st.sampled_from(KEYS[:2]),
+        st.sampled_from(BODIES),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None
+)
+@given(steps=steps, seed=st.integers(0, 2**32))
+def test_deletions_are_right_after_any_order_repetition_and_crash(
+    pipeline: Pipeline, steps: list[tuple[str, str, bytes]], seed: int
+) -> None:
+    """As above, while versions and delete markers come and go; S3's own history is the oracle."""
+    files = History(pipeline, seed)
+    for number, step in enumerate(steps, 1):
+        files.act(number, *step)
+        while files.waiting and files.chance.random() < 0.4:
+            files.deliver()
+    while files.waiting:
+        files.deliver()
+    counted = {group: each for group, each in pipeline.stored().items() if any(each)}
+    assert counted == files.stored()
+    for key in files.s3.history:
+        files.check_newest(key)
+    for item in map(plain, pipeline.table.files.values()):
+        if item["record"].startswith("version#"):
+            live = item["version_id"] in files.s3.history[item["key"]]
+            assert live == (not {"deleted_at", "failure"} & item.keys())
