@@ -5248,6 +5248,7 @@ def unsigned(data: bytes, position: int, size: int, order: Any = "big") -> int:
 ###############################################################################
 
 UPLOAD_SECONDS = 900  # how long a form for an upload is good
+DOWNLOAD_SECONDS = 60  # how long the address of a content is good
 # A name, or a folder in a path. S3 would replace ${filename} by another name.
 PATH_STEP = r"(?!\.{1,2}(/|$)|[^/]*\$\{filename\})[^/\x00-\x1f\x7f]+"
 FOLDER = f"({PATH_STEP}(/{PATH_STEP})*)?"
@@ -5271,6 +5272,8 @@ def file_routes() -> dict[str, Route]:
         "GET /files": Route(list_files, "files/read", "FilesListed"),
         "GET /files/totals": Route(list_totals, "files/read", "TotalsListed"),
         "GET /files/{id}": Route(get_file, "files/read", "FilesRead"),
+        "GET /files/{id}/content": Route(get_content, "files/read", "DownloadsAllowed"),
+        "DELETE /files/{id}": Route(delete_file, "files/write", "FileDeletions"),
     }
     return with_heads(table)
 
@@ -5323,27 +5326,59 @@ def is_like(pattern: str, value: Any) -> bool:
 def upload_form(key: str, content_type: str, least: int, most: int) -> Json:
     """URL and fields of a form that S3 takes one object by: "Creating an HTML form", S3 API."""
     now, bucket = time.time(), os.environ["BUCKET_NAME"]
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
-    access_key, secret_key, token = credentials()
-    scope = credential_scope(stamp, "s3")
-    fields = {
-        "Content-Type": content_type,
-        "key": key,
-        "x-amz-algorithm": "AWS4-HMAC-SHA256",
-        "x-amz-credential": f"{access_key}/{scope}",
-        "x-amz-date": stamp,
-        **({"x-amz-security-token": token} if token else {}),
-    }
+    signer, scope, secret_key = signer_fields(now)
+    named = {f"x-amz-{name.lower()}": value for name, value in signer.items()}
+    fields = {"Content-Type": content_type, "key": key, **named}
     allowed = [{"bucket": bucket}, *({name: fields[name]} for name in fields)]
     ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now + UPLOAD_SECONDS))
     limits = [*allowed, ["content-length-range", least, most]]
     text = json.dumps({"expiration": ends, "conditions": limits}).encode()
     fields["policy"] = base64.b64encode(text).decode()
     fields["x-amz-signature"] = sign(fields["policy"], secret_key, scope)
-    scheme, host = endpoint("s3")
-    # The host of the bucket is in its own region; an emulator has one host for all buckets.
-    url = f"https://{bucket}.{host}/" if scheme == "https" else f"{scheme}://{host}/{bucket}"
-    return {"url": url, "fields": fields}
+    scheme, host, path = bucket_address()
+    return {"url": f"{scheme}://{host}{path}", "fields": fields}
+
+
+def bucket_address() -> tuple[str, str, str]:
+    """Scheme and host of the bucket, and its path there.
+
+    The host of the bucket is in its own region; an emulator has one host for all buckets.
+    """
+    bucket, (scheme, host) = os.environ["BUCKET_NAME"], endpoint("s3")
+    return (scheme, f"{bucket}.{host}", "/") if scheme == "https" else (scheme, host, f"/{bucket}")
+
+
+def signer_fields(at: float) -> tuple[dict[str, str], str, str]:
+    """Who signs a request of S3, and when, without the prefix X-Amz-; the scope, the secret key."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at))
+    access_key, secret_key, token = credentials()
+    scope = credential_scope(stamp, "s3")
+    signer = {
+        "Algorithm": "AWS4-HMAC-SHA256",
+        "Credential": f"{access_key}/{scope}",
+        "Date": stamp,
+        **({"Security-Token": token} if token else {}),
+    }
+    return signer, scope, secret_key
+
+
+def download_url(key: str, version_id: str, name: str) -> str:
+    """Where S3 gives a version to whoever has the URL: "Using query parameters", S3 API."""
+    signer, scope, secret_key = signer_fields(time.time())
+    scheme, host, path = bucket_address()
+    query = {
+        **{f"X-Amz-{each}": value for each, value in signer.items()},
+        "X-Amz-Expires": str(DOWNLOAD_SECONDS),
+        "X-Amz-SignedHeaders": "host",
+        "response-content-disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",
+        "versionId": version_id,
+    }
+    shown = "&".join(f"{quote(x, safe='')}={quote(query[x], safe='')}" for x in sorted(query))
+    target = f"{path.rstrip('/')}/{quote(key)}"
+    request = f"GET\n{target}\n{shown}\nhost:{host}\n\nhost\nUNSIGNED-PAYLOAD"
+    digest = hashlib.sha256(request.encode()).hexdigest()
+    text = f"{signer['Algorithm']}\n{signer['Date']}\n{scope}\n{digest}"
+    return f"{scheme}://{host}{target}?{shown}&X-Amz-Signature={sign(text, secret_key, scope)}"
 
 
 def list_files(request: Request) -> Response:
@@ -5384,18 +5419,54 @@ def list_files(request: Request) -> Response:
 def get_file(request: Request) -> Response:
     """GET /files/{id}: the caller's file as it is now, and its versions a page at a time."""
     _, order, limit = list_query(request.query, {})
-    key = {"S": request.path_id()}
-    if not FILE_ID.fullmatch(key["S"]):
-        raise Problem(404, "There is no such file.")
-    files: dict[str, Any] = {"TableName": os.environ["FILES_TABLE_NAME"]}
-    newest = {"id": key, "record": {"S": "newest"}}
-    file = table(request, "get_item", Key=newest, ConsistentRead=True, **files).get("Item")
-    if not file or file["owner"]["S"] != request.caller:
-        raise Problem(404, "There is no such file.")
-    page = Page(request, "record", order, limit, ("versions", request.caller, key["S"], order))
-    versions = {":versions": {"S": "version#"}}
-    page.query({"id": key}, " AND begins_with(#sort, :versions)", versions, **files)
+    file = own_file(request)
+    scope = ("versions", request.caller, file["id"]["S"], order)
+    page = Page(request, "record", order, limit, scope)
+    page.query(
+        {"id": file["id"]},
+        " AND begins_with(#sort, :versions)",
+        {":versions": {"S": "version#"}},
+        TableName=os.environ["FILES_TABLE_NAME"],
+    )
     return page.response("versions", file_json, **file_members(file))
+
+
+def own_file(request: Request) -> Item:
+    """The newest item of the file in the path; Problem 404 unless it is the caller's."""
+    key = {"id": {"S": request.path_id()}, "record": {"S": "newest"}}
+    if FILE_ID.fullmatch(request.path_id()):
+        name = os.environ["FILES_TABLE_NAME"]
+        found = table(request, "get_item", TableName=name, Key=key, ConsistentRead=True)
+        file: Item = found.get("Item", {})
+        if file and file["owner"]["S"] == request.caller:
+            return file
+    raise Problem(404, "There is no such file.")
+
+
+def get_content(request: Request) -> Response:
+    """GET /files/{id}/content: where the file's content is for a minute, or that of a version."""
+    file = version = own_file(request)
+    if unknown := request.query.keys() - {"version_id"}:
+        raise invalid_parameters(dict.fromkeys(unknown, "Unknown parameter; expected version_id."))
+    if version_id := request.query.get("version_id"):
+        version = find_version(file, version_id) or {}
+    if not version or is_end(version):
+        raise Problem(404, "There is no such version, or it is deleted.")
+    names = (version[each]["S"] for each in ("key", "version_id", "name"))
+    return respond(302, location=download_url(*names), cache_control="no-store")
+
+
+def delete_file(request: Request) -> Response:
+    """DELETE /files/{id}: a delete marker; the versions stay, for as long as the bucket keeps them.
+
+    The first one of an environment loads the SDK, half a second.
+    """
+    file = own_file(request)
+    if "deleted_at" in file:
+        raise Problem(404, "The file is deleted already.")
+    target = {"Bucket": os.environ["BUCKET_NAME"], "Key": file["key"]["S"]}
+    within(seconds_left(), functools.partial(client("s3").delete_object, **target))
+    return respond(204)
 
 
 def file_json(item: Item) -> str:
@@ -5690,7 +5761,10 @@ class FilePipeline(Component):
         return [
             allow("dynamodb:GetItem", on=self.table.arn),
             allow("dynamodb:Query", on=[self.table.arn, *index_arns(self.table, FILE_INDEXES)]),
-            allow("s3:PutObject", on=Output.concat(self.uploads.bucket.arn, "/*")),
+            allow(
+                *("s3:DeleteObject", "s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"),
+                on=Output.concat(self.uploads.bucket.arn, "/*"),
+            ),
         ]
 
     def alarms(self) -> list[Alarm]:

@@ -33,6 +33,7 @@ def main() -> None:
         releases,
         sizes,
         traces,
+        versions,
         web,
     )
     from taplocal.web import LOG
@@ -47,6 +48,7 @@ def main() -> None:
     destinations.install()
     keys.install()
     sizes.install()
+    versions.install()
     metrics.install(environments.install())
     alarms.install()
     capacity.install(metrics.count)

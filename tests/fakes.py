@@ -315,6 +315,12 @@ class FakeS3:
             raise client_error("405", "HeadObject")
         return dict(self._find("HeadObject", "404", arguments)["head"])
 
+    def delete_object(self, **arguments: Any) -> dict[str, Any]:
+        self.before("DeleteObject", arguments)
+        marker = f"m{len(self.history[arguments['Key']])}"
+        self.mark(arguments["Key"], marker)
+        return {"DeleteMarker": True, "VersionId": marker}
+
     def get_object(self, **arguments: Any) -> dict[str, Any]:
         found = self._find("GetObject", "NoSuchVersion", arguments)
         first, last = map(int, arguments["Range"].removeprefix("bytes=").split("-"))

@@ -292,6 +292,42 @@ def test_a_deleted_file_leaves_the_lists_and_comes_back(
     assert form.json()["id"] not in ids("&deleted=true")
 
 
+def test_a_content_is_downloaded_by_version_in_parts_and_with_its_own_address_alone(
+    deployed: Session, ann: Call
+) -> None:
+    token = access.person_token(deployed, "ann@example.com")
+    name = f"ä {uuid.uuid4().hex[:8]}.txt"
+    for number, body in enumerate((b"first", b"second"), 1):
+        form, _ = access.upload(deployed, token, name, body, "text/plain")
+        path = f"/files/{form.json()['id']}"
+        eventually(lambda: len(ann("GET", path).json().get("versions", [])) == number)  # noqa: B023
+
+    def fetched(query: str = "", **headers: str) -> access.Response:
+        return access.request(
+            "GET", ann("GET", f"{path}/content{query}").headers["location"], headers=headers
+        )
+
+    assert fetched().body == "second"
+    assert (
+        fetched().headers["content-disposition"].startswith("attachment; filename*=UTF-8''%C3%A4")
+    )
+    assert fetched(range="bytes=9-").status == 416
+    assert (fetched(range="bytes=1-2").status, fetched(range="bytes=1-2").body) == (206, "ec")
+    older = ann("GET", path).json()["versions"][-1]["version_id"]
+    assert fetched(f"?version_id={older}").body == "first"
+    address = ann("GET", f"{path}/content").headers["location"]
+    for forged in (
+        address.replace("Expires=60", "Expires=6000"),
+        address.replace("attachment", "inline"),
+    ):
+        assert forged != address
+        assert access.request("GET", forged).status == 403
+    assert ann("DELETE", path).status == 204
+    eventually(lambda: "deleted_at" in ann("GET", path).json())
+    assert (ann("GET", f"{path}/content").status, ann("DELETE", path).status) == (404, 404)
+    assert fetched(f"?version_id={older}").body == "first"
+
+
 def test_what_is_stored_is_what_the_bucket_has(pipeline: Pipeline) -> None:
     """Uploads, overwrites, deletions of both kinds and markers taken away, as fast as they go."""
     chance = random.Random(pipeline.owner)  # noqa: S311 - a test, no secret

@@ -55,7 +55,10 @@ def test_the_api_function_may_do_exactly_this(graph: Graph) -> None:
         (["ssm:GetParameter"], f"arn:aws:test:{REGION}:{ACCOUNT}:Parameter/api-paging-key"),
         (["dynamodb:GetItem"], files),
         (["dynamodb:Query"], [files, *(f"{files}/index/{each}" for each in indexes)]),
-        (["s3:PutObject"], f"arn:aws:test:{REGION}:{ACCOUNT}:Bucket/files-uploads-bucket/*"),
+        (
+            ["s3:DeleteObject", "s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"],
+            f"arn:aws:test:{REGION}:{ACCOUNT}:Bucket/files-uploads-bucket/*",
+        ),
     ]
 
 

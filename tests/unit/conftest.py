@@ -74,9 +74,9 @@ class Api:
         **more: Any,
     ) -> Response:
         route, parameters = f"{method} {path}", None
-        if path.count("/") == 2 and route not in tap_stack.all_routes():
-            _, kind, item_id = path.split("/")
-            route, parameters = f"{method} /{kind}/{{id}}", {"id": item_id}
+        if path.count("/") >= 2 and route not in tap_stack.all_routes():
+            _, kind, item_id, *rest = path.split("/")
+            route, parameters = "/".join([f"{method} ", kind, "{id}", *rest]), {"id": item_id}
         scope = "openid items/read items/write files/read files/write"
         claims = {"sub": caller, "scope": scope}
         event = {

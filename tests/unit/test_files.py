@@ -8,6 +8,7 @@ import json
 import time
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import boto3
 import botocore.auth
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tap_stack
-from tap_stack import file_id, upload_form
+from tap_stack import download_url, file_id, upload_form
 from tests.fakes import FakeContext
 from tests.unit.conftest import Api, Response, assert_problem
 from tests.unit.test_file_pipeline import created
@@ -74,7 +75,9 @@ def test_the_form_is_good_for_one_key_type_and_size(api: Api) -> None:
     assert ["content-length-range", 0, 1_000_000] in policy(api("POST", "/files", NEW))
 
 
-def test_the_form_for_an_upload_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The SDK's client, whose clock stands still as ours does."""
     for name, value in {**KEYS, "aws_region": REGION, "bucket_name": "files-bucket"}.items():
         monkeypatch.setenv(name.upper(), value)
     now = 1_795_000_000
@@ -85,14 +88,37 @@ def test_the_form_for_an_upload_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> 
     for module in (botocore.auth, botocore.signers):
         monkeypatch.setattr(module, "get_current_datetime", lambda **_: moment)
     config = Config(signature_version="s3v4", s3={"addressing_style": "virtual"})
-    s3 = boto3.Session(**KEYS, region_name=REGION).client("s3", config=config)
+    regional = f"https://s3.{REGION}.amazonaws.com"
+    session = boto3.Session(**KEYS, region_name=REGION)
+    return session.client("s3", config=config, endpoint_url=regional)
+
+
+@pytest.mark.parametrize("key", ["ann/a.txt", "ann/ä ☕/+~(1)'&?#%41.png", "ann//../b"])
+def test_the_address_of_a_content_is_the_sdks(s3: Any, key: str) -> None:
+    name = key.rpartition("/")[2]
+    expected = s3.generate_presigned_url(
+        "get_object",
+        {
+            "Bucket": "files-bucket",
+            "Key": key,
+            "VersionId": "v/1+",
+            "ResponseContentDisposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",
+        },
+        tap_stack.DOWNLOAD_SECONDS,
+    )
+    ours, sdks = (urlsplit(x) for x in (download_url(key, "v/1+", name), expected))
+    assert (ours.netloc, ours.path) == (sdks.netloc, sdks.path)
+    assert sorted(parse_qsl(ours.query)) == sorted(parse_qsl(sdks.query))
+
+
+def test_the_form_for_an_upload_is_the_sdks(s3: Any) -> None:
     expected = s3.generate_presigned_post(
         Bucket="files-bucket", Key="ann/ä ☕.png", Fields={"Content-Type": "image/png"},
         Conditions=[{"Content-Type": "image/png"}, ["content-length-range", 0, 10]],
         ExpiresIn=tap_stack.UPLOAD_SECONDS,
     )  # fmt: skip
     found = upload_form("ann/ä ☕.png", "image/png", 0, 10)
-    assert found["url"] == expected["url"].replace("s3.amazonaws", f"s3.{REGION}.amazonaws")
+    assert found["url"] == expected["url"]
     policies = [
         json.loads(base64.b64decode(form["fields"].pop("policy"))) for form in (found, expected)
     ]
@@ -193,6 +219,47 @@ def test_somebody_elses_file_is_as_missing_as_one_that_never_was(api: Api) -> No
     for each in (identity, nobodys, *never[:3]):
         assert_problem(api("GET", f"/files/{each}"), 404, "There is no such file.")
     assert api("GET", f"/files/{identity}", caller="bob").status == 200
+
+
+def test_a_content_is_at_an_address_of_a_minute(api: Api) -> None:
+    identity = upload(api, "ann/trip/a b.txt", b"one")
+    upload(api, "ann/trip/a b.txt", b"two")
+    found = api("GET", f"/files/{identity}/content")
+    assert (found.status, found.text, found.headers["cache-control"]) == (302, "", "no-store")
+    address = urlsplit(found.headers["location"])
+    query = dict(parse_qsl(address.query))
+    assert address.path == "/ann/trip/a%20b.txt"
+    assert (query["versionId"], query["X-Amz-Expires"]) == ("v1", "60")
+    assert query["response-content-disposition"] == "attachment; filename*=UTF-8''a%20b.txt"
+    older = api("GET", f"/files/{identity}/content?version_id=v0").headers["location"]
+    assert dict(parse_qsl(urlsplit(older).query))["versionId"] == "v0"
+    missing = "There is no such version, or it is deleted."
+    assert_problem(api("GET", f"/files/{identity}/content?version_id=v7"), 404, missing)
+    assert_problem(
+        api("GET", f"/files/{identity}/content?limit=1"),
+        400,
+        "Unknown parameter; expected version_id.",
+        "invalid-parameters",
+    )
+    foreign = api("GET", f"/files/{identity}/content", caller="bob")
+    assert_problem(foreign, 404, "There is no such file.")
+
+
+def test_a_file_is_deleted_once_and_its_versions_stay(api: Api) -> None:
+    identity = upload(api, "ann/a", b"one")
+    assert_problem(api("DELETE", f"/files/{identity}", caller="bob"), 404, "There is no such file.")
+    assert api("DELETE", f"/files/{identity}").status == 204
+    name = "ObjectRemoved:DeleteMarkerCreated"
+    event = created("ann/a", f"{9:08X}", "m1", eventName=name)
+    tap_stack.record_files({"Records": [event]}, FakeContext())
+    assert_problem(api("DELETE", f"/files/{identity}"), 404, "The file is deleted already.")
+    missing = "There is no such version, or it is deleted."
+    assert_problem(api("GET", f"/files/{identity}/content"), 404, missing)
+    assert api("GET", f"/files/{identity}/content?version_id=v0").status == 302
+    assert [each["id"] for each in api("GET", "/files?deleted=true").json["files"]] == [identity]
+    assert api("GET", "/files").json["files"] == []
+    wrong = "deleted is true or left out, not 'no'."
+    assert wrong.split(",")[0] in api("GET", "/files?deleted=no").text
 
 
 def test_lists_are_by_folder_by_type_by_day_or_of_all(api: Api) -> None:
