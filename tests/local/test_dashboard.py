@@ -24,7 +24,7 @@ EVENTS = {
     "AWS/ApplicationELB/HTTPCode_ELB_5XX_Count", "AWS/ApplicationELB/HTTPCode_Target_5XX_Count",
     "AWS/ApplicationELB/RejectedConnectionCount", "AWS/DynamoDB/ReadThrottleEvents",
     "AWS/DynamoDB/WriteThrottleEvents", "AWS/Lambda/AsyncEventsDropped",
-    "AWS/Lambda/DestinationDeliveryFailures", "tap-stack/FilesFailed", "tap-stack/FilesIgnored",
+    "AWS/Lambda/DestinationDeliveryFailures", "tap-stack/FilesDeleted", "tap-stack/FilesFailed", "tap-stack/FilesIgnored",
     "tap-stack/FilesMissing", "tap-stack/FilesRepeated", "tap-stack/RequestsFailed",
 }  # fmt: skip
 
