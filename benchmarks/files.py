@@ -1,7 +1,7 @@
 """The file pipeline's function beside a plain one: `python -m benchmarks.files [ROUNDS]`.
 
 Both run as fresh processes in turns, on the real SDK, S3 and DynamoDB of the local cloud: the same
-objects, one event each. Then what the table of content types knows, beside two libraries.
+objects, one event each.
 """
 
 from __future__ import annotations
@@ -159,55 +159,9 @@ def table(label: str, rounds: int, results: dict[str, list[dict[str, Any]]]) -> 
     return made
 
 
-def content_types() -> Table:
-    """How many of the tests' files each way names rightly, and what its import costs."""
-    import filetype
-    import puremagic
-
-    from tests.unit.test_content_types import FILES
-
-    def by_puremagic(start: bytes) -> str:
-        try:
-            return str(puremagic.from_string(start, mime=True))
-        except (puremagic.PureError, ValueError):
-            return ""
-
-    ways = {
-        "SIGNATURES": (lambda start: tap_stack.content_type_of(start, True), None),
-        "puremagic": (by_puremagic, "puremagic"),
-        "filetype": (lambda start: filetype.guess_mime(start) or "", "filetype"),
-    }
-    made = Table(title=f"Content types of {len(FILES)} files", title_justify="left")
-    for heading in ("", "named rightly", "named wrongly", "not named", "us a file", "import ms"):
-        made.add_column(heading, justify="left" if not heading else "right")
-    for label, (way, module) in ways.items():
-        started = time.perf_counter()
-        named = [way(start) for start, _, _ in FILES]
-        spent = (time.perf_counter() - started) / len(FILES) * 1e6
-        right = sum(x == content_type for x, (_, content_type, _) in zip(named, FILES, strict=True))
-        nothing = sum(not each for each in named)
-        wrong = len(FILES) - right - nothing
-        shown = f"{import_ms(module):.1f}" if module else "0"
-        made.add_row(label, str(right), str(wrong), str(nothing), f"{spent:.0f}", shown)
-    return made
-
-
-def import_ms(module: str) -> float:
-    """What a module's import takes beyond that of json and re, which a function has anyway."""
-    code = f"import json, re, time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
-    runs = [
-        float(
-            subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout
-        )
-        for _ in range(11)
-    ]
-    return statistics.median(runs) * 1000
-
-
 def main(rounds: int = 5) -> None:
     console = Console(width=130)
     compare(console, rounds)
-    console.print(content_types())
 
 
 if __name__ == "__main__":

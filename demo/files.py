@@ -111,10 +111,10 @@ class Files:
         """The repository's own files, by presigned form, by copy, by multipart upload."""
         self.report.step("Real files: by presigned form, by copy, by multipart upload")
         for path, content_type in (
-            ("README.md", "text/plain"),
+            ("README.md", "text/markdown"),
             ("docs/architecture.svg", "image/svg+xml"),
             ("LICENSE", "text/plain"),
-            ("openapi.yaml", "text/plain"),
+            ("openapi.yaml", "application/yaml"),
         ):
             name, content = Path(path).name, (ROOT / path).read_bytes()
             _, stored = access.upload(
@@ -127,7 +127,7 @@ class Files:
         copy, parts = f"{self.run_id}/copy of README.md", f"{self.run_id}/large film.mp4"
         source = f"{self.bucket}/{self.prefix}/{self.run_id}/README.md"
         self.client("s3").copy_object(Bucket=self.bucket, Key=copy, CopySource=source)
-        self.check("a copy inside S3", "text/plain", self.record_of(copy)["content_type"])
+        self.check("a copy inside S3", "text/markdown", self.record_of(copy)["content_type"])
         self.multipart(parts, b"\0\0\0\x18ftypisom".ljust(PART_BYTES, b"\0"), b"end")
         record = self.record_of(parts)
         whole = (PART_BYTES + 3, "video/mp4", "-2")

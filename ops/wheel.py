@@ -13,6 +13,7 @@ FILES = {
     "tap_stack.py": "tap_stack/__init__.py",
     "py.typed": "tap_stack/py.typed",
     "openapi.yaml": "tap_stack/openapi.yaml",
+    "content_types.txt": "tap_stack/content_types.txt",
     "requirements-web.txt": "tap_stack/requirements-web.txt",
 }
 

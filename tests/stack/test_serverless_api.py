@@ -93,11 +93,13 @@ def test_every_route_wants_a_token_with_its_scope(graph: Graph) -> None:
     assert free == {*OPEN_ROUTES, "OPTIONS /{proxy+}"}
 
 
-def test_the_contract_is_in_the_package_of_the_api_function_only(graph: Graph) -> None:
-    text = (ROOT / "openapi.yaml").read_text()
+def test_a_file_is_in_the_package_of_the_function_that_reads_it_only(graph: Graph) -> None:
     packages = {each.name: each.inputs["code"] for each in graph.of("aws:lambda/function:Function")}
-    assert packages["api-items-function"].keys() == {"index.py", "openapi.yaml"}
-    assert packages.pop("api-items-function")["openapi.yaml"] == text
+    readers = {"openapi.yaml": "api-items-function", "content_types.txt": "files-records-function"}
+    for name, function in readers.items():
+        package = packages.pop(function)
+        assert package.keys() == {"index.py", name}
+        assert package[name] == (ROOT / name).read_text()
     assert all(files.keys() == {"index.py"} for files in packages.values())
 
 

@@ -54,7 +54,7 @@ def lambda_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_bundle_runs_in_an_empty_namespace(name: str, lambda_runtime: None) -> None:
-    namespace: dict[str, Any] = {"__name__": "index"}
+    namespace: dict[str, Any] = {"__name__": "index", "__file__": "index.py"}
     exec(compile(bundle(*BUNDLES[name]), "index.py", "exec"), namespace)  # noqa: S102 - our own code
     assert callable(namespace[name])
     for each in namespace.values():  # every global name that any function uses is there

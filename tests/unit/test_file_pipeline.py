@@ -147,6 +147,9 @@ def test_everything_that_the_object_tells_is_recorded(pipeline: Pipeline) -> Non
         ("ann/line\nbreak/\t%20+", "ann", "line\nbreak", "\t%20+", ""),
         ("/", "", "", "", ""),
         ("ann/" + "é" * 510, "ann", "", "é" * 510, ""),
+        ("a" * 512 + "/b/c", "a" * 512, "b", "c", ""),
+        ("a" * 513 + "/b/c", "", "a" * 513 + "/b", "c", ""),
+        ("é" * 500 + "/b", "", "é" * 500, "b", ""),
     ],
 )
 def test_a_key_is_opaque(
@@ -165,7 +168,9 @@ def test_a_key_is_opaque(
     assert (file["size"], file["content_type"]) == (0, "application/x-empty")
     assert pipeline.s3.reads == []
     for index in tap_stack.FILE_INDEXES.values():
-        assert file[index]  # an index key cannot be empty
+        assert 0 < len(file[index].encode()) <= 2_048  # what a partition key may have
+    for item in pipeline.table.files.values():
+        assert len(item["record"]["S"].encode()) <= 1_024  # what a sort key may have
 
 
 def test_no_more_than_the_head_of_a_large_object_is_read(pipeline: Pipeline) -> None:
@@ -184,7 +189,7 @@ def test_an_archived_object_is_recorded_without_being_read(pipeline: Pipeline) -
 @pytest.mark.parametrize("size", [6, 65_536, 10**9])
 def test_a_body_that_was_cut_is_an_error_and_tried_again(pipeline: Pipeline, size: int) -> None:
     pipeline.s3.put("ann/a", "v1", b"%PDF-", size=size)
-    with pytest.raises(RecordsFailed, match=f"S3 sent 5 of the first {min(size, 65_536)} bytes"):
+    with pytest.raises(RecordsFailed, match=f"S3 sent 5 of {min(size, 65_536)} bytes"):
         pipeline(created("ann/a"))
     assert pipeline.table.files == {}
     pipeline.s3.put("ann/a", "v1", b"%PDF-")
@@ -503,7 +508,11 @@ def test_the_table_is_right_after_any_order_repetition_and_crash(
         sequencer, version = f"{number:06X}" + "F" * (number % 3), f"v{number}"
         pipeline.s3.put(key, version, body)
         records.append(created(key, sequencer, version, eventTime=f"2026-11-{day}T10:00:00.000Z"))
-        group = f"2026-11-{day}", key.partition("/")[0], tap_stack.content_type_of(body, True)
+        group = (
+            f"2026-11-{day}",
+            key.partition("/")[0],
+            tap_stack.content_type_of(tap_stack.Start(body)),
+        )
         expected.update({(*group, "count"): 1, (*group, "bytes"): len(body)})
 
     def maybe(*_: Any) -> None:

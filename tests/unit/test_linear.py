@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 import tap_stack
+from tap_stack import Start
 from tests.unit.test_bundles import BUNDLES
+from tests.unit.test_content_types import FILES, TEXTS
 
 HANDLERS = {**BUNDLES, "record_files": (tap_stack.record_files, tap_stack.open_file_clients)}
 LIMIT = 60  # steps a character; a quadratic pattern takes 100 and more of REPEATS characters
@@ -186,29 +188,27 @@ def adversaries(matcher: Matcher) -> Iterator[str]:
 
 def patterns(source: str) -> Iterator[tuple[str, Any, int, bool]]:
     """Each regular expression of a bundle: its text, flags, and whether it is searched for."""
-    for function in ast.walk(ast.parse(source)):
-        if isinstance(function, ast.FunctionDef):
-            parameters = {argument.arg for argument in function.args.args}
-        elif isinstance(function, ast.Assign | ast.AnnAssign | ast.ClassDef):
-            parameters = set()
-        else:
-            continue
+    for function in ast.parse(source).body:
+        arguments = {each.arg for each in ast.walk(function) if isinstance(each, ast.arg)}
         for node in ast.walk(function):
-            if not (isinstance(node, ast.Call) and (method := method_of(node))):
-                continue
-            pattern, flags = node.args[0], [x for x in node.args[1:] if "re." in ast.unparse(x)]
-            if isinstance(pattern, ast.Name) and pattern.id in parameters:
-                continue  # its callers name it
-            found = eval(ast.unparse(pattern), {**vars(tap_stack), "re": re})  # noqa: S307 - ours
-            flag = eval(ast.unparse(flags[0])) if flags else 0  # noqa: S307 - ours
-            if isinstance(found, re.Pattern):
-                found, flag = found.pattern, found.flags & ~re.U
-            yield (
-                ast.unparse(node)[:70],
-                found,
-                flag,
-                method not in ("match", "fullmatch", "is_like"),
-            )
+            method = method_of(node) if isinstance(node, ast.Call) else ""
+            if isinstance(node, ast.Call) and method and ast.unparse(node.args[0]) not in arguments:
+                flags = next(
+                    (ast.unparse(x) for x in node.args[1:] if "re." in ast.unparse(x)), "0"
+                )
+                found = eval(ast.unparse(node.args[0]), {**vars(tap_stack), "re": re})  # noqa: S307 - ours
+                flag = int(eval(flags))  # noqa: S307 - ours
+                if isinstance(found, re.Pattern):
+                    found, flag = found.pattern, found.flags & ~re.U
+                yield ast.unparse(node)[:70], found, flag, is_searched(method, function, source)
+
+
+def is_searched(method: str, definition: ast.stmt, source: str) -> bool:
+    """Whether a pattern is tried at each place of a text; a compiled one by what is done with it."""
+    if method == "compile" and isinstance(definition, ast.Assign):
+        name = ast.unparse(definition.targets[0])
+        return bool(re.search(rf"\b{name}\.(search|find|sub|split)", source))
+    return method not in ("match", "fullmatch", "is_like")
 
 
 def method_of(call: ast.Call) -> str:
@@ -272,3 +272,78 @@ def test_the_matcher_tells_what_backtracks(
     deep: None, pattern: str, searched: bool, slow: bool
 ) -> None:
     assert bool(takes_too_long(pattern, re.S, searched)) is slow
+
+
+# What files hold
+
+
+class Counted(Start):
+    """Bytes that count how many of them are looked at."""
+
+    looked_at = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        self.looked_at += len(found) if isinstance(found, bytes) else 1
+        return found
+
+    def find(self, what: Any, start: Any = 0, end: Any = None) -> int:
+        found = super().find(what, start, end)
+        last = len(self) if end is None else min(end, len(self))
+        self.looked_at += max((found if found >= 0 else last) - start, 0)
+        return found
+
+    def count(self, what: Any, start: Any = 0, end: Any = None) -> int:
+        self.looked_at += min(len(self), len(self) if end is None else end)
+        return super().count(what, start, end)
+
+
+def work(data: bytes) -> int:
+    """Lines that run for the type and the size of a file, and bytes that they look at."""
+    start, lines = Counted(data), 0
+    start.whole, unread = False, iter([True])
+    start.more = lambda offset: data if next(unread, False) else b""
+
+    def count(frame: Any, event: str, argument: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return count if frame.f_code.co_filename == tap_stack.__file__ else None
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        kind = tap_stack.content_type_of(start)
+        tap_stack.dimensions(kind, start)
+        for size in tap_stack.SIZED.values():
+            size(start)
+    finally:
+        sys.settrace(before)
+    return lines * 30 + start.looked_at
+
+
+SEEDS = [
+    *(data[:600] for data, _, _ in FILES if data),
+    *(text[:600].encode() for text, _ in TEXTS if text),
+    b"<!-- a -->",
+    b"<!--",
+    b"<?x ?>",
+    b"<!doctype x [ ]   ",
+    b'{"a":',
+    b'"a"",',
+    b"PK\3\4" + b"\0" * 26,
+    b"OggS\0\2" + b"\0" * 21,
+    b"ID3\4\0\0\0\0\0\0",
+    b"\xff\xd8\xff\xff",
+    b"\xff\xd8\xff\xe1\0\x10Exif\0\0MM\0*\0\0\0\x08\xff\xff",
+    b"\0\0\0\x08ftypheic\0\0\0\x08meta",
+    b"\0\0\0\x08ipma",
+]
+
+
+@pytest.mark.parametrize("seed", SEEDS, ids=range(len(SEEDS)))
+def test_a_file_twice_as_long_takes_at_most_twice_the_work(seed: bytes) -> None:
+    for head, again in ((b"", seed), (seed, seed[-2:]), (seed[:40], seed[4:30])):
+        once, twice = (
+            work((head + (again or b" ") * length)[:length]) for length in (8_000, 16_000)
+        )
+        assert twice <= 2.3 * once + 300_000, (head[:20], again[:20], once, twice)
