@@ -4775,11 +4775,12 @@ def file_id(key: str) -> str:
 def inspect_upload(upload: Upload) -> Item:
     """What S3 and the object's bytes tell, as attributes: two calls, three for a few formats."""
     found = client("s3").head_object(**upload.object_version(), ChecksumMode="ENABLED")
-    size, unread = found["ContentLength"], iter([True])
+    size = found["ContentLength"]
     try:
         start = Start(read_bytes(upload, 0, size))
         start.whole, start.extension = len(start) == size, upload.extension
-        start.more = lambda at: read_bytes(upload, at, size) if next(unread, False) else b""
+        beyond = iter([] if start.whole else [True])
+        start.more = lambda at: read_bytes(upload, at, size) if next(beyond, False) else b""
         content_type = content_type_of(start)
         width, height = dimensions(content_type, start)
     except Exception as error:

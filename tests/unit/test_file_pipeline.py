@@ -20,7 +20,7 @@ import tap_stack
 from tap_stack import RecordsFailed, file_id, record_files
 from tests.fakes import FakeContext, FakeDynamoDB, FakeS3, Item, client_error, service_error
 from tests.unit.conftest import ENVIRONMENT
-from tests.unit.test_content_types import png
+from tests.unit.test_content_types import jpeg, png, tiff
 
 DAY = "2026-11-21"
 
@@ -178,6 +178,14 @@ def test_no_more_than_the_head_of_a_large_object_is_read(pipeline: Pipeline) -> 
     pipeline(created("ann/film"))
     assert plain(pipeline.newest("ann/film"))["size"] == 5 * 10**12
     assert pipeline.s3.reads == ["bytes=0-65535"]
+
+
+def test_one_more_read_follows_for_a_header_beyond_the_first(pipeline: Pipeline) -> None:
+    for name, body in (("whole", jpeg(5, 5)[:12]), ("far", tiff(">", 7, 9, at=100_000))):
+        pipeline.s3.put(f"ann/{name}", "v1", body)
+        pipeline(created(f"ann/{name}"))
+    assert plain(pipeline.newest("ann/far"))["width"] == 7
+    assert pipeline.s3.reads == ["bytes=0-11", "bytes=0-65535", "bytes=100000-100049"]
 
 
 def test_an_archived_object_is_recorded_without_being_read(pipeline: Pipeline) -> None:
