@@ -4730,8 +4730,9 @@ class Upload:
             self.version_id: str = stored.get("versionId") or ""
             # Lifecycle may delete without one; then only what S3 says of the file counts.
             sequencer: str = stored["sequencer"] if creation else stored.get("sequencer", "")
-            valid = re.fullmatch(f"[0-9A-Fa-f]{{{int(creation)},{SEQUENCER_DIGITS}}}", sequencer)
-            if not (valid and EVENT_TIME.fullmatch(self.time) and self.bucket and self.key):
+            valid = re.fullmatch(f"[0-9A-Fa-f]{{0,{SEQUENCER_DIGITS}}}", sequencer)
+            named = self.bucket and self.key and (sequencer or not creation)
+            if not (valid and named and EVENT_TIME.fullmatch(self.time)):
                 raise ValueError(f"sequencer {sequencer!r}, time {self.time!r}")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is no record of an S3 object: {format_error(error)}") from None
@@ -4927,7 +4928,7 @@ def current_version(key: str) -> str:
         if error_code(error) not in MISSING_OBJECT_CODES:
             raise
         return ""
-    return str(found["VersionId"])
+    return str(found.get("VersionId", "null"))
 
 
 def find_version(file: Item, version_id: str) -> Item | None:

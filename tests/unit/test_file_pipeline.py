@@ -595,7 +595,7 @@ class History:
         """What the bucket has, as Pipeline.stored counts it."""
         found: Counter[tuple[str, str, str, str]] = Counter()
         for (key, _), stored in self.s3.objects.items():
-            kind = tap_stack.content_type_of(stored["body"], True)
+            kind = tap_stack.content_type_of(tap_stack.Start(stored["body"]))
             group = DAY, key.partition("/")[0], kind
             found.update({(*group, "count"): 1, (*group, "bytes"): len(stored["body"])})
         groups = {group[:3] for group in found}
