@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from taplocal.cloud import Cloud
+from taplocal.errors import TapLocalError
 from taplocal.resources.base import (
     Handler,
     Inputs,
@@ -15,6 +17,8 @@ from taplocal.resources.base import (
     tag_list,
     tag_map,
 )
+
+LISTEN_SECONDS = 20  # the port may be an earlier supervisor's for a moment
 
 
 class Tagged(Handler):
@@ -64,6 +68,18 @@ class LoadBalancer(Tagged):
         self._modify_attributes(cloud, arn, inputs)
         suffix = arn.partition("loadbalancer/")[2]
         return arn, {"arn": arn, "dnsName": made["DNSName"], "arnSuffix": suffix}
+
+    def settle(self, cloud: Cloud, inputs: Inputs) -> None:
+        """Waits until it listens; TapLocalError if another program has its port."""
+        elb, deadline = cloud.client("elbv2"), time.monotonic() + LISTEN_SECONDS
+        while True:
+            (found,) = elb.describe_load_balancers(Names=[inputs["name"]])["LoadBalancers"]
+            if found["State"]["Code"] == "active":
+                return
+            if time.monotonic() > deadline:
+                why = found["State"].get("Reason") or "nobody runs it: see web.log"
+                raise TapLocalError(f"{inputs['name']}: {why}")
+            time.sleep(0.1)
 
     def update(
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs

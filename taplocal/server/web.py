@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 from ministack import app as ministack
 from ministack.core.responses import request_scope
@@ -79,6 +80,9 @@ class Records:
             scaling.report(name, group)
         for name, database in told["databases"].items():
             databases.report(name, database)
+        for arn, error in told["balancers"].items():
+            if arn in alb._lbs:
+                alb._lbs[arn] |= {"State": "failed" if error else "active", "Reason": error}
         health.update(told["health"])
         databases.deleted(told["deleted"])
         for namespace, dimensions, name, value, times in told["metrics"]:
@@ -165,12 +169,18 @@ def create_balancer(parameters: Json) -> Any:
         return _create_lb(parameters)  # the error
     balancer = alb._lbs[arn]
     balancer["BasePort"] = next(each for each in base_ports() if free(each) and free(each + 1))
-    balancer["DNSName"] = f"127.0.0.1:{balancer['BasePort']}"
-    shown = f"<LoadBalancers>{alb._lb_xml(balancer)}</LoadBalancers>"
+    balancer |= {"DNSName": f"127.0.0.1:{balancer['BasePort']}", "State": "provisioning"}
+    shown = f"<LoadBalancers>{balancer_xml(balancer)}</LoadBalancers>"
     return alb._xml(200, "CreateLoadBalancer", shown)
 
 
-_create_lb = alb._create_lb
+_create_lb, _lb_xml = alb._create_lb, alb._lb_xml
+
+
+def balancer_xml(balancer: Json) -> str:
+    """A load balancer, with the reason why it failed."""
+    reason = f"</Code><Reason>{escape(balancer.get('Reason', ''))}</Reason></State>"
+    return str(_lb_xml(balancer)).replace("</Code></State>", reason)
 
 
 def free(port: int) -> bool:
@@ -224,6 +234,8 @@ class Supervisor:
 
     def start(self) -> subprocess.Popen[bytes]:
         """The process, with its keys on standard input: not in arguments, which others read."""
+        for each in list(alb._lbs._data.values()):
+            each["State"] = "provisioning"  # until it listens
         with Path(files.LOG).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", str(PROGRAM)],
@@ -249,6 +261,7 @@ def install(given: Json, changed: Callable[[], None]) -> None:
         "CreateLoadBalancer": create_balancer,
         "DescribeTargetHealth": describe_health,
     }
+    alb._lb_xml = balancer_xml
     scaling.install()
     schedules.install()
     databases.install()

@@ -39,6 +39,7 @@ class Balancer:
             most_files = MOST_FILES
         self.most_clients = most_clients or max(16, min(most_files, MOST_FILES) // 2 - 64)
         self.groups: dict[str, Group] = {}
+        self.errors: dict[str, str] = {}  # why a load balancer does not listen; empty if it does
         self.clients: set[Client] = set()
         self.tasks: set[asyncio.Task[None]] = set()  # connections to targets that are under way
         self._running: dict[str, _Running] = {}  # load balancers, by ARN
@@ -60,8 +61,8 @@ class Balancer:
             self._running.pop(arn).stop()
         for arn, each in wanted.items():
             self._running.setdefault(arn, _Running(self, each)).retire(each)
-        errors = [error for arn in wanted for error in await self._running[arn].open()]
-        if errors:
+        self.errors = {arn: "; ".join(await self._running[arn].open()) for arn in wanted}
+        if errors := [*filter(None, self.errors.values())]:
             raise BalancerError("\n".join(errors))
 
     def _apply_groups(

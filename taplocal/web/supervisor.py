@@ -258,6 +258,7 @@ class Supervisor:
                 "groups": groups,
                 "databases": databases,
                 "deleted": self.deleted.pop(region, []),
+                "balancers": self.balancer.errors,
                 "health": {
                     arn: {target: list(state) for target, state in health.get(arn, {}).items()}
                     for arn in of_region

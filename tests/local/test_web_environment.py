@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from demo.web import WebEnvironment, refused, wait_until
 from taplocal import session, snapshots, web
+from taplocal.errors import TapLocalError
 from taplocal.session import Session
 from taplocal.web.processes import RECORD
 from tests.local.conftest import ROOT, taplocal
@@ -319,6 +323,26 @@ def test_a_scheduled_action_changes_the_capacity(running: WebEnvironment) -> Non
     assert wait_until(lambda: len(running.healthy()) == 1)
     running.scaling.delete_scheduled_action(**{**named, "ScheduledActionName": "tests-daily"})
     assert not actions()
+
+
+def test_up_says_that_another_program_has_the_port(running: WebEnvironment) -> None:
+    """Else visitors would be somebody else's."""
+    address = urlsplit(running.url)
+    os.kill(session.opened(ROOT, "dev", running.folder).cloud.emulator.pid, 9)
+    quiet: Any = {"folder": running.folder, "say": lambda _: None, "report": lambda _: None}
+
+    def taken() -> socket.socket | None:
+        with contextlib.suppress(OSError):
+            return socket.create_server((address.hostname, address.port))
+        return None
+
+    with (
+        wait_until(taken),
+        pytest.raises(TapLocalError, match=f"{address.netloc}: .*free the port"),
+    ):
+        session.up(ROOT, "dev", **quiet)
+    session.up(ROOT, "dev", **quiet)
+    assert "visits" in running.page()
 
 
 @pytest.mark.parametrize("number", range(KILLS))
