@@ -2993,9 +2993,11 @@ def dispatch(request: Request) -> Response:
 
 def no_route(request: Request) -> Response:
     """OPTIONS on a path gets its methods; another request without a route is 405 or 404."""
-    parts = request.event.get("rawPath", "").split("/")
+    raw = request.event.get("rawPath", "")
     keys = [key.split() for key in routes()]
-    allowed = [method for method, path in keys if matches_path(path.split("/"), parts)]
+    allowed = [method for method, path in keys if path == raw] or [
+        method for method, path in keys if matches_path(path.split("/"), raw.split("/"))
+    ]
     if not allowed:
         raise Problem(404, "There is no such resource.")
     if request.method == "OPTIONS":
@@ -5842,6 +5844,8 @@ def delete_file(request: Request) -> Response:
 
     The first one of an environment loads the SDK, half a second.
     """
+    if request.path_id() == "totals":  # GET /files/totals is another resource's
+        return no_route(request)
     file = own_file(request)
     if "deleted_at" in file:
         raise Problem(404, "The file is deleted already.")

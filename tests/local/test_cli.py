@@ -65,7 +65,7 @@ def test_every_command_prints_json_for_programs(deployed: Session, data: Path) -
     assert any(isinstance(each, dict) and each.get("ItemsCreated") for each in messages)
     again = as_json("up", *options)
     assert (again["counts"].keys(), again["steps"]) == ({"unchanged"}, [])
-    assert {"key", "meaning", "aws", "here", "touches"} == again["differences"][0].keys()
+    assert {"key", "meaning", "aws", "here", "touches", "silent"} == again["differences"][0].keys()
 
 
 def test_call_fails_for_a_rejected_request_when_asked(deployed: Session, data: Path) -> None:

@@ -249,6 +249,13 @@ def test_a_content_is_at_an_address_of_a_minute(api: Api) -> None:
     assert_problem(foreign, 404, "There is no such file.")
 
 
+def test_the_path_of_totals_is_no_file(api: Api) -> None:
+    for method in ("DELETE", "PUT"):
+        response = api(method, "/files/totals", {} if method == "PUT" else None)
+        assert_problem(response, 405, f"{method} is not allowed here.")
+        assert response.headers["allow"] == "GET, HEAD"
+
+
 def test_a_file_is_deleted_once_and_its_versions_stay(api: Api) -> None:
     identity = upload(api, "ann/a", b"one")
     assert_problem(api("DELETE", f"/files/{identity}", caller="bob"), 404, "There is no such file.")
