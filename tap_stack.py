@@ -5833,7 +5833,7 @@ def get_content(request: Request) -> Response:
         raise invalid_parameters(dict.fromkeys(unknown, "Unknown parameter; expected version_id."))
     if version_id := request.query.get("version_id"):
         version = find_version(file, version_id) or {}
-    if not version or is_end(version):
+    if not version or is_end(version) or "failure" in version:
         raise Problem(404, "There is no such version, or it is deleted.")
     names = (version[each]["S"] for each in ("key", "version_id", "name"))
     return respond(302, location=download_url(*names), cache_control="no-store")

@@ -210,6 +210,7 @@ def test_a_failed_version_says_so(api: Api) -> None:
     tap_stack.record_files({"Records": [deleted]}, FakeContext())
     file = api("GET", f"/files/{identity}").json
     assert file["version_id"] == "v0"
+    assert api("GET", f"/files/{identity}/content?version_id=none").status == 404
     assert [each.get("failure") for each in file["versions"]] == [
         "The object was gone before it could be read.",
         None,
