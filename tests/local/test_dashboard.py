@@ -24,7 +24,7 @@ EVENTS = {
     "AWS/ApplicationELB/HTTPCode_ELB_5XX_Count", "AWS/ApplicationELB/HTTPCode_Target_5XX_Count",
     "AWS/ApplicationELB/RejectedConnectionCount", "AWS/DynamoDB/ReadThrottleEvents",
     "AWS/DynamoDB/WriteThrottleEvents", "AWS/Lambda/AsyncEventsDropped",
-    "AWS/Lambda/DestinationDeliveryFailures", "tap-stack/FilesDeleted", "tap-stack/FilesFailed", "tap-stack/FilesIgnored",
+    "AWS/Lambda/DestinationDeliveryFailures", "tap-stack/FilesFailed", "tap-stack/FilesIgnored",
     "tap-stack/FilesMissing", "tap-stack/FilesRepeated", "tap-stack/RequestsFailed",
 }  # fmt: skip
 
@@ -63,7 +63,10 @@ def work(deployed: Session, ann: Call) -> None:
         ann("GET", each)
     ann("DELETE", path)
     form, _ = upload(deployed, person_token(deployed, "ann@example.com"), "a", b"a", "text/plain")
-    eventually(lambda: ann("GET", f"/files/{form.json()['id']}").status == 200)
+    file = f"/files/{form.json()['id']}"
+    eventually(lambda: ann("GET", file).status == 200)
+    ann("GET", f"{file}/content")
+    ann("DELETE", file)
     for name in ("rotation", "snapshots", "files"):
         deployed.cloud.client("lambda").invoke(
             FunctionName=f"tap-stack-{name}-dev",
