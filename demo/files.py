@@ -35,7 +35,8 @@ def generated_files() -> Iterator[tuple[str, bytes, str, str]]:
     picture = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header
     picture += struct.pack(">I", zlib.crc32(header))
     yield "holiday.txt", picture, "text/plain", "image/png"
-    yield "invoice.pdf", b"MZ\x90\0" + b"\0" * 60, "application/pdf", EXECUTABLE
+    program = b"MZ\x90".ljust(60, b"\0") + struct.pack("<I", 64) + b"PE\0\0"
+    yield "invoice.pdf", program, "application/pdf", EXECUTABLE
     yield "photo.jpg", b"GIF89a" + struct.pack("<HH", 64, 48), "image/jpeg", "image/gif"
     yield "table.png", b"day,files\n2026-11-21,7\n", "image/png", "text/csv"
     yield "page.json", b"<!doctype html><title>x</title>", "application/json", "text/html"
