@@ -4864,14 +4864,19 @@ def record_deletion(deleted: Upload, marker: bool) -> str:
 
 
 def is_marker(version: Upload) -> bool:
-    """Whether S3 still has this delete marker."""
+    """Whether S3 still has this delete marker: 405 is of one that it has (HeadObject, S3 API)."""
+    return head_object(version.object_version())[1] not in ("", "404")
+
+
+def head_object(target: dict[str, str]) -> tuple[str, str]:
+    """The version that S3 has of an object, or the code of its answer where it has none."""
     try:
-        client("s3").head_object(**version.object_version())
+        found = within(seconds_left(), functools.partial(client("s3").head_object, **target))
     except Exception as error:
         if error_code(error) not in MISSING_OBJECT_CODES:
             raise
-        return error_code(error) != "404"  # for a marker it is 405: HeadObject, S3 API
-    return False
+        return "", error_code(error)
+    return str(found.get("VersionId", "null")), ""
 
 
 def seconds_since(event_time: str) -> float:
@@ -4924,13 +4929,7 @@ def is_end(version: Item) -> bool:
 
 def current_version(key: str) -> str:
     """The version that S3 has of an object now; empty if it is deleted."""
-    try:
-        found = client("s3").head_object(Bucket=os.environ["BUCKET_NAME"], Key=key)
-    except Exception as error:
-        if error_code(error) not in MISSING_OBJECT_CODES:
-            raise
-        return ""
-    return str(found.get("VersionId", "null"))
+    return head_object({"Bucket": os.environ["BUCKET_NAME"], "Key": key})[0]
 
 
 def find_version(file: Item, version_id: str) -> Item | None:
@@ -4940,18 +4939,23 @@ def find_version(file: Item, version_id: str) -> Item | None:
 
 def versions(file: Item) -> Iterable[Item]:
     """What is recorded of all versions of a file and its delete markers, the newest first."""
+    return every_page(
+        service("dynamodb").query,
+        TableName=os.environ["FILES_TABLE_NAME"],
+        KeyConditionExpression="id = :id AND begins_with(#record, :versions)",
+        ExpressionAttributeNames={"#record": "record"},
+        ExpressionAttributeValues={":id": file["id"], ":versions": {"S": "version#"}},
+        ScanIndexForward=False,
+        ConsistentRead=True,
+        Limit=VERSIONS_READ,
+    )
+
+
+def every_page(query: Callable[..., Json], **arguments: Any) -> Iterable[Item]:
+    """The items of a query, a page after the other, as they are asked for."""
     more: Json = {}
     while True:
-        response = service("dynamodb").query(
-            TableName=os.environ["FILES_TABLE_NAME"],
-            KeyConditionExpression="id = :id AND begins_with(#record, :versions)",
-            ExpressionAttributeNames={"#record": "record"},
-            ExpressionAttributeValues={":id": file["id"], ":versions": {"S": "version#"}},
-            ScanIndexForward=False,
-            ConsistentRead=True,
-            Limit=VERSIONS_READ,
-            **more,
-        )
+        response = query(**arguments, **more)
         yield from response["Items"]
         if "LastEvaluatedKey" not in response:
             return
@@ -5902,27 +5906,19 @@ def total_shards(request: Request, low: str, high: str, order: str, limit: int) 
     first, last = (date.fromisoformat(position[:10]) for position in (low, high))
     months = {str(first + timedelta(n))[:7] for n in range((last - first).days + 1)}
     for month in sorted(months, reverse=order == "desc"):
-        more: Json = {}
-        while True:
-            response = table(
-                request,
-                "query",
-                TableName=os.environ["FILES_TABLE_NAME"],
-                KeyConditionExpression="id = :totals AND #record BETWEEN :from AND :to",
-                ExpressionAttributeNames={"#record": "record"},
-                ExpressionAttributeValues={
-                    ":totals": {"S": f"totals#{month}"},
-                    ":from": {"S": f"{request.caller}/{low}"},
-                    ":to": {"S": f"{request.caller}/{high}"},
-                },
-                ScanIndexForward=order == "asc",
-                Limit=(limit + 1) * TOTAL_SHARDS,
-                **more,
-            )
-            yield from response["Items"]
-            if "LastEvaluatedKey" not in response:
-                break
-            more = {"ExclusiveStartKey": response["LastEvaluatedKey"]}
+        yield from every_page(
+            functools.partial(table, request, "query"),
+            TableName=os.environ["FILES_TABLE_NAME"],
+            KeyConditionExpression="id = :totals AND #record BETWEEN :from AND :to",
+            ExpressionAttributeNames={"#record": "record"},
+            ExpressionAttributeValues={
+                ":totals": {"S": f"totals#{month}"},
+                ":from": {"S": f"{request.caller}/{low}"},
+                ":to": {"S": f"{request.caller}/{high}"},
+            },
+            ScanIndexForward=order == "asc",
+            Limit=(limit + 1) * TOTAL_SHARDS,
+        )
 
 
 def total_key(item: Item) -> tuple[str, str]:

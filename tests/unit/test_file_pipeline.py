@@ -492,6 +492,9 @@ class CrashError(BaseException):
     """The function's process dies."""
 
 
+many = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None
+)
 KEYS = ("ann/a", "ann/b", "bob/a")
 BODIES = (b"text", png(1, 2), b"%PDF-")
 versions = st.lists(
@@ -501,9 +504,7 @@ versions = st.lists(
 )
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None
-)
+@many
 @given(versions=versions, seed=st.integers(0, 2**32))
 def test_the_table_is_right_after_any_order_repetition_and_crash(
     pipeline: Pipeline, versions: list[tuple[str, bytes, str]], seed: int
@@ -623,9 +624,7 @@ steps = st.lists(
 )
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None
-)
+@many
 @given(steps=steps, seed=st.integers(0, 2**32))
 def test_deletions_are_right_after_any_order_repetition_and_crash(
     pipeline: Pipeline, steps: list[tuple[str, str, bytes]], seed: int
