@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+import content_types
 import tap_stack
 
 HERE = Path(__file__).parent
@@ -104,9 +105,9 @@ def make(folder: Path) -> list[str]:
     return missing
 
 
-def begin(data: bytes) -> tap_stack.Start:
+def begin(data: bytes) -> content_types.Start:
     """A file as the function sees it: its first bytes, and one more read; without a name."""
-    start, unread = tap_stack.Start(data[: tap_stack.START_BYTES]), iter([True])
+    start, unread = content_types.Start(data[: tap_stack.START_BYTES]), iter([True])
     start.whole = len(data) <= tap_stack.START_BYTES
     start.more = lambda at: data[at : at + tap_stack.START_BYTES] if next(unread, False) else b""
     return start
@@ -130,7 +131,7 @@ def measure(folder: Path, console: Console) -> None:
         best = 1.0
         for _ in range(3):
             start, begun = begin(data), time.thread_time()
-            ours = tap_stack.content_type_of(start)
+            ours = content_types.content_type_of(start)
             best = min(best, time.thread_time() - begun)
         taken.append(best)
         theirs = libmagic.from_buffer(data[: tap_stack.START_BYTES])
@@ -165,10 +166,10 @@ def compare_sizes(folder: Path, console: Console) -> None:
     equal, other = 0, []
     for path in sorted(folder.rglob("*")):
         start = begin(path.read_bytes()) if path.is_file() else begin(b"")
-        kind = tap_stack.content_type_of(start)
-        if kind in tap_stack.SIZED and (theirs := pillow_size(path, Image)):
+        kind = content_types.content_type_of(start)
+        if kind in content_types.SIZED and (theirs := pillow_size(path, Image)):
             start = begin(path.read_bytes())
-            ours = tap_stack.dimensions(kind, start)
+            ours = content_types.dimensions(kind, start)
             equal += ours == theirs
             if ours != theirs:
                 other.append(f"{path.relative_to(folder)}: {ours}; Pillow {theirs}")

@@ -5,12 +5,15 @@ A module of one file cannot carry py.typed (PEP 561), so mypy needs MYPYPATH for
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+PROGRAM, IMPORT = "tap_stack.py", ("\nfrom content_types ", "\nfrom .content_types ")
 FILES = {
-    "tap_stack.py": "tap_stack/__init__.py",
+    "content_types.py": "tap_stack/content_types.py",
     "py.typed": "tap_stack/py.typed",
     "openapi.yaml": "tap_stack/openapi.yaml",
     "content_types.txt": "tap_stack/content_types.txt",
@@ -22,6 +25,14 @@ class Wheel(BuildHookInterface[Any]):
     """Called by hatchling before it builds a wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """An editable wheel with the files would hide the checkout's."""
+        """An editable wheel with the files would hide the checkout's.
+
+        In the package the program imports the module beside it as one of the package: at the top
+        level of an environment it would be in the way of a distribution that is named like it.
+        """
         if version == "standard":
-            build_data["force_include"] |= FILES
+            self.made = tempfile.TemporaryDirectory()  # it is gone with this object
+            program = Path(self.made.name, PROGRAM)
+            source = Path(self.root, PROGRAM).read_text(encoding="utf-8")
+            program.write_text(source.replace(*IMPORT), encoding="utf-8")
+            build_data["force_include"] |= {**FILES, str(program): "tap_stack/__init__.py"}

@@ -12,26 +12,20 @@ Functions = ast.FunctionDef, ast.AsyncFunctionDef
 
 
 class Sources:
-    """The functions of a program: those of its file, then of the modules that it imports.
+    """The functions of a program: those of its file, then of the modules that they import.
 
     A bundle has lines of its own, so a log names a function and the line inside it.
     """
 
     def __init__(self, main: Path):
         self._lines: dict[str, tuple[Path, int]] = {}
-        tree = self._add(main)
-        for name in _imported(tree):
-            beside, spec = main.parent / f"{name}.py", importlib.util.find_spec(name)
-            if beside.exists():
-                self._add(beside)
-            elif spec and spec.origin and Path(spec.origin).name == f"{name}.py":
-                self._add(Path(spec.origin))
-
-    def _add(self, path: Path) -> ast.Module:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for name, line in _functions(tree, ""):
-            self._lines.setdefault(name, (path, line))
-        return tree
+        files = [main]
+        for path in files:  # which grows
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for name, line in _functions(tree, ""):
+                self._lines.setdefault(name, (path, line))
+            found = (_file(name, path.parent) for name in sorted(_imported(tree)))
+            files += [each for each in found if each and each not in files]
 
     def locate(self, entry: str) -> str:
         """An entry of a stack, a function and the line in it, as the line of a file, if known."""
@@ -40,6 +34,15 @@ class Sources:
             return entry
         path, line = self._lines[name]
         return f"{path.name}:{line + int(inside)} in {name}"
+
+
+def _file(module: str, folder: Path) -> Path | None:
+    """The file of a module that is one file: in this folder, or wherever Python finds it."""
+    beside, spec = folder / f"{module}.py", importlib.util.find_spec(module)
+    if beside.exists():
+        return beside
+    origin = Path(spec.origin) if spec and spec.origin else folder
+    return origin if origin.name == beside.name else None
 
 
 def _imported(tree: ast.Module) -> set[str]:

@@ -35,7 +35,13 @@ CHOSEN = {
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The program and its project files, with the stack files of a user."""
-    beside = ("openapi.yaml", "content_types.txt", "requirements-web.txt", "Pulumi.yaml")
+    beside = (
+        "content_types.py",
+        "content_types.txt",
+        "openapi.yaml",
+        "requirements-web.txt",
+        "Pulumi.yaml",
+    )
     for name in ("tap_stack.py", *beside):
         shutil.copy(ROOT / name, tmp_path)
     for env in ENVIRONMENTS:

@@ -24,7 +24,7 @@ from tests.contract import operations
 from tests.stack.conftest import ENVIRONMENTS, ROOT, graph_of
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**/*.md", "openapi.yaml")
-COMMENTED = ("tap_stack.py", "taplocal/**/*.py", "cost/*.py", "docs/*.py", "ops/*.py", "demo/*.py")
+COMMENTED = ("*.py", "taplocal/**/*.py", "cost/*.py", "docs/*.py", "ops/*.py", "demo/*.py")
 CODE = (*COMMENTED, "benchmarks/**/*.py", "tests/*.py", "tests/*/*.py", "examples/*/*.py")
 #: Programs that are not ours; of their command lines only the settings are checked.
 PROGRAMS = ("apt-get", "aws", "curl", "git", "pre-commit", "pulumi")

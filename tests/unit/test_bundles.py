@@ -8,6 +8,7 @@ import importlib.util
 import json
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ BUNDLES = {
 }
 
 
-def module(folder: Path, source: str) -> Any:
-    """A program of its own, imported from a file."""
+def module(folder: Path, source: str, **beside: str) -> Any:
+    """A program of its own, imported from a file; the files beside it are only written."""
+    for name, text in beside.items():
+        (folder / f"{name}.py").write_text(text)
     path = folder / "program.py"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location("program", path)
@@ -143,8 +146,8 @@ def test_only_what_is_reached_is_shipped_in_the_order_of_the_file(tmp_path: Path
     source = bundle(module(tmp_path, PROGRAM).handler)
     assert [line for line in source.splitlines() if line and not line.startswith((" ", "@"))] == [
         "from __future__ import annotations",
-        "import json as j",
         "from collections import deque",
+        "import json as j",
         "LIMIT: int = 3",
         'TABLE = {"a": lambda: helper(1)}',
         "first, second = 1, 2",
@@ -296,6 +299,75 @@ def test_two_files_that_bind_a_name_to_different_things_are_an_error(
     files = r"(program\.py and tap_stack\.py|tap_stack\.py and program\.py)"
     with pytest.raises(BundleError, match=f"{files} bind {name} to different things: rename one"):
         bundle(module(tmp_path, source).handler)
+
+
+# A handler whose definitions are in several files: Python imports them at run time, `bundle` reads them
+
+SHAPES = """
+import math
+from tap_stack import EMPTY_NAME
+PI = math.floor(3.5)
+class Shape: path = EMPTY_NAME
+def unused(): return PI
+"""
+CIRCLES = """
+from shapes import PI, Shape
+class Circle(Shape): area = PI
+"""
+DRAWING = """
+def handler(event, context):
+    return Circle.path, Circle.area, math.ceil(0.5)
+from circles import Circle
+import math
+"""
+
+
+@pytest.fixture
+def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder from which modules are imported, and forgotten after the test."""
+    known = set(sys.modules)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in set(sys.modules) - known:
+        del sys.modules[name]
+
+
+def test_what_a_file_imports_from_those_beside_it_is_shipped_before_its_own(
+    importable: Path,
+) -> None:
+    source = bundle(module(importable, DRAWING, shapes=SHAPES, circles=CIRCLES).handler)
+    assert [line for line in source.splitlines() if line and not line.startswith(" ")] == [
+        "from __future__ import annotations",
+        "import math",
+        f'EMPTY_NAME = "{tap_stack.EMPTY_NAME}"',
+        "PI = math.floor(3.5)",
+        "class Shape: path = EMPTY_NAME",
+        "class Circle(Shape): area = PI",
+        "def handler(event, context):",
+    ]
+    namespace: dict[str, Any] = {"__name__": "index"}
+    exec(compile(source, "index.py", "exec"), namespace)  # noqa: S102 - our own code
+    assert namespace["handler"](None, None) == (tap_stack.EMPTY_NAME, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("own", "beside", "message"),
+    [
+        ("from parts import PART as P", "PART = 1", "imports a definition of parts as P: import"),
+        ("from parts import P", "OTHER = 1\ndef __getattr__(_): return 1", "handler uses P, which parts.py does not define"),
+        ("from parts import P, f\nX = 1\ndef g(): return f()", "P = 0\nX = 2\ndef f(): return X", "(program.py and parts.py|parts.py and program.py) bind X to different things"),
+        ("import parts\nP = parts.P", "P = 1", "P of parts, which its runtime does not have|parts of parts, which its"),
+        ("from parts import P\nONE = 1", "P = lambda: ONE\nfrom program import ONE", "(program.py and parts.py|parts.py and program.py) use definitions of each other: keep them in one file"),
+    ],
+)  # fmt: skip
+def test_a_definition_that_cannot_be_followed_to_another_file_is_an_error(
+    importable: Path, own: str, beside: str, message: str
+) -> None:
+    uses = "g(), X" if "def g" in own else "P"
+    source = f"{own}\ndef handler(event, context): return {uses}\n"
+    (importable / "parts.py").write_text(beside)
+    with pytest.raises(BundleError, match=message):
+        bundle(module(importable, source).handler)
 
 
 @given(st.data())

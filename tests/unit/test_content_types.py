@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tap_stack
-from tap_stack import START_BYTES, Start, content_type_of, dimensions, signatures
+from content_types import PROGRAMS, REFINED, SIZED, Start, content_type_of, dimensions, signatures
+from tap_stack import CONTENT_TYPE, START_BYTES, is_like
 
 OFFICE = "application/vnd.openxmlformats-officedocument."
 
@@ -381,11 +381,11 @@ def test_a_text_that_is_cut_in_a_character_or_a_value_is_still_that_text() -> No
 def test_the_table_of_signatures_is_in_order() -> None:
     offsets, places = signatures()
     assert sum(len(types) for *_, types in offsets) > 250
-    assert set(tap_stack.REFINED) <= {kind for *_, types in offsets for kind in types.values()}
+    assert set(REFINED) <= {kind for *_, types in offsets for kind in types.values()}
     known = {kind for each in places.values() for kind in each.values()}
-    assert set(tap_stack.SIZED) <= known and set(tap_stack.PROGRAMS) <= known
+    assert set(SIZED) <= known and set(PROGRAMS) <= known
     for kind in known:
-        assert tap_stack.is_like(tap_stack.CONTENT_TYPE, kind), kind
+        assert is_like(CONTENT_TYPE, kind), kind
     for lines in (place.keys() for name, place in places.items() if name == "text"):
         assert all(what == what.lower() for what in lines)
 
@@ -409,7 +409,7 @@ def test_no_bytes_break_it(noise: bytes, data: bytes, whole: bool) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(sorted(tap_stack.SIZED)), st.binary(max_size=200), st.sampled_from(FILES))
+@given(st.sampled_from(sorted(SIZED)), st.binary(max_size=200), st.sampled_from(FILES))
 def test_a_size_is_read_of_anything(kind: str, noise: bytes, file: tuple[bytes, str, Any]) -> None:
     for data in (noise, file[0][:2_000], file[0][:40] + noise):
         width, height = dimensions(kind, begun(data))

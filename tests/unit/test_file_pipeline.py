@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tap_stack
+from content_types import Start, content_type_of
 from tap_stack import RecordsFailed, file_id, record_files
 from tests.fakes import FakeContext, FakeDynamoDB, FakeS3, Item, client_error, service_error
 from tests.unit.conftest import ENVIRONMENT
@@ -520,7 +521,7 @@ def test_the_table_is_right_after_any_order_repetition_and_crash(
         group = (
             f"2026-11-{day}",
             key.partition("/")[0],
-            tap_stack.content_type_of(tap_stack.Start(body)),
+            content_type_of(Start(body)),
         )
         expected.update({(*group, "count"): 1, (*group, "bytes"): len(body)})
 
@@ -596,7 +597,7 @@ class History:
         """What the bucket has, as Pipeline.stored counts it."""
         found: Counter[tuple[str, str, str, str]] = Counter()
         for (key, _), stored in self.s3.objects.items():
-            kind = tap_stack.content_type_of(tap_stack.Start(stored["body"]))
+            kind = content_type_of(Start(stored["body"]))
             group = DAY, key.partition("/")[0], kind
             found.update({(*group, "count"): 1, (*group, "bytes"): len(stored["body"])})
         groups = {group[:3] for group in found}

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tap_stack
+from content_types import Start, content_type_of
 from tap_stack import download_url, file_id, upload_form
 from tests.fakes import FakeContext
 from tests.unit.conftest import Api, Response, assert_problem
@@ -374,7 +375,7 @@ def test_totals_add_up_whatever_the_page(
         at = f"2026-{month:02}-{day}T23:59:59.999Z"
         upload(api, f"{'ann' if mine else 'ann2'}/{n}", body, at)
         if mine and "2026-09-13" <= at[:10] <= "2026-12-12":
-            group = at[:10], tap_stack.content_type_of(tap_stack.Start(body))
+            group = at[:10], content_type_of(Start(body))
             count, size = expected.get(group, [0, 0])
             expected[group] = [count + 1, size + len(body)]
     query = f"from=2026-09-13&to=2026-12-12&limit={limit}&order={order}"

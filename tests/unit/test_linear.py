@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+import content_types
 import tap_stack
-from tap_stack import Start
 from tests.unit.test_bundles import BUNDLES
 from tests.unit.test_content_types import FILES, TEXTS
 
@@ -196,7 +196,7 @@ def patterns(source: str) -> Iterator[tuple[str, Any, int, bool]]:
                 flags = next(
                     (ast.unparse(x) for x in node.args[1:] if "re." in ast.unparse(x)), "0"
                 )
-                found = eval(ast.unparse(node.args[0]), {**vars(tap_stack), "re": re})  # noqa: S307 - ours
+                found = eval(ast.unparse(node.args[0]), {**vars(tap_stack), **vars(content_types)})  # noqa: S307 - ours
                 flag = int(eval(flags))  # noqa: S307 - ours
                 if isinstance(found, re.Pattern):
                     found, flag = found.pattern, found.flags & ~re.U
@@ -277,7 +277,7 @@ def test_the_matcher_tells_what_backtracks(
 # What files hold
 
 
-class Counted(Start):
+class Counted(content_types.Start):
     """Bytes that count how many of them are looked at."""
 
     looked_at = 0
@@ -307,14 +307,14 @@ def work(data: bytes) -> int:
     def count(frame: Any, event: str, argument: object) -> Any:
         nonlocal lines
         lines += event == "line"
-        return count if frame.f_code.co_filename == tap_stack.__file__ else None
+        return count if frame.f_code.co_filename == content_types.__file__ else None
 
     before = sys.gettrace()
     sys.settrace(count)
     try:
-        kind = tap_stack.content_type_of(start)
-        tap_stack.dimensions(kind, start)
-        for size in tap_stack.SIZED.values():
+        kind = content_types.content_type_of(start)
+        content_types.dimensions(kind, start)
+        for size in content_types.SIZED.values():
             size(start)
     finally:
         sys.settrace(before)

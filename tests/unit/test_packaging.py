@@ -13,6 +13,7 @@ import pytest
 
 import tap_stack
 from ops import lock
+from ops.wheel import FILES
 from tests.environments import ROOT, installed, output_of
 
 PROGRAM = """
@@ -25,7 +26,7 @@ import json, tap_stack as it
 print(json.dumps([
     it.__file__,
     it.contract(),
-    it.signatures()[1]["text"] != {},
+    it.signature_table(),
     it.bundle(it.api, it.open_services),
     it.bundle(it.rotate_paging_key),
     it.bundle(it.record_files, it.open_file_clients),
@@ -57,6 +58,15 @@ def test_the_installed_package_ships_the_same_functions(python: Path, tmp_path: 
         ROOT / "tap_stack.py",
     )
     assert installed_bundles == bundles
+
+
+def test_the_installed_package_is_the_only_name_at_the_top_level(
+    python: Path, tmp_path: Path
+) -> None:
+    show = "from importlib.metadata import files; print(*files('tap-stack'), sep='\\n')"
+    listed = output_of(python, "-c", show, cwd=tmp_path).split()
+    assert {path.partition("/")[0].partition("-")[0] for path in listed} == {"tap_stack"}
+    assert set(FILES.values()) | {"tap_stack/__init__.py"} <= set(listed)
 
 
 def test_an_editable_install_is_the_file_of_the_checkout(tmp_path: Path) -> None:
