@@ -84,9 +84,7 @@ from content_types import (
     signatures,
 )
 
-###############################################################################
-# Settings
-###############################################################################
+# === Settings =====================================================================================
 
 SYSTEMS = ("api", "files", "web")
 TIERS = ("dev", "staging", "prod")
@@ -764,9 +762,7 @@ def _isolation_errors(args: TapStackArgs) -> Iterable[str]:
         yield f"interface_endpoints must have {names} with nat none: instances call them"
 
 
-###############################################################################
-# Types and policies
-###############################################################################
+# === Types and policies ===========================================================================
 
 Options = ResourceOptions | None  # of a component, as its caller gives them
 Handler = Callable[..., Any]  # a function that Lambda calls with an event and a context
@@ -815,9 +811,7 @@ def _statement(effect: str, actions: Sequence[str], on: Any, when: Condition | N
     }
 
 
-###############################################################################
-# Components
-###############################################################################
+# === Components ===================================================================================
 
 
 #: What writes to an existing log group.
@@ -998,9 +992,7 @@ class Component(pulumi.ComponentResource):
         return role, permissions
 
 
-###############################################################################
-# Encryption
-###############################################################################
+# === Encryption ===================================================================================
 
 
 def kms(actions: str) -> tuple[str, ...]:
@@ -1093,9 +1085,7 @@ class Encryption(Component):
         ]
 
 
-###############################################################################
-# Alerts
-###############################################################################
+# === Alerts =======================================================================================
 
 RUNBOOK = "docs/operations.md"  # has a section for each alarm key
 
@@ -1235,9 +1225,7 @@ class Alerts(Component):
         )
 
 
-###############################################################################
-# Functions
-###############################################################################
+# === Functions ====================================================================================
 
 #: Attempts two and three come after 1 and 2 minutes: an event that is older than this waits.
 ASYNC_EVENT_AGE_MS = 600_000
@@ -1583,9 +1571,7 @@ def metrics_environment(args: TapStackArgs) -> Variables:
     return {"ENVIRONMENT": args.environment_suffix, "METRICS_NAMESPACE": args.project}
 
 
-###############################################################################
-# Handlers
-###############################################################################
+# === Handlers =====================================================================================
 # What all handlers use. bundle() ships to each function the definitions that its handler reaches,
 # and nothing else. What they import at the top of the file costs cold start in every function that
 # uses it, so the SDK is imported when its client is made, in the init phase.
@@ -1722,9 +1708,7 @@ def jitter() -> float:
     return int.from_bytes(os.urandom(4), "big") / 2**32
 
 
-###############################################################################
-# Bundles
-###############################################################################
+# === Bundles ======================================================================================
 
 # What the python3.13 runtime can import.
 LAMBDA_MODULES = sys.stdlib_module_names | {"boto3", "botocore"}
@@ -1890,9 +1874,7 @@ def _text(path: Path, node: ast.stmt, reached: Iterable[str]) -> str:
     return "\n".join(lines[first - 1 : node.end_lineno])
 
 
-###############################################################################
-# Releases
-###############################################################################
+# === Releases =====================================================================================
 # A rollout runs where `pulumi up` does, in a process that the engine starts from its state.
 
 WATCH_SECONDS = 10  # between two looks
@@ -2358,9 +2340,7 @@ class Rollout(pulumi.dynamic.Resource, module="tap", name="Rollout"):
         super().__init__(provider, name, {**inputs, "verdict": None}, opts)
 
 
-###############################################################################
-# Tables
-###############################################################################
+# === Tables =======================================================================================
 
 #: What a function needs of a table's key, beyond what decrypts its own environment.
 TABLE_KEY_USE = kms("DescribeKey Encrypt ReEncryptFrom ReEncryptTo")
@@ -2406,9 +2386,7 @@ def capacity_graph(title: str, table: aws.dynamodb.Table) -> Graph:
     return Graph(title, lines("AWS/DynamoDB", {"TableName": table.name}, *kinds))
 
 
-###############################################################################
-# Buckets
-###############################################################################
+# === Buckets ======================================================================================
 
 #: Days after which an object moves to a cheaper class; S3 leaves those below 128 KB where they are.
 TRANSITIONS = {30: "STANDARD_IA", 90: "GLACIER_IR"}
@@ -2558,9 +2536,7 @@ class Bucket(Component):
         )
 
 
-###############################################################################
-# Fleets
-###############################################################################
+# === Fleets =======================================================================================
 
 #: What an instance may do so that Session Manager reaches it; none of it has a resource to name.
 SESSION_MANAGER = (
@@ -2893,9 +2869,7 @@ def encode_user_data(script: str) -> str:
     return base64.b64encode(text).decode()
 
 
-###############################################################################
-# Serverless API
-###############################################################################
+# === Serverless API ===============================================================================
 # The handler answers all requests of the HTTP API. A request goes through it from top to bottom:
 # api, dispatch, an operation (Items, Files), the table, a response.
 #
@@ -3282,9 +3256,7 @@ def service_unavailable() -> Problem:
     return Problem(503, "The service is unavailable; try again.", retry_after="1")
 
 
-###############################################################################
-# Serverless API: Items
-###############################################################################
+# === Serverless API: Items ========================================================================
 
 # Set by the service; those of a body are ignored.
 READ_ONLY_FIELDS = ("id", "version", "created_at", "updated_at")
@@ -3630,9 +3602,7 @@ def as_problem(error: Exception) -> Exception:
     return service_unavailable() if error.transient or busy else error
 
 
-###############################################################################
-# Serverless API: Paging
-###############################################################################
+# === Serverless API: Paging =======================================================================
 
 TEXT_LIMIT = 1_024  # bytes of a parameter: what categories and keys of S3 have
 PAGE_LIMIT = 1_000_000  # characters of a page; Lambda drops a response above 6 MB
@@ -3890,9 +3860,7 @@ def rotate_paging_key(event: Event, context: Any) -> None:
         time.sleep(2**attempt / 2)
 
 
-###############################################################################
-# Serverless API: Values
-###############################################################################
+# === Serverless API: Values =======================================================================
 
 MAX_DEPTH = 31  # DynamoDB nests 32 levels, and the item's fields are one below its own
 TOO_DEEP = f"The body nests deeper than {MAX_DEPTH} levels."
@@ -4123,9 +4091,7 @@ def merge_patch(target: AttributeValue, patch: AttributeValue) -> AttributeValue
     return {"M": merged}
 
 
-###############################################################################
-# Serverless API: Identity
-###############################################################################
+# === Serverless API: Identity =====================================================================
 
 #: Scopes of the API: resource server, scope, what it permits.
 SCOPES = (
@@ -4281,9 +4247,7 @@ class Identity(Component):
         )
 
 
-###############################################################################
-# Serverless API: Resources
-###############################################################################
+# === Serverless API: Resources ====================================================================
 
 OPEN_ROUTE_RATE = 10  # requests per second of a route that anybody may call
 LATENCY_BOUND_MS = 2_000  # 95 % of the requests must be faster
@@ -4650,9 +4614,7 @@ ACCESS_LOG = {
     "authorizerError": "$context.authorizer.error",
 }
 
-###############################################################################
-# File pipeline
-###############################################################################
+# === File pipeline ================================================================================
 # S3 notifies the handler of each object version that is made or deleted; it records what it is.
 #
 # The files table has three types of items, by `id` and `record`:
@@ -5077,9 +5039,7 @@ def totals_update(file: Item, prefix: str = "") -> Write:
     }
 
 
-###############################################################################
-# File pipeline: Files in the API
-###############################################################################
+# === File pipeline: Files in the API ==============================================================
 
 UPLOAD_SECONDS = 900  # how long a form for an upload is good
 DOWNLOAD_SECONDS = 60  # how long the address of a content is good
@@ -5391,9 +5351,7 @@ def parse_day(name: str, text: str) -> date:
     raise Problem(400, f"{name} is a day such as 2026-11-30, not {printable(text)}.")
 
 
-###############################################################################
-# File pipeline: Resources
-###############################################################################
+# === File pipeline: Resources =====================================================================
 
 
 class FilePipeline(Component):
@@ -5618,9 +5576,7 @@ class FilePipeline(Component):
         ]
 
 
-###############################################################################
-# Web environment: Application
-###############################################################################
+# === Web environment: Application =================================================================
 
 DATABASE_USER = "app"
 DATABASE_SECONDS = 8  # how long a request goes on trying, below the load balancer's 60
@@ -5766,9 +5722,7 @@ def migrate() -> None:
             made.execute(each)
 
 
-###############################################################################
-# Web environment: Network
-###############################################################################
+# === Web environment: Network =====================================================================
 
 SUBNET_TIERS = ("public", "private", "isolated")
 
@@ -6158,9 +6112,7 @@ def nat_script(cidr: str, address: str, *route_tables: str) -> str:
     )
 
 
-###############################################################################
-# Web environment: Storage
-###############################################################################
+# === Web environment: Storage =====================================================================
 
 
 class Storage(Component):
@@ -6192,9 +6144,7 @@ class Storage(Component):
         self.register_outputs({"assets_bucket_name": self.assets.bucket.bucket})
 
 
-###############################################################################
-# Web environment: Database
-###############################################################################
+# === Web environment: Database ====================================================================
 
 #: Parameters of PostgreSQL that differ from RDS's own, and when they take effect.
 DATABASE_PARAMETERS = (
@@ -6419,9 +6369,7 @@ class Database(Component):
         ]
 
 
-###############################################################################
-# Web environment: Snapshots
-###############################################################################
+# === Web environment: Snapshots ===================================================================
 
 
 def take_snapshot(event: Event, context: Any) -> Json:
@@ -6507,9 +6455,7 @@ def delete_unshared(name: str) -> bool:
     return True
 
 
-###############################################################################
-# Web environment: Web tier
-###############################################################################
+# === Web environment: Web tier ====================================================================
 
 #: Groups of rules of AWS WAF, in the order in which they see a request.
 MANAGED_RULES = (
@@ -6810,9 +6756,7 @@ def agent_statements(logs: aws.cloudwatch.LogGroup) -> list[Statement]:
     ]
 
 
-###############################################################################
-# Web environment: Bastion
-###############################################################################
+# === Web environment: Bastion =====================================================================
 
 
 class Bastion(Component):
@@ -6895,9 +6839,7 @@ class Bastion(Component):
         return [Alarm("bastion-logins", metric, {}, above=0), *missing]
 
 
-###############################################################################
-# Monitoring
-###############################################################################
+# === Monitoring ===================================================================================
 
 
 class Monitoring(Component):
@@ -6964,9 +6906,7 @@ def _widget(region: Output[str], number: int, graph: Graph) -> Json:
     }
 
 
-###############################################################################
-# TapStack
-###############################################################################
+# === TapStack =====================================================================================
 
 
 T = TypeVar("T")
@@ -7132,9 +7072,7 @@ def main() -> None:
         pulumi.export(output, value)
 
 
-###############################################################################
-# Transport
-###############################################################################
+# === Transport ====================================================================================
 # A client of DynamoDB and SSM: their JSON over one kept connection, by the rules of the SDK, which
 # would be most of a cold start and of a request's CPU: docs/decisions/0010, benchmarks.sdk.
 
@@ -7554,9 +7492,7 @@ def signing_key(secret_key: str, scope: str) -> bytes:
     return key
 
 
-###############################################################################
-# Tracing
-###############################################################################
+# === Tracing ======================================================================================
 # Each call of a service is a subsegment of the function's segment, which Lambda itself sends: X-Ray
 # developer guide, "Segment documents". It goes to Lambda's daemon when the call has ended.
 
@@ -7653,9 +7589,7 @@ def traced(sdk_client: Any) -> Any:
     return sdk_client
 
 
-###############################################################################
-# Scripts
-###############################################################################
+# === Scripts ======================================================================================
 
 #: Packages of the application, for Python 3.11 on arm64; `make lock` writes them.
 WEB_PACKAGES = Path(__file__).with_name("requirements-web.txt")

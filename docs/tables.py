@@ -126,7 +126,7 @@ def outputs() -> Iterator[str]:
 
 def sections() -> list[str]:
     """The banners of tap_stack.py, in order."""
-    return re.findall(r"^#{79}\n# (.+)\n#{79}$", PROGRAM.read_text(), re.MULTILINE)
+    return re.findall(r"^# === (.+?) =+$", PROGRAM.read_text(), re.MULTILINE)
 
 
 def word(section: str) -> str:

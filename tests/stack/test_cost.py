@@ -153,7 +153,7 @@ def test_every_constant_of_the_prices_is_used() -> None:
 
 def without_generated(path: Path) -> str:
     """What people write in a file: generated blocks and the scripts of instances taken out."""
-    text = re.split(r"\n# Scripts\b", path.read_text())[0]
+    text = re.split(r"\n# === Scripts\b", path.read_text())[0]
     return re.sub(r"<!-- (\w+) -->.*?<!-- end -->", "", text, flags=re.DOTALL)
 
 
