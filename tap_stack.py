@@ -4637,11 +4637,11 @@ ACCESS_LOG = {
 #: Index of the files table -> its partition key.
 FILE_INDEXES = {"by_owner": "files_of", "by_folder": "folder_of", "by_content_type": "type_of"}
 START_BYTES = 65_536  # of an object in one read; there are two at most, however large it is
-TRANSACTION_ATTEMPTS = 5  # the client does not repeat a cancelled transaction
 MISSING_OBJECT_CODES = {"404", "405", "MethodNotAllowed", "NoSuchKey", "NoSuchVersion"}
 SEQUENCER_DIGITS = 64
 FILES_TIMEOUT_SECONDS = 60
 CLOCK_SKEW_SECONDS = 30  # between S3 and Lambda, generously
+VERSION_LOOKS = 8  # for an upload that is under way; 6 s with the pauses between
 VERSIONS_READ = 20  # at once; most files have fewer
 TOTAL_SHARDS = 16  # one for each hexadecimal digit
 FILE_ID = re.compile(r"[0-9a-f]{40}")
@@ -4821,8 +4821,9 @@ def record_version(file: Item) -> str:
     newest = newest_put(newest_item(file), later, {":sequencer": file["sequencer"]})
     version, totals = version_put(file), totals_update(file)
     failed = transact([version, totals, newest])
-    if failed and failed[0] != "ConditionalCheckFailed":
-        failed = transact([version, totals])
+    if failed:
+        if failed[0] != "ConditionalCheckFailed":
+            failed = transact([version, totals])
         record_newest(file)  # which an event of a later deletion may have written without it
     return "FilesRepeated" if failed else "FilesRecorded"
 
@@ -4837,8 +4838,8 @@ def record_deletion(deleted: Upload, marker: bool) -> str:
     """Records a delete marker, or that a version or a marker is gone; returns the metric.
 
     A version that is not recorded may be about to be: the function that saw it before it was
-    deleted has ended when FILES_TIMEOUT_SECONDS have passed, for S3 is consistent. Until then
-    RecordsFailed has Lambda try again; afterwards there is nothing to record.
+    deleted has ended when FILES_TIMEOUT_SECONDS have passed, for S3 is consistent. Until then this
+    waits a little, then RecordsFailed has Lambda try again; afterwards there is nothing to record.
     """
     file, repeated = deleted.attributes(), True
     if marker and int(deleted.sequencer, 16):
@@ -4847,12 +4848,12 @@ def record_deletion(deleted: Upload, marker: bool) -> str:
         repeated = bool(transact([version_put(recorded)]))
     elif marker:
         repeated = False
-    elif version := find_version(file, deleted.version_id):
+    elif version := await_version(file, deleted):
         writes = [version_deletion(version, deleted.time)]
         if "size" in version:  # else it is in no total
             writes.append(totals_update(version, "deleted_"))
         repeated = "deleted_at" in version or bool(transact(writes))
-    elif seconds_since(deleted.time) < FILES_TIMEOUT_SECONDS + CLOCK_SKEW_SECONDS:
+    elif is_recent(deleted):
         raise RecordsFailed(f"version {deleted.version_id} is deleted, and not recorded yet")
     record_newest(file)
     return "FilesRepeated" if repeated else "FilesDeleted"
@@ -4874,9 +4875,19 @@ def head_object(target: dict[str, str]) -> tuple[str, str]:
     return str(found.get("VersionId", "null")), ""
 
 
-def seconds_since(event_time: str) -> float:
-    """How long ago an event was."""
-    return (datetime.now(UTC) - datetime.fromisoformat(event_time)).total_seconds()
+def await_version(file: Item, deleted: Upload) -> Item | None:
+    """What is recorded of a deleted version; waits for an upload that may be under way."""
+    for attempt in range(VERSION_LOOKS):
+        version = find_version(file, deleted.version_id)
+        if version or not (is_recent(deleted) and may_repeat(attempt)):
+            return version
+    return find_version(file, deleted.version_id)
+
+
+def is_recent(deleted: Upload) -> bool:
+    """Whether a function that read a version before it was deleted may still be at work."""
+    age = datetime.now(UTC) - datetime.fromisoformat(deleted.time)
+    return age.total_seconds() < FILES_TIMEOUT_SECONDS + CLOCK_SKEW_SECONDS
 
 
 def record_newest(file: Item) -> None:
@@ -4885,7 +4896,7 @@ def record_newest(file: Item) -> None:
     The item is read before S3 is asked, and written only if nobody has written it since.
     """
     key, table_name = {"id": file["id"], "record": {"S": "newest"}}, os.environ["FILES_TABLE_NAME"]
-    for _ in range(TRANSACTION_ATTEMPTS):
+    for attempt in itertools.count():
         found = service("dynamodb").get_item(TableName=table_name, Key=key, ConsistentRead=True)
         old = found.get("Item", {})
         revision = old.pop("revision", None)
@@ -4897,7 +4908,8 @@ def record_newest(file: Item) -> None:
             same, values = "revision = :revision", {":revision": revision}
         if not transact([newest_put(new, same, values)]):
             return
-    raise RecordsFailed(f"{file['key']['S']} changes faster than it can be recorded")
+        if not may_repeat(attempt):
+            raise RecordsFailed(f"{file['key']['S']} changes faster than it can be recorded")
 
 
 def newest_of(file: Item, old: Item) -> Item | None:
@@ -4958,21 +4970,33 @@ def every_page(query: Callable[..., Json], **arguments: Any) -> Iterable[Item]:
 
 
 def transact(writes: list[Write]) -> list[str]:
-    """Writes all or nothing; returns the cancellation codes if a condition failed, else []."""
-    attempt = 1
-    while True:
+    """Writes all or nothing; returns the cancellation codes if a condition failed, else [].
+
+    While DynamoDB throttles, or another transaction is at one of the items, it tries again, for as
+    long as this invocation may wait: docs/decisions/0007.
+    """
+    for attempt in itertools.count():
         try:
             service("dynamodb").transact_write_items(TransactItems=writes)
-            return []
+            break
         except Exception as error:
             reasons = (getattr(error, "response", None) or {}).get("CancellationReasons", [])
             codes = [each.get("Code", "None") for each in reasons]
             if "ConditionalCheckFailed" in codes:
                 return codes
-            if attempt == TRANSACTION_ATTEMPTS or not RETRYABLE_CANCELLATIONS.intersection(codes):
+            passing = RETRYABLE_CANCELLATIONS | THROTTLING_CODES
+            if passing.isdisjoint([*codes, error_code(error)]) or not may_repeat(attempt):
                 raise
-        jittered_pause(0.025 * 2**attempt)
-        attempt += 1
+    return []
+
+
+def may_repeat(attempt: int) -> bool:
+    """Whether there is time to try again; if so, after a pause below 50 ms, 100 ms... 6.4 s."""
+    pause = jitter() * 0.05 * 2 ** min(attempt, 7)
+    if seconds_left() <= pause + RESERVE_SECONDS:
+        return False
+    time.sleep(pause)
+    return True
 
 
 def version_put(file: Item) -> Write:

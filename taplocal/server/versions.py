@@ -1,6 +1,8 @@
-"""Reads of an object's version: in part, and with the response headers that the request names.
+"""An object's versions: what is read of one, and the event of each delete marker.
 
-MiniStack has both for an object's current version only, without a version id.
+MiniStack reads in part, and responds with the headers that a request names, for an object's current
+version only. It has no event for a delete marker where there is no current version: the marker's
+removal would then be of something that nobody ever heard of.
 """
 
 from __future__ import annotations
@@ -41,6 +43,20 @@ def in_part(get: Callable[..., Response]) -> Callable[..., Response]:
     return got
 
 
+def announced(record: Callable[..., str]) -> Callable[..., str]:
+    """MiniStack's _record_delete_marker, with the event that its callers leave out."""
+
+    def recorded(bucket: str, key: str, current: Any) -> str:
+        marker = record(bucket, key, current)
+        if current is None:
+            name, kind = "s3:ObjectRemoved:DeleteMarkerCreated", "Delete Marker Created"
+            s3._fire_s3_event_async(bucket, key, name, deletion_type=kind, version_id=marker)
+        return marker
+
+    return recorded
+
+
 def install() -> None:
-    """Replaces MiniStack's function."""
+    """Replaces MiniStack's functions."""
     s3._get_object = in_part(s3._get_object)
+    s3._record_delete_marker = announced(s3._record_delete_marker)

@@ -328,6 +328,19 @@ def test_a_content_is_downloaded_by_version_in_parts_and_with_its_own_address_al
     assert fetched(f"?version_id={older}").body == "first"
 
 
+def test_a_delete_marker_upon_another_is_recorded_too(pipeline: Pipeline) -> None:
+    def newest() -> Any:
+        return pipeline.records("a").get("version", {})
+
+    pipeline.put("a")
+    pipeline.delete("a")
+    marker = pipeline.delete("a")
+    eventually(lambda: newest().get("version_id") == {"S": marker})
+    pipeline.delete("a", VersionId=marker)
+    eventually(lambda: "deleted_at" in newest())
+    assert pipeline.letters() == 0
+
+
 def test_what_is_stored_is_what_the_bucket_has(pipeline: Pipeline) -> None:
     """Uploads, overwrites, deletions of both kinds and markers taken away, as fast as they go."""
     chance = random.Random(pipeline.owner)  # noqa: S311 - a test, no secret

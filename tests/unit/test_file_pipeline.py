@@ -72,7 +72,9 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline]:
         monkeypatch.setenv(name, value)
     fakes = Pipeline()
     monkeypatch.setattr(tap_stack, "_clients", {"dynamodb": fakes.table, "s3": fakes.s3})
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(pauses))
     yield fakes
 
 
@@ -377,6 +379,73 @@ def test_a_file_that_changes_while_its_deletion_is_recorded_ends_right(pipeline:
     assert (newest["version_id"], newest.get("deleted_at")) == ("v2", None)
 
 
+def test_a_deletion_waits_for_the_upload_that_is_under_way(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.s3.put("ann/a", "v1", b"x")
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 4:
+            pipeline(created("ann/a", "A1"))
+
+    monkeypatch.setattr(time, "sleep", pause)
+    pipeline.s3.remove("ann/a", "v1")
+    pipeline(removed("ann/a", "A2", "v1", eventTime=tap_stack.now()))
+    assert len(pauses) == 4
+    assert "deleted_at" in plain(pipeline.newest("ann/a"))
+
+
+def test_a_deletion_that_is_long_past_waits_for_nothing(pipeline: Pipeline) -> None:
+    pipeline.s3.put("ann/a", "v1", b"x")
+    pipeline.s3.remove("ann/a", "v1")
+    pipeline(removed("ann/a", "A2", "v1"))
+    assert pipeline.table.calls.count("Query") <= 3
+
+
+def test_a_deletion_is_recorded_however_busy_its_file_is(pipeline: Pipeline) -> None:
+    """Others write the newest item between its read and its write, ten times."""
+    pipeline.s3.put("ann/a", "v1", b"x")
+    pipeline(created("ann/a", "A1"))
+    pipeline.s3.mark("ann/a", "m1")
+    writes = []
+
+    def meanwhile(operation: str, arguments: dict[str, Any]) -> None:
+        if operation == "TransactWriteItems":
+            writes.append(True)
+            if len(writes) <= 10:
+                pipeline.newest("ann/a")["revision"] = {"S": str(len(writes))}
+
+    pipeline.table.before = meanwhile
+    pipeline(marked("ann/a", "A2", "m1"))
+    assert "deleted_at" in plain(pipeline.newest("ann/a"))
+
+
+def test_an_upload_whose_function_died_between_its_two_writes_is_the_newest_when_it_is_repeated(
+    pipeline: Pipeline,
+) -> None:
+    pipeline.s3.put("ann/a", "v1", b"x")
+    pipeline.s3.mark("ann/a", "m1")
+    pipeline(marked("ann/a", "A2", "m1"))
+    pipeline.s3.remove("ann/a", "m1")
+    pipeline(removed("ann/a", "A3", "m1"))  # the newest is v1, whose event is to come
+
+    def die(operation: str, arguments: dict[str, Any]) -> None:
+        if operation == "GetItem":
+            raise CrashError
+
+    pipeline.table.before = die
+    with pytest.raises(CrashError):
+        pipeline(created("ann/a", "A1"))
+    pipeline.table.before = lambda operation, arguments: None
+    assert pipeline.stored() == {(DAY, "ann", "text/plain"): (1, 1)}
+    pipeline(created("ann/a", "A1"))
+    newest = plain(pipeline.newest("ann/a"))
+    assert (newest["version_id"], newest.get("deleted_at")) == ("v1", None)
+    assert pipeline.stored() == {(DAY, "ann", "text/plain"): (1, 1)}
+
+
 # What goes wrong
 
 
@@ -453,26 +522,49 @@ def test_what_may_pass_is_left_to_lambda_to_try_again(
     assert pipeline.table.files == {}
 
 
-@pytest.mark.parametrize("code", sorted(tap_stack.RETRYABLE_CANCELLATIONS))
-def test_a_cancelled_transaction_is_tried_within_bounds(pipeline: Pipeline, code: str) -> None:
+@pytest.mark.parametrize(
+    "code", [*sorted(tap_stack.RETRYABLE_CANCELLATIONS), "ProvisionedThroughputExceededException"]
+)
+def test_what_dynamodb_cannot_take_yet_is_tried_as_long_as_the_invocation_has_time(
+    pipeline: Pipeline, code: str
+) -> None:
     pipeline.s3.put("ann/a", "v1", b"x")
-    failures = [2]
+    failures = [10]
 
     def cancel(operation: str, arguments: dict[str, Any]) -> None:
         if failures[0]:
             failures[0] -= 1
+            if code.endswith("Exception"):
+                raise service_error(code, operation)
             reasons = [{"Code": "None"}, {"Code": code}, {"Code": "None"}]
             raise service_error(
                 "TransactionCanceledException", operation, CancellationReasons=reasons
             )
 
     pipeline.table.before = cancel
-    pipeline(created("ann/a"))
+    context = FakeContext(tap_stack.FILES_TIMEOUT_SECONDS)
+    record_files({"Records": [created("ann/a")]}, context)
     assert pipeline.totals() == {(DAY, "ann", "text/plain"): (1, 1)}
-    failures[0] = 99
+    assert failures == [0]
+    failures[0], started = 999, time.monotonic()
+    with pytest.raises(RecordsFailed, match="Exception"):
+        record_files({"Records": [created("ann/a", "A2")]}, context)
+    waited = time.monotonic() - started  # of a clock that only pauses move
+    assert waited < tap_stack.FILES_TIMEOUT_SECONDS - tap_stack.RESERVE_SECONDS
+    assert failures[0] > 900  # the pauses grow
+
+
+def test_a_transaction_that_cannot_succeed_is_not_tried_again(pipeline: Pipeline) -> None:
+    pipeline.s3.put("ann/a", "v1", b"x")
+
+    def refuse(operation: str, arguments: dict[str, Any]) -> None:
+        reasons = [{"Code": "ValidationError"}]
+        raise service_error("TransactionCanceledException", operation, CancellationReasons=reasons)
+
+    pipeline.table.before = refuse
     with pytest.raises(RecordsFailed, match="Transaction"):
-        pipeline(created("ann/a", "A2"))
-    assert failures[0] == 99 - tap_stack.TRANSACTION_ATTEMPTS
+        pipeline(created("ann/a"))
+    assert pipeline.table.calls == ["TransactWriteItems"]
 
 
 def test_each_object_leaves_one_line(
