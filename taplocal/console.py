@@ -13,7 +13,9 @@ from typing import Any
 
 import rich.console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.status import Status
+from rich.text import Text
 
 from taplocal.access import Response
 from taplocal.differences import by_meaning
@@ -97,8 +99,9 @@ class Console:
             for each in rows:
                 first, *others = sorted(differences[each.key])
                 more = f" and {len(others)} more" if others else ""
-                self.say(f"- {each.here}")
-                self._rich.print(f"  [dim]AWS: {escape(each.aws)} ({escape(first)}{more})[/]")
+                self._rich.print(Text(f"- {each.here}"), soft_wrap=False)
+                aws = Text(f"AWS: {each.aws} ({first}{more})", "dim")
+                self._rich.print(Padding(aws, (0, 0, 0, 2), expand=False), soft_wrap=False)
 
     def fields(self, fields: Mapping[str, Any]) -> None:
         """Prints names and values in two columns; values are not truncated."""
@@ -133,18 +136,21 @@ def hints(api_url: str | None, env: str, web_url: str | None = None) -> str:
     """The next commands to try, ready to copy."""
     option = "" if env == "dev" else f" --env {env}"
     ann = f"--user ann@example.com{option}"
-    inside = Path(sys.executable).is_relative_to(Path.cwd())
-    taplocal = f"{os.path.relpath(sys.executable) if inside else sys.executable} -m taplocal"
+    script = Path(sys.executable).with_name("taplocal")  # where `make` has linked it
+    program, module = (script, "") if script.exists() else (Path(sys.executable), " -m taplocal")
+    inside = program.is_relative_to(Path.cwd())
+    taplocal = f"{os.path.relpath(program) if inside else program}{module}"
     if not api_url:
         return f"Watch it: {taplocal} logs -f{option}\nStop it:  {taplocal} down"
     return "\n".join(
         [
-            f'Try it:   {taplocal} call POST /items \'{{"name": "tea"}}\' {ann}',
-            f"          {taplocal} call GET /items {ann}",
-            f"          {taplocal} upload README.md {ann}",
-            f"          {taplocal} logs -f{option}",
-            f'By curl:  curl -H "Authorization: Bearer $({taplocal} token{option})" \\',
-            f"            {api_url}/items",
+            "Try it:",
+            f'  {taplocal} call POST /items \'{{"name": "tea"}}\' {ann}',
+            f"  {taplocal} call GET /items {ann}",
+            f"  {taplocal} upload README.md {ann}",
+            f"  {taplocal} logs -f{option}",
+            f'  curl -H "Authorization: Bearer $({taplocal} token{option})" \\',
+            f"    {api_url}/items",
             *([f"Look at:  {web_url}"] if web_url else []),
             f"Stop it:  {taplocal} down",
         ]

@@ -145,6 +145,8 @@ def test_plain_output_has_no_colours_and_says_what_is_not_as_on_aws(
     assert f"\n{listed} things" in counted
     assert listed < len(DIFFERENCES)  # WAF, for one, is not in dev
     assert "unchanged" in completed.stdout
+    wide = [line for line in completed.stdout.splitlines() if len(line) > 80]
+    assert not [line for line in wide if len(line.split()) > 2], wide  # a value stays whole
 
 
 @pytest.mark.parametrize(
