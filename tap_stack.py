@@ -3606,16 +3606,26 @@ def as_problem(error: Exception) -> Exception:
 
 TEXT_LIMIT = 1_024  # bytes of a parameter: what categories and keys of S3 have
 PAGE_LIMIT = 1_000_000  # characters of a page; Lambda drops a response above 6 MB
+FILTERED_READ = 200  # items that a page reads where a filter may leave none of them
 
 
 def list_query(
     query: Mapping[str, str], filters: Mapping[str, Callable[[str, str], Any]]
 ) -> tuple[dict[str, Any], str, int]:
-    """The filters that a list request names, its order and its limit, or Problem 400.
+    """The filters that a list request names, its order and its limit, or Problem 400."""
+    values = read_query(query, {**filters, "order": read_order, "limit": read_limit})
+    given = {name: values[name] for name in filters if name in values}
+    return given, values.get("order", "desc"), values.get("limit", 20)
 
-    Each filter has a function of name and text, which returns the value or raises Problem.
+
+def read_query(
+    query: Mapping[str, str], readers: Mapping[str, Callable[[str, str], Any]]
+) -> dict[str, Any]:
+    """The parameters of a request for a page, or Problem 400.
+
+    Each has a function of name and text, which returns the value or raises Problem.
     """
-    readers = {**filters, "order": read_order, "limit": read_limit, "next": read_text}
+    readers = {**readers, "next": read_text}
     values, found = dict[str, Any](), dict[str, str]()
     for name, text in query.items():
         if name not in readers:
@@ -3628,8 +3638,7 @@ def list_query(
             found[name] = problem.detail
     if found:
         raise invalid_parameters(found)
-    given = {name: values[name] for name in filters if name in values}
-    return given, values.get("order", "desc"), values.get("limit", 20)
+    return values
 
 
 def read_order(_name: str, text: str) -> str:
@@ -3663,7 +3672,7 @@ class Page:
         self.request, self.sort, self.order = request, sort, order
         self.limit, self.scope = limit, scope
         self.items: list[Item] = []
-        self.more = False
+        self.end: Item = {}  # where the query ended, if there is more
 
     def query(
         self,
@@ -3678,7 +3687,7 @@ class Page:
         `start_key` is what ExclusiveStartKey needs beyond this key, the sort key and the id.
         """
         ((name, value),) = key.items()
-        names = {"#key": name, **({"#sort": self.sort} if sort_condition else {})}
+        names = {"#key": name, **({"#sort": self.sort} if "#sort" in sort_condition else {})}
         if "next" in self.request.query:
             position, item_id = verify_page_token(self.request.query["next"], self.scope)
             start = {"id": {"S": item_id}, **key, self.sort: {"S": position}, **(start_key or {})}
@@ -3690,10 +3699,11 @@ class Page:
             ExpressionAttributeNames=names,
             ExpressionAttributeValues={":value": value, **(values or {})},
             ScanIndexForward=self.order == "asc",
-            Limit=self.limit + 1,  # one more tells whether this page is the last
+            # One more tells whether this page is the last; a filter may leave few of what is read.
+            Limit=FILTERED_READ if "FilterExpression" in arguments else self.limit + 1,
             **arguments,
         )
-        self.items, self.more = response["Items"], "LastEvaluatedKey" in response
+        self.items, self.end = response["Items"], response.get("LastEvaluatedKey", {})
 
     def response(self, name: str, show: Callable[[Item], str], /, **members: str) -> Response:
         """The page behind these members, as JSON texts; it ends where it would grow too large."""
@@ -3705,9 +3715,9 @@ class Page:
             if size > PAGE_LIMIT:
                 break
         members[name] = f"[{','.join(texts)}]"
-        if not texts or (not self.more and len(texts) == len(self.items)):
+        last = self.end if len(texts) == len(self.items) else self.items[len(texts) - 1]
+        if not last:
             return respond(200, json_object(members))
-        last = self.items[len(texts) - 1]
         token = sign_page_token(last[self.sort]["S"], last["id"]["S"], self.scope)
         return respond_more(self.request, members, token)
 
@@ -4097,9 +4107,11 @@ def merge_patch(target: AttributeValue, patch: AttributeValue) -> AttributeValue
 SCOPES = (
     ("items", "read", "Read and list one's own items"),
     ("items", "write", "Create, change and delete one's own items"),
-    ("files", "read", "Read and list the records of one's own files"),
-    ("files", "write", "Upload files"),
+    ("files", "read", "Read, list and download one's own files"),
+    ("files", "write", "Upload, restore and delete one's own files"),
+    ("files", "report", "Read the totals of all owners' files"),
 )
+MACHINE_SCOPES = {"files/report"}  # which no person gets by signing in
 
 
 def scopes_of(systems: Sequence[str]) -> list[str]:
@@ -4195,7 +4207,7 @@ class Identity(Component):
         return self._client(
             "people",
             ["code"],
-            ["openid", "email", *self.scopes],
+            ["openid", "email", *(each for each in self.scopes if each not in MACHINE_SCOPES)],
             generate_secret=False,  # an app in a browser cannot keep one: PKCE takes its place
             callback_urls=self.args.callback_urls,
             logout_urls=self.args.logout_urls,
@@ -5075,11 +5087,20 @@ UPLOAD_FIELDS = ("name", "folder", "content_type", "size")
 KEY_LIMIT = 1_024  # bytes, S3's
 TOTALS_DAYS = 92  # a quarter: four queries at most
 TOTALS_READ_UNITS = 34  # of the longest page: 101 totals in 16 shards of 171 bytes
+REPORT_DAYS = 3_660  # ten years: 121 queries at most, most of them of nothing
+REPORT_SHARDS = 101 * 16  # as many items as the longest page of totals
+LEAST_TEXT = "\0"  # before any that a key can be
 FILE_FIELDS = (
     "id", "name", "folder", "extension", "size", "content_type", "declared_type", "etag",
     "checksums", "version_id", "metadata", "uploaded_at", "width", "height", "failure",
     "delete_marker", "deleted_at",
 )  # fmt: skip
+
+
+def upload_time(name: str, text: str) -> str:
+    """A day as it is, or a time as S3's events have it, in milliseconds; or Problem 400."""
+    found = parse_time(name, text)
+    return found if len(found) == len("2026-11-30") else f"{found[:23]}Z"
 
 
 @functools.cache
@@ -5089,8 +5110,10 @@ def file_routes() -> dict[str, Route]:
         "POST /files": Route(create_upload, "files/write", "UploadsAllowed"),
         "GET /files": Route(list_files, "files/read", "FilesListed"),
         "GET /files/totals": Route(list_totals, "files/read", "TotalsListed"),
+        "GET /files/report": Route(list_report, "files/report", "ReportsRead"),
         "GET /files/{id}": Route(get_file, "files/read", "FilesRead"),
         "GET /files/{id}/content": Route(get_content, "files/read", "DownloadsAllowed"),
+        "POST /files/{id}/versions": Route(restore_version, "files/write", "FileRestores"),
         "DELETE /files/{id}": Route(delete_file, "files/write", "FileDeletions"),
     }
     return with_heads(table)
@@ -5200,36 +5223,38 @@ def download_url(key: str, version_id: str, name: str) -> str:
 
 
 def list_files(request: Request) -> Response:
-    """GET /files: the caller's files by time: all, or those of one folder, type or day."""
+    """GET /files: the caller's files by time: all, or of a folder, below it, or of a type."""
     readers = {
-        "folder": read_text,
-        "content_type": read_text,
-        "day": parse_day,
+        **dict.fromkeys(("folder", "below", "content_type"), read_text),
+        **dict.fromkeys(("from", "to"), upload_time),
         "deleted": parse_true,
     }
     filters, order, limit = list_query(request.query, readers)
-    if len(filters) > 1:
-        reason = f"Only one of {', '.join(filters)} can be given."
-        raise invalid_parameters(dict.fromkeys(filters, reason))
-    name, value = next(iter(filters.items()), ("", ""))
-    index, key, attribute = "by_owner", "", "files_of"
-    condition: tuple[str, Item] = "", {}
+    condition, values = created_between(filters)
+    if len(chosen := [name for name in filters if name not in ("from", "to")]) > 1:
+        reason = f"Only one of {', '.join(chosen)} can be given."
+        raise invalid_parameters(dict.fromkeys(chosen, reason))
+    name = chosen[0] if chosen else ""
+    value, times = filters.get(name, ""), [each["S"] for each in values.values()]
+    index, attribute, key = "by_owner", "files_of", "deleted" if name == "deleted" else ""
     if name == "folder":
-        index, key, attribute = "by_folder", value, "folder_of"
+        index, attribute, key = "by_folder", "folder_of", value
     if name == "content_type":
-        index, key, attribute = "by_content_type", value, "type_of"
-    if name == "day":
-        condition = during(str(value), str(value))
-    if name == "deleted":
-        key = "deleted"
-    scope = ("files", request.caller, name, str(value), order)
+        index, attribute, key = "by_content_type", "type_of", value
+    below: Json = {}
+    if name == "below" and value:
+        below["FilterExpression"] = "folder = :folder OR begins_with(folder, :below)"
+        values = {**values, ":folder": {"S": value}, ":below": {"S": f"{value}/"}}
+    scope = ("files", request.caller, name, value, *times, order)
     page = Page(request, "uploaded_at", order, limit, scope)
     page.query(
         {attribute: {"S": f"{request.caller}/{key}"}},
-        *condition,
+        condition,
+        values,
         start_key={"record": {"S": "newest"}},
         TableName=os.environ["FILES_TABLE_NAME"],
         IndexName=index,
+        **below,
     )
     return page.response("files", file_json)
 
@@ -5263,15 +5288,50 @@ def own_file(request: Request) -> Item:
 
 def get_content(request: Request) -> Response:
     """GET /files/{id}/content: where the file's content is for a minute, or that of a version."""
-    file = version = own_file(request)
+    file = own_file(request)
     if unknown := request.query.keys() - {"version_id"}:
         raise invalid_parameters(dict.fromkeys(unknown, "Unknown parameter; expected version_id."))
-    if version_id := request.query.get("version_id"):
-        version = find_version(file, version_id) or {}
-    if not version or is_end(version) or "failure" in version:
-        raise Problem(404, "There is no such version, or it is deleted.")
+    version = with_content(file, request.query.get("version_id", ""))
     names = (version[each]["S"] for each in ("key", "version_id", "name"))
     return respond(302, location=download_url(*names), cache_control="no-store")
+
+
+def restore_version(request: Request) -> Response:
+    """POST /files/{id}/versions: a copy of an older version, which becomes the newest.
+
+    The first one of an environment loads the SDK, half a second.
+    """
+    file, wanted = own_file(request), request.object("application/json")
+    if wanted.keys() != {"version_id"} or not is_like(".{1,1024}", wanted["version_id"]):
+        raise invalid_fields({"/version_id": "version_id, the only field, is one of versions."})
+    version = with_content(file, wanted["version_id"])
+    if version["sequencer"] == file["sequencer"] and "deleted_at" not in file:
+        raise Problem(409, "It is the newest version.")
+    target = {"Bucket": os.environ["BUCKET_NAME"], "Key": file["key"]["S"]}
+    source = {**target, "VersionId": wanted["version_id"]}
+    # Tags would need two more actions; who tags objects decides anew.
+    copying = {**target, "CopySource": source, "TaggingDirective": "REPLACE"}
+    try:
+        copied = within(seconds_left(), functools.partial(client("s3").copy_object, **copying))
+    except Exception as error:
+        if error_code(error) in MISSING_OBJECT_CODES:
+            raise no_version() from None
+        raise
+    body = json.dumps({"version_id": copied["VersionId"]})
+    return respond(201, body, location=f"/files/{file['id']['S']}")
+
+
+def with_content(file: Item, version_id: str) -> Item:
+    """A file, or a recorded version of it, that has content; Problem 404 if it has none."""
+    version = find_version(file, version_id) if version_id else file
+    if not version or is_end(version) or "failure" in version:
+        raise no_version()
+    return version
+
+
+def no_version() -> Problem:
+    """What a version that has no content is."""
+    return Problem(404, "There is no such version, or it is deleted.")
 
 
 def delete_file(request: Request) -> Response:
@@ -5279,7 +5339,7 @@ def delete_file(request: Request) -> Response:
 
     The first one of an environment loads the SDK, half a second.
     """
-    if request.path_id() == "totals":  # GET /files/totals is another resource's
+    if request.path_id() in ("report", "totals"):  # whose GET is another resource's
         return no_route(request)
     file = own_file(request)
     if "deleted_at" in file:
@@ -5335,8 +5395,7 @@ def sums(shards: list[Item]) -> Json:
 def total_shards(request: Request, low: str, high: str, order: str, limit: int) -> Iterable[Item]:
     """The caller's items between two positions, as they are asked for: a query a month."""
     first, last = (date.fromisoformat(position[:10]) for position in (low, high))
-    months = {str(first + timedelta(n))[:7] for n in range((last - first).days + 1)}
-    for month in sorted(months, reverse=order == "desc"):
+    for month in sorted(months_between(first, last), reverse=order == "desc"):
         yield from every_page(
             functools.partial(table, request, "query"),
             TableName=os.environ["FILES_TABLE_NAME"],
@@ -5352,10 +5411,79 @@ def total_shards(request: Request, low: str, high: str, order: str, limit: int) 
         )
 
 
+def months_between(first: date, last: date) -> list[str]:
+    """The months of these days, in their order."""
+    days = range(0, (last - first).days + 1, 28)
+    return sorted({str(each)[:7] for each in (*(first + timedelta(n) for n in days), last)})
+
+
 def total_key(item: Item) -> tuple[str, str]:
     """Day and content type of a total."""
-    _, day, content_type = item["record"]["S"].rpartition("/")[0].split("/", 2)
+    _, day, content_type = total_of(item)
     return day, content_type
+
+
+def total_of(item: Item) -> tuple[str, str, str]:
+    """Owner, day and content type of a total."""
+    owner, day, content_type = item["record"]["S"].rpartition("/")[0].split("/", 2)
+    return owner, day, content_type
+
+
+def list_report(request: Request) -> Response:
+    """GET /files/report: what all owners uploaded, and what of it is stored, by day, month, ...
+
+    A page sums up one part of the totals: the same group may stand on several pages, which whoever
+    wants it adds up. It costs as much as a page of GET /files/totals.
+    """
+    readers = {"by": parse_group, "from": parse_day, "to": parse_day}
+    wanted = read_query(request.query, readers)
+    by, last = wanted.get("by", "month"), wanted.get("to") or parse_day("to", now()[:10])
+    first = wanted.get("from", last.replace(day=1))
+    if not 1 <= (last - first).days + 1 <= REPORT_DAYS:
+        reason = f"from and to are 1 to {REPORT_DAYS} days, the first one first."
+        raise invalid_parameters(dict.fromkeys(("from", "to"), reason))
+    scope = ("report", request.caller, by, str(first), str(last))
+    month, after = str(first)[:7], LEAST_TEXT
+    if "next" in request.query:
+        month, after = verify_page_token(request.query["next"], scope)
+    every = (x for x in months_between(first, last) if x >= month)
+    found = itertools.islice(report_shards(request, every, after), REPORT_SHARDS)
+    groups, shards = dict[str, list[Item]](), list(found)
+    for shard in shards:
+        owner, day, content_type = total_of(shard)
+        if str(first) <= day <= str(last):
+            group = {"day": day, "month": day[:7], "owner": owner, "type": content_type}[by]
+            groups.setdefault(group, []).append(shard)
+    rows = [{by: group, **sums(groups[group])} for group in sorted(groups)]
+    if len(shards) < REPORT_SHARDS:
+        return respond(200, json.dumps({"report": rows}))
+    ended = shards[-1]
+    token = sign_page_token(ended["id"]["S"].partition("#")[2], ended["record"]["S"], scope)
+    return respond_more(request, {"report": json.dumps(rows)}, token)
+
+
+def report_shards(request: Request, every: Iterable[str], after: str) -> Iterable[Item]:
+    """The items of all owners' totals in these months, from a position in the first one on."""
+    for month in every:
+        yield from every_page(
+            functools.partial(table, request, "query"),
+            TableName=os.environ["FILES_TABLE_NAME"],
+            KeyConditionExpression="id = :totals AND #record > :after",
+            ExpressionAttributeNames={"#record": "record"},
+            ExpressionAttributeValues={
+                ":totals": {"S": f"totals#{month}"},
+                ":after": {"S": after},
+            },
+            Limit=REPORT_SHARDS,
+        )
+        after = LEAST_TEXT
+
+
+def parse_group(name: str, text: str) -> str:
+    """What a report sums up by, or Problem 400."""
+    if text not in ("day", "month", "type", "owner"):
+        raise Problem(400, f"{name} is day, month, type or owner, not {printable(text)}.")
+    return text
 
 
 def parse_true(name: str, text: str) -> str:
@@ -5564,7 +5692,8 @@ class FilePipeline(Component):
     def api_throttles(self) -> dict[str, float]:
         """Requests per second of the API's dear routes, which leave half of the table to others."""
         rate = self.args.files_table_capacity / 2 / TOTALS_READ_UNITS
-        shares = {"GET /files/totals": 0.9, "HEAD /files/totals": 0.09}
+        shares = {"GET /files/totals": 0.6, "HEAD /files/totals": 0.05}
+        shares |= {"GET /files/report": 0.3, "HEAD /files/report": 0.05}
         return {key: min(round(s * rate, 2), self.args.throttle_rate) for key, s in shares.items()}
 
     def api_statements(self) -> list[Statement]:

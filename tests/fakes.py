@@ -147,7 +147,8 @@ class FakeDynamoDB:
         page = order[:limit]
         last = {name: page[-1][name] for name in names} if page else {}
         more = {"LastEvaluatedKey": last} if page and len(page) == limit else {}
-        return {"Items": copy.deepcopy(page), **more, **_capacity(0.5)}
+        left = [each for each in page if _holds(arguments, each, "FilterExpression")]
+        return {"Items": copy.deepcopy(left), **more, **_capacity(0.5)}
 
     def _called(self, operation: str, arguments: dict[str, Any]) -> None:
         self.calls.append(operation)
@@ -224,10 +225,10 @@ def _identity(arguments: Item) -> str:
     return " ".join(key[name]["S"] for name in KEYS[arguments["TableName"]])
 
 
-def _holds(arguments: Item, item: Item | None) -> bool:
-    if "ConditionExpression" not in arguments:
+def _holds(arguments: Item, item: Item | None, kind: str = "ConditionExpression") -> bool:
+    if kind not in arguments:
         return True
-    condition = arguments["ConditionExpression"]
+    condition = arguments[kind]
     return any(
         all(_term(each, arguments, item) for each in way.split(" AND "))
         for way in condition.split(" OR ")
@@ -243,16 +244,18 @@ def _term(term: str, arguments: Item, item: Item | None) -> bool:
         return not _term(term.removeprefix("NOT "), arguments, item)
     if match := re.fullmatch(r"attribute_not_exists\((\w+)\)", term):
         return item is None or match.group(1) not in item
-    if match := re.fullmatch(r"begins_with\((#\w+), (:\w+)\)", term):
+    if match := re.fullmatch(r"begins_with\((#?\w+), (:\w+)\)", term):
         name, prefix = match.groups()
-        return bool((item or {})[names[name]]["S"].startswith(values[prefix]["S"]))
-    match = re.fullmatch(r"(#?\w+) (=|<|IN|BETWEEN) (.+)", term)
+        return bool((item or {})[names.get(name, name)]["S"].startswith(values[prefix]["S"]))
+    match = re.fullmatch(r"(#?\w+) (=|<|>|IN|BETWEEN) (.+)", term)
     assert match, f"the fake does not know the condition {term!r}"
     name, operator, operand = match.groups()
     stored = (item or {}).get(names.get(name, name))
     if operator == "BETWEEN":
         low, high = (values[each]["S"] for each in operand.split(" TO "))
         return stored is not None and low <= stored["S"] <= high
+    if operator == ">":
+        return stored is not None and stored["S"] > values[operand]["S"]
     if operator == "<":
         kind = next(iter(values[operand]))
         as_number: Callable[[str], Any] = int if kind == "N" else str
@@ -320,6 +323,13 @@ class FakeS3:
         marker = f"m{len(self.history[arguments['Key']])}"
         self.mark(arguments["Key"], marker)
         return {"DeleteMarker": True, "VersionId": marker}
+
+    def copy_object(self, **arguments: Any) -> dict[str, Any]:
+        assert arguments.pop("TaggingDirective") == "REPLACE"
+        found = self._find("CopyObject", "NoSuchVersion", arguments.pop("CopySource"))
+        version = f"c{len(self.history[arguments['Key']])}"
+        self.put(arguments["Key"], version, found["body"])
+        return {"VersionId": version}
 
     def get_object(self, **arguments: Any) -> dict[str, Any]:
         found = self._find("GetObject", "NoSuchVersion", arguments)

@@ -3,7 +3,9 @@
 MiniStack routes, checks tokens and invokes. Here, as on AWS, a stage admits of each route what its
 settings say, 429 beyond, and writes a line of its access log for each request, also for those that
 no function sees. The id in the log is the one that the function and the caller get. What a function
-does wrong is no business of the caller: 500, and 503 where it is throttled.
+does wrong is no business of the caller: 500, and 503 where it is throttled or slower than its
+integration's timeout (as users of HTTP APIs report: serverless/serverless#11222, chalice#1580 is of
+REST APIs, which respond with 504).
 """
 
 from __future__ import annotations

@@ -222,7 +222,8 @@ def test_an_upload_by_the_form_is_listed_for_its_owner_only(
     for query in (
         f"folder={fresh}",
         "content_type=image/png",
-        f"day={file['uploaded_at'][:10]}",
+        f"below={fresh}",
+        f"from={file['uploaded_at']}&to={file['uploaded_at']}",
         "",
     ):
         listed = ann("GET", f"/files?{query}").json()["files"]
@@ -233,6 +234,31 @@ def test_an_upload_by_the_form_is_listed_for_its_owner_only(
     assert bob("GET", f"/files/{identity}").status == 404
     totals = ann("GET", "/files/totals").json()["totals"]
     assert any(each["content_type"] == "image/png" for each in totals)
+    assert ann("GET", "/files/report").status == 403
+
+
+def test_the_report_is_the_sum_of_all_owners_totals(pipeline: Pipeline, deployed: Session) -> None:
+    for name, body in (("a", b"one"), ("b/c", b"%PDF-1.7"), ("a", b"three")):
+        pipeline.put(name, body)
+    pipeline.delete("b/c", VersionId=pipeline.history()["b/c"][0]["VersionId"])
+    eventually(lambda: (pipeline.totals()[0], pipeline.stored()) == (3, (2, 8)))
+    token = access.machine_token(deployed, "files/report")
+    sums = {}
+    for by in ("owner", "type", "day", "month"):
+        found = access.call(deployed, "GET", f"/files/report?by={by}", token)
+        check_response("GET /files/report", found.status, found.headers, found.body)
+        rows = found.json()["report"]
+        sums[by] = [sum(row[x] for row in rows) for x in ("count", "bytes", "stored_bytes")]
+        if by == "owner":
+            (own,) = (row for row in rows if row["owner"] == pipeline.owner)
+    assert own == {
+        "owner": pipeline.owner,
+        "count": 3,
+        "bytes": 16,
+        "stored_count": 2,
+        "stored_bytes": 8,
+    }
+    assert sums["owner"] == sums["type"] == sums["day"] == sums["month"]
 
 
 def test_s3_rejects_what_the_form_does_not_allow(deployed: Session, ann: Call) -> None:
@@ -326,6 +352,11 @@ def test_a_content_is_downloaded_by_version_in_parts_and_with_its_own_address_al
     eventually(lambda: "deleted_at" in ann("GET", path).json())
     assert (ann("GET", f"{path}/content").status, ann("DELETE", path).status) == (404, 404)
     assert fetched(f"?version_id={older}").body == "first"
+    restored = ann("POST", f"{path}/versions", json.dumps({"version_id": older}))
+    check_response("POST /files/{id}/versions", restored.status, restored.headers, restored.body)
+    eventually(lambda: ann("GET", path).json()["version_id"] == restored.json()["version_id"])
+    assert fetched().body == "first"
+    assert ann("GET", path).json()["metadata"] == {}
 
 
 def test_a_delete_marker_upon_another_is_recorded_too(pipeline: Pipeline) -> None:

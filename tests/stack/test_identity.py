@@ -8,6 +8,7 @@ from tests.stack.conftest import ACCOUNT, REGION, Graph, graph_of
 
 IDENTITY = "arn:aws:ses:us-east-1:111122223333:identity/hello@tap.dev"
 SCOPES = ["items/read", "items/write", "files/read", "files/write"]
+ALL_SCOPES = [*SCOPES, "files/report"]  # this one is for machines
 
 
 def test_only_invited_people_with_long_passwords_get_in(graph: Graph, env: str) -> None:
@@ -36,14 +37,14 @@ def test_a_machine_uses_client_credentials(graph: Graph) -> None:
     client = graph.one("UserPoolClient", "identity-machine-default").inputs
     assert client["generateSecret"] is True
     assert client["allowedOauthFlows"] == ["client_credentials"]
-    assert client["allowedOauthScopes"] == SCOPES
+    assert client["allowedOauthScopes"] == ALL_SCOPES
 
 
 def test_each_machine_has_a_client_with_its_scopes_and_is_accepted() -> None:
     graph = graph_of("dev", machine_clients='{"billing": ["items/read"], "nightly-2": ["*"]}')
     names = ("billing", "nightly-2")
     clients = [graph.one("UserPoolClient", f"identity-machine-{name}") for name in names]
-    assert [each.inputs["allowedOauthScopes"] for each in clients] == [["items/read"], SCOPES]
+    assert [each.inputs["allowedOauthScopes"] for each in clients] == [["items/read"], ALL_SCOPES]
     assert [each.inputs["name"] for each in clients] == [
         f"tap-stack-machine-{name}-dev" for name in names
     ]

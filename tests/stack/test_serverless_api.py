@@ -171,11 +171,13 @@ def test_totals_leave_half_of_the_table_to_others(graph: Graph, env: str) -> Non
     settings = {each["routeKey"]: each for each in stage.inputs["routeSettings"]}
     totals = settings["GET /files/totals"]
     assert totals["detailedMetricsEnabled"] is (env != "dev"), "a setting of a route wins whole"
-    assert (totals["throttlingRateLimit"], totals["throttlingBurstLimit"]) == (1.32, 10)
-    assert settings["HEAD /files/totals"]["throttlingRateLimit"] == 0.13
-    assert (1.32 + 0.13) * tap_stack.TOTALS_READ_UNITS <= 100 / 2
+    assert (totals["throttlingRateLimit"], totals["throttlingBurstLimit"]) == (0.88, 10)
+    dear = [f"{method} /files/{x}" for x in ("totals", "report") for method in ("GET", "HEAD")]
+    rates = [settings[key]["throttlingRateLimit"] for key in dear]
+    assert rates == [0.88, 0.07, 0.44, 0.07]
+    assert sum(rates) * tap_stack.TOTALS_READ_UNITS <= 100 / 2
     assert graph.one("Route", "api-get-files-totals").urn in stage.depends_on
-    open_routes = settings.keys() - {"GET /files/totals", "HEAD /files/totals"}
+    open_routes = settings.keys() - {*dear}
     assert open_routes == {*OPEN_ROUTES, "OPTIONS /{proxy+}"}
     assert {settings[key]["throttlingRateLimit"] for key in open_routes} == {10}
 
@@ -190,7 +192,7 @@ def test_a_page_of_totals_takes_no_more_units_than_the_throttle_reckons_with() -
     assert read / 4_096 / 2 <= tap_stack.TOTALS_READ_UNITS, "half a unit for 4 KB (developer guide)"
 
 
-@pytest.mark.parametrize(("units", "rate"), [("6", 0.08), ("1000", 13.24), ("40000", 50)])
+@pytest.mark.parametrize(("units", "rate"), [("6", 0.05), ("1000", 8.82), ("40000", 50)])
 def test_the_throttle_of_totals_follows_the_table(units: str, rate: float) -> None:
     graph = graph_of("dev", files_table_capacity=units)
     settings = graph.one("Stage", "api-stage").inputs["routeSettings"]

@@ -77,7 +77,7 @@ class Api:
         if path.count("/") >= 2 and route not in tap_stack.all_routes():
             _, kind, item_id, *rest = path.split("/")
             route, parameters = "/".join([f"{method} ", kind, "{id}", *rest]), {"id": item_id}
-        scope = "openid items/read items/write files/read files/write"
+        scope = "openid items/read items/write files/read files/write files/report"
         claims = {"sub": caller, "scope": scope}
         event = {
             "routeKey": route if route in tap_stack.all_routes() else "$default",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import itertools
 import json
 import time
 from types import SimpleNamespace
@@ -251,9 +252,9 @@ def test_a_content_is_at_an_address_of_a_minute(api: Api) -> None:
     assert_problem(foreign, 404, "There is no such file.")
 
 
-def test_the_path_of_totals_is_no_file(api: Api) -> None:
-    for method in ("DELETE", "PUT"):
-        response = api(method, "/files/totals", {} if method == "PUT" else None)
+def test_the_paths_of_totals_and_report_are_no_files(api: Api) -> None:
+    for method, name in itertools.product(("DELETE", "PUT"), ("report", "totals")):
+        response = api(method, f"/files/{name}", {} if method == "PUT" else None)
         assert_problem(response, 405, f"{method} is not allowed here.")
         assert response.headers["allow"] == "GET, HEAD"
 
@@ -275,7 +276,39 @@ def test_a_file_is_deleted_once_and_its_versions_stay(api: Api) -> None:
     assert wrong.split(",")[0] in api("GET", "/files?deleted=no").text
 
 
-def test_lists_are_by_folder_by_type_by_day_or_of_all(api: Api) -> None:
+def test_a_version_is_restored_by_a_copy_that_becomes_the_newest(api: Api) -> None:
+    identity = upload(api, "ann/a", b"one")
+    upload(api, "ann/a", b"two")
+    path = f"/files/{identity}/versions"
+    assert_problem(api("POST", path, {"version_id": "v0"}, caller="bob"), 404, "no such file")
+    assert_problem(api("POST", path, {"version_id": "v1"}), 409, "It is the newest version.")
+    missing = "There is no such version, or it is deleted."
+    assert_problem(api("POST", path, {"version_id": "v7"}), 404, missing)
+    for wrong in ({}, {"version_id": 1}, {"version_id": ""}, {"version_id": "v0", "x": 1}):
+        assert_problem(api("POST", path, wrong), 422, kind="invalid-fields")
+    restored = api("POST", path, {"version_id": "v0"})
+    assert (restored.status, restored.json) == (201, {"version_id": "c2"})
+    assert restored.headers["location"] == f"/files/{identity}"
+    assert tap_stack._clients["s3"].objects["ann/a", "c2"]["body"] == b"one"
+    tap_stack._clients["s3"].remove("ann/a", "v0")  # and its event is to come
+    assert_problem(api("POST", path, {"version_id": "v0"}), 404, missing)
+
+
+def test_a_deleted_file_is_restored_too(api: Api) -> None:
+    identity = upload(api, "ann/a", b"one")
+    assert api("DELETE", f"/files/{identity}").status == 204
+    event = created("ann/a", f"{9:08X}", "m1", eventName="ObjectRemoved:DeleteMarkerCreated")
+    tap_stack.record_files({"Records": [event]}, FakeContext())
+    assert "deleted_at" in api("GET", f"/files/{identity}").json
+    assert_problem(api("GET", f"/files/{identity}/content"), 404)
+    restored = api("POST", f"/files/{identity}/versions", {"version_id": "v0"}).json
+    event = created("ann/a", f"{10:08X}", restored["version_id"])
+    tap_stack.record_files({"Records": [event]}, FakeContext())
+    assert api("GET", f"/files/{identity}").json["version_id"] == restored["version_id"]
+    assert "deleted_at" not in api("GET", f"/files/{identity}").json
+
+
+def test_lists_are_by_folder_by_type_by_time_or_of_all(api: Api) -> None:
     for key, body, day in (
         ("ann/a.txt", b"x", "20"),
         ("ann/f/b.pdf", b"%PDF-", "20"),
@@ -291,9 +324,18 @@ def test_lists_are_by_folder_by_type_by_day_or_of_all(api: Api) -> None:
         "folder=f": ["c.txt", "b.pdf"],
         "folder=": ["a.txt"],
         "folder=none": [],
+        "below=f": ["d.txt", "c.txt", "b.pdf"],
+        "below=f/g": ["d.txt"],
+        "below=": ["d.txt", "c.txt", "b.pdf", "a.txt"],
+        "below=f&to=2026-11-20": ["b.pdf"],
         "content_type=text/plain": ["d.txt", "c.txt", "a.txt"],
-        "day=2026-11-20": ["b.pdf", "a.txt"],
-        "day=2026-11-22": [],
+        "from=2026-11-20&to=2026-11-20": ["b.pdf", "a.txt"],
+        "from=2026-11-22": [],
+        "to=2026-11-20T10:00:00Z": ["b.pdf", "a.txt"],
+        "to=2026-11-20T09:59:59.999Z": [],
+        "from=2026-11-21T10:00:00Z&folder=f": ["c.txt"],
+        "from=2026-11-21&content_type=text/plain": ["d.txt", "c.txt"],
+        "from=2026-11-22&deleted=true": [],
     }
     for query, expected in names.items():
         for limit in (100, 1):
@@ -307,10 +349,11 @@ def test_lists_are_by_folder_by_type_by_day_or_of_all(api: Api) -> None:
     "query",
     [
         "category=x",
-        "folder=a&day=2026-11-21",
-        "day=today",
-        "day=2026-02-30",
-        "day=20261121",
+        "folder=a&below=a",
+        "from=today",
+        "to=2026-02-30",
+        "from=20261121",
+        "from=2026-11-22&to=2026-11-21",
         "limit=0",
         "order=up",
         "next=AAAA",
@@ -322,13 +365,13 @@ def test_a_list_that_cannot_be_is_400(api: Api, query: str) -> None:
 
 
 def test_all_mistakes_of_a_query_are_named_at_once(api: Api) -> None:
-    response = api("GET", "/files?limit=0&order=up&day=today&folder=f&x=1")
+    response = api("GET", "/files?limit=0&order=up&from=today&folder=f&x=1")
     assert_problem(response, 400, "And more", "invalid-parameters")
     wrong = {each["parameter"]: each["detail"] for each in response.json["errors"]}
-    assert wrong.keys() == {"limit", "order", "day", "x"}
+    assert wrong.keys() == {"limit", "order", "from", "x"}
     assert wrong["limit"] == 'limit is 1 to 100, not "0".'
-    both = api("GET", "/files?folder=f&day=2026-11-24").json["errors"]
-    assert [each["parameter"] for each in both] == ["folder", "day"]
+    both = api("GET", "/files?folder=f&from=2026-11-24&below=f").json["errors"]
+    assert [each["parameter"] for each in both] == ["folder", "below"]
 
 
 def test_a_token_is_good_for_its_caller_and_list_only(api: Api) -> None:
@@ -341,7 +384,8 @@ def test_a_token_is_good_for_its_caller_and_list_only(api: Api) -> None:
     for path in (
         "/files?",
         "/files?folder=g&",
-        "/files?day=2026-11-21&",
+        "/files?folder=f&from=2026-11-21&",
+        "/files?below=f&",
         "/items?",
         "/files/totals?",
     ):
@@ -423,6 +467,71 @@ def test_totals_are_todays_unless_days_are_given(api: Api) -> None:
 )
 def test_totals_that_cannot_be_are_400(api: Api, query: str) -> None:
     assert_problem(api("GET", f"/files/totals?{query}"), 400)
+
+
+# GET /files/report
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(
+    uploads=st.lists(
+        st.tuples(
+            st.sampled_from(("ann", "bob", "x y", "")),
+            st.sampled_from(("2025-12-31", "2026-01-01", "2026-02-28", "2026-11-30")),
+            st.sampled_from((b"x", b"%PDF-", b"")),
+            st.booleans(),
+        ),
+        max_size=12,
+    ),
+    size=st.integers(1, 5),
+    by=st.sampled_from(("day", "month", "type", "owner")),
+)
+def test_the_report_adds_up_whatever_the_page(
+    api: Api, uploads: list[tuple[str, str, bytes, bool]], size: int, by: str
+) -> None:
+    api.table.files.clear()
+    tap_stack._clients["s3"].objects.clear()
+    expected: dict[str, list[int]] = {}
+    for n, (owner, day, body, deleted) in enumerate(uploads):
+        key = f"{owner}/{n}" if owner else f"{n}"
+        upload(api, key, body, f"{day}T23:59:59.999Z")
+        if deleted:
+            event = created(key, f"{99:08X}", f"v{n}", eventName="ObjectRemoved:Delete")
+            tap_stack.record_files({"Records": [event]}, FakeContext())
+        if day >= "2026-01-01":
+            content_type = tap_stack.content_type_of(tap_stack.Start(body))
+            group = {"day": day, "month": day[:7], "owner": owner, "type": content_type}[by]
+            added = (1, len(body), int(not deleted), 0 if deleted else len(body))
+            expected[group] = [
+                a + b for a, b in zip(expected.get(group, [0] * 4), added, strict=True)
+            ]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tap_stack, "REPORT_SHARDS", size)
+        pages = listed(api, f"/files/report?from=2026-01-01&to=2026-12-31&by={by}", "report")
+    found: dict[str, list[int]] = {}
+    for row in (row for page in pages for row in page):
+        counts = [row[x] for x in ("count", "bytes", "stored_count", "stored_bytes")]
+        found[row[by]] = [a + b for a, b in zip(found.get(row[by], [0] * 4), counts, strict=True)]
+    assert found == expected
+
+
+def test_a_report_is_of_this_month_unless_days_are_given(api: Api) -> None:
+    today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    upload(api, "ann/a", at=f"{today}T00:00:00.000Z")
+    upload(api, "bob/b", at=f"{today}T00:00:00.000Z")
+    upload(api, "bob/c", at="2020-01-01T00:00:00.000Z")
+    counts = {"count": 2, "bytes": 2, "stored_count": 2, "stored_bytes": 2}
+    assert api("GET", "/files/report").json == {"report": [{"month": today[:7], **counts}]}
+    api.table.calls.clear()
+    (old, new) = api("GET", "/files/report?from=2019-01-01&by=owner").json["report"]
+    assert (old["owner"], new["owner"], new["count"]) == ("ann", "bob", 2)
+
+
+@pytest.mark.parametrize(
+    "query", ["by=size", "from=2026-11-02&to=2026-11-01", "from=2001-01-01", "limit=3", "next=AAAA"]
+)
+def test_a_report_that_cannot_be_is_400(api: Api, query: str) -> None:
+    assert_problem(api("GET", f"/files/report?{query}"), 400)
 
 
 # Without a pipeline
