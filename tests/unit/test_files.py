@@ -499,7 +499,7 @@ def test_the_report_adds_up_whatever_the_page(
             event = created(key, f"{99:08X}", f"v{n}", eventName="ObjectRemoved:Delete")
             tap_stack.record_files({"Records": [event]}, FakeContext())
         if day >= "2026-01-01":
-            content_type = tap_stack.content_type_of(tap_stack.Start(body))
+            content_type = content_type_of(Start(body))
             group = {"day": day, "month": day[:7], "owner": owner, "type": content_type}[by]
             added = (1, len(body), int(not deleted), 0 if deleted else len(body))
             expected[group] = [
