@@ -1712,7 +1712,7 @@ def jitter() -> float:
 
 # What the python3.13 runtime can import.
 LAMBDA_MODULES = sys.stdlib_module_names | {"boto3", "botocore"}
-INSTANCE_MODULES = LAMBDA_MODULES | {"psycopg"}  # what WEB_PACKAGES names
+INSTANCE_MODULES = LAMBDA_MODULES | {"psycopg"}  # what requirements-web.txt has
 THIS_MODULE, THIS_FILE = "tap_stack", Path(__file__).resolve()
 IMPORTS = (ast.Import, ast.ImportFrom)
 
@@ -2631,7 +2631,7 @@ class Fleet(Component):
             name=name,
             role=self.role.name,
         )
-        script = functools.partial(rendered, START_SCRIPT, group=name, hook=READY_HOOK)
+        script = functools.partial(rendered, "start", group=name, hook=READY_HOOK)
         known = Output.all(region=self.aws_context.region, script=instances.user_data)
         gone = {"delete_on_termination": "true"}
         volume: Any = {
@@ -2846,10 +2846,11 @@ def latest_ami() -> Output[str]:
     return found.id
 
 
-def rendered(script: str, /, **values: str) -> str:
-    """A script with its @names@ replaced."""
-    for name, value in values.items():
-        script = script.replace(f"@{name}@", value)
+def rendered(name: str, /, **values: str) -> str:
+    """A script of the folder `scripts` with its @names@ replaced."""
+    script = text_beside(f"scripts/{name}.sh")
+    for key, value in values.items():
+        script = script.replace(f"@{key}@", value)
     return script
 
 
@@ -6260,7 +6261,7 @@ def nat_script(cidr: str, address: str, *route_tables: str) -> str:
     """The user data of a NAT instance."""
     network = ipaddress.IPv4Network(cidr)
     return rendered(
-        NAT_SCRIPT,
+        "nat",
         inside=f"{network[-2]}/{network.prefixlen}",
         address=address,
         tables=" ".join(route_tables),
@@ -6867,8 +6868,8 @@ class WebTier(Component):
 def web_script(log_group: str, region: str, secret: str, host: str) -> str:
     """The user data of a web instance."""
     install = rendered(
-        WEB_SCRIPT,
-        packages=WEB_PACKAGES.read_text().strip(),
+        "web",
+        packages=text_beside("requirements-web.txt").strip(),
         region=region,
         secret=secret,
         host=host,
@@ -6877,7 +6878,7 @@ def web_script(log_group: str, region: str, secret: str, host: str) -> str:
         web_port=str(WEB_PORT),
         source=bundle(web, migrate, INSTANCE_MODULES).rstrip(),
     )
-    return install + agent_script(log_group, "/var/log/web.log")
+    return f"{install}\n{agent_script(log_group, '/var/log/web.log')}"
 
 
 #: What the agent measures and ships; memory and disk are not in EC2's own metrics.
@@ -6899,7 +6900,7 @@ def agent_script(log_group: str, path: str) -> str:
     """The part of a user data script that ships a log file, memory and disk to CloudWatch."""
     shipped = {"file_path": path, "log_group_name": log_group, "log_stream_name": "{instance_id}"}
     logs = {"logs_collected": {"files": {"collect_list": [shipped]}}}
-    return rendered(AGENT_SCRIPT, agent=json.dumps({**AGENT, "logs": logs}))
+    return rendered("agent", agent=json.dumps({**AGENT, "logs": logs}))
 
 
 def agent_statements(logs: aws.cloudwatch.LogGroup) -> list[Statement]:
@@ -6938,6 +6939,7 @@ class Bastion(Component):
         log_group_name = f"/{args.name('bastion')}"
         self.logs = self.log_group("logs", log_group_name, key_arn)
         self.logins = self._logins()
+        agent = agent_script(log_group_name, "/var/log/secure")
         self.fleet = Fleet(
             f"{name}-fleet",
             args,
@@ -6945,7 +6947,7 @@ class Bastion(Component):
             key_arn=key_arn,
             scaling_role_arn=scaling_role_arn,
             instances=Instances(
-                user_data=BASTION_SCRIPT + agent_script(log_group_name, "/var/log/secure"),
+                user_data=f"{rendered('bastion')}\n{agent}",
                 after=[*network.rules, *network.public_routes],
                 security_group=network.security_groups["bastion"],
                 subnets=network.subnets["public"],
@@ -7743,173 +7745,6 @@ def traced(sdk_client: Any) -> Any:
     for event, handle in events.items():
         sdk_client.meta.events.register(event, handle)
     return sdk_client
-
-
-# === Scripts ======================================================================================
-
-#: Packages of the application, for Python 3.11 on arm64; `make lock` writes them.
-WEB_PACKAGES = Path(__file__).with_name("requirements-web.txt")
-START_SCRIPT = """#!/bin/bash
-# Sets the instance up; then it comes into service, or is replaced if anything here failed.
-set -euo pipefail
-export AWS_DEFAULT_REGION=@region@
-instance=$(cat /var/lib/cloud/data/instance-id)
-finish() {
-    aws autoscaling complete-lifecycle-action --auto-scaling-group-name @group@ \\
-        --lifecycle-hook-name @hook@ --instance-id "$instance" --lifecycle-action-result "$1"
-}
-trap '[ $? = 0 ] || finish ABANDON' EXIT
-@script@
-finish CONTINUE
-"""
-NAT_SCRIPT = """
-# networkd translates what comes from this network, and does so again after each reload and boot.
-cat > /etc/systemd/network/10-nat.netdev <<'NETDEV'
-[NetDev]
-Name=nat0
-Kind=bridge
-NETDEV
-cat > /etc/systemd/network/10-nat.network <<'NETWORK'
-[Match]
-Name=nat0
-[Network]
-IPMasquerade=ipv4
-LinkLocalAddressing=no
-ConfigureWithoutCarrier=yes
-[Address]
-Address=@inside@
-AddPrefixRoute=no
-NETWORK
-networkctl reload
-cat > /usr/local/sbin/nat <<'SCRIPT'
-#!/bin/bash
-# Makes this instance the way out, at each boot; then has it replaced when it is none any more.
-set -euo pipefail
-instance=$(cat /var/lib/cloud/data/instance-id)
-case $AWS_DEFAULT_REGION in cn-*) suffix=com.cn ;; *) suffix=com ;; esac
-works() {
-    [ "$(cat /proc/sys/net/ipv4/ip_forward)" = 1 ] && networkctl status nat0 | grep -q @inside@ &&
-        curl -s -o /dev/null -m 5 "https://ec2.$AWS_DEFAULT_REGION.amazonaws.$suffix"
-}
-# A response may be lost while the address changes; everything here may be repeated.
-aws() { command aws --cli-connect-timeout 5 --cli-read-timeout 5 "$@"; }
-aws ec2 modify-instance-attribute --instance-id "$instance" --no-source-dest-check
-# First the routes, to an instance that gets out, then the address: nobody waits for either.
-for table in @tables@; do
-    route=(--route-table-id "$table" --destination-cidr-block @anywhere@ --instance-id "$instance")
-    aws ec2 replace-route "${route[@]}" || aws ec2 create-route "${route[@]}"
-done
-aws ec2 associate-address --instance-id "$instance" --allocation-id @address@ --allow-reassociation
-systemd-notify --ready
-failures=0
-while [ $failures -lt 3 ]; do
-    sleep 30
-    if works; then failures=0; else failures=$((failures + 1)); fi
-done
-aws autoscaling set-instance-health --instance-id "$instance" --health-status Unhealthy ||
-    systemctl poweroff  # it cannot get out at all
-SCRIPT
-chmod +x /usr/local/sbin/nat
-cat > /etc/systemd/system/nat.service <<UNIT
-[Unit]
-Description=The way out of the private subnets
-After=network-online.target
-Wants=network-online.target
-StartLimitIntervalSec=0
-[Service]
-Type=notify
-NotifyAccess=all
-Environment=AWS_DEFAULT_REGION=$AWS_DEFAULT_REGION
-ExecStart=/usr/local/sbin/nat
-Restart=on-failure
-RestartSec=5
-[Install]
-WantedBy=multi-user.target
-UNIT
-systemctl daemon-reload
-systemctl enable nat
-until systemctl start nat; do sleep 5; done
-"""
-AGENT_SCRIPT = """
-dnf install -y -q amazon-cloudwatch-agent
-cat > /opt/aws/amazon-cloudwatch-agent/etc/agent.json <<'JSON'
-@agent@
-JSON
-/opt/aws/amazon-cloudwatch-agent/bin/amazon-cloudwatch-agent-ctl -a fetch-config -m ec2 -s \\
-    -c file:/opt/aws/amazon-cloudwatch-agent/etc/agent.json
-"""
-WEB_SCRIPT = """
-# Installs the application and starts it under systemd.
-dnf install -y -q python3.11 python3.11-pip
-# Its home, which libpq looks into, must not be under /home, which its unit hides.
-id web > /dev/null 2>&1 || useradd --system --home-dir /opt/web --shell /sbin/nologin web
-install -d /opt/web
-cat > /opt/web/requirements.txt <<'PACKAGES'
-@packages@
-PACKAGES
-python3.11 -m venv /opt/web/venv
-/opt/web/venv/bin/python -c 'import gunicorn, psycopg, boto3' 2> /dev/null || \\
-    /opt/web/venv/bin/pip install --quiet --require-hashes -r /opt/web/requirements.txt
-[ -s /opt/web/rds.pem ] || curl -sSf --connect-timeout 5 --retry 5 -o /opt/web/rds.pem \\
-    https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem
-cat > /opt/web/index.py <<'SOURCE'
-@source@
-SOURCE
-cat > /opt/web/environment <<'VARIABLES'
-AWS_DEFAULT_REGION=@region@
-DATABASE_HOST=@host@
-DATABASE_PORT=@port@
-DATABASE_NAME=@database@
-DATABASE_CA=/opt/web/rds.pem
-VARIABLES
-xargs -a /opt/web/environment sh -c 'exec env "$@" SECRET_ARN=@secret@ \\
-    /opt/web/venv/bin/python /opt/web/index.py migrate' sh
-cat > /etc/systemd/system/web.service <<'UNIT'
-[Unit]
-Description=The web application
-After=network-online.target
-Wants=network-online.target
-StartLimitIntervalSec=0
-[Service]
-User=web
-WorkingDirectory=/opt/web
-EnvironmentFile=/opt/web/environment
-# Kept longer than the load balancer keeps them: no request meets a connection that is closing.
-ExecStart=/opt/web/venv/bin/gunicorn --bind 0.0.0.0:@web_port@ --workers 2 --threads 32 \\
-    --keep-alive 75 --timeout 30 --graceful-timeout 30 --no-control-socket --access-logfile - \\
-    index:web
-StandardOutput=append:/var/log/web.log
-StandardError=append:/var/log/web.log
-Restart=always
-RestartSec=1
-NoNewPrivileges=yes
-ProtectSystem=strict
-ProtectHome=yes
-PrivateTmp=yes
-PrivateDevices=yes
-ProtectProc=invisible
-ProtectControlGroups=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-CapabilityBoundingSet=
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictNamespaces=yes
-SystemCallFilter=@system-service
-[Install]
-WantedBy=multi-user.target
-UNIT
-printf '/var/log/web.log {\\n    daily\\n    rotate 3\\n    copytruncate\\n    missingok\\n}\\n' \\
-    > /etc/logrotate.d/web
-systemctl daemon-reload
-systemctl enable --now web
-curl -sSf -o /dev/null --retry 300 --retry-delay 1 --retry-max-time 300 --retry-all-errors \\
-    http://127.0.0.1:@web_port@/readyz
-"""
-BASTION_SCRIPT = """
-# Sends the log of logins away, where who comes in cannot change it.
-dnf install -y -q rsyslog
-systemctl enable --now rsyslog
-"""
 
 
 if __name__ == "__main__":

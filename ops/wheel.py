@@ -18,6 +18,7 @@ FILES = {
     "openapi.yaml": "tap_stack/openapi.yaml",
     "content_types.txt": "tap_stack/content_types.txt",
     "requirements-web.txt": "tap_stack/requirements-web.txt",
+    "scripts": "tap_stack/scripts",
 }
 
 

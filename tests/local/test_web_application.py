@@ -64,7 +64,8 @@ class Application:
         }
         if not changes:
             self.migrate(folder)
-        (line,) = re.findall(r"bin/gunicorn (.+?) \\?\s*index:web", tap_stack.WEB_SCRIPT, re.DOTALL)
+        script = tap_stack.text_beside("scripts/web.sh")
+        (line,) = re.findall(r"bin/gunicorn (.+?) \\?\s*index:web", script, re.DOTALL)
         options = line.replace("\\\n", " ").replace("0.0.0.0:@web_port@", f"127.0.0.1:{self.port}")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", *options.split(), "index:web"],

@@ -152,9 +152,8 @@ def test_every_constant_of_the_prices_is_used() -> None:
 
 
 def without_generated(path: Path) -> str:
-    """What people write in a file: generated blocks and the scripts of instances taken out."""
-    text = re.split(r"\n# === Scripts\b", path.read_text())[0]
-    return re.sub(r"<!-- (\w+) -->.*?<!-- end -->", "", text, flags=re.DOTALL)
+    """What people write in a file: generated blocks taken out."""
+    return re.sub(r"<!-- (\w+) -->.*?<!-- end -->", "", path.read_text(), flags=re.DOTALL)
 
 
 @pytest.mark.parametrize(

@@ -102,9 +102,9 @@ def test_the_web_script_installs_the_application_and_starts_it(tmp_path: Path) -
     web = tmp_path / "opt/web"
     source = tap_stack.bundle(tap_stack.web, tap_stack.migrate, tap_stack.INSTANCE_MODULES).rstrip()
     assert (web / "index.py").read_text().rstrip() == source
-    assert (
-        web / "requirements.txt"
-    ).read_text().strip() == tap_stack.WEB_PACKAGES.read_text().strip()
+    assert (web / "requirements.txt").read_text().strip() == tap_stack.text_beside(
+        "requirements-web.txt"
+    ).strip()
     assert (web / "rds.pem").read_text() == "certificates\n"
     assert (web / "venv/bin/pip.ran").exists()
     unit = (tmp_path / "etc/systemd/system/web.service").read_text()

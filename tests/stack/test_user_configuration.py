@@ -44,6 +44,7 @@ def checkout(tmp_path: Path) -> Path:
     )
     for name in ("tap_stack.py", *beside):
         shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     for env in ENVIRONMENTS:
         stack = {"encryptionsalt": "v1:salt", "config": CHOSEN}
         (tmp_path / f"Pulumi.{env}.yaml").write_text(yaml.safe_dump(stack))

@@ -70,7 +70,7 @@ def test_the_instances_get_the_application_and_exactly_these_packages() -> None:
     source = tap_stack.bundle(tap_stack.web, tap_stack.migrate, tap_stack.INSTANCE_MODULES).rstrip()
     assert source in script
     compile(source, "index.py", "exec")
-    packages = tap_stack.WEB_PACKAGES.read_text().splitlines()
+    packages = tap_stack.text_beside("requirements-web.txt").splitlines()
     assert all(" --hash=sha256:" in each for each in packages)
     assert {each.partition("==")[0] for each in packages} >= {"gunicorn", "psycopg", "boto3"}
 

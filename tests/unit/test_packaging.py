@@ -13,7 +13,6 @@ import pytest
 
 import tap_stack
 from ops import lock
-from ops.wheel import FILES
 from tests.environments import ROOT, installed, output_of
 
 PROGRAM = """
@@ -31,7 +30,8 @@ print(json.dumps([
     it.bundle(it.rotate_paging_key),
     it.bundle(it.record_files, it.open_file_clients),
     it.bundle(it.take_snapshot),
-    it.bundle(it.web, modules=it.INSTANCE_MODULES),
+    it.web_script("/tap-dev-web", "eu-west-1", "arn:secret", "db.example"),
+    it.nat_script("10.0.0.0/16", "eipalloc-1", "rtb-1"),
     it.bundle(it.rollout_provider, modules=it.LAMBDA_MODULES | {"pulumi"}),
 ]))
 """
@@ -66,7 +66,6 @@ def test_the_installed_package_is_the_only_name_at_the_top_level(
     show = "from importlib.metadata import files; print(*files('tap-stack'), sep='\\n')"
     listed = output_of(python, "-c", show, cwd=tmp_path).split()
     assert {path.partition("/")[0].partition("-")[0] for path in listed} == {"tap_stack"}
-    assert set(FILES.values()) | {"tap_stack/__init__.py"} <= set(listed)
 
 
 def test_an_editable_install_is_the_file_of_the_checkout(tmp_path: Path) -> None:
@@ -86,7 +85,7 @@ def locked() -> dict[str, set[str]]:
 
 
 def test_the_instances_run_the_packages_that_the_tests_run_with() -> None:
-    lines = tap_stack.WEB_PACKAGES.read_text().strip().split("\n")
+    lines = tap_stack.text_beside("requirements-web.txt").strip().split("\n")
     for line in lines:
         name, digest = line.split(" --hash=")
         assert digest in locked().get(name, ()), f"{name} is stale: run `make lock`"
