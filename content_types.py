@@ -53,7 +53,7 @@ class Start(bytes):
     more: Callable[[int], bytes] = staticmethod(lambda _: b"")
 
 
-def signature_table() -> str:
+def table_text() -> str:
     """The text of the table, to ship it."""
     with open(os.path.join(os.path.dirname(__file__), SIGNATURES), encoding="utf-8") as file:
         return file.read()
@@ -63,7 +63,7 @@ def signature_table() -> str:
 def signatures() -> tuple[list[tuple[int, int, dict[bytes, str]]], dict[str, dict[bytes, str]]]:
     """The table: offset, length, bytes -> type, the longest first; and other places by name."""
     places: dict[str, dict[bytes, str]] = {}
-    rows = [row.split() for row in signature_table().splitlines() if row[:1] not in ("", "#")]
+    rows = [row.split() for row in table_text().splitlines() if row[:1] not in ("", "#")]
     for content_type, where, *entries in rows:
         found = (x.encode().decode("unicode_escape").encode("latin-1") for x in entries)
         places.setdefault(where, {}).update(dict.fromkeys(found, content_type))

@@ -54,16 +54,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta
-from decimal import (
-    Context,
-    Decimal,
-    DecimalException,
-    Inexact,
-    InvalidOperation,
-    Overflow,
-    Subnormal,
-    Underflow,
-)
+from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation, Subnormal
 from json.encoder import encode_basestring
 from math import exp, lgamma
 from pathlib import Path
@@ -75,14 +66,7 @@ import pulumi_aws as aws
 from pulumi import Input, Output, ResourceOptions
 from pulumi.runtime import config as pulumi_config
 
-from content_types import (
-    SIGNATURES,
-    Start,
-    content_type_of,
-    dimensions,
-    signature_table,
-    signatures,
-)
+from content_types import SIGNATURES, Start, content_type_of, dimensions, signatures, table_text
 
 # === Settings =====================================================================================
 
@@ -147,10 +131,8 @@ def redirects(least: int) -> Rule:
     url = r"(?=.{1,1024}$)(https://[^\s/#]+|http://localhost(:\d{1,5})?)(/[^\s#]*)?"
     words = "https or http on localhost, without a fragment, of up to 1,024 characters"
     are_urls, _ = texts_like(url, words)
-    return (
-        lambda urls: least <= len(urls) <= 100 and are_urls(urls),
-        f"a list of {least} to 100 URLs, {words}",
-    )
+    expectation = f"a list of {least} to 100 URLs, {words}"
+    return (lambda urls: least <= len(urls) <= 100 and are_urls(urls), expectation)
 
 
 def valid_tags(tags: Mapping[str, str]) -> bool:
@@ -252,12 +234,10 @@ class TapStackArgs:
     )
     """Origins whose pages may call the API and upload; an empty list turns CORS off. Never `*` in
     prod."""
-    throttle_rate: int = setting(
-        PerTier(50, 100, 500), between(1, 10_000, ", the account's own limit")
-    )
+    throttle_rate: int = setting(PerTier(50, 100, 500), between(1, 10_000, ", the account's limit"))
     """Requests per second that the API admits; more get 429."""
     throttle_burst: int = setting(
-        PerTier(100, 200, 500), between(1, 5_000, ", the account's own limit")
+        PerTier(100, 200, 500), between(1, 5_000, ", the account's limit")
     )
     """Requests at once that the API admits above the rate."""
     detailed_metrics: bool = setting(PerTier(False, True, True))
@@ -433,10 +413,7 @@ class TapStackArgs:
 
     # Fleets
     image_id: str = setting(
-        "",
-        text_like(
-            r"(ami-[0-9a-f]{8,17})?", "an image's id such as ami-0123456789abcdef0, or empty"
-        ),
+        "", text_like(r"(ami-[0-9a-f]{8,17})?", "an id such as ami-0123456789abcdef0, or empty")
     )
     """AMI of all instances; empty for the Amazon Linux 2023 that was the latest at the first
     deployment. Another one replaces all instances."""
@@ -774,19 +751,17 @@ Scope = tuple[str | None, ...]  # of a paging token: the list, its caller, its f
 Json = dict[str, Any]  # a JSON object, as AWS's operations take and return them
 Write = dict[str, Any]  # of a DynamoDB transaction
 Statement = dict[str, Any]  # of a policy document
-Condition = Mapping[str, Any]  # of a statement
+Condition = Mapping[str, Any] | None  # of a statement, if it has one
 Variables = Mapping[str, Input[str]]  # of a function's environment
 Dimensions = Mapping[str, Input[str]]  # of a CloudWatch metric
 
 
-def allow(*actions: str, on: Any, when: Condition | None = None) -> Statement:
+def allow(*actions: str, on: Any, when: Condition = None) -> Statement:
     """An IAM statement that allows the actions on one ARN or a list of them, under a condition."""
     return _statement("Allow", actions, on, when)
 
 
-def trust(
-    service: Input[str], *actions: str, on: Any = None, when: Condition | None = None
-) -> Statement:
+def trust(service: Input[str], *actions: str, on: Any = None, when: Condition = None) -> Statement:
     """A statement of a resource or trust policy: the AWS service may do the actions."""
     return {**_statement("Allow", actions, on, when), "Principal": {"Service": service}}
 
@@ -802,13 +777,10 @@ def policy(*statements: Statement) -> Output[str]:
     return Output.json_dumps({"Version": "2012-10-17", "Statement": list(statements)})
 
 
-def _statement(effect: str, actions: Sequence[str], on: Any, when: Condition | None) -> Statement:
+def _statement(effect: str, actions: Sequence[str], on: Any, when: Condition) -> Statement:
     optional = {"Resource": on, "Condition": when}
-    return {
-        "Effect": effect,
-        "Action": list(actions),
-        **{k: v for k, v in optional.items() if v is not None},
-    }
+    given = {key: value for key, value in optional.items() if value is not None}
+    return {"Effect": effect, "Action": list(actions), **given}
 
 
 # === Components ===================================================================================
@@ -878,13 +850,8 @@ class Component(pulumi.ComponentResource):
     """
 
     def __init__(self, name: str, args: TapStackArgs, opts: Options, component: str):
-        tags = {**args.all_tags(), "Component": component}
-        super().__init__(
-            f"tap:stack:{type(self).__name__}",
-            name,
-            None,
-            ResourceOptions.merge(tagged(tags), opts),
-        )
+        options = ResourceOptions.merge(tagged({**args.all_tags(), "Component": component}), opts)
+        super().__init__(f"tap:stack:{type(self).__name__}", name, None, options)
         self.name, self.args, self.component = name, args, component
         self.parented = ResourceOptions(parent=self)
 
@@ -893,14 +860,16 @@ class Component(pulumi.ComponentResource):
         """The account, region and partition."""
         return AwsContext.current()
 
-    def child(
-        self, key: str, *after: pulumi.Resource, **options: Any
-    ) -> tuple[str, ResourceOptions]:
+    def child(self, key: str, *after: pulumi.Resource, **own: Any) -> tuple[str, ResourceOptions]:
         """Logical name and options of a resource of this component, created after others.
 
         What holds data passes `protect=self.args.deletion_protection`.
         """
-        return f"{self.name}-{key}", self.after(*after, **options)
+        return f"{self.name}-{key}", self.after(*after, **own)
+
+    def part(self, key: str) -> tuple[str, TapStackArgs, ResourceOptions]:
+        """What a component within this one begins with: logical name, settings, options."""
+        return f"{self.name}-{key}", self.args, self.parented
 
     def after(self, *resources: pulumi.Resource, **options: Any) -> ResourceOptions:
         """Options of a child that is created after other resources."""
@@ -914,13 +883,11 @@ class Component(pulumi.ComponentResource):
         """Graphs of the dashboard, for Monitoring."""
         return []
 
-    def log_group(
-        self, key: str, log_group_name: str, key_arn: Input[str]
-    ) -> aws.cloudwatch.LogGroup:
+    def log_group(self, key: str, name: str, key_arn: Input[str]) -> aws.cloudwatch.LogGroup:
         """An encrypted log group with the stack's retention; `key` is part of its logical name."""
         return aws.cloudwatch.LogGroup(
             *self.child(key),
-            name=log_group_name,
+            name=name,
             retention_in_days=self.args.log_retention_days,
             kms_key_id=key_arn,
         )
@@ -971,7 +938,7 @@ class Component(pulumi.ComponentResource):
         description: str,
         service: str,
         *statements: Statement,
-        when: Condition | None = None,
+        when: Condition = None,
     ) -> tuple[aws.iam.Role, aws.iam.RolePolicy]:
         """A role that an AWS service assumes, under a condition, and its one inline policy.
 
@@ -984,10 +951,7 @@ class Component(pulumi.ComponentResource):
             assume_role_policy=policy(trust(service, "sts:AssumeRole", when=when)),
         )
         permissions = aws.iam.RolePolicy(
-            *self.child(f"{key}-policy"),
-            name=role_name,
-            role=role.name,
-            policy=policy(*statements),
+            *self.child(f"{key}-policy"), name=role_name, role=role.name, policy=policy(*statements)
         )
         return role, permissions
 
@@ -1166,9 +1130,7 @@ class Alerts(Component):
     def __init__(self, name: str, args: TapStackArgs, *, key_arn: Input[str], opts: Options = None):
         super().__init__(name, args, opts, "alerts")
         self.topic = aws.sns.Topic(
-            *self.child("topic"),
-            name=args.name("alerts"),
-            kms_master_key_id=key_arn,
+            *self.child("topic"), name=args.name("alerts"), kms_master_key_id=key_arn
         )
         #: ARN of the topic, for alarm actions.
         self.topic_arn = self.topic.arn
@@ -1188,11 +1150,7 @@ class Alerts(Component):
             trust("events.rds.amazonaws.com", "sns:Publish", on=topic, when=databases),
             tls_only("sns:Publish", topic),
         )
-        return aws.sns.TopicPolicy(
-            *self.child("topic-policy"),
-            arn=topic,
-            policy=document,
-        )
+        return aws.sns.TopicPolicy(*self.child("topic-policy"), arn=topic, policy=document)
 
     def _email(self, address: str) -> aws.sns.TopicSubscription:
         return aws.sns.TopicSubscription(
@@ -1277,6 +1235,7 @@ class Function(Component):
         self,
         name: str,
         args: TapStackArgs,
+        opts: Options = None,
         *,
         component: str,
         code: Code,
@@ -1285,7 +1244,6 @@ class Function(Component):
         key_arn: Input[str],
         max_event_age_hours: int = 0,
         concurrency: int = 0,
-        opts: Options = None,
     ):
         super().__init__(name, args, opts, component)
         self.physical_name, self.key_arn = args.name(component), key_arn
@@ -1325,15 +1283,13 @@ class Function(Component):
         return queue
 
     def _role(self, statements: Sequence[Statement]) -> tuple[aws.iam.Role, aws.iam.RolePolicy]:
-        queue = self.dead_letter_queue
+        queue, streams = self.dead_letter_queue, Output.concat(self.logs.arn, ":*")
         return self.service_role(
             "role",
             self.physical_name,
             f"What {self.physical_name} may do",
             "lambda.amazonaws.com",
-            allow(
-                "logs:CreateLogStream", "logs:PutLogEvents", on=Output.concat(self.logs.arn, ":*")
-            ),
+            allow("logs:CreateLogStream", "logs:PutLogEvents", on=streams),
             # X-Ray has no resources to name.
             allow("xray:PutTelemetryRecords", "xray:PutTraceSegments", on="*"),
             allow("kms:Decrypt", "kms:GenerateDataKey", on=self.key_arn),
@@ -1838,9 +1794,8 @@ def _check_imports(user: str, definition: ast.stmt, known: Set[str]) -> None:
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         if missing := [module for module in modules if module.split(".")[0] not in known]:
-            raise BundleError(
-                f"a Lambda function uses {user} of {missing[0]}, which its runtime does not have"
-            )
+            unknown = f"{user} of {missing[0]}, which its runtime does not have"
+            raise BundleError(f"a Lambda function uses {unknown}")
 
 
 def _source(
@@ -2100,6 +2055,7 @@ class RolloutRun(Run):
         """
         function, at = self.inputs["function"], self.clock.time() + LATE_SECONDS + GUARD_SECONDS
         due = time.gmtime(at + self.inputs["bake_seconds"])
+        back = {"FunctionName": function, **self.route(self.before), **revision}
         return self.schedule(
             operation,
             "Conflict",
@@ -2109,9 +2065,7 @@ class RolloutRun(Run):
             Target={
                 "Arn": f"arn:{function.split(':')[1]}:scheduler:::aws-sdk:lambda:updateAlias",
                 "RoleArn": self.inputs["guard_role"],
-                "Input": json.dumps(
-                    {"FunctionName": function, **self.route(self.before), **revision}
-                ),
+                "Input": json.dumps(back),
             },
         )
 
@@ -2409,6 +2363,7 @@ class Bucket(Component):
         self,
         name: str,
         args: TapStackArgs,
+        opts: Options = None,
         *,
         component: str,
         physical_name: Input[str],
@@ -2417,7 +2372,6 @@ class Bucket(Component):
         access_logs_of: Sequence[Input[str]] = (),
         access_logs_to: Bucket | None = None,
         load_balancer_logs: bool = False,
-        opts: Options = None,
     ):
         super().__init__(name, args, opts, component)
         self.bucket = self._bucket(physical_name)
@@ -2458,14 +2412,10 @@ class Bucket(Component):
         if key_arn is not None:
             by_default = {"sse_algorithm": "aws:kms", "kms_master_key_id": key_arn}
         # With a bucket key: one call of KMS for many objects, where there are any.
-        rule: Any = {
-            "apply_server_side_encryption_by_default": by_default,
-            "bucket_key_enabled": key_arn is not None,
-        }
+        rule: Any = {"bucket_key_enabled": key_arn is not None}
+        rule["apply_server_side_encryption_by_default"] = by_default
         return aws.s3.BucketServerSideEncryptionConfiguration(
-            *self.child("encryption"),
-            bucket=self.bucket.bucket,
-            rules=[rule],
+            *self.child("encryption"), bucket=self.bucket.bucket, rules=[rule]
         )
 
     def _versioning(self) -> aws.s3.BucketVersioning:
@@ -2483,11 +2433,9 @@ class Bucket(Component):
         statements = [tls_only("s3:*", [bucket, objects])]
         if load_balancer_logs:
             source = {"aws:SourceArn": context.arn("elasticloadbalancing", "loadbalancer/*")}
-            own_logs = Output.concat(bucket, "/balancer/AWSLogs/", context.account, "/*")
+            logs = Output.concat(bucket, "/balancer/AWSLogs/", context.account, "/*")
             when = {**context.same_account, "ArnLike": source}
-            statements.append(
-                trust(LOAD_BALANCER_LOGS_SERVICE, "s3:PutObject", on=own_logs, when=when)
-            )
+            statements.append(trust(LOAD_BALANCER_LOGS_SERVICE, "s3:PutObject", on=logs, when=when))
         if access_logs_of:
             arn = Output.concat("arn:", context.partition, ":s3:::")
             sources = [Output.concat(arn, each) for each in access_logs_of]
@@ -2508,12 +2456,9 @@ class Bucket(Component):
         ]
         enabled: dict[str, Any] = {"status": "Enabled", "filter": {"prefix": ""}}
         noncurrent = {"noncurrent_days": self.args.noncurrent_days}
+        unfinished = {"days_after_initiation": 7}
         rules: list[Any] = [
-            {
-                **enabled,
-                "id": "unfinished",
-                "abort_incomplete_multipart_upload": {"days_after_initiation": 7},
-            },
+            {**enabled, "id": "unfinished", "abort_incomplete_multipart_upload": unfinished},
             {**enabled, "id": "noncurrent", "noncurrent_version_expiration": noncurrent},
         ]
         if days:
@@ -2591,12 +2536,12 @@ class Fleet(Component):
         self,
         name: str,
         args: TapStackArgs,
+        opts: Options = None,
         *,
         component: str,
         key_arn: Input[str],
         scaling_role_arn: Input[str],
         instances: Instances,
-        opts: Options = None,
     ):
         super().__init__(name, args, opts, component)
         self.physical_name, self.key_arn = args.name(component), key_arn
@@ -2626,11 +2571,7 @@ class Fleet(Component):
     def _template(self) -> aws.ec2.LaunchTemplate:
         instances, name = self.instances, self.physical_name
         tags = {**self.args.all_tags(), "Component": self.component, "Name": name}
-        profile = aws.iam.InstanceProfile(
-            *self.child("profile"),
-            name=name,
-            role=self.role.name,
-        )
+        profile = aws.iam.InstanceProfile(*self.child("profile"), name=name, role=self.role.name)
         script = functools.partial(rendered, "start", group=name, hook=READY_HOOK)
         known = Output.all(region=self.aws_context.region, script=instances.user_data)
         gone = {"delete_on_termination": "true"}
@@ -2670,7 +2611,7 @@ class Fleet(Component):
         )
 
     def _scaling_group(self, scaling_role_arn: Input[str]) -> aws.autoscaling.Group:
-        instances = self.instances
+        instances, metric = self.instances, aws.autoscaling.Metric
         template: Any = {
             "launch_template_id": self.template.id,
             "version": self.template.latest_version.apply(str),  # $Latest could not be left again
@@ -2710,10 +2651,7 @@ class Fleet(Component):
             ],
             wait_for_capacity_timeout="30m",
             min_elb_capacity=instances.minimum if instances.target_groups else None,
-            enabled_metrics=[
-                aws.autoscaling.Metric.GROUP_DESIRED_CAPACITY,
-                aws.autoscaling.Metric.GROUP_IN_SERVICE_INSTANCES,
-            ],
+            enabled_metrics=[metric.GROUP_DESIRED_CAPACITY, metric.GROUP_IN_SERVICE_INSTANCES],
             metrics_granularity="1Minute",
             service_linked_role_arn=scaling_role_arn,
         )
@@ -2780,9 +2718,8 @@ class FleetRun(Run):
         end = self.end_of(started["InstanceRefreshId"])
         if (status := end["Status"]) != "Successful":
             reasons = "; ".join([end.get("StatusReason", "no reason"), *self.failures(end)])
-            raise RolloutError(
-                f"failed, and the group keeps version {before} ({status}): {reasons}"
-            )
+            kept = f"the group keeps version {before}"
+            raise RolloutError(f"failed, and {kept} ({status}): {reasons}")
         return f"has replaced {before}"
 
     def current(self) -> str:
@@ -2840,10 +2777,9 @@ def latest_ami() -> Output[str]:
     Not `resolve:ssm:` in the template, which would be read at each launch: two instances could
     differ, and a refresh could not go back.
     """
-    found = aws.ec2.get_ami_output(
+    return aws.ec2.get_ami_output(
         most_recent=True, owners=["amazon"], filters=[{"name": "name", "values": [AMI_NAMES]}]
-    )
-    return found.id
+    ).id
 
 
 def rendered(name: str, /, **values: str) -> str:
@@ -3118,9 +3054,8 @@ class Request:
         self.route: str = event["routeKey"]
         self.headers: Mapping[str, str] = event.get("headers") or {}
         self.query: Mapping[str, str] = event.get("queryStringParameters") or {}
-        self.claims: Mapping[str, Any] = (
-            context.get("authorizer", {}).get("jwt", {}).get("claims", {})
-        )
+        token = context.get("authorizer", {}).get("jwt", {})
+        self.claims: Mapping[str, Any] = token.get("claims", {})
         self.caller: str = self.claims.get("sub") or self.claims.get("client_id") or ""
         self.capacity = 0.0
         self.error: BaseException | None = None  # the cause of a failure, for the log
@@ -3227,12 +3162,8 @@ def problem_response(problem: Problem, request_id: str) -> Response:
         "request_id": request_id,
         **({"errors": problem.errors} if problem.errors else {}),
     }
-    headers = {"content-type": "application/problem+json", "cache-control": "no-store"}
-    return {
-        "statusCode": problem.status,
-        "headers": {**headers, **problem.headers},
-        "body": json.dumps(body),
-    }
+    headers = {"content_type": "application/problem+json", "cache_control": "no-store"}
+    return respond(problem.status, json.dumps(body), **headers, **problem.headers)
 
 
 def mistakes(status: int, kind: str, key: str, found: Mapping[str, str]) -> Problem:
@@ -3444,9 +3375,7 @@ def list_items(request: Request) -> Response:
 def write_fields(request: Request, item: Item, fields: Item) -> Item:
     """Replaces the fields of an item in one atomic step, if it is unchanged; returns the item."""
     category = fields.get("category", {}).get("S")
-    changes = (
-        "content = :content, revision = :revision, updated_at = :now, version = version + :one"
-    )
+    sets = "content = :content, revision = :revision, updated_at = :now, version = version + :one"
     by_category = " REMOVE owner_category" if category is None else ", owner_category = :category"
     values = {
         ":seen": item["revision"],
@@ -3461,7 +3390,7 @@ def write_fields(request: Request, item: Item, fields: Item) -> Item:
             request,
             "update_item",
             Key=item_key(request, item["id"]["S"]),
-            UpdateExpression=f"SET {changes}{by_category}",
+            UpdateExpression=f"SET {sets}{by_category}",
             ConditionExpression="revision = :seen",
             ExpressionAttributeValues=values,
             ReturnValues="ALL_NEW",
@@ -3533,10 +3462,8 @@ def item_response(status: int, item: Item, **headers: str) -> Response:
 
 def new_id() -> str:
     """A UUID of version 7 (RFC 9562): sorts by time, says nothing else."""
-    milliseconds, noise = int(time.time() * 1000), int.from_bytes(os.urandom(10), "big")
-    value = (
-        milliseconds << 80 | 7 << 76 | (noise >> 62 & 0xFFF) << 64 | 2 << 62 | noise & (1 << 62) - 1
-    )
+    time_ms, noise = int(time.time() * 1000), int.from_bytes(os.urandom(10), "big")
+    value = time_ms << 80 | 7 << 76 | (noise >> 62 & 0xFFF) << 64 | 2 << 62 | noise & (1 << 62) - 1
     digits = f"{value:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
@@ -3589,9 +3516,8 @@ def as_problem(error: Exception) -> Exception:
     reasons = response.get("CancellationReasons", [])
     failed = [each for each in reasons if each.get("Code") not in (None, "None")]
     if code == "ConditionalCheckFailedException":
-        return ConditionFailed(
-            response.get("Item"), response["ResponseMetadata"]["RetryAttempts"] > 0
-        )
+        retries = response["ResponseMetadata"]["RetryAttempts"]
+        return ConditionFailed(response.get("Item"), repeated=retries > 0)
     if failed and all(each["Code"] == "ConditionalCheckFailed" for each in failed):
         return ConditionFailed(reasons[-1].get("Item"))
     if "exceeded the maximum allowed size" in f"{message} {failed}":
@@ -3810,14 +3736,10 @@ def paging_keys(max_age: float) -> list[bytes]:
             _paging.update(keys=read_paging_keys(), read=clock)
         except (ServiceError, ValueError) as error:
             if not usable:  # a ValueError ends with the first rotation
-                raise (
-                    service_unavailable() if getattr(error, "transient", True) else error
-                ) from error
-            print(
-                json.dumps(
-                    {"level": "WARN", "message": f"paging key is stale: {format_error(error)}"}
-                )
-            )
+                transient = getattr(error, "transient", True)
+                raise (service_unavailable() if transient else error) from error
+            message = f"paging key is stale: {format_error(error)}"
+            print(json.dumps({"level": "WARN", "message": message}))
         finally:
             _clock["end"] = end
     return list(_paging["keys"])
@@ -3880,9 +3802,8 @@ ITEM_LIMIT = 409_600  # bytes, DynamoDB's
 VALUES_LIMIT = ITEM_LIMIT // 2  # a value in a list or an object takes 2 bytes at least
 PLAIN_DIGITS = 40  # a longer number is written with an exponent
 # 38 digits, 1E-130 to 9.99E+125: DynamoDB developer guide, "Supported data types", Number.
-DYNAMODB_NUMBER = Context(
-    prec=38, Emin=-130, Emax=125, traps=[Inexact, InvalidOperation, Overflow, Subnormal, Underflow]
-)
+# What is above or below is inexact as well, or subnormal.
+DYNAMODB_NUMBER = Context(38, Emin=-130, Emax=125, traps=[Inexact, InvalidOperation, Subnormal])
 
 
 def parse_json(text: str) -> Any:
@@ -4254,9 +4175,7 @@ class Identity(Component):
         # A prefix is unique in its region, in all accounts.
         prefix = self.aws_context.unique_name(f"{self.args.project}-{self.args.environment_suffix}")
         return aws.cognito.UserPoolDomain(
-            *self.child("domain"),
-            domain=prefix,
-            user_pool_id=self.pool.id,
+            *self.child("domain"), domain=prefix, user_pool_id=self.pool.id
         )
 
 
@@ -4376,8 +4295,7 @@ class ServerlessApi(Component):
 
     def _rotation(self) -> Function:
         return Function(
-            f"{self.name}-rotation",
-            self.args,
+            *self.part("rotation"),
             component="rotation",
             code=Code(
                 handler=rotate_paging_key,
@@ -4391,7 +4309,6 @@ class ServerlessApi(Component):
             ],
             key_arn=self.key_arn,
             max_event_age_hours=1,
-            opts=self.parented,
         )
 
     def _first_rotation(self) -> aws.lambda_.Invocation:
@@ -4421,8 +4338,7 @@ class ServerlessApi(Component):
         )
         items = ("DeleteItem", "GetItem", "PutItem", "UpdateItem")
         return Function(
-            f"{self.name}-items",
-            self.args,
+            *self.part("items"),
             component="api",
             code=code,
             canary=Canary(
@@ -4444,7 +4360,6 @@ class ServerlessApi(Component):
             ],
             key_arn=self.key_arn,
             concurrency=self.args.api_concurrency,
-            opts=self.parented,
         )
 
     def _api(self) -> aws.apigatewayv2.Api:
@@ -4479,10 +4394,7 @@ class ServerlessApi(Component):
             },
         )
         aws.apigatewayv2.ApiMapping(
-            *self.child("mapping"),
-            api_id=self.api.id,
-            domain_name=domain.id,
-            stage=self.stage.name,
+            *self.child("mapping"), api_id=self.api.id, domain_name=domain.id, stage=self.stage.name
         )
         made: Any = domain.domain_name_configuration
         self.point(name, "A", "AAAA", target=made.target_domain_name, zone_id=made.hosted_zone_id)
@@ -4549,9 +4461,7 @@ class ServerlessApi(Component):
         logs = self.log_group("access-logs", f"{prefix}/{self.args.name('api')}", self.key_arn)
         throttles = self._throttles()
         # What a route has of its own takes the place of all default settings.
-        own: list[Any] = [
-            {"route_key": key, **self._limits(rate, burst=10)} for key, rate in throttles.items()
-        ]
+        own: Any = [{"route_key": key, **self._limits(x, burst=10)} for key, x in throttles.items()]
         return aws.apigatewayv2.Stage(
             *self.child("stage", *(self.routes[key] for key in throttles)),  # they must exist
             api_id=self.api.id,
@@ -5533,23 +5443,19 @@ class FilePipeline(Component):
 
     def _logs(self) -> Bucket:
         return Bucket(
-            f"{self.name}-logs",
-            self.args,
+            *self.part("logs"),
             component="files-logs",
             physical_name=self.aws_context.unique_name(self.args.name("files-logs")),
             days=self.args.log_retention_days,
             access_logs_of=[self.bucket_name],
-            opts=self.parented,
         )
 
     def _uploads(self) -> Bucket:
         return Bucket(
-            f"{self.name}-uploads",
-            self.args,
+            *self.part("uploads"),
             component="files",
             physical_name=self.bucket_name,
             access_logs_to=self.logs,
-            opts=self.parented,
         )
 
     def _cors(self) -> aws.s3.BucketCorsConfiguration:
@@ -5623,13 +5529,12 @@ class FilePipeline(Component):
     def _function(self) -> Function:
         bucket, table = self.uploads.bucket, self.table
         return Function(
-            f"{self.name}-records",
-            self.args,
+            *self.part("records"),
             component="files",
             code=Code(
                 handler=record_files,
                 init=open_file_clients,
-                files={SIGNATURES: signature_table()},
+                files={SIGNATURES: table_text()},
                 environment={
                     "FILES_TABLE_NAME": table.name,
                     "BUCKET_NAME": bucket.bucket,
@@ -5653,7 +5558,6 @@ class FilePipeline(Component):
             key_arn=self.key_arn,
             max_event_age_hours=6,
             concurrency=self.args.files_concurrency,
-            opts=self.parented,
         )
 
     def _notification(self) -> aws.s3.BucketNotification:
@@ -5900,14 +5804,11 @@ def plan_subnets(cidr: str, zones: int, disjoint: Sequence[str] = ()) -> dict[st
         network = ipaddress.IPv4Network(cidr)
         others = [ipaddress.IPv4Network(each) for each in disjoint]
     except ValueError as error:
-        raise PlanError(
-            f"vpc_cidr and disjoint_cidrs must be CIDR blocks such as 10.0.0.0/16: {error}"
-        ) from None
+        blocks = f"CIDR blocks such as 10.0.0.0/16: {error}"
+        raise PlanError(f"vpc_cidr and disjoint_cidrs must be {blocks}") from None
     if not 16 <= network.prefixlen <= 24:
-        raise PlanError(
-            f"vpc_cidr must be /16 to /24, 65,536 to 256 addresses; {cidr} has "
-            f"{network.num_addresses:,}"
-        )
+        size = f"{cidr} has {network.num_addresses:,}"
+        raise PlanError(f"vpc_cidr must be /16 to /24, 65,536 to 256 addresses; {size}")
     for other in others:
         if network.overlaps(other):
             shared = min(network.num_addresses, other.num_addresses)
@@ -5980,9 +5881,8 @@ class Network(Component):
         #: Tier -> its route tables; private subnets have one for each zone.
         self.route_tables = self._route_tables()
         #: Name in SECURITY_GROUPS -> security group, of those that this network needs.
-        self.security_groups = {
-            group: self._security_group(group) for group in SECURITY_GROUPS if self._needed(group)
-        }
+        needed = filter(self._needed, SECURITY_GROUPS)
+        self.security_groups = {group: self._security_group(group) for group in needed}
         self.rules = self._rules()
         self.endpoints = [
             *map(self._gateway_endpoint, ("s3", "dynamodb")),
@@ -6020,9 +5920,7 @@ class Network(Component):
 
     def _internet_gateway(self) -> aws.ec2.InternetGateway:
         return aws.ec2.InternetGateway(
-            *self.child("internet"),
-            vpc_id=self.vpc.id,
-            tags=self._named("internet"),
+            *self.child("internet"), vpc_id=self.vpc.id, tags=self._named("internet")
         )
 
     def _subnets(self) -> dict[str, list[aws.ec2.Subnet]]:
@@ -6092,11 +5990,8 @@ class Network(Component):
 
     def _rules(self) -> list[pulumi.CustomResource]:
         """Both sides of each flow, as a resource each."""
-        cidrs = {
-            "internet": [ANYWHERE],
-            "network": [self.args.vpc_cidr],
-            "operators": list(self.args.bastion_cidrs),
-        }
+        cidrs = {"internet": [ANYWHERE], "network": [self.args.vpc_cidr]}
+        cidrs["operators"] = list(self.args.bastion_cidrs)
         groups, made = self.security_groups, []
         for source, target, port in FLOWS:
             if not {source, target} & set(SECURITY_GROUPS) <= groups.keys():
@@ -6225,8 +6120,7 @@ class Network(Component):
             allow("ec2:ModifyInstanceAttribute", on=instances, when={"StringEquals": unchecked}),
         ]
         fleet = Fleet(
-            f"{self.name}-nat-{number}",
-            self.args,
+            *self.part(f"nat-{number}"),
             component=component,
             key_arn=self.key_arn,
             scaling_role_arn=self.scaling_role_arn,
@@ -6241,7 +6135,6 @@ class Network(Component):
                 statements=statements,
                 public=True,
             ),
-            opts=self.parented,
         )
         self.nat_fleets.append(fleet)
         self.ways_out.append(fleet.scaling_group)
@@ -6280,23 +6173,19 @@ class Storage(Component):
         unique_name = self.aws_context.unique_name
         assets, logs = unique_name(args.name("assets")), unique_name(args.name("web-logs"))
         self.logs = Bucket(
-            f"{name}-logs",
-            args,
+            *self.part("logs"),
             component="web-logs",
             physical_name=logs,
             days=args.log_retention_days,
             access_logs_of=[assets],
             load_balancer_logs=True,
-            opts=self.parented,
         )
         self.assets = Bucket(
-            f"{name}-assets",
-            args,
+            *self.part("assets"),
             component="assets",
             physical_name=assets,
             key_arn=key_arn,
             access_logs_to=self.logs,
-            opts=self.parented,
         )
         self.register_outputs({"assets_bucket_name": self.assets.bucket.bucket})
 
@@ -6457,8 +6346,7 @@ class Database(Component):
         has_tag = {"StringEquals": {"aws:ResourceTag/CreatedBy": created_by}}
         requests_tag = {"StringEquals": {"aws:RequestTag/CreatedBy": created_by}}
         return Function(
-            f"{self.name}-snapshots",
-            self.args,
+            *self.part("snapshots"),
             component="snapshots",
             code=Code(
                 handler=take_snapshot,
@@ -6481,7 +6369,6 @@ class Database(Component):
             ],
             key_arn=self.key_arn,
             max_event_age_hours=1,
-            opts=self.parented,
         )
 
     def alarms(self) -> list[Alarm]:
@@ -6771,8 +6658,7 @@ class WebTier(Component):
             "host": database.instance.address,
         }
         return Fleet(
-            f"{self.name}-fleet",
-            args,
+            *self.part("fleet"),
             component="web",
             key_arn=self.key_arn,
             scaling_role_arn=scaling_role_arn,
@@ -6794,17 +6680,14 @@ class WebTier(Component):
                 target_groups=[self.target_group],
                 alarms=[args.name("web-5xx"), args.name("web-unhealthy")],
             ),
-            opts=self.parented,
         )
 
     def _scaling_targets(self) -> list[tuple[str, Json, float]]:
         """Metrics and their targets: average CPU, and requests a minute for each instance."""
         label = Output.concat(self.load_balancer.arn_suffix, "/", self.target_group.arn_suffix)
         requests = {"predefined_metric_type": "ALBRequestCountPerTarget", "resource_label": label}
-        return [
-            ("cpu", {"predefined_metric_type": "ASGAverageCPUUtilization"}, 60),
-            ("requests", requests, 3_000),
-        ]
+        cpu = {"predefined_metric_type": "ASGAverageCPUUtilization"}
+        return [("cpu", cpu, 60), ("requests", requests, 3_000)]
 
     def _scaling(self, key: str, metric: Json, target: float) -> aws.autoscaling.Policy:
         tracking: Any = {"predefined_metric_specification": metric, "target_value": target}
@@ -6941,8 +6824,7 @@ class Bastion(Component):
         self.logins = self._logins()
         agent = agent_script(log_group_name, "/var/log/secure")
         self.fleet = Fleet(
-            f"{name}-fleet",
-            args,
+            *self.part("fleet"),
             component="bastion",
             key_arn=key_arn,
             scaling_role_arn=scaling_role_arn,
@@ -6955,7 +6837,6 @@ class Bastion(Component):
                 statements=agent_statements(self.logs),
                 public=True,
             ),
-            opts=self.parented,
         )
         self.hours = self._hours() if args.bastion_hours else []
         self.register_outputs({"group_name": self.fleet.scaling_group.name})
@@ -7048,20 +6929,10 @@ def _widget(region: Output[str], number: int, graph: Graph) -> Json:
         [namespace, name, *(x for pair in dimensions.items() for x in pair), {"stat": statistic}]
         for namespace, name, dimensions, statistic in graph.metrics
     ]
-    return {
-        "type": "metric",
-        "x": number % 2 * 12,
-        "y": number // 2 * 6,
-        "width": 12,
-        "height": 6,
-        "properties": {
-            "title": graph.title,
-            "metrics": lines,
-            "region": region,
-            "period": 60,
-            "view": "timeSeries",
-        },
-    }
+    place = {"x": number % 2 * 12, "y": number // 2 * 6, "width": 12, "height": 6}
+    content = {"title": graph.title, "metrics": lines, "region": region}
+    properties = {**content, "period": 60, "view": "timeSeries"}
+    return {"type": "metric", **place, "properties": properties}
 
 
 # === TapStack =====================================================================================
@@ -7105,9 +6976,7 @@ class TapStack(pulumi.ComponentResource):
     machine_client_ids = StackOutput[dict[str, str]](
         "Client id of each machine; its secret is read with cognito-idp:DescribeUserPoolClient"
     )
-    sign_in_url = StackOutput[str](
-        "Base URL of the OAuth 2.0 endpoints, `/oauth2/authorize` and `/oauth2/token`"
-    )
+    sign_in_url = StackOutput[str]("Base URL of `/oauth2/authorize` and `/oauth2/token`")
     web_url = StackOutput[str]("URL of the web application")
     web_domain_target = StackOutput[str](
         "The load balancer's name, where `domain_name` must point if its hosted zone is another"
@@ -7115,9 +6984,7 @@ class TapStack(pulumi.ComponentResource):
     vpc_id = StackOutput[str]("Id of the VPC")
     assets_bucket_name = StackOutput[str]("Name of the bucket of assets")
     database_name = StackOutput[str]("Identifier of the database instance")
-    database_secret_arn = StackOutput[str](
-        "ARN of the secret with the database's password, which RDS rotates"
-    )
+    database_secret_arn = StackOutput[str]("ARN of the secret with the database's password")
     snapshots_function_name = StackOutput[str]("Name of the snapshot function")
     bastion_group_name = StackOutput[str]("Name of the bastion's Auto Scaling group")
     alerts_topic_arn = StackOutput[str]("ARN of the topic of alarms and budget")
@@ -7246,11 +7113,9 @@ THROTTLING_CODES = frozenset(
 )
 TRANSIENT_CODES = THROTTLING_CODES | {"RequestTimeout", "RequestTimeoutException"}
 #: Reasons of a cancelled transaction that may succeed a moment later.
-RETRYABLE_CANCELLATIONS = {
-    "ProvisionedThroughputExceeded",
-    "ThrottlingError",
-    "TransactionConflict",
-}
+RETRYABLE_CANCELLATIONS = set(
+    "ProvisionedThroughputExceeded ThrottlingError TransactionConflict".split()
+)
 # Botocore's retry quota: an unavailable service is not retried for long.
 RETRY_TOKENS, RETRY_COST, TIMEOUT_COST = 500, 5, 10
 
@@ -7260,9 +7125,8 @@ class ServiceError(Exception):
 
     def __init__(self, action: str, response: Json, cost: int = 0, transient: bool = False):
         code, message = response["Error"]["Code"], response["Error"]["Message"]
-        super().__init__(
-            f"An error occurred ({code}) when calling the {action} operation: {message}"
-        )
+        text = f"An error occurred ({code}) when calling the {action} operation: {message}"
+        super().__init__(text)
         self.response = {"ResponseMetadata": {"RetryAttempts": 0}, **response}
         self.cost = cost  # of another attempt, in retry tokens; 0: none is made
         self.transient = transient or cost > 0
@@ -7356,10 +7220,8 @@ class Service:
         names, lines = ";".join(headers), [f"{name}:{value}" for name, value in headers.items()]
         digest = hashlib.sha256(body).hexdigest()
         canonical = "\n".join(["POST", "/", "", *lines, "", names, digest])
-        scope = credential_scope(stamp, self.name)
-        whole = "\n".join(
-            ["AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()]
-        )
+        scope, hashed = credential_scope(stamp, self.name), hashlib.sha256(canonical.encode())
+        whole = "\n".join(["AWS4-HMAC-SHA256", stamp, scope, hashed.hexdigest()])
         signature = sign(whole, secret_key, scope)
         credential = f"AWS4-HMAC-SHA256 Credential={access_key}/{scope}"
         lines.append(f"authorization:{credential}, SignedHeaders={names}, Signature={signature}")
@@ -7545,9 +7407,7 @@ def malformed(what: str) -> ConnectionError:
 
 
 #: Amazon Root CA 1 to 4, by the place and the beginning of their serial numbers in PEM.
-AMAZON_ROOT = re.compile(
-    "-----BEGIN CERTIFICATE-----\n.{16}AgITBmyf[^-]+-----END CERTIFICATE-----\n"
-)
+AMAZON_ROOT = re.compile("-{5}BEGIN CERTIFICATE-{5}\n.{16}AgITBmyf[^-]+-{5}END CERTIFICATE-{5}\n")
 
 
 class SdkService:

@@ -25,7 +25,7 @@ import json, tap_stack as it
 print(json.dumps([
     it.__file__,
     it.contract(),
-    it.signature_table(),
+    it.table_text(),
     it.bundle(it.api, it.open_services),
     it.bundle(it.rotate_paging_key),
     it.bundle(it.record_files, it.open_file_clients),
