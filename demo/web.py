@@ -20,6 +20,10 @@ from taplocal.web.processes import RECORD
 
 WAIT_SECONDS = 60.0  # a guard against hanging
 ENDS = ("Successful", "Failed", "Cancelled", "RollbackSuccessful", "RollbackFailed")
+DECISION = "Setting the desired capacity to "  # an activity of a policy; then the number
+CROWD = (2, 0.02)  # clients for each instance, and their pause: more than the policy's target
+FEW = (2, 0.1)  # clients in all: 40 requests a second, of which one instance is to have 50
+PACKAGE = "python3.11-pip"  # that each instance installs; there is no python4
 GREETING = "visits."  # in the page; another version says it with another mark
 
 
@@ -40,7 +44,7 @@ class WebEnvironment:
         self.folder = session.folder
         self.url = session.state.web_url or ""
         self.authority = web.home(self.folder) / "authority" / "ca.pem"
-        self.group = web_group(session.state)
+        self.group = web_group(session.state).id
         (self.targets,) = self.described()["TargetGroupARNs"]
         self.database = self.outputs["database_name"]
 
@@ -74,6 +78,12 @@ class WebEnvironment:
         )
         wait_until(lambda: len(self.healthy()) == count == len(self.described()["Instances"]))
         return self.healthy()
+
+    def decisions(self) -> list[tuple[int, str]]:
+        """The capacities that policies have set, the newest first, and why."""
+        told = self.scaling.describe_scaling_activities(AutoScalingGroupName=self.group)
+        found = (each for each in told["Activities"] if each["Description"].startswith(DECISION))
+        return [(int(x["Description"].removeprefix(DECISION)), x["Cause"]) for x in found]
 
     def new_version(self, change: Callable[[str], str]) -> str:
         """A version of the launch template whose script is changed."""
@@ -115,13 +125,21 @@ class WebEnvironment:
 
         return dict(wait_until(end) or {"Status": "it did not end"})
 
-    def kill(self, part: str) -> int:
-        """Kills the first process group whose command has this text; how many there were."""
+    def groups(self, part: str) -> list[int]:
+        """The process groups whose command has this text."""
         record = json.loads((web.home(self.folder) / RECORD).read_text())
-        found = [int(group) for group, command in record.items() if part in command]
-        for each in found[:1]:
-            os.killpg(each, signal.SIGKILL)
-        return len(found)
+        return [int(group) for group, command in record.items() if part in command]
+
+    def kill(self, part: str) -> Callable[[], bool]:
+        """Kills the oldest of these groups; whether another has come for it."""
+        before = self.groups(part)
+        os.killpg(before[0], signal.SIGKILL)
+
+        def again() -> bool:
+            now = self.groups(part)
+            return before[0] not in now and not set(now) <= set(before)
+
+        return again
 
     def secret(self) -> dict[str, str]:
         """The master's user and password."""
@@ -150,7 +168,7 @@ class WebEnvironment:
         """Takes a snapshot and waits for it."""
         self.rds.create_db_snapshot(DBInstanceIdentifier=self.database, DBSnapshotIdentifier=name)
         self.rds.get_waiter("db_snapshot_available").wait(
-            DBSnapshotIdentifier=name, WaiterConfig={"Delay": 1, "MaxAttempts": 60}
+            DBSnapshotIdentifier=name, WaiterConfig={"Delay": 0.1, "MaxAttempts": 600}
         )
 
     def connect(self, name: str = "", **options: Any) -> psycopg.Connection[Any]:
@@ -184,18 +202,22 @@ class Web:
         self.report, self.check, self.run_id = report, report.check, run_id
         self.client, self.outputs = session.cloud.client, session.outputs
         self.web = WebEnvironment(session)
-        self.minimum: int = self.web.described()["MinSize"]
+        self.minimum = int(web_group(session.state).inputs["minSize"])
+        self.known = self.web.decisions()  # those of policies that were told, or are old
 
     def run(self) -> None:
         """All steps in order."""
-        self.network()
-        self.serves()
-        self.closed()
+        self.web.resize(self.minimum)  # an earlier demonstration may have been interrupted
+        clients, pause = CROWD
+        with self.web.visitors(clients * self.minimum, pause) as crowd:
+            for meanwhile in (self.network, self.closed, self.snapshots):
+                meanwhile()
+            self.grows()
+        self.serves(crowd)
         self.rolls()
         self.mends()
         self.recovers()
-        self.snapshots()
-        self.web.resize(self.minimum)
+        self.shrinks()
 
     def network(self) -> None:
         """The subnets, the default security group and the database, as the emulator has them."""
@@ -211,17 +233,6 @@ class Web:
         database = self.web.instance()
         self.check("the database is encrypted", True, database["StorageEncrypted"])
         self.check("the database is public", False, database["PubliclyAccessible"])
-
-    def serves(self) -> None:
-        """Two instances answer behind the load balancer, and what they write is in the database."""
-        self.report.step(f"Its load balancer answers at {self.web.url}")
-        count = max(2, self.minimum)
-        self.check("healthy targets, each a process", count, len(self.web.resize(count)))
-        with self.web.visitors() as visitors:
-            time.sleep(1)
-        self.check("failed of all requests", {}, dict(visitors.failures))
-        lost = visitors.acknowledged - self.web.visits()
-        self.check(f"of {len(visitors.acknowledged)} visits lost", 0, len(lost))
 
     def closed(self) -> None:
         """Nobody comes in without TLS, the right authority, the right rights."""
@@ -239,14 +250,44 @@ class Web:
             refused(lambda: self.web.visits(**wrong)),
         )
 
+    def answered(self, visitors: Visitors) -> None:
+        """Each request was."""
+        self.check(f"failed of {visitors.answers} requests", {}, dict(visitors.failures))
+
+    def kept(self, *visitors: Visitors) -> None:
+        """What visitors wrote, as far as they were told so, is in the database."""
+        acknowledged = set[str]().union(*(each.acknowledged for each in visitors))
+        lost = acknowledged - self.web.visits()
+        self.check(f"lost of {len(acknowledged)} acknowledged visits", 0, len(lost))
+
+    def grows(self) -> None:
+        """More visitors than its instances are for, for three minutes: a policy launches more."""
+        self.report.step(f"Its load balancer answers at {self.web.url}: out to more instances")
+        self.decided("more instances", lambda desired: desired > self.minimum)
+
+    def serves(self, crowd: Visitors) -> None:
+        """Each visitor was answered; from here on there is one instance more than the minimum."""
+        self.answered(crowd)
+        self.kept(crowd)
+        count = self.minimum + 1
+        self.check("healthy targets, each a process", count, len(self.web.resize(count)))
+
+    def decided(self, what: str, right: Callable[[int], bool]) -> None:
+        """Waits until a policy has decided something, and says why."""
+        new = wait_until(lambda: [x for x in self.web.decisions() if x not in self.known])
+        self.known += new
+        desired, why = new[0] if new else (-1, "No policy has decided anything.")
+        self.check(f"a policy: {what}", True, right(desired))
+        self.report.say(f"{why} A minute of AWS takes a second here.")
+
     def rolls(self) -> None:
         """A new version replaces all instances, a bad one none; nobody notices."""
         self.report.step("Versions of the instances roll under load")
         before = self.web.described()["MixedInstancesPolicy"]["LaunchTemplate"]
         first, ids = before["LaunchTemplateSpecification"]["Version"], set(self.web.healthy())
         good = self.web.new_version(lambda script: script.replace(GREETING, "visits!"))
-        bad = self.web.new_version(lambda script: f"{script}\nexit 1\n")
-        with self.web.visitors() as visitors:
+        bad = self.web.new_version(lambda script: script.replace(PACKAGE, "python4"))
+        with self.web.visitors(*FEW) as visitors:
             self.check("a good version", "Successful", self.web.refresh(good)["Status"])
             self.check("... is in the page", True, "visits!" in self.web.page())
             kept = ids & set(self.web.healthy())
@@ -255,24 +296,24 @@ class Web:
             self.check("a version that does not start", "RollbackSuccessful", ended["Status"])
             self.check("... never served", True, "visits!" in self.web.page())
             self.check("back again", "Successful", self.web.refresh(first)["Status"])
-        self.check(f"failed of {visitors.answers} requests", {}, dict(visitors.failures))
+        self.answered(visitors)
 
     def mends(self) -> None:
         """What is killed comes back, and no acknowledged visit is lost."""
         self.report.step("kill -9, under load")
-        clients, count = 4, len(self.web.healthy())
-        with self.web.visitors(clients) as visitors:
-            self.web.kill("gunicorn")
-            back = wait_until(lambda: len(self.web.healthy()) == count)
+        clients, _ = FEW
+        count = len(self.web.resize(self.minimum + 1))  # those of the last version have ended
+        with self.web.visitors(*FEW) as visitors:
+            again = self.web.kill("gunicorn")
+            back = wait_until(lambda: again() and len(self.web.healthy()) == count)
             self.check("an instance, and all are healthy again", True, bool(back))
-        failed = visitors.failures.total()
-        self.check("failed at most those in flight", True, failed <= clients)
-        with self.web.visitors(clients) as after:
-            self.web.kill("postgres")
-            self.check("the database, and it is available", True, self.web.available())
+            failed = visitors.failures.total()
+            self.check("failed at most those in flight", True, failed <= clients)
+            again = self.web.kill("/postgres -D")
+            back = wait_until(lambda: again() and self.web.available())
+            self.check("the database, and it is available", True, bool(back))
             wait_until(lambda: "visits" in self.web.page())
-        lost = (visitors.acknowledged | after.acknowledged) - self.web.visits()
-        self.check("acknowledged visits lost", 0, len(lost))
+        self.kept(visitors)
 
     def recovers(self) -> None:
         """A snapshot brings deleted rows back; the master's password rotates under load."""
@@ -291,7 +332,7 @@ class Web:
         rds.delete_db_snapshot(DBSnapshotIdentifier=self.run_id)
         had_standby, old = self.web.instance()["MultiAZ"], self.web.secret()["password"]
         self.web.standby(True)
-        with self.web.visitors() as visitors:
+        with self.web.visitors(*FEW) as visitors:
             self.client("secretsmanager").rotate_secret(
                 SecretId=self.outputs["database_secret_arn"]
             )
@@ -301,8 +342,17 @@ class Web:
             rds.reboot_db_instance(DBInstanceIdentifier=self.web.database, ForceFailover=True)
             self.check("available after a failover to a standby", True, self.web.available())
         self.web.standby(had_standby)
-        lost = visitors.acknowledged - self.web.visits()
-        self.check(f"of {len(visitors.acknowledged)} acknowledged visits lost", 0, len(lost))
+        self.kept(visitors)
+
+    def shrinks(self) -> None:
+        """Few visitors for long enough: a policy ends what is not needed."""
+        self.report.step("In again, as the visitors were few for 15 minutes")
+        self.web.scaling.update_auto_scaling_group(
+            AutoScalingGroupName=self.web.group, MinSize=self.minimum
+        )
+        wait_until(lambda: len(self.web.described()["Instances"]) == self.minimum)
+        self.decided("fewer instances", lambda desired: desired == self.minimum)
+        self.check("healthy targets", self.minimum, len(self.web.healthy()))
 
     def snapshots(self) -> None:
         """The snapshot function: a dry run, a run, and a manual snapshot that it must not delete."""

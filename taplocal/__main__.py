@@ -378,7 +378,7 @@ def interrupt(
 ) -> None:
     """Have EC2 take a Spot instance of the web environment back, at two minutes' notice."""
     opened = session.opened(program, env, data)
-    told = {"name": session.web_group(opened.state), "region": opened.cloud.region}
+    told = {"name": session.web_group(opened.state).id, "region": opened.cloud.region}
     found = opened.cloud.own("interrupt", {**told, "instance": instance or ""})
     if found["error"]:
         raise TapLocalError(found["error"])

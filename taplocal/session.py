@@ -15,7 +15,7 @@ from taplocal.cloud import Cloud
 from taplocal.emulator import Emulator
 from taplocal.errors import TapLocalError, of_folder
 from taplocal.project import Project
-from taplocal.state import State, forget, locked
+from taplocal.state import Deployed, State, forget, locked
 from taplocal.steps import Step, Summary
 
 FOLDER = ".taplocal"
@@ -220,14 +220,14 @@ def condition(folder: Path, env: str) -> tuple[str, State, Emulator | None]:
     return "complete" if state.complete else "partial", state, emulator
 
 
-def web_group(state: State) -> str:
-    """The name of the Auto Scaling group behind the load balancer; TapLocalError if there is none.
+def web_group(state: State) -> Deployed:
+    """The Auto Scaling group behind the load balancer; TapLocalError if there is none.
 
     Bastions and NAT instances have groups, too, but no target group.
     """
     for each in state.resources.values():
         if each.type == "aws:autoscaling/group:Group" and each.inputs.get("targetGroupArns"):
-            return each.id
+            return each
     raise TapLocalError("the stack has no group behind a load balancer: it has no web environment")
 
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from demo.web import WebEnvironment, refused, wait_until
+from demo.web import PACKAGE, WebEnvironment, refused, wait_until
 from taplocal import session, snapshots, web
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
@@ -151,14 +151,14 @@ def test_versions_roll_under_load_and_a_bad_one_goes_back(running: WebEnvironmen
     mixed = running.described()["MixedInstancesPolicy"]["LaunchTemplate"]
     first, before = mixed["LaunchTemplateSpecification"]["Version"], set(running.healthy())
     good = running.new_version(lambda script: script.replace("visits.", "visits!"))
-    bad = running.new_version(lambda script: f"echo something is missing\nexit 1\n{script}")
+    bad = running.new_version(lambda script: script.replace(PACKAGE, "python4"))
     with running.visitors() as visitors:
         assert running.refresh(good)["Status"] == "Successful"
         assert "visits!" in running.page()
         assert before.isdisjoint(running.healthy())
         ended = running.refresh(bad)
         assert ended["Status"] == "RollbackSuccessful"
-        assert "something is missing" in ended["StatusReason"]
+        assert "No match for argument: python4" in ended["StatusReason"]
         assert running.refresh(first)["Status"] == "Successful"
         assert "visits." in running.page()
     assert not visitors.failures
@@ -274,10 +274,15 @@ def test_a_standby_takes_over_under_load(running: WebEnvironment) -> None:
 
 def test_capacity_follows_the_load_and_nobody_notices(running: WebEnvironment) -> None:
     running.resize(1)
+    before = running.decisions()
     with running.visitors(clients=8, pause=0) as visitors:  # far more than 3,000 a minute
         assert wait_until(lambda: len(running.healthy()) == 2)
     assert wait_until(lambda: len(running.healthy()) == 1)  # after 15 minutes of quiet, in seconds
     assert not visitors.failures
+    (in_, in_why), (out, out_why) = running.decisions()[: -len(before) or None]
+    assert (out, in_) == (2, 1)
+    assert "was above its target for 3 minutes" in out_why
+    assert "all metrics were low for 15 minutes" in in_why
     assert len(running.resize(2)) == 2
 
 
@@ -357,7 +362,7 @@ def test_killed_at_any_moment_it_ends_well(running: WebEnvironment, number: int)
         elif part == "emulator":
             os.kill(session.opened(ROOT, "dev", running.folder).cloud.emulator.pid, 9)
         else:
-            assert running.kill(part)
+            running.kill(part)
         time.sleep(chosen.random())
         session.up(ROOT, "dev", folder=running.folder, say=lambda _: None, report=lambda _: None)
     assert wait_until(lambda: len(running.healthy()) == 2)
