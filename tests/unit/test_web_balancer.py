@@ -62,6 +62,7 @@ class App:
     heads: list[bytes] = field(default_factory=list)
     connections: int = 0
     checks: int = 0
+    checked: Callable[[], None] = lambda: None  # called at each check
     server: asyncio.Server | None = None
     writers: set[asyncio.StreamWriter] = field(default_factory=set)
     port: int = 0
@@ -79,6 +80,7 @@ class App:
                 head = await reader.readuntil(b"\r\n\r\n")
                 if b"ELB-HealthChecker" in head:
                     self.checks += 1
+                    self.checked()
                     writer.write(b"HTTP/1.1 %d Told\r\nContent-Length: 0\r\n\r\n" % self.status)
                     continue
                 self.connections += not counted
@@ -599,7 +601,9 @@ async def test_a_target_is_initial_until_it_passes_one_check_and_then_counts_to_
     None
 ):
     async with world() as w:
+        seen: list[str] = []  # its state at each check
         app = await App(hello, status=500).start()
+        app.checked = lambda: seen.append(w.states()[0].state)
         await w.apply(app)
         assert w.states() == [
             ("initial", "Elb.RegistrationInProgress", "Target registration is in progress")
@@ -613,10 +617,11 @@ async def test_a_target_is_initial_until_it_passes_one_check_and_then_counts_to_
             "Health checks failed with these codes: [500]",
         )
         await w.until(lambda: w.states() == [mismatch])
-        assert app.checks == 2
+        await w.until(lambda: app.checks > 2)
+        assert seen[:3] == ["initial", "initial", "unhealthy"]
         app.status, before = 200, app.checks
-        await w.healthy(1)
-        assert app.checks == before + 2
+        await w.until(lambda: app.checks > before + 2)
+        assert seen[before : before + 3] == ["unhealthy", "unhealthy", "healthy"]
         assert app.server
         app.server.close()
         await w.until(
