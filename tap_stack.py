@@ -1,8 +1,8 @@
 """tap-stack: a production AWS platform in one Pulumi program.
 
 This file is what `pulumi up` runs and what `python -m taplocal up` deploys on a laptop. It holds
-the settings, all AWS resources and the code of all Lambda functions, but for what tells the type of
-a file: content_types.py. Importing it has no side effects.
+the settings, all AWS resources and the code of all Lambda functions, but for two libraries beside
+it: content_types.py and http_connection.py. Importing it has no side effects.
 
     people, machines --> Identity (Cognito): access tokens with scopes
             |
@@ -43,7 +43,6 @@ import itertools
 import json
 import os
 import re
-import select
 import socket
 import ssl
 import symtable
@@ -67,6 +66,7 @@ from pulumi import Input, Output, ResourceOptions
 from pulumi.runtime import config as pulumi_config
 
 from content_types import SIGNATURES, Start, content_type_of, dimensions, signatures, table_text
+from http_connection import Connection, within
 
 # === Settings =====================================================================================
 
@@ -1547,30 +1547,6 @@ def start_clock(context: Any) -> None:
 def seconds_left() -> float:
     """How long this invocation may wait; 0 or less if it has to respond now."""
     return _clock["end"] - time.monotonic()
-
-
-def within(seconds: float, call: Callable[..., Any], *arguments: Any) -> Any:
-    """What a call returns that knows no deadline itself, or TimeoutError after so many seconds.
-
-    It runs in a thread, which is left behind then: for what reads, or may be done twice.
-    """
-    outcome: list[tuple[Any, BaseException | None]] = []
-
-    def run() -> None:
-        try:
-            outcome.append((call(*arguments), None))
-        except BaseException as error:  # noqa: BLE001 - raised below
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(max(seconds, 0))
-    if not outcome:
-        raise TimeoutError(f"{call.__name__} takes longer than the {seconds:.1f} s that were left")
-    result, error = outcome[0]
-    if error:
-        raise error
-    return result
 
 
 def client(name: str) -> Any:
@@ -7143,7 +7119,10 @@ class Service:
     def __init__(self, name: str):
         self.name, (self.prefix, self.version) = name, SERVICES[name]
         scheme, self.host = endpoint(name)
-        self.connection = Connection(scheme, self.host)
+        try:
+            self.connection = Connection(scheme, self.host, tls_context, seconds_left)
+        except ValueError as error:
+            raise ValueError(f"AWS_ENDPOINT_URL: {error}") from None
         self.tokens = RETRY_TOKENS
         self.metadata: Json = {}  # the SDK's ResponseMetadata of the last attempt
 
@@ -7185,7 +7164,9 @@ class Service:
 
     def _attempt(self, action: str, body: bytes) -> Json:
         try:
-            status, headers, content = self.connection.exchange(self._request(action, body))
+            status, headers, content = self.connection.exchange(
+                self._request(action, body), CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS
+            )
         except OSError as error:
             cost = TIMEOUT_COST if isinstance(error, TimeoutError) else RETRY_COST
             raise connection_error(action, format_error(error), cost) from error
@@ -7229,181 +7210,6 @@ class Service:
             lines.append(f"x-amzn-trace-id:{trace}")  # by which Lambda notices an endless loop
         lines.append(f"content-length:{len(body)}")
         return "\r\n".join(["POST / HTTP/1.1", *lines, "", ""]).encode() + body
-
-
-class Connection:
-    """A kept connection for one request after the other: HTTP/1.1, RFC 9112.
-
-    `http.client` knows no deadline for a whole response, and takes 12 ms of a cold start with the
-    parser of e-mail that it uses. After an error the next request gets another connection.
-    """
-
-    HOST = re.compile(r"(?:\[(.+)\]|([^:/]+))(?::(\d+))?")
-    HEAD_LIMIT = 65_536
-    STATUS_LINE = re.compile(r"HTTP/1\.(\d) (\d{3})(?: .*)?")
-    LENGTH = re.compile(r"[0-9]{1,12}")
-    CHUNK_SIZE = re.compile(r"([0-9A-Fa-f]{1,9})[ \t]*(?:;.*)?")
-
-    def __init__(self, scheme: str, host: str):
-        match = self.HOST.fullmatch(host)
-        if not match or scheme not in ("http", "https"):
-            example = "expected one such as http://localhost:4566, without a path"
-            raise ValueError(f"AWS_ENDPOINT_URL: {scheme}://{host} is no endpoint: {example}")
-        self.tls = scheme == "https"
-        self.name, self.port = match[1] or match[2], match[3] or (443 if self.tls else 80)
-        self.all_authorities = False
-        if self.tls:
-            tls_context(self.all_authorities)  # in the init phase
-        self.socket: Any = None
-        self.received = bytearray()
-        self.until = 0.0
-
-    def exchange(self, request: bytes) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and content of the response to a request; OSError if there is none."""
-        try:
-            if self.socket and select.select([self.socket], [], [], 0)[0]:
-                self._close()  # the other side has, while it was idle
-            if not self.socket:
-                self._wait_until(CONNECT_TIMEOUT_SECONDS)
-                self._open()
-            self._wait_until(READ_TIMEOUT_SECONDS)
-            self._send(request)
-            return self._response()
-        except BaseException:
-            self._close()
-            raise
-
-    def _wait_until(self, seconds: float) -> None:
-        self.until = time.monotonic() + min(seconds, seconds_left())
-
-    def _timed(self) -> Any:
-        """The socket, whose next wait ends at the deadline; TimeoutError if that is over."""
-        if (left := self.until - time.monotonic()) <= 0:
-            raise TimeoutError("timed out")
-        self.socket.settimeout(left)
-        return self.socket
-
-    def _open(self) -> None:
-        # The system's resolver has no deadline.
-        left = self.until - time.monotonic()
-        found = within(left, socket.getaddrinfo, self.name, self.port, 0, socket.SOCK_STREAM)
-        for position, (family, kind, protocol, _, address) in enumerate(found, 1):
-            self.socket = socket.socket(family, kind, protocol)
-            try:
-                self._timed().connect(address)
-                break
-            except OSError:
-                self._close()
-                if position == len(found):
-                    raise
-        self._timed().setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.tls:
-            self._secure()
-
-    def _secure(self) -> None:
-        context = tls_context(self.all_authorities)
-        try:
-            self.socket = context.wrap_socket(self._timed(), server_hostname=self.name)
-        except ssl.SSLCertVerificationError:
-            if self.all_authorities:
-                raise
-            self.all_authorities = True  # as of a proxy or an emulator
-            self._open()
-
-    def _close(self) -> None:
-        if self.socket:
-            self.socket.close()
-        self.socket = None
-        self.received.clear()
-
-    def _send(self, request: bytes) -> None:
-        left = memoryview(request)
-        while left:
-            left = left[self._timed().send(left) :]
-
-    def _response(self) -> tuple[int, dict[str, str], bytes]:
-        status = 100
-        while status < 200:  # an interim response comes before the final one
-            version, status, headers = self._head()
-        content, kept = self._content(version, status, headers)
-        if not kept or self.received or "close" in headers.get("connection", "").lower():
-            self._close()
-        return status, headers, content
-
-    def _head(self) -> tuple[str, int, dict[str, str]]:
-        first, *lines = self._before(b"\r\n\r\n").split("\r\n")
-        match = self.STATUS_LINE.fullmatch(first)
-        if not match:
-            raise malformed(first)
-        headers: dict[str, str] = {}
-        for line in lines:
-            name, colon, value = line.partition(":")
-            if not colon or name.split() != [name]:
-                raise malformed(line)
-            name, value = name.lower(), value.strip()
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        return match[1], int(match[2]), headers
-
-    def _content(self, version: str, status: int, headers: dict[str, str]) -> tuple[bytes, bool]:
-        """The content, and whether another response may follow it."""
-        coding, length = headers.get("transfer-encoding"), headers.get("content-length")
-        if status in (204, 304):
-            return b"", version == "1"
-        if coding is not None:
-            if coding.lower() != "chunked":
-                raise malformed(coding)
-            return self._chunks(), version == "1" and length is None
-        if length is None:
-            while self._receive():
-                pass
-            return bytes(self.received), False
-        if not self.LENGTH.fullmatch(length):
-            raise malformed(length)
-        return self._take(int(length)), version == "1"
-
-    def _chunks(self) -> bytes:
-        content, size = bytearray(), 1
-        while size:
-            line = self._before(b"\r\n")
-            if not (match := self.CHUNK_SIZE.fullmatch(line)):
-                raise malformed(line)
-            if size := int(match[1], 16):
-                content += self._take(size)
-                if end := self._before(b"\r\n"):
-                    raise malformed(end)
-        while self._before(b"\r\n"):
-            pass  # trailers
-        return bytes(content)
-
-    def _before(self, delimiter: bytes) -> str:
-        """What comes before a delimiter, which is dropped."""
-        while (size := self.received.find(delimiter)) < 0:
-            if len(self.received) > self.HEAD_LIMIT:
-                raise malformed("its head is too long")
-            self._receive_more()
-        return self._take(size + len(delimiter))[:size].decode("latin-1")
-
-    def _take(self, size: int) -> bytes:
-        while len(self.received) < size:
-            self._receive_more()
-        taken = bytes(self.received[:size])
-        del self.received[:size]
-        return taken
-
-    def _receive_more(self) -> None:
-        if not self._receive():
-            raise ConnectionResetError("the response ends too early")
-
-    def _receive(self) -> bool:
-        """Waits for the next bytes; False if the other side has closed."""
-        data = self._timed().recv(65_536)
-        self.received += data
-        return bool(data)
-
-
-def malformed(what: str) -> ConnectionError:
-    """The error for what is no HTTP."""
-    return ConnectionError(f"the response is malformed: {what[:100]!r}")
 
 
 #: Amazon Root CA 1 to 4, by the place and the beginning of their serial numbers in PEM.

@@ -38,6 +38,7 @@ def checkout(tmp_path: Path) -> Path:
     beside = (
         "content_types.py",
         "content_types.txt",
+        "http_connection.py",
         "openapi.yaml",
         "requirements-web.txt",
         "Pulumi.yaml",

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tap_stack import RESERVE_SECONDS, jittered_pause, seconds_left, start_clock, within
+from http_connection import within
+from tap_stack import RESERVE_SECONDS, jittered_pause, seconds_left, start_clock
 from tests.fakes import FakeContext
 
 

@@ -30,7 +30,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509 import load_pem_x509_certificate
 
 import tap_stack
-from tap_stack import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, Service, ServiceError, within
+from http_connection import within
+from tap_stack import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, Service, ServiceError
 from tests.local.postgres import certificate
 from tests.unit.conftest import Api, assert_problem
 
