@@ -341,8 +341,9 @@ class TapStackArgs:
     files_table_scaling: int = setting(PerTier(1, 1, 4), between(1, 100))
     """How many times its capacity the files table and its indexes may grow to; 1 turns scaling
     off."""
-    files_concurrency: int = setting(PerTier(0, 10, 20), between(0, 100_000))
-    """Concurrency reserved for the files function; events above it wait. 0 reserves nothing."""
+    files_concurrency: int = setting(PerTier(10, 10, 20), between(0, 100_000))
+    """Concurrency reserved for the files function; events above it wait. 0 reserves nothing: then a
+    burst takes all that the account has, and waits for the table until events are dead letters."""
     noncurrent_days: int = setting(PerTier(7, 30, 90), between(1, 3_650))
     """Days after which replaced and deleted versions of objects expire, in all buckets."""
     upload_max_mb: int = setting(100, between(1, 5_000, ", what S3 accepts in one POST"))

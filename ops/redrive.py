@@ -4,92 +4,169 @@
 
 Uses the AWS credentials and region of the environment, as the AWS CLI does. They must allow
 sqs:ReceiveMessage, sqs:DeleteMessage, sqs:ChangeMessageVisibility and sqs:GetQueueAttributes on the
-queue, lambda:InvokeFunction on the alias, and kms:Decrypt on the key. Safe to repeat: the function
-is idempotent.
+queue, lambda:InvokeFunction on the alias, and kms:Decrypt on the key.
+
+One event at a time is with the function, and its message is deleted when the function has
+succeeded: stopped at any moment, by Ctrl-C or otherwise, nothing is lost, and another run goes on
+with the rest. The function is idempotent, so an event that succeeded just then may be repeated. It
+is as fast as the function, and slower while that is throttled or fails.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
 
-VISIBILITY_TIMEOUT_SECONDS = 60
+HIDDEN_SECONDS = 900  # what is received is hidden from others, and comes back if this process dies
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 10.0
+READ_TIMEOUT_SECONDS = 90  # the function may take 60 s
+STOPPED = "stopped: run it again to go on with the rest"
 
 
 @dataclass(frozen=True)
 class Letter:
-    """A message of the dead-letter queue: the failed event and its error."""
+    """A message of the dead-letter queue: the failed event, and what became of it."""
 
+    id: str
     receipt: str
     event: Any  # None if Lambda did not write the message
-    error: str
+    error: str  # why it is in the queue; empty if it was redriven
+    number: int = 0  # in this run, from 1
+    of: int = 0  # messages when the run began
+
+
+class Pace:
+    """The pause before an event: twice as long after each failure, half as long after a success."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def wait(self) -> None:
+        """Pauses, with jitter."""
+        time.sleep(random.uniform(0.5, 1) * self.seconds)  # noqa: S311 - no secret
+
+    def adapt(self, succeeded: bool) -> None:
+        """Faster or slower from now on."""
+        if not succeeded:
+            longer = max(2 * self.seconds, FIRST_PAUSE_SECONDS)
+            self.seconds = min(longer, LONGEST_PAUSE_SECONDS)
+        else:
+            self.seconds = self.seconds / 2 if self.seconds > FIRST_PAUSE_SECONDS else 0
 
 
 def redrive(
     sqs: Any, functions: Any, queue_url: str, function: str, dry_run: bool = False
-) -> Iterator[Letter]:
+) -> Generator[Letter, None, None]:
     """Invokes the function's alias `live` with each event, deletes its message and yields it.
 
-    Stops when the queue is empty, or after as many messages as it had at the start: an event that
-    fails again arrives as a new message. Messages that Lambda did not write, and all messages of a
-    dry run, stay in the queue. Raises botocore's errors.
+    Ends when the queue is empty, or after as many messages as it had at the start. An event that
+    fails again, a message that Lambda did not write, and all messages of a dry run stay in the
+    queue and are visible when this ends, however it does. Raises botocore's errors.
     """
+    hidden: dict[str, str] = {}  # id -> newest receipt, of what was received and is in the queue
+    pace = Pace()
+    try:
+        for letter in receive(sqs, queue_url, hidden):
+            if letter.event is not None and not dry_run:
+                error = deliver(functions, function, letter.event, pace)
+                letter = replace(letter, error=error)
+                if not error:
+                    sqs.delete_message(QueueUrl=queue_url, ReceiptHandle=hidden.pop(letter.id))
+            yield letter
+    finally:
+        for receipt in hidden.values():
+            sqs.change_message_visibility(
+                QueueUrl=queue_url, ReceiptHandle=receipt, VisibilityTimeout=0
+            )
+
+
+def receive(sqs: Any, queue_url: str, hidden: dict[str, str]) -> Iterator[Letter]:
+    """Each message once, as many as there are now, and notes in `hidden` which are received."""
     attributes = sqs.get_queue_attributes(
         QueueUrl=queue_url, AttributeNames=["ApproximateNumberOfMessages"]
     )
-    remaining = int(attributes["Attributes"]["ApproximateNumberOfMessages"])
-    retained = []
-    while remaining > 0 and (letters := receive(sqs, queue_url, remaining)):
-        for letter in letters:
-            if letter.event is None or dry_run:
-                retained.append(letter)
-            else:
-                functions.invoke(
-                    FunctionName=function,
-                    Qualifier="live",
-                    InvocationType="Event",
-                    Payload=json.dumps(letter.event).encode(),
-                )
-                sqs.delete_message(QueueUrl=queue_url, ReceiptHandle=letter.receipt)
-            yield letter
-        remaining -= len(letters)
-    for letter in retained:
-        sqs.change_message_visibility(
-            QueueUrl=queue_url, ReceiptHandle=letter.receipt, VisibilityTimeout=0
-        )
+    total, told = int(attributes["Attributes"]["ApproximateNumberOfMessages"]), 0
+    while told < total:
+        messages = sqs.receive_message(
+            QueueUrl=queue_url,
+            MaxNumberOfMessages=min(total - told, 10),
+            VisibilityTimeout=HIDDEN_SECONDS,
+            WaitTimeSeconds=1,
+        ).get("Messages", [])
+        if not messages:
+            return
+        letters = [read_letter(each) for each in messages]
+        new = [each for each in letters if each.id not in hidden]
+        hidden.update((each.id, each.receipt) for each in letters)
+        for letter in new:
+            told += 1
+            yield replace(letter, number=told, of=total)
 
 
-def receive(sqs: Any, queue_url: str, limit: int) -> list[Letter]:
-    """At most `limit` messages, hidden from other consumers for a minute."""
-    received = sqs.receive_message(
-        QueueUrl=queue_url,
-        MaxNumberOfMessages=min(limit, 10),
-        VisibilityTimeout=VISIBILITY_TIMEOUT_SECONDS,
-        WaitTimeSeconds=1,
-    )
-    return [read_letter(message) for message in received.get("Messages", [])]
+def deliver(functions: Any, function: str, event: Any, pace: Pace) -> str:
+    """The function's error with an event, empty if it succeeded; waits while it is throttled."""
+    from botocore.exceptions import ClientError
+
+    while True:
+        pace.wait()
+        try:
+            response = functions.invoke(
+                FunctionName=function, Qualifier="live", Payload=json.dumps(event).encode()
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "TooManyRequestsException":
+                raise
+            pace.adapt(succeeded=False)
+            continue
+        failed = "FunctionError" in response
+        pace.adapt(succeeded=not failed)
+        return error_of(json.loads(response["Payload"].read())) if failed else ""
 
 
 def read_letter(message: dict[str, Any]) -> Letter:
     """Reads the record that Lambda writes about a failed event."""
+    names = message["MessageId"], message["ReceiptHandle"]
     try:
         body = json.loads(message["Body"])
-        event, response = body["requestPayload"], body.get("responsePayload") or {}
+        event, response = body["requestPayload"], body.get("responsePayload")
     except (ValueError, KeyError, TypeError, AttributeError):
-        return Letter(message["ReceiptHandle"], None, "the message was not written by Lambda")
+        return Letter(*names, None, "the message was not written by Lambda")
+    return Letter(*names, event, error_of(response))
+
+
+def error_of(response: Any) -> str:
+    """The error in what a function responded."""
     error = response.get("errorMessage") if isinstance(response, dict) else response
-    return Letter(message["ReceiptHandle"], event, str(error or "unknown error"))
+    return str(error or "unknown error")
 
 
 def describe(letter: Letter) -> str:
     """A message in one line: the object keys in its event, and the error."""
     keys = re.findall(r'"key": ("(?:[^"\\]|\\.)*")', json.dumps(letter.event))
-    return f"{', '.join(keys) or 'an event'}: {letter.error}"
+    return f"{', '.join(keys) or 'an event'}: {letter.error or 'redriven'}"
+
+
+def progress(letters: Generator[Letter, None, None], say: Callable[[str], None]) -> list[str]:
+    """Redrives, and says of each message what became of it, then how many; returns their lines."""
+    lines: list[str] = []
+    redriven = 0
+    try:
+        with closing(letters):
+            for letter in letters:
+                lines.append(describe(letter))
+                redriven += not letter.error
+                say(f"{letter.number} of {letter.of}: {lines[-1]}")
+    finally:
+        say(f"{redriven} redriven, {len(lines) - redriven} seen and left in the queue")
+    return lines
 
 
 def main(
@@ -101,19 +178,19 @@ def main(
 ) -> None:
     """Redrives the events in a dead-letter queue to their function."""
     import boto3
+    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
-    counts = {True: 0, False: 0}
     try:
-        clients = boto3.client("sqs"), boto3.client("lambda")
-        for letter in redrive(*clients, queue_url, function, dry_run):
-            counts[letter.event is not None] += 1
-            typer.echo(describe(letter))
+        config = Config(read_timeout=READ_TIMEOUT_SECONDS)
+        clients = boto3.client("sqs"), boto3.client("lambda", config=config)
+        progress(redrive(*clients, queue_url, function, dry_run), typer.echo)
     except (BotoCoreError, ClientError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    done = "would be redriven" if dry_run else "redriven"
-    typer.echo(f"{counts[True]} {done}, {counts[False]} left in the queue")
+    except KeyboardInterrupt:
+        typer.echo(STOPPED, err=True)
+        raise typer.Exit(130) from None
 
 
 if __name__ == "__main__":

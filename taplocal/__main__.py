@@ -24,7 +24,7 @@ isolate()  # before anything can make an SDK client
 
 from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 
-from ops.redrive import describe  # noqa: E402
+from ops.redrive import STOPPED, progress  # noqa: E402
 from ops.redrive import redrive as redrive_messages  # noqa: E402
 from taplocal import access, session, snapshots, web  # noqa: E402
 from taplocal.console import Console  # noqa: E402
@@ -405,8 +405,13 @@ def redrive(
         )
     clients = opened.cloud.client("sqs"), opened.cloud.client("lambda")
     target = opened.outputs["files_dead_letters_url"], opened.outputs["files_function_name"]
-    letters = [describe(each) for each in redrive_messages(*clients, *target, dry_run)]
-    _print({"letters": letters}) if as_json else print("\n".join(letters or ["the queue is empty"]))
+    letters = redrive_messages(*clients, *target, dry_run)
+    try:
+        shown = progress(letters, Console(quiet=as_json).say)
+    except KeyboardInterrupt:
+        raise InterruptError(STOPPED) from None
+    if as_json:
+        _print({"letters": shown})
 
 
 @app.command()
