@@ -4732,9 +4732,13 @@ def record_version(file: Item) -> str:
 
 
 def record_failure(file: Item, reason: str) -> str:
-    """Writes a version about which nothing more will be known; it counts in no total."""
-    failed = {**file, "failure": {"S": reason}}
-    return "FilesRepeated" if transact([version_put(failed)]) else "FilesMissing"
+    """Writes a version about which nothing more will be known; it counts in no total.
+
+    If S3 has no other version of its file, that is among the deleted ones, with the reason.
+    """
+    repeated = transact([version_put({**file, "failure": {"S": reason}})])
+    record_newest(file)
+    return "FilesRepeated" if repeated else "FilesMissing"
 
 
 def record_deletion(deleted: Upload, marker: bool) -> str:

@@ -291,8 +291,9 @@ def test_repeated_and_reordered_events_change_nothing(pipeline: Pipeline) -> Non
 def test_a_deleted_version_leaves_a_failed_record(pipeline: Pipeline) -> None:
     assert "FunctionError" not in pipeline.invoke({"Records": [pipeline.event("gone", "no", "01")]})
     record = pipeline.records("gone")
-    assert record.keys() == {"version"}
+    assert record.keys() == {"version", "newest"}
     assert "gone" in record["version"]["failure"]["S"]
+    assert record["newest"]["files_of"]["S"] == f"{pipeline.owner}/deleted"
 
 
 def test_a_deleted_file_leaves_the_lists_and_comes_back(

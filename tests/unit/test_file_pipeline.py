@@ -263,7 +263,17 @@ def test_an_object_that_is_gone_is_recorded_as_failed(pipeline: Pipeline, code: 
     pipeline(created("ann/a"))
     version = plain(pipeline.version("ann/a", "A1"))
     assert version["failure"] == "The object was gone before it could be read."
-    assert len(pipeline.table.files) == 1  # neither a newest state nor a total
+    newest = plain(pipeline.newest("ann/a"))
+    assert (newest["files_of"], newest["failure"]) == ("ann/deleted", version["failure"])
+    assert len(pipeline.table.files) == 2  # there is no total
+
+
+def test_a_version_that_is_gone_leaves_the_file_as_it_is(pipeline: Pipeline) -> None:
+    pipeline.s3.put("ann/a", "v1", b"x")
+    pipeline(created("ann/a", "A1"), created("ann/a", "A2", "v2"))
+    newest = plain(pipeline.newest("ann/a"))
+    assert (newest["version_id"], newest["files_of"]) == ("v1", "ann/")
+    assert plain(pipeline.version("ann/a", "A2"))["failure"]
 
 
 # What is deleted
