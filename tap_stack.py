@@ -4978,7 +4978,8 @@ DOWNLOAD_SECONDS = 60  # how long the address of a content is good
 PATH_STEP = r"(?!\.{1,2}(/|$)|[^/]*\$\{filename\})[^/\x00-\x1f\x7f]+"
 FOLDER = f"({PATH_STEP}(/{PATH_STEP})*)?"
 CONTENT_TYPE = r"[a-z0-9.+-]+/[a-z0-9.+-]+"
-UPLOAD_FIELDS = ("name", "folder", "content_type", "size")
+CHECKSUMS = {"sha256": 44, "crc64nvme": 12}  # by which S3 compares an upload -> its Base64's length
+UPLOAD_FIELDS = ("name", "folder", "content_type", "size", *CHECKSUMS)
 KEY_LIMIT = 1_024  # bytes, S3's
 TOTALS_DAYS = 92  # a quarter: four queries at most
 TOTALS_READ_UNITS = 34  # of the longest page: 101 totals in 16 shards of 171 bytes
@@ -5026,7 +5027,8 @@ def create_upload(request: Request) -> Response:
         raise invalid_fields({"/name": f"folder and name have at most {most} bytes."})
     size = wanted.get("size")
     least, most = (0, limit) if size is None else (int(size), int(size))
-    form = upload_form(key, wanted["content_type"], least, most)
+    checksum = {name: wanted[name] for name in CHECKSUMS if name in wanted}
+    form = upload_form(key, wanted["content_type"], least, most, **checksum)
     body = {"id": file_id(key), **form, "expires_in": UPLOAD_SECONDS}
     return respond(201, json.dumps(body), location=f"/files/{body['id']}", cache_control="no-store")
 
@@ -5051,6 +5053,11 @@ def upload_mistakes(wanted: Json, limit: int) -> Iterable[tuple[str, str]]:
     number = isinstance(size, Decimal) and size.is_finite()
     if not (number and 0 <= size <= limit and size % 1 == 0):
         yield "/size", f"size is a whole number of bytes, {limit} at most."
+    given = [name for name in CHECKSUMS if name in wanted]
+    for name in given:
+        valid = is_like("[A-Za-z0-9+/]+=", wanted[name]) and len(wanted[name]) == CHECKSUMS[name]
+        if len(given) > 1 or not valid:
+            yield f"/{name}", f"{name} is in Base64; one of {', '.join(CHECKSUMS)} is enough."
 
 
 def is_like(pattern: str, value: Any) -> bool:
@@ -5059,11 +5066,13 @@ def is_like(pattern: str, value: Any) -> bool:
     return text and bool(re.fullmatch(pattern, value))
 
 
-def upload_form(key: str, content_type: str, least: int, most: int) -> Json:
+def upload_form(key: str, content_type: str, least: int, most: int, **checksum: str) -> Json:
     """URL and fields of a form that S3 takes one object by: "Creating an HTML form", S3 API."""
     now, bucket = time.time(), os.environ["BUCKET_NAME"]
     signer, scope, secret_key = signer_fields(now)
     named = {f"x-amz-{name.lower()}": value for name, value in signer.items()}
+    for name, value in checksum.items():
+        named |= {"x-amz-checksum-algorithm": name.upper(), f"x-amz-checksum-{name}": value}
     fields = {"Content-Type": content_type, "key": key, **named}
     allowed = [{"bucket": bucket}, *({name: fields[name]} for name in fields)]
     ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now + UPLOAD_SECONDS))

@@ -23,6 +23,7 @@ def main() -> None:
         destinations,
         environments,
         events,
+        forms,
         gateway,
         guard,
         keys,
@@ -49,6 +50,7 @@ def main() -> None:
     keys.install()
     sizes.install()
     versions.install()
+    forms.install()
     metrics.install(environments.install())
     alarms.install()
     capacity.install(metrics.count)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import random
 import time
@@ -273,6 +275,30 @@ def test_s3_rejects_what_the_form_does_not_allow(deployed: Session, ann: Call) -
         forged = access.Response(201, {}, json.dumps(response))
         assert access.send(forged, b"abc").status == 403, field
     assert access.send(form, b"abc").status == 204
+
+
+@pytest.mark.parametrize("name", ["sha256", "crc64nvme"])
+def test_s3_takes_the_content_whose_checksum_the_form_has(
+    deployed: Session, ann: Call, name: str
+) -> None:
+    right = {
+        "sha256": base64.b64encode(hashlib.sha256(b"123456789").digest()).decode(),
+        "crc64nvme": base64.b64encode(bytes.fromhex("AE8B14860A799888")).decode(),
+    }[name]
+    wanted = {"name": f"{name}.txt", "content_type": "text/plain", name: right}
+    form = ann("POST", "/files", json.dumps(wanted))
+    assert form.status == 201, form.body
+    wrong = access.send(form, b"123456780")
+    assert (wrong.status, "BadDigest" in wrong.body) == (400, True)
+    other = form.json()
+    other["fields"][f"x-amz-checksum-{name}"] = right[::-1]
+    assert access.send(access.Response(201, {}, json.dumps(other)), b"123456789").status == 403
+    del other["fields"][f"x-amz-checksum-{name}"]
+    assert access.send(access.Response(201, {}, json.dumps(other)), b"123456789").status == 403
+    assert access.send(form, b"123456789").status == 204
+    path = f"/files/{form.json()['id']}"
+    eventually(lambda: ann("GET", path).status == 200)
+    assert ann("GET", path).json()["checksums"] == {name.upper(): right}
 
 
 def test_repeated_and_reordered_events_change_nothing(pipeline: Pipeline) -> None:

@@ -77,6 +77,31 @@ def test_the_form_is_good_for_one_key_type_and_size(api: Api) -> None:
     assert ["content-length-range", 0, 1_000_000] in policy(api("POST", "/files", NEW))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("sha256", "A" * 43 + "="), ("crc64nvme", "B" * 11 + "=")]
+)
+def test_the_form_is_good_for_one_checksum(api: Api, name: str, value: str) -> None:
+    response = api("POST", "/files", {**NEW, name: value})
+    expected = {f"x-amz-checksum-{name}": value, "x-amz-checksum-algorithm": name.upper()}
+    assert expected.items() <= response.json["fields"].items()
+    assert all({each: expected[each]} in policy(response) for each in expected)
+
+
+@pytest.mark.parametrize(
+    "checksums",
+    [
+        {"sha256": "A" * 64},  # in hexadecimal
+        {"sha256": 1},
+        {"crc64nvme": "B" * 43 + "="},
+        {"sha256": "A" * 43 + "=", "crc64nvme": "B" * 11 + "="},
+    ],
+)
+def test_a_checksum_that_is_none_is_rejected(api: Api, checksums: dict[str, Any]) -> None:
+    response = api("POST", "/files", {**NEW, **checksums})
+    assert response.status == 422
+    assert {each["pointer"] for each in response.json["errors"]} == {f"/{x}" for x in checksums}
+
+
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The SDK's client, whose clock stands still as ours does."""
@@ -113,13 +138,17 @@ def test_the_address_of_a_content_is_the_sdks(s3: Any, key: str) -> None:
     assert sorted(parse_qsl(ours.query)) == sorted(parse_qsl(sdks.query))
 
 
-def test_the_form_for_an_upload_is_the_sdks(s3: Any) -> None:
+@pytest.mark.parametrize("checksum", [{}, {"sha256": "4tD="}])
+def test_the_form_for_an_upload_is_the_sdks(s3: Any, checksum: dict[str, str]) -> None:
+    declared = {"Content-Type": "image/png"}
+    if checksum:
+        declared |= {"x-amz-checksum-algorithm": "SHA256", "x-amz-checksum-sha256": "4tD="}
     expected = s3.generate_presigned_post(
-        Bucket="files-bucket", Key="ann/ä ☕.png", Fields={"Content-Type": "image/png"},
-        Conditions=[{"Content-Type": "image/png"}, ["content-length-range", 0, 10]],
+        Bucket="files-bucket", Key="ann/ä ☕.png", Fields=dict(declared),
+        Conditions=[*({name: declared[name]} for name in declared), ["content-length-range", 0, 10]],
         ExpiresIn=tap_stack.UPLOAD_SECONDS,
     )  # fmt: skip
-    found = upload_form("ann/ä ☕.png", "image/png", 0, 10)
+    found = upload_form("ann/ä ☕.png", "image/png", 0, 10, **checksum)
     assert found["url"] == expected["url"]
     policies = [
         json.loads(base64.b64decode(form["fields"].pop("policy"))) for form in (found, expected)
