@@ -6974,7 +6974,7 @@ class TapStack(pulumi.ComponentResource):
     vpc_id = StackOutput[str]("Id of the VPC")
     assets_bucket_name = StackOutput[str]("Name of the bucket of assets")
     database_name = StackOutput[str]("Identifier of the database instance")
-    database_secret_arn = StackOutput[str]("ARN of the secret with the database's password")
+    database_secret_arn = StackOutput[str]("ARN of the master's secret, which RDS rotates")
     snapshots_function_name = StackOutput[str]("Name of the snapshot function")
     bastion_group_name = StackOutput[str]("Name of the bastion's Auto Scaling group")
     alerts_topic_arn = StackOutput[str]("ARN of the topic of alarms and budget")
