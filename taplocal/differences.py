@@ -217,7 +217,8 @@ DIFFERENCES = (
     ),
     Difference(
         "retry-time", OTHERWISE, "Lambda tries a failed event again after one minute, then two",
-        "after one second, then two", "lambda/FunctionEventInvokeConfig",
+        "after one second, then two: so the deletion of a version that is never recorded becomes a "
+        "dead letter, which it does not 90 s later", "lambda/FunctionEventInvokeConfig",
     ),
     Difference(
         "alarm-time", OTHERWISE, "alarms are evaluated each minute",
