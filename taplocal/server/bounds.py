@@ -36,7 +36,9 @@ def stores() -> Iterator[Any]:
     """The other lists and dictionaries that only grow."""
     for scoped in (cloudwatch._alarm_history, eventbridge._events_log, sns._sms_messages):
         yield from list(scoped._data.values())
-    yield from (cloudwatch_logs._queries._data, cognito._challenge_sessions._data)
+    # MiniStack keeps the records of events that are gone; a query makes those that it misses.
+    yield from (cloudwatch_logs._log_records._data, cloudwatch_logs._queries._data)
+    yield cognito._challenge_sessions._data
     yield from (cognito._refresh_tokens, cognito._pending_user_auth)
 
 

@@ -26,7 +26,8 @@ def post(
     SigV4Auth(Credentials(access_key, secret_key), "sts", "us-east-1").add_auth(request)
     connection = http.client.HTTPConnection(address, timeout=seconds)
     try:
-        connection.request("POST", path, body, dict(request.headers.items()))
+        # Else the emulator keeps what it has of each connection for 75 seconds.
+        connection.request("POST", path, body, {**request.headers, "Connection": "close"})
         response = connection.getresponse()
         text = response.read()
     except http.client.HTTPException as error:

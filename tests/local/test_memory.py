@@ -1,4 +1,4 @@
-"""What the emulator stores does not grow with the requests that it has answered."""
+"""Memory does not grow with requests: the emulator's stores, what runs the web environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.emulator_memory import UNTHROTTLED, Load
+from benchmarks.emulator_memory import UNTHROTTLED, Load, memory
+from benchmarks.web_soak import CLIENTS, INSTANCES, PARTS, processes
+from demo.web import WebEnvironment
 from taplocal import emulator, session
 from taplocal.server.bounds import RECENT_SECONDS, SWEEP_SECONDS
 from taplocal.session import Session
@@ -26,20 +28,25 @@ DATA = {
     "ministack.services.s3._object_versions": "versions of files",
 }
 
+VISITS = 4_000
+GROWTH_MIB = 8  # of a part; 2 KiB a request, which is far more than what differs from run to run
+
 #: It has so many points a minute: some 10 elements a request if each value stays.
 METRICS = "ministack.services.cloudwatch._metrics"
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Session]:
-    """The dev environment on an emulator that counts its stores."""
+def counted(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Session]:
+    """These systems of the dev environment on an emulator that counts its stores."""
     monkeypatch.setattr(emulator, "PROGRAM", ROOT / "tests" / "ministack_probe.py")
     try:
         yield session.up(
             ROOT,
             "dev",
             folder=tmp_path,
-            config={**UNTHROTTLED, "systems": "api,files"},  # web instances log all the time
+            config={**UNTHROTTLED, "systems": request.param},
             say=print,
             report=lambda _: None,
         )[0]
@@ -64,6 +71,16 @@ def eventually(true: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def assert_level(before: dict[str, int], after: dict[str, int], requests: int) -> None:
+    """No store has grown with so many requests, but for data and a few points of metrics."""
+    grown = {name: (count - before.get(name, 0)) / requests for name, count in after.items()}
+    limits = {**dict.fromkeys(grown, 0.5), **dict.fromkeys(DATA, 100.0), METRICS: 3.0}
+    limits["objects"] = limits[METRICS]  # points are objects, too
+    assert not {name: count for name, count in grown.items() if count > limits[name]}
+
+
+# Without the web environment, whose instances log all the time.
+@pytest.mark.parametrize("counted", ["api,files"], indirect=True)
 def test_no_store_grows_with_the_requests(counted: Session, tmp_path: Path) -> None:
     load = Load(counted)
     load.run(range(WARM))
@@ -71,8 +88,26 @@ def test_no_store_grows_with_the_requests(counted: Session, tmp_path: Path) -> N
     before = stores(counted, tmp_path)
     load.run(range(WARM, WARM + MEASURED))
     time.sleep(SETTLE_SECONDS)
-    after = stores(counted, tmp_path)
-    grown = {name: (count - before.get(name, 0)) / MEASURED for name, count in after.items()}
-    limits = {**dict.fromkeys(grown, 0.5), **dict.fromkeys(DATA, 100.0), METRICS: 3.0}
-    limits["objects"] = limits[METRICS]  # points are objects, too
-    assert not {name: count for name, count in grown.items() if count > limits[name]}
+    assert_level(before, stores(counted, tmp_path), MEASURED)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="no /proc")
+@pytest.mark.parametrize("counted", ["web"], indirect=True)
+def test_the_web_environments_memory_is_level(counted: Session, tmp_path: Path) -> None:
+    found, emulator_pid = WebEnvironment(counted), counted.cloud.emulator.pid
+    found.resize(INSTANCES)
+
+    def visited() -> tuple[dict[str, int], dict[str, float]]:
+        with found.visitors(CLIENTS, 0) as visitors:
+            eventually(lambda: visitors.answers > VISITS)
+        assert not visitors.failures
+        time.sleep(SETTLE_SECONDS)
+        parts = processes(found, emulator_pid)
+        used = {part: sum(memory(each)[1] for each in parts[part]) for part in PARTS}
+        return stores(counted, tmp_path), used
+
+    before, used_before = visited()
+    after, used_after = visited()
+    assert_level(before, after, VISITS)
+    grown = {part: used_after[part] - used_before[part] for part in PARTS}
+    assert not {part: mib for part, mib in grown.items() if mib > GROWTH_MIB}, used_after
