@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from taplocal.cloud import Cloud
@@ -17,6 +16,7 @@ from taplocal.resources.base import (
     Recorded,
     given,
     pascal,
+    settled,
     tag_map,
 )
 from taplocal.web import SCALE
@@ -61,10 +61,11 @@ class Group(Named):
     def settle(self, cloud: Cloud, inputs: Inputs) -> None:
         """Waits for the capacity, as the provider does; TapLocalError with AWS's reason."""
         scaling, elb = cloud.client("autoscaling"), cloud.client("elbv2")
-        name, deadline = inputs["name"], time.monotonic() + CAPACITY_SECONDS
+        name, least = inputs["name"], inputs["minSize"]
         groups = inputs.get("targetGroupArns") or ()
         before = {each["ActivityId"] for each in self._failed(cloud, name)}
-        while True:
+
+        def look() -> str:
             found = scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])
             (group,) = found["AutoScalingGroups"]
             serving = [x for x in group["Instances"] if x["LifecycleState"] == "InService"]
@@ -78,15 +79,16 @@ class Group(Named):
                 ]
                 for arn in groups
             ]
-            if all(len(each) >= inputs["minSize"] for each in (serving, *healthy)):
-                return
+            if all(len(each) >= least for each in (serving, *healthy)):
+                return ""
             failed = [x for x in self._failed(cloud, name) if x["ActivityId"] not in before]
-            if len(failed) >= CAPACITY_FAILURES or time.monotonic() > deadline:
-                why = failed[0]["StatusMessage"] if failed else "they do not become healthy"
-                raise TapLocalError(
-                    f"{name} has {len(serving)} of {inputs['minSize']} instances in service: {why}"
-                )
-            time.sleep(0.1)
+            why = failed[0]["StatusMessage"] if failed else "they do not become healthy"
+            why = f"{name} has {len(serving)} of {least} instances in service: {why}"
+            if len(failed) >= CAPACITY_FAILURES:
+                raise TapLocalError(why)
+            return why
+
+        settled(look, CAPACITY_SECONDS)
 
     @staticmethod
     def _failed(cloud: Cloud, name: str) -> list[Any]:

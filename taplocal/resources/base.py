@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from botocore.exceptions import ClientError
 
 from taplocal.cloud import Cloud
-from taplocal.errors import UnsupportedError
+from taplocal.errors import TapLocalError, UnsupportedError
 
 Inputs = Mapping[str, Any]
 Outputs = dict[str, Any]
 
 #: The tag by which a resource is known as one that this stack made.
 OWNER = "taplocal:owner"
+LOOK_SECONDS = 0.05  # between two looks at what is waited for
 #: Error codes of a resource that does not exist.
 NOT_FOUND = re.compile("404|NoSuch.+|.*NotFound.*|.*Non[Ee]xistent.*|QueueDoesNotExist")
 
@@ -147,6 +149,18 @@ class Recorded(Handler):
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         """Nothing to delete."""
+
+
+def settled(look: Callable[[], str], seconds: float) -> None:
+    """Waits until `look`, which says what is missing, says nothing; it raises what never ends.
+
+    TapLocalError with what is still missing after so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while missing := look():
+        if time.monotonic() > deadline:
+            raise TapLocalError(missing)
+        time.sleep(LOOK_SECONDS)
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from taplocal.cloud import Cloud
-from taplocal.errors import TapLocalError
 from taplocal.resources.base import (
     Handler,
     Inputs,
@@ -14,6 +12,7 @@ from taplocal.resources.base import (
     given,
     has_owner,
     removed_tags,
+    settled,
     tag_list,
     tag_map,
 )
@@ -71,15 +70,14 @@ class LoadBalancer(Tagged):
 
     def settle(self, cloud: Cloud, inputs: Inputs) -> None:
         """Waits until it listens; TapLocalError if another program has its port."""
-        elb, deadline = cloud.client("elbv2"), time.monotonic() + LISTEN_SECONDS
-        while True:
-            (found,) = elb.describe_load_balancers(Names=[inputs["name"]])["LoadBalancers"]
-            if found["State"]["Code"] == "active":
-                return
-            if time.monotonic() > deadline:
-                why = found["State"].get("Reason") or "nobody runs it: see web.log"
-                raise TapLocalError(f"{inputs['name']}: {why}")
-            time.sleep(0.1)
+        name, elb = inputs["name"], cloud.client("elbv2")
+
+        def look() -> str:
+            (found,) = elb.describe_load_balancers(Names=[name])["LoadBalancers"]
+            why = found["State"].get("Reason") or "nobody runs it: see web.log"
+            return "" if found["State"]["Code"] == "active" else f"{name}: {why}"
+
+        settled(look, LISTEN_SECONDS)
 
     def update(
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs

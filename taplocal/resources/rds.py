@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from taplocal.resources.base import (
     Outputs,
     Recorded,
     removed_tags,
+    settled,
     tag_list,
 )
 
@@ -200,18 +200,20 @@ class EventSubscription(Recorded):
 
 def available(cloud: Cloud, name: str) -> Any:
     """The description of a database that serves; TapLocalError with its log if it cannot."""
-    deadline = time.monotonic() + AVAILABLE_SECONDS
-    while True:
-        found = cloud.client("rds").describe_db_instances(DBInstanceIdentifier=name)
-        (instance,) = found["DBInstances"]
-        status = instance["DBInstanceStatus"]
-        if status == "available":
-            return instance
-        if status == "failed" or time.monotonic() > deadline:
-            raise TapLocalError(
-                f"the database {name} is {status}: web.log in the data folder says why"
-            )
-        time.sleep(0.05)
+    rds = cloud.client("rds")
+
+    def described() -> Any:
+        return rds.describe_db_instances(DBInstanceIdentifier=name)["DBInstances"][0]
+
+    def look() -> str:
+        status = described()["DBInstanceStatus"]
+        why = f"the database {name} is {status}: web.log in the data folder says why"
+        if status == "failed":
+            raise TapLocalError(why)
+        return "" if status == "available" else why
+
+    settled(look, AVAILABLE_SECONDS)
+    return described()
 
 
 def retagged(cloud: Cloud, old: Inputs, new: Inputs, outputs: Outputs) -> Outputs:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ministack.services import cloudwatch
+from ministack.services import cloudwatch, cloudwatch_logs
 
 from taplocal.server import bounds
 
@@ -44,6 +44,19 @@ def test_a_log_group_keeps_nothing_beyond_its_retention() -> None:
     group = {"streams": {"a": stream(1, 2, age_days=8), "b": stream(2, 2)}, "retentionInDays": 7}
     bounds.trim_logs(group, NOW)
     assert kept(group) == {"b": ["0", "1"]}
+
+
+def test_no_record_of_an_event_outlives_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "MOST", 4)
+    group = {"logGroupName": "/records", "logStreamName": "a"}
+    cloudwatch_logs._create_log_group(group)
+    cloudwatch_logs._create_log_stream(group)
+    events = [{"timestamp": round(NOW * 1000) + n, "message": f"{n}"} for n in range(6)]
+    cloudwatch_logs._put_log_events({**group, "logEvents": events})
+    bounds.sweep()
+    messages = [each["@message"] for each in cloudwatch_logs._log_records._data.values()]
+    cloudwatch_logs._delete_log_group(group)
+    assert messages == ["2", "3", "4", "5"]
 
 
 def point(age: float, value: float, **more: Any) -> dict[str, Any]:
