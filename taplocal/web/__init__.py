@@ -25,7 +25,7 @@ ROOTS = Path("/var/lib/taplocal")
 def home(folder: Path) -> Path:
     """Where databases and instances of a data folder have their files.
 
-    Below it; of root's, where nobody else may pass, in /var/lib/taplocal: they run as uid 65534.
+    Below it; of root's, where nobody else may pass, in /var/lib/taplocal: they run as other users.
     """
     own = folder.resolve() / FOLDER
     if os.geteuid() != 0 or all(x.stat().st_mode & 1 for x in own.parents):

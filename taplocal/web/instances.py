@@ -7,7 +7,7 @@ folder. What cannot be done here fails the command, and so the user data, with t
 console log, as on AWS; what a group does then is its own affair.
 
 It is no sandbox: a path that is put together at run time is the machine's, and reaches what the
-user of the instance may. As root that user is 65534, who may nothing; see `user_of`.
+user of the instance may. As root that user is 65533, who may nothing; see `user_of`.
 
 An instance takes 0.5 s of CPU to launch, and about 120 MB with gunicorn and two workers.
 """
@@ -42,7 +42,7 @@ from taplocal.web.metadata import Metadata, written
 from taplocal.web.processes import Processes
 from taplocal.web.units import Unit, UnitError, owned
 
-NOBODY = 65_534
+USER = 65_533  # no account, and not PostgreSQL's, whose files instances may not read
 BOOT_SECONDS = 120  # for all of the user data
 LISTEN_SECONDS = 2  # how long `systemctl start` waits for a socket, so that what follows finds it
 STOP_SECONDS = 5
@@ -226,7 +226,7 @@ class Instance:
             self.user = user_of(self.root.parent)
             hand_over(self.root, self.user)
             if os.geteuid() == 0 and self.user is None:
-                self._say(f"runs as root: user {NOBODY} may not run {sys.executable}")
+                self._say(f"runs as root: user {USER} may not run {sys.executable}")
             async with asyncio.timeout(BOOT_SECONDS):
                 for argv in commands:
                     await self._run(argv)
@@ -550,7 +550,7 @@ def content_of(file: Mapping[str, Any]) -> str:
 
 @functools.cache
 def user_of(folder: Path) -> int | None:
-    """The user of instances below a folder: as root 65534, if that may run this Python there.
+    """The user of instances below a folder: as root USER, if that may run this Python there.
 
     The folder and its parent, which are the local cloud's own, get a mode by which it can pass.
     """
@@ -562,15 +562,15 @@ def user_of(folder: Path) -> int | None:
         subprocess.run(
             [sys.executable, "-I", "-c", f"import gunicorn, ssl; open({str(SHIM)!r})"],
             cwd=folder,
-            user=NOBODY,
-            group=NOBODY,
+            user=USER,
+            group=USER,
             extra_groups=[],
             capture_output=True,
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None  # such as of a Python below /root
-    return NOBODY
+    return USER
 
 
 def hand_over(folder: Path, user: int | None) -> None:

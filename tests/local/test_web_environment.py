@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ from demo.web import PACKAGE, WebEnvironment, refused, wait_until
 from taplocal import session, snapshots, web
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
+from taplocal.web import instances, postgres
 from taplocal.web.processes import RECORD
 from tests.local.conftest import ROOT, taplocal
 
@@ -58,6 +60,15 @@ def test_what_is_registered_is_what_runs(running: WebEnvironment) -> None:
     database = running.instance()
     assert (database["DBInstanceStatus"], database["MultiAZ"]) == ("available", False)
     assert database["MasterUserSecret"]["SecretArn"] == running.outputs["database_secret_arn"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user")
+def test_as_root_instances_and_databases_are_different_users(running: WebEnvironment) -> None:
+    """So that an instance can neither read the database's files nor end its processes."""
+    may_run = instances.user_of(web.home(running.folder) / "instances")
+    for part, user in {"gunicorn": may_run or 0, "/postgres -D": postgres.NOBODY}.items():
+        assert {Path(f"/proc/{x}").stat().st_uid for x in running.groups(part)} == {user}
+    assert len({0, instances.USER, postgres.NOBODY}) == 3
 
 
 def test_a_request_is_answered_measured_and_logged(
