@@ -415,36 +415,40 @@ class Fleet:
 
     def _size(self) -> None:
         """Launches what is missing, and retires what is too much."""
+        refresh, version = self.refresh, self._version()
+        if refresh and self._stale(refresh):
+            self._replace(refresh)
+            return
         desired, present = self.record["DesiredCapacity"], self._present()
-        refresh = self.refresh
-        version = refresh.target if refresh else self._version()
-        room = desired - len(present)
         cause = f"a difference between desired ({desired}) and actual ({len(present)}) capacity"
-        if refresh and (stale := self._stale(refresh)):
-            preferences = next(
-                each["Preferences"]
-                for each in self.record["InstanceRefreshes"]
-                if each["InstanceRefreshId"] == refresh.id
-            )
-            most = int(preferences.get("MaxHealthyPercentage") or 100)
-            surplus = max(1, desired * (most - 100) // 100) if most > 100 else 0
-            least = -(-desired * int(preferences.get("MinHealthyPercentage") or 90) // 100)
-            fresh = [each for each in present if each.version == refresh.target]
-            serving = len(self._ready(refresh.target)) + len(
-                [each for each in stale if each.state == "InService"]
-            )
-            room = min(room + surplus, desired - len(fresh))
-            cause = f"the instance refresh {refresh.id}"
-            spare = max(0, serving - max(least, min(desired, serving - surplus)))
-            waiting = [each for each in stale if each.state != "InService"]
-            for each in [*waiting, *[x for x in stale if x.state == "InService"][:spare]]:
-                self._retire(each, cause)
-        for _ in range(room):
-            self._launch(version, cause)
+        for _ in range(desired - len(present)):
+            self._launch(refresh.target if refresh else version, cause)
         if not refresh:
             oldest = sorted(present, key=lambda each: (each.version == version, each.began))
-            for each in oldest[: max(0, -room)]:
+            for each in oldest[: max(0, len(present) - desired)]:
                 self._retire(each, cause)
+
+    def _replace(self, refresh: Refresh) -> None:
+        """Launches and retires as far as the percentages of a refresh allow."""
+        desired, stale = self.record["DesiredCapacity"], self._stale(refresh)
+        preferences = next(
+            each["Preferences"]
+            for each in self.record["InstanceRefreshes"]
+            if each["InstanceRefreshId"] == refresh.id
+        )
+        most = int(preferences.get("MaxHealthyPercentage") or 100)
+        surplus = max(1, desired * (most - 100) // 100) if most > 100 else 0
+        least = -(-desired * int(preferences.get("MinHealthyPercentage") or 90) // 100)
+        cause = f"the instance refresh {refresh.id}"
+        serving = [each for each in stale if each.state == "InService"]
+        ready = len(self._ready(refresh.target)) + len(serving)
+        spare = max(0, ready - max(least, min(desired, ready - surplus)))
+        present = self._present()
+        room = min(desired + surplus - len(present), desired - (len(present) - len(stale)))
+        for each in [*(x for x in stale if x not in serving), *serving[:spare]]:
+            self._retire(each, cause)
+        for _ in range(room):
+            self._launch(refresh.target, cause)
 
     def _version(self) -> str:
         """The version of the group's template."""
