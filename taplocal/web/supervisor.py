@@ -35,7 +35,8 @@ from taplocal.web.certificates import Authority
 from taplocal.web.fleet import Fleet, merged
 from taplocal.web.instances import Instance, Launch
 from taplocal.web.metadata import Metadata
-from taplocal.web.postgres import Database, DatabaseError, Snapshots, Spec, discard, nearest
+from taplocal.web.pg_installed import DatabaseError, nearest
+from taplocal.web.postgres import Database, Snapshots, Spec, discard
 from taplocal.web.processes import Processes
 from taplocal.web.registered import (
     Certificate,

@@ -22,7 +22,7 @@ from demo.web import PACKAGE, WebEnvironment, refused, wait_until
 from taplocal import session, snapshots, web
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
-from taplocal.web import instances, postgres
+from taplocal.web import instances, pg_installed
 from taplocal.web.processes import RECORD
 from tests.local.conftest import ROOT, taplocal
 
@@ -66,9 +66,9 @@ def test_what_is_registered_is_what_runs(running: WebEnvironment) -> None:
 def test_as_root_instances_and_databases_are_different_users(running: WebEnvironment) -> None:
     """So that an instance can neither read the database's files nor end its processes."""
     may_run = instances.user_of(web.home(running.folder) / "instances")
-    for part, user in {"gunicorn": may_run or 0, "/postgres -D": postgres.NOBODY}.items():
+    for part, user in {"gunicorn": may_run or 0, "/postgres -D": pg_installed.NOBODY}.items():
         assert {Path(f"/proc/{x}").stat().st_uid for x in running.groups(part)} == {user}
-    assert len({0, instances.USER, postgres.NOBODY}) == 3
+    assert len({0, instances.USER, pg_installed.NOBODY}) == 3
 
 
 def test_a_request_is_answered_measured_and_logged(

@@ -22,9 +22,9 @@ import psycopg
 import pytest
 from cryptography import x509
 
-from taplocal.web import certificates, postgres
+from taplocal.web import certificates, pg_installed
 from taplocal.web.certificates import Authority
-from taplocal.web.postgres import DatabaseError, psql
+from taplocal.web.pg_installed import DatabaseError, psql
 from taplocal.web.tokens import Token
 from tests.local.postgres import Postgres
 
@@ -274,7 +274,7 @@ def test_its_files_are_the_owners(db: Postgres) -> None:
     folder = db.database.spec.folder
     assert (folder / "pg").stat().st_mode & 0o77 == 0
     if os.geteuid() == 0:
-        assert (folder / "pg").stat().st_uid == postgres.NOBODY
+        assert (folder / "pg").stat().st_uid == pg_installed.NOBODY
     for each in (folder / "database.json", *(db.ca.parent.iterdir())):
         assert each.stat().st_mode & 0o77 == 0, each
 
@@ -365,7 +365,7 @@ def test_data_of_an_earlier_life_go_on(db: Postgres) -> None:
             cwd=pid_file.parent,
             env={"PATH": os.defpath},
             log=db.database.log,
-            user=postgres.USER,
+            user=pg_installed.USER,
         )
     )
     lines = pid_file.read_text().split("\n")
@@ -380,7 +380,7 @@ def test_another_major_version_is_refused(db: Postgres) -> None:
     with pytest.raises(DatabaseError, match="cannot go from PostgreSQL 17 to 18"):
         db.run(db.database.modify(dataclasses.replace(db.spec, engine_version="18")))
     with pytest.raises(DatabaseError, match=r"no PostgreSQL 99 .* 17\."):
-        postgres.binaries("99")
+        pg_installed.binaries("99")
     version = db.database.primary.data / "PG_VERSION"
     db.stop()
     version.write_text("16\n")
@@ -446,7 +446,7 @@ def test_a_failover_loses_nothing() -> None:
             for by in (signal.SIGKILL, signal.SIGSTOP):
                 standby = db.database._other.process
                 assert standby
-                children = db.run(postgres.output("pgrep", "-P", str(standby.pid))).split()
+                children = db.run(pg_installed.output("pgrep", "-P", str(standby.pid))).split()
                 for each in (standby.pid, *map(int, children)):
                     os.kill(each, by)
                 more(acknowledged)

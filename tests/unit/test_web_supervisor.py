@@ -14,7 +14,8 @@ from ministack.core.responses import request_scope
 from ministack.services import ec2
 
 from taplocal.server import web as records
-from taplocal.web.postgres import Database, DatabaseError, Spec
+from taplocal.web.pg_installed import DatabaseError
+from taplocal.web.postgres import Database, Spec
 from taplocal.web.registered import FixedResponse, Forward, Redirect
 from taplocal.web.supervisor import Server, action_of, complete
 
