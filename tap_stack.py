@@ -344,6 +344,8 @@ class TapStackArgs:
     files_concurrency: int = setting(PerTier(10, 10, 20), between(0, 100_000))
     """Concurrency reserved for the files function; events above it wait. 0 reserves nothing: then a
     burst takes all that the account has, and waits for the table until events are dead letters."""
+    files_events: bool = setting(False)
+    """Send [events](extending.md#a-consumer-of-files-events) of files; {file_event} a million."""
     noncurrent_days: int = setting(PerTier(7, 30, 90), between(1, 3_650))
     """Days after which replaced and deleted versions of objects expire, in all buckets."""
     upload_max_mb: int = setting(100, between(1, 5_000, ", what S3 accepts in one POST"))
@@ -5409,6 +5411,30 @@ def parse_day(name: str, text: str) -> date:
 
 # === File pipeline: Resources =====================================================================
 
+#: Event -> the changes of the files table that it tells: which record was inserted or modified,
+#: whether it was deleted before, and whether it is now.
+FILE_EVENTS = {
+    "recorded": (("INSERT", "version#", False, False), ("MODIFY", "newest", True, False)),
+    "deleted": (("MODIFY", "version#", False, True), ("INSERT MODIFY", "newest", False, True)),
+}
+
+
+def event_pattern(changes: str, record: str, was_deleted: bool, deleted: bool) -> str:
+    """The changes as a pattern; what could not be read and delete markers have no size."""
+    new: Json = {"record": {"S": [{"prefix": record}]}, "size": {"N": [{"exists": True}]}}
+    new["deleted_at"], old = ({"S": [{"exists": x}]} for x in (deleted, was_deleted))
+    images = {"NewImage": new, "OldImage": {"deleted_at": old}}
+    return json.dumps({"eventName": changes.split(), "dynamodb": images})
+
+
+def event_template(bucket: Input[str], event: str) -> Output[str]:
+    """The detail of an event: Pipes put what is at a path into quotes, numbers of DynamoDB too."""
+    names = "id record key owner version_id size content_type etag uploaded_at".split()
+    names += ["deleted_at"] if event == "deleted" else []
+    paths = {x: f"dynamodb.NewImage.{x}.{'N' if x == 'size' else 'S'}" for x in names}
+    values = (f'"{x}": <$.{path}>' for x, path in {"change_id": "eventID", **paths}.items())
+    return Output.concat('{"bucket": "', bucket, '", ', ", ".join(values), "}")
+
 
 class FilePipeline(Component):
     """A bucket whose objects are described in a table, each version once: S3, Lambda, DynamoDB.
@@ -5429,6 +5455,7 @@ class FilePipeline(Component):
         self.scaling = self._scaling() if args.files_table_scaling > 1 else []
         self.function = self._function()
         self.notification = self._notification()
+        self.pipes = self._pipes() if args.files_events else {}
         self.register_outputs({"bucket_name": self.bucket_name, "table_name": self.table.name})
 
     def _logs(self) -> Bucket:
@@ -5490,6 +5517,8 @@ class FilePipeline(Component):
             point_in_time_recovery={"enabled": True},
             server_side_encryption={"enabled": True, "kms_key_arn": self.key_arn},
             deletion_protection_enabled=self.args.deletion_protection,
+            stream_enabled=self.args.files_events,
+            stream_view_type="NEW_AND_OLD_IMAGES" if self.args.files_events else None,
         )
 
     def _scaling(self) -> list[aws.appautoscaling.Policy]:
@@ -5578,6 +5607,43 @@ class FilePipeline(Component):
             # S3 tests the permission, and the first events need the retries.
         )
 
+    def _pipes(self) -> dict[str, aws.pipes.Pipe]:
+        name, context = self.args.name, self.aws_context
+        bus = context.arn("events", "event-bus/default")
+        pipes = [context.arn("pipes", f"pipe/{name(f'files-{each}')}") for each in FILE_EVENTS]
+        reads = ("DescribeStream", "GetRecords", "GetShardIterator", "ListStreams")
+        role, permissions = self.service_role(
+            "events-role",
+            name("files-events"),
+            "Lets pipes publish what becomes of files",
+            "pipes.amazonaws.com",
+            allow(*(f"dynamodb:{each}" for each in reads), on=self.table.stream_arn),
+            allow("kms:Decrypt", on=self.key_arn),
+            allow("events:PutEvents", on=bus),
+            when={**context.same_account, "ArnEquals": {"aws:SourceArn": pipes}},
+        )
+        return {
+            event: aws.pipes.Pipe(  # two, as DetailType is no path; more cannot read a shard
+                *self.child(f"{event}-events", permissions),
+                name=name(f"files-{event}"),
+                role_arn=role.arn,
+                source=self.table.stream_arn,
+                source_parameters={
+                    "dynamodb_stream_parameters": {"starting_position": "TRIM_HORIZON"},
+                    "filter_criteria": {"filters": [{"pattern": event_pattern(*x)} for x in told]},
+                },
+                target=bus,
+                target_parameters={
+                    "eventbridge_event_bus_parameters": {
+                        "source": self.args.project,
+                        "detail_type": f"File{event.title()}",
+                    },
+                    "input_template": event_template(self.uploads.bucket.bucket, event),
+                },
+            )
+            for event, told in FILE_EVENTS.items()
+        }
+
     def api_environment(self) -> Variables:
         """Environment variables of the api function."""
         return {
@@ -5609,11 +5675,13 @@ class FilePipeline(Component):
         """Alarms of the function, throttles and consumed capacity of the table."""
         table, limit = {"TableName": self.table.name}, 0.8 * self.args.files_table_capacity * 60
         consumed = "AWS/DynamoDB/Consumed{}CapacityUnits"
+        failed, pipes = "AWS/EventBridge/Pipes/ExecutionFailed", self.pipes.items()
         return [
             *self.function.alarms(),
             *throttle_alarms("files", self.table, FILE_INDEXES),
             Alarm("files-read-capacity", consumed.format("Read"), table, above=limit),
             Alarm("files-write-capacity", consumed.format("Write"), table, above=limit),
+            *(Alarm(f"files-{x}-events", failed, {"PipeName": y.name}, above=0) for x, y in pipes),
         ]
 
     def graphs(self) -> list[Graph]:

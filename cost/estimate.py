@@ -24,6 +24,7 @@ CHOICES = {
     "spot_percent": ("0", "50", "100"),
     "files_table_capacity": ("10",),
     "provisioned_concurrency_min": ("10",),
+    "files_events": ("true",),
     "waf": ("true",),
 }
 
@@ -142,6 +143,10 @@ PRICED: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
 #: Types that cost by use only, and what a month of USE adds for one of them.
 BY_USE = {
     "aws:apigatewayv2/stage:Stage": ("HTTP API requests", prices.HTTP_API_MILLION),
+    "aws:pipes/pipe:Pipe": (
+        "events of files, a million recorded and deleted",
+        prices.PIPE_MILLION + prices.EVENT_MILLION,
+    ),
     "aws:lambda/function:Function": (
         "Lambda, each function a million times for 10 ms, 512 MB",
         prices.invocations(1, 0.010),
@@ -168,6 +173,7 @@ LEFT_OUT = {
     "aws:ec2/vpcEndpoint:VpcEndpoint": "data through interface endpoints",
     "aws:kms/key:Key": "requests to KMS, earlier versions of the key",
     "aws:lambda/function:Function": "business metrics, data out, X-Ray",
+    "aws:pipes/pipe:Pipe": "reads of a table's stream by pipes",
     "aws:rds/instance:Instance": "storage that RDS adds, backups and snapshots, CPU credits",
     "aws:s3/bucket:Bucket": "data out of S3, replaced versions, access logs",
     "aws:scheduler/schedule:Schedule": "invocations by EventBridge Scheduler",
@@ -188,8 +194,9 @@ FREE = {
     "ec2/securityGroup", "ec2/subnet", "ec2/vpc", "iam/instanceProfile", "iam/role",
     "iam/rolePolicy", "iam/serviceLinkedRole", "kms/alias", "lambda/alias", "lambda/function",
     "lambda/functionEventInvokeConfig", "lambda/invocation", "lambda/permission", "lb/listener",
-    "lb/targetGroup", "rds/eventSubscription", "rds/parameterGroup", "rds/subnetGroup",
-    "route53/record", "s3/bucket", "s3/bucketCorsConfiguration", "s3/bucketLifecycleConfiguration",
+    "lb/targetGroup", "pipes/pipe", "rds/eventSubscription", "rds/parameterGroup",
+    "rds/subnetGroup", "route53/record", "s3/bucket", "s3/bucketCorsConfiguration",
+    "s3/bucketLifecycleConfiguration",
     "s3/bucketLogging", "s3/bucketNotification", "s3/bucketOwnershipControls", "s3/bucketPolicy",
     "s3/bucketPublicAccessBlock", "s3/bucketServerSideEncryptionConfiguration",
     "s3/bucketVersioning", "scheduler/schedule", "sns/topic", "sns/topicPolicy",

@@ -30,6 +30,7 @@ class Price(float):
 EC2, RDS, VPC = "ec2/pricing/on-demand", "rds/postgresql/pricing", "vpc/pricing"
 BALANCING, CLOUDWATCH = "elasticloadbalancing/pricing", "cloudwatch/pricing"
 DYNAMODB, LAMBDA = "dynamodb/pricing", "lambda/pricing"
+EVENTS = "eventbridge/pricing"
 API_GATEWAY, S3, COGNITO = "api-gateway/pricing", "s3/pricing", "cognito/pricing"
 
 #: Instance class -> dollars an hour, Linux or PostgreSQL, one zone.
@@ -60,6 +61,8 @@ READ_MILLION = Price(0.125, "DynamoDB, read units on demand", "million", DYNAMOD
 WRITE_MILLION = Price(0.625, "DynamoDB, write units on demand", "million", DYNAMODB)
 WARM_GB_SECOND = Price(0.0000033334, "Lambda, provisioned concurrency, arm64", "GB-second", LAMBDA)
 GB_SECOND = Price(0.0000133334, "Lambda, duration, arm64", "GB-second", LAMBDA)
+PIPE_MILLION = Price(0.40, "EventBridge Pipes, requests", "million", EVENTS)
+EVENT_MILLION = Price(1.00, "EventBridge, custom events", "million", EVENTS)
 INVOCATION_MILLION = Price(0.20, "Lambda, requests", "million", LAMBDA)
 HTTP_API_MILLION = Price(1.00, "HTTP API, requests up to 300 million", "million", API_GATEWAY)
 HTTP_API_MORE = Price(0.90, "HTTP API, requests above 300 million", "million", API_GATEWAY)
@@ -128,6 +131,7 @@ def web_acl(groups: int) -> float:
 PLACEHOLDERS = {
     "cognito_plus": written(PLUS_USER),
     "database_gb": written(DATABASE_GB),
+    "file_event": written(PIPE_MILLION + EVENT_MILLION),
     # Each of three indexes has a quarter of the table's read units and half of its write units.
     "index_units": written(round(3 * monthly(READ_UNIT / 4 + WRITE_UNIT / 2), 2)),
     "interface_endpoint": written(monthly(INTERFACE_ENDPOINT)),

@@ -128,7 +128,8 @@ def unit_prices() -> Iterator[str]:
     """Each unit price with its unit and its page."""
     yield from head("what", f"dollars, {prices.AS_OF}", "per", "page under aws.amazon.com")
     named = [each for each in vars(prices).values() if isinstance(each, Price)]
-    for each in sorted({*named, *prices.HOURLY.values()}, key=lambda each: (each.page, each.what)):
+    by_name = {each.what: each for each in (*named, *prices.HOURLY.values())}  # two may be equal
+    for each in sorted(by_name.values(), key=lambda each: (each.page, each.what)):
         yield row(each.what, written(each), each.unit, each.page)
 
 

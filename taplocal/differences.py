@@ -221,6 +221,10 @@ DIFFERENCES = (
         "dead letter, which it does not 90 s later", "lambda/FunctionEventInvokeConfig",
     ),
     Difference(
+        "stream-time", OTHERWISE, "a table's stream keeps its changes for a day",
+        "until the pipes of the table have read them, each second", "dynamodb/Table.streamEnabled",
+    ),
+    Difference(
         "alarm-time", OTHERWISE, "alarms are evaluated each minute",
         "when somebody reads an alarm or writes a metric", "cloudwatch/MetricAlarm",
     ),

@@ -30,6 +30,7 @@ def main() -> None:
         metrics,
         names,
         permissions,
+        pipes,
         policies,
         releases,
         sizes,
@@ -58,6 +59,7 @@ def main() -> None:
     queue = events.install()
     root, kept = json.load(sys.stdin), keeper.Keeper(Path(), queue.waiting)
     kept.install(queue.restore)
+    pipes.install(metrics.count, kept.changed)
     web.install({**root, "url": f"http://127.0.0.1:{os.environ['GATEWAY_PORT']}"}, kept.changed)
     guard.install(**root)
     serve()

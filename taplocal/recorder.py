@@ -60,6 +60,7 @@ class Recorder:
                 {"secretArn": f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:db"}
             ],
             "resourceId": f"{name}-resource",
+            "streamArn": f"arn:aws:test:{REGION}:{ACCOUNT}:{kind}/{name}/stream/1",
             "url": f"https://sqs.{REGION}.amazonaws.com/{ACCOUNT}/{name}",
             "version": "1",
             "verdict": f"{name}: has the traffic",

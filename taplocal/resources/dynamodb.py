@@ -17,7 +17,7 @@ class Table(Named):
         ttl.enabled globalSecondaryIndexes.name globalSecondaryIndexes.keySchemas
         globalSecondaryIndexes.projectionType globalSecondaryIndexes.readCapacity
         globalSecondaryIndexes.writeCapacity pointInTimeRecovery.enabled serverSideEncryption
-        deletionProtectionEnabled tags"""
+        deletionProtectionEnabled streamEnabled streamViewType tags"""
     replace_on = "name hashKey rangeKey"
     tag_operation = "dynamodb list_tags_of_resource ResourceArn Tags"
 
@@ -44,13 +44,14 @@ class Table(Named):
             AttributeDefinitions=_attributes(inputs),
             Tags=tag_list(inputs.get("tags")),
             **given(GlobalSecondaryIndexes=indexes or None),
+            StreamSpecification=_stream(inputs),
             **_settings(inputs),
         )["TableDescription"]
         dynamodb.get_waiter("table_exists").wait(
             TableName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 30}
         )
         self._update_extras(cloud, inputs)
-        return name, {"arn": table["TableArn"]}
+        return name, {"arn": table["TableArn"], "streamArn": table.get("LatestStreamArn", "")}
 
     def update(
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
@@ -83,11 +84,13 @@ class Table(Named):
                 AttributeDefinitions=_attributes(new),
                 GlobalSecondaryIndexUpdates=change,
             )
+        _change_stream(dynamodb, resource_id, _stream(old), _stream(new))
         self._update_extras(cloud, new, old)
         if removed := removed_tags(old, new):
             dynamodb.untag_resource(ResourceArn=outputs["arn"], TagKeys=removed)
         dynamodb.tag_resource(ResourceArn=outputs["arn"], Tags=tag_list(new.get("tags")))
-        return outputs
+        found = dynamodb.describe_table(TableName=resource_id)["Table"]
+        return {**outputs, "streamArn": found.get("LatestStreamArn", "")}
 
     @staticmethod
     def _update_extras(cloud: Cloud, inputs: Inputs, old: Mapping[str, Any] | None = None) -> None:
@@ -118,6 +121,14 @@ def _change(dynamodb: Any, name: str, **changes: Any) -> None:
     except ClientError as error:
         if "will not change" not in str(error):
             raise
+
+
+def _change_stream(dynamodb: Any, name: str, old: Inputs, new: Inputs) -> None:
+    """Turns a stream on or off; one with another view is another stream."""
+    if old["StreamEnabled"] and old != new:
+        _change(dynamodb, name, StreamSpecification={"StreamEnabled": False})
+    if new["StreamEnabled"] and old != new:
+        _change(dynamodb, name, StreamSpecification=new)
 
 
 def _attributes(inputs: Inputs) -> list[dict[str, str]]:
@@ -164,3 +175,10 @@ def _settings(inputs: Inputs) -> dict[str, Any]:
         if encryption.get("enabled")
         else None,
     )
+
+
+def _stream(inputs: Inputs) -> dict[str, Any]:
+    """What the table tells of its changes, and whether it does."""
+    if not inputs.get("streamEnabled"):
+        return {"StreamEnabled": False}
+    return {"StreamEnabled": True, "StreamViewType": inputs["streamViewType"]}

@@ -8,6 +8,7 @@ burst of uploads would start hundreds, and drops an event that finds no free pro
 from __future__ import annotations
 
 import contextvars
+import json
 import os
 import queue
 import threading
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ministack.services import lambda_svc
+from ministack.services import eventbridge, lambda_svc
 
 from taplocal.server import destinations
 from taplocal.server.metrics import count
@@ -125,8 +126,17 @@ class EventQueue:
         self._events.put(event)
 
 
+def dispatch(arn: str, payload: str) -> None:
+    """Replaces EventBridge's: what a rule or a schedule invokes gets its event by the queue."""
+    function, config, _ = lambda_svc._get_func_record_for_ref(arn)
+    if function and config:
+        record = lambda_svc._execution_record_for_config(function, config)
+        lambda_svc.invoke_async_with_retry(record, json.loads(payload))
+
+
 def install() -> EventQueue:
     """The queue of this process, which replaces MiniStack's threads."""
     events = EventQueue()
     lambda_svc.invoke_async_with_retry = events.put
+    eventbridge._dispatch_to_lambda = dispatch
     return events

@@ -144,6 +144,25 @@ class Small:
         )
         return list(found.get("Messages", []))
 
+    def pipe(self, stream: str) -> tuple[str, list[dict[str, Any]]]:
+        """Makes a pipe from a stream to the default event bus; its role and the rights of that."""
+        bus, pipes = self.arn("events", "event-bus/default"), self.client("pipes")
+        reads = "DescribeStream GetRecords GetShardIterator ListStreams".split()
+        rights = [
+            statement(*(f"dynamodb:{each}" for each in reads), on=stream),
+            statement("events:PutEvents", on=bus),
+        ]
+        role = self.role(*rights, service="pipes.amazonaws.com")
+        pipes.create_pipe(
+            Name=self.name,
+            RoleArn=role,
+            Source=stream,
+            SourceParameters={"DynamoDBStreamParameters": {"StartingPosition": "TRIM_HORIZON"}},
+            Target=bus,
+        )
+        self.later(pipes.delete_pipe, Name=self.name)
+        return role, rights
+
     def bucket(self) -> None:
         """Makes a bucket, for one object x."""
         s3 = self.client("s3")

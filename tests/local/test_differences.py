@@ -103,7 +103,7 @@ def write(small: Small, message: str) -> None:
     )
 
 
-def table(small: Small, units: int) -> Any:
+def table(small: Small, units: int, **settings: Any) -> Any:
     """A client for a table of so many units, without retries."""
     client = with_right(small, "dynamodb:*")
     client.create_table(
@@ -111,6 +111,7 @@ def table(small: Small, units: int) -> Any:
         KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
         AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
         ProvisionedThroughput={"ReadCapacityUnits": units, "WriteCapacityUnits": units},
+        **settings,
     )
     small.later(small.client("dynamodb").delete_table, TableName=small.name)
     return client
@@ -470,6 +471,26 @@ def runtime_log(small: Small) -> None:
     assert log(small, f"/aws/lambda/{small.name}", "START RequestId")
 
 
+def stream_time(small: Small) -> None:
+    view = {"StreamEnabled": True, "StreamViewType": "NEW_IMAGE"}
+    client = table(small, 5, StreamSpecification=view)
+    client.put_item(TableName=small.name, Item={"id": {"S": "x"}})
+    stream = small.client("dynamodb").describe_table(TableName=small.name)["Table"]
+    assert len(changes(small, stream["LatestStreamArn"])) == 1
+    small.pipe(stream["LatestStreamArn"])
+    eventually(lambda: not changes(small, stream["LatestStreamArn"]))
+
+
+def changes(small: Small, stream: str) -> list[Any]:
+    """What can be read from a stream."""
+    client = small.client("dynamodbstreams")
+    (shard,) = client.describe_stream(StreamArn=stream)["StreamDescription"]["Shards"]
+    start = client.get_shard_iterator(
+        StreamArn=stream, ShardId=shard["ShardId"], ShardIteratorType="TRIM_HORIZON"
+    )
+    return list(client.get_records(ShardIterator=start["ShardIterator"])["Records"])
+
+
 def token_errors(small: Small) -> None:
     path = f"/items/{small.name}"
     access.call(small.deployed, "GET", path, "no.token.this", None)
@@ -495,7 +516,7 @@ CHECKS: dict[str, Callable[[Small], None]] = {
         tls, packets, firewall, trust, keys, sizes, concurrency, partitions, deletion, second_factor,
         threats, mail, budget, lifecycle, bucket_logs, flow_logs, log_metrics, records,
         scaling_role, warmth, maintenance, database_events, database_load, database_insight, traces, addresses,
-        certificates, release_time, fleet_time, retry_time, alarm_time, group_metrics, machine,
+        certificates, release_time, fleet_time, retry_time, stream_time, alarm_time, group_metrics, machine,
         runtime_log, token_errors, rejected_writes,
     )
 }  # fmt: skip

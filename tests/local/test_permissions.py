@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ from botocore.exceptions import ClientError
 
 from taplocal import access
 from taplocal.session import Session
-from tests.local.small import NOTHING, Small, statement
+from tests.local.small import HANG_SECONDS, NOTHING, Small, statement
 from tests.local.test_policies import API, FILES
 
 GATEWAY = "apigateway.amazonaws.com"
@@ -172,6 +173,42 @@ def test_a_schedule_needs_its_roles_rights_and_no_permission(small: Small) -> No
     small.grant(role, may, statement("kms:Decrypt", on=key))
     schedule(f"{small.name}-4", role, KmsKeyArn=key)
     small.wait_for("Invocations", 1)
+
+
+def test_a_pipe_needs_its_roles_rights_and_the_key_of_the_table(small: Small) -> None:
+    dynamodb, events, key = small.client("dynamodb"), small.client("events"), small.key()
+    stream = dynamodb.create_table(
+        TableName=small.name,
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+        BillingMode="PAY_PER_REQUEST",
+        SSESpecification={"Enabled": True, "SSEType": "KMS", "KMSMasterKeyId": key},
+        StreamSpecification={"StreamEnabled": True, "StreamViewType": "NEW_IMAGE"},
+    )["TableDescription"]["LatestStreamArn"]
+    small.later(dynamodb.delete_table, TableName=small.name)
+    small.queue()
+    pattern = {"source": [f"Pipe {small.name}"], "detail": {"eventSource": ["aws:dynamodb"]}}
+    events.put_rule(Name=small.name, EventPattern=json.dumps(pattern))
+    small.later(events.delete_rule, Name=small.name)
+    target = {"Id": "q", "Arn": small.arn("sqs", small.name)}
+    events.put_targets(Rule=small.name, Targets=[target])
+    role, rights = small.pipe(stream)
+    uses_key = statement("kms:Decrypt", on=key)
+    dynamodb.put_item(TableName=small.name, Item={"id": {"S": "x"}})
+    for lacking in (rights, [rights[0], uses_key], [rights[1], uses_key]):
+        small.grant(role, *lacking)
+        failed = small.count("ExecutionFailed", "AWS/EventBridge/Pipes", PipeName=small.name)
+        deadline = time.monotonic() + HANG_SECONDS
+        while (
+            small.count("ExecutionFailed", "AWS/EventBridge/Pipes", PipeName=small.name)
+            <= failed + 1  # one may be of before the change
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert small.messages() == []
+    small.grant(role, *rights, uses_key)
+    (message,) = small.messages()
+    assert json.loads(message["Body"])["detail"]["dynamodb"]["NewImage"] == {"id": {"S": "x"}}
 
 
 def test_a_function_needs_a_role_that_lambda_may_assume(small: Small) -> None:

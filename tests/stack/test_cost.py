@@ -11,6 +11,7 @@ import pytest
 from cost import prices
 from cost.__main__ import main
 from cost.estimate import FREE, LEFT_OUT, PRICED, Estimate, estimate, unpriced
+from cost.tables import unit_prices
 from docs import tables
 from tap_stack import MANAGED_RULES, TapStackArgs
 from taplocal.errors import TapLocalError
@@ -22,7 +23,8 @@ API, FILES, WEB = (f'["{each}"]' for each in ("api", "files", "web"))
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_every_type_is_priced_or_known_to_be_free(env: str) -> None:
     assert unpriced(with_defaults(env)) == set()
-    assert unpriced(with_defaults(env, api_domain_name="a.tap.dev", hosted_zone_id="Z1")) == set()
+    more = {"api_domain_name": "a.tap.dev", "hosted_zone_id": "Z1", "files_events": "true"}
+    assert unpriced(with_defaults(env, **more)) == set()
     assert not {each[4:].rpartition(":")[0] for each in PRICED} & FREE
 
 
@@ -49,6 +51,22 @@ def priced(placeholder: str) -> float:
 def test_a_unit_pair_and_its_indexes_cost_what_the_setting_says() -> None:
     per_unit = (files(110) - files(10)) / 100
     assert round(per_unit, 2) == round(priced("unit_pair") + priced("index_units"), 2)
+
+
+def test_events_of_files_cost_two_alarms_and_a_price_for_each_million() -> None:
+    without, with_events = (
+        estimate(with_defaults("dev", systems=FILES, files_events=each))
+        for each in ("false", "true")
+    )
+    assert round(with_events.total() - without.total(), 6) == 2 * prices.ALARM
+    (added,) = with_events.by_use.keys() - without.by_use.keys()
+    assert with_events.by_use[added] == 2 * priced("file_event")
+
+
+def test_every_unit_price_is_in_the_table() -> None:
+    rows = "\n".join(unit_prices())
+    named = [each for each in vars(prices).values() if isinstance(each, prices.Price)]
+    assert [each.what for each in named if f"| {each.what} |" not in rows] == []
 
 
 def test_nat_costs_by_strategy() -> None:
@@ -98,7 +116,8 @@ def test_metrics_of_each_route_are_by_use() -> None:
 
 
 def test_what_is_left_out_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert estimate(with_defaults("prod", waf="true")).left_out == list(LEFT_OUT.values())
+    found = estimate(with_defaults("prod", waf="true", files_events="true"))
+    assert found.left_out == list(LEFT_OUT.values())
     main("dev", ['systems=["files"]'], choices=False)
     printed = " ".join(capsys.readouterr().out.split())
     assert f"left out: {LEFT_OUT['aws:dynamodb/table:Table']}; " in printed

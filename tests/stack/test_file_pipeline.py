@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 import tap_stack
 from taplocal.errors import TapLocalError
-from tests.stack.conftest import ACCOUNT, REGION, Graph, graph_of, statements
+from tests.stack.conftest import ACCOUNT, REGION, ROOT, Graph, graph_of, statements
 
 
 def test_browsers_upload_from_the_configured_origins_only(graph: Graph, env: str) -> None:
@@ -124,3 +127,53 @@ def test_table_and_indexes_scale_if_they_shall_and_keep_what_the_scaler_set() ->
         "globalSecondaryIndexes[*].writeCapacity",
     }
     assert not graph_of("dev").one("Table", "files-table").ignore_changes
+
+
+def test_events_are_published_by_two_pipes_that_may_do_exactly_this() -> None:
+    graph = graph_of("prod", files_events="true")
+    table = graph.one("Table", "files-table")
+    assert (table.inputs["streamEnabled"], table.inputs["streamViewType"]) == (
+        True,
+        "NEW_AND_OLD_IMAGES",
+    )
+    stream = f"arn:aws:test:{REGION}:{ACCOUNT}:Table/files-table/stream/1"
+    bus = f"arn:aws:events:{REGION}:{ACCOUNT}:event-bus/default"
+    published = {}
+    for pipe in (each.inputs for each in graph.of("Pipe")):
+        assert (pipe["source"], pipe["target"]) == (stream, bus)
+        to = pipe["targetParameters"]["eventbridgeEventBusParameters"]
+        published[to["detailType"]] = (pipe["name"], to["source"])
+    assert published == {
+        "FileRecorded": ("tap-stack-files-recorded-prod", "tap-stack"),
+        "FileDeleted": ("tap-stack-files-deleted-prod", "tap-stack"),
+    }
+    granted = statements(graph.one("RolePolicy", "files-events-role-policy").inputs["policy"])
+    reads = ["DescribeStream", "GetRecords", "GetShardIterator", "ListStreams"]
+    assert [(each["Action"], each["Resource"]) for each in granted] == [
+        ([f"dynamodb:{each}" for each in reads], stream),
+        (["kms:Decrypt"], graph.outputs["key_arn"]),
+        (["events:PutEvents"], bus),
+    ]
+    (trusted,) = statements(graph.one("Role", "files-events-role").inputs["assumeRolePolicy"])
+    assert trusted["Principal"] == {"Service": "pipes.amazonaws.com"}
+    assert trusted["Condition"]["ArnEquals"]["aws:SourceArn"] == [
+        f"arn:aws:pipes:{REGION}:{ACCOUNT}:pipe/{name}" for name, _ in published.values()
+    ]
+
+
+def test_without_events_there_is_no_stream_and_no_pipe(graph: Graph) -> None:
+    assert not graph.one("Table", "files-table").inputs["streamEnabled"]
+    assert not graph.of("Pipe")
+    assert "files-events-role" not in {each.name for each in graph.of("Role")}
+
+
+def test_an_event_has_what_its_schema_says() -> None:
+    schema = json.loads((ROOT / "docs/file-event.schema.json").read_text())
+    detail = schema["properties"]["detail"]
+    for event, more in (("recorded", []), ("deleted", ["deleted_at"])):
+        pipe = graph_of("dev", files_events="true").one("Pipe", f"files-{event}-events").inputs
+        template = pipe["targetParameters"]["inputTemplate"]
+        filled = json.loads(re.sub(r"<\$\.[\w.]+>", '""', template))
+        assert [*filled] == [*detail["required"], *more]
+        assert filled["bucket"] == f"tap-stack-files-dev-{ACCOUNT}"
+    assert [*detail["properties"]] == [*filled]

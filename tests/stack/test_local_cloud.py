@@ -16,7 +16,7 @@ SUBSETS = [some for n in (1, 2, 3) for some in combinations(tap_stack.SYSTEMS, n
 
 @pytest.mark.parametrize("systems", SUBSETS, ids="-".join)
 def test_every_input_of_every_resource_has_a_handler(env: str, systems: tuple[str, ...]) -> None:
-    graph = graph_of(env, systems=json.dumps(systems))
+    graph = graph_of(env, systems=json.dumps(systems), files_events="true")
     assert len(graph.custom()) > 20
     for each in graph.custom():
         handler_of(each.type, each.name).check(each.name, each.inputs)

@@ -109,7 +109,7 @@ def vocabulary() -> set[str]:
         if path != Path(__file__):  # the words that this file expects to be unknown
             found |= {each for each in texts if len(each) < 80}
     for env in ENVIRONMENTS:
-        alarms = graph_of(env).of("aws:cloudwatch/metricAlarm:MetricAlarm")
+        alarms = graph_of(env, files_events="true").of("aws:cloudwatch/metricAlarm:MetricAlarm")
         found |= {each.name.removeprefix("monitoring-") for each in alarms}
     return found
 
