@@ -106,6 +106,7 @@ class Files:
         self.burst()
         self.repeated_events()
         self.deletions()
+        self.report_of_all()
         self.poison()
 
     def real_files(self) -> None:
@@ -231,6 +232,34 @@ class Files:
         versions = access.call(self.session, "GET", path, self.token).json()["versions"]
         gone = ["deleted_at" in each for each in versions]
         self.check("marker and version are gone for good", [True, True], gone)
+        self.restored()
+
+    def restored(self) -> None:
+        """An older version becomes the newest, by the API."""
+        key = f"{self.prefix}/{self.run_id}/restored.txt"
+        first = self.put(key, b"first")
+        self.put(key, b"second")
+        self.until(lambda: [each for each in self.records(key) if "size" in each], 3)
+        path, body = f"/files/{file_id(key)}/versions", json.dumps({"version_id": first})
+        response = access.call(self.session, "POST", path, self.token, body)
+        newest = response.json().get("version_id")
+        self.until(lambda: [1] * (self.record_of(key)["version_id"] == newest), 1)
+        found = (response.status, self.record_of(key)["size"])
+        self.check("POST /files/{id}/versions brings a version back", (201, 5), found)
+
+    def report_of_all(self) -> None:
+        """The totals of all owners, for a machine with the scope of its own."""
+        self.report.step("A report over all owners")
+        token = access.machine_token(self.session, "files/report")
+        pages, query = list[Any](), ""
+        while not pages or query:
+            found = access.call(self.session, "GET", f"/files/report?by=owner{query}", token).json()
+            pages += found["report"]
+            query = f"&next={found['next']}" if "next" in found else ""
+        counted = sum(each["count"] for each in pages if each["owner"] == f"{self.run_id}-burst")
+        self.check("GET /files/report?by=owner has the burst's files", BURST, counted)
+        status = access.call(self.session, "GET", "/files/report", self.token).status
+        self.check("a person's token for it", 403, status)
 
     def listed(self, query: str) -> list[str]:
         """The names README.md among ann's files of this run."""
