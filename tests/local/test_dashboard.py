@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from taplocal.access import person_token, upload
+from taplocal.access import call, machine_token, person_token, upload
 from taplocal.differences import DIFFERENCES
 from taplocal.session import Session
 from tests.local.conftest import HANG_SECONDS, Call
@@ -65,8 +65,13 @@ def work(deployed: Session, ann: Call) -> None:
     form, _ = upload(deployed, person_token(deployed, "ann@example.com"), "a", b"a", "text/plain")
     file = f"/files/{form.json()['id']}"
     eventually(lambda: ann("GET", file).status == 200)
+    version = json.dumps({"version_id": ann("GET", file).json()["version_id"]})
     ann("GET", f"{file}/content")
     ann("DELETE", file)
+    eventually(lambda: "deleted_at" in ann("GET", file).json())
+    assert ann("POST", f"{file}/versions", version).status == 201
+    token = machine_token(deployed, "files/report")
+    assert call(deployed, "GET", "/files/report", token).status == 200
     for name in ("rotation", "snapshots", "files"):
         deployed.cloud.client("lambda").invoke(
             FunctionName=f"tap-stack-{name}-dev",
