@@ -3512,14 +3512,16 @@ def as_problem(error: Exception) -> Exception:
 
 TEXT_LIMIT = 1_024  # bytes of a parameter: what categories and keys of S3 have
 PAGE_LIMIT = 1_000_000  # characters of a page; Lambda drops a response above 6 MB
-FILTERED_READ = 200  # items that a page reads where a filter may leave none of them
+FILTERED_READ = 101  # items for a page, whatever a filter leaves of them: as for the longest page
 
 
 def list_query(
     query: Mapping[str, str], filters: Mapping[str, Callable[[str, str], Any]]
 ) -> tuple[dict[str, Any], str, int]:
     """The filters that a list request names, its order and its limit, or Problem 400."""
-    values = read_query(query, {**filters, "order": read_order, "limit": read_limit})
+    values = read_query(
+        query, {**filters, "order": read_one_of("asc", "desc"), "limit": read_limit}
+    )
     given = {name: values[name] for name in filters if name in values}
     return given, values.get("order", "desc"), values.get("limit", 20)
 
@@ -3547,11 +3549,15 @@ def read_query(
     return values
 
 
-def read_order(_name: str, text: str) -> str:
-    """asc or desc."""
-    if text not in ("asc", "desc"):
-        raise Problem(400, f"order is asc or desc, not {printable(text)}.")
-    return text
+def read_one_of(*choices: str) -> Callable[[str, str], str]:
+    """What reads one of these texts."""
+
+    def read(name: str, text: str) -> str:
+        if text not in choices:
+            raise Problem(400, f"{name} is {' or '.join(choices)}, not {printable(text)}.")
+        return text
+
+    return read
 
 
 def read_limit(_name: str, text: str) -> int:
@@ -4825,7 +4831,7 @@ def newest_of(file: Item, old: Item) -> Item | None:
     """That item by S3 and the recorded versions; None if the event of the newest is to come."""
     if current := current_version(file["key"]["S"]):
         version = find_version(file, current)
-        return newest_item(version) if version else None
+        return newest_item(version) if version and "failure" not in version else None
     ends = (x.get("deleted_at", x["uploaded_at"]) for x in versions(file) if is_end(x))
     last = next((x for x in versions(file) if "delete_marker" not in x), file)
     sequencers = (x["sequencer"]["S"] for x in (file, old) if x)
@@ -4983,6 +4989,7 @@ CONTENT_TYPE = r"[a-z0-9.+-]+/[a-z0-9.+-]+"
 CHECKSUMS = {"sha256": 44, "crc64nvme": 12}  # by which S3 compares an upload -> its Base64's length
 UPLOAD_FIELDS = ("name", "folder", "content_type", "size", *CHECKSUMS)
 KEY_LIMIT = 1_024  # bytes, S3's
+COPY_BYTES = 5 * 1024**3  # CopyObject's limit
 TOTALS_DAYS = 92  # a quarter: four queries at most
 TOTALS_READ_UNITS = 34  # of the longest page: 101 totals in 16 shards of 171 bytes
 REPORT_DAYS = 3_660  # ten years: 121 queries at most, most of them of nothing
@@ -5133,7 +5140,7 @@ def list_files(request: Request) -> Response:
     readers = {
         **dict.fromkeys(("folder", "below", "content_type"), read_text),
         **dict.fromkeys(("from", "to"), upload_time),
-        "deleted": parse_true,
+        "deleted": read_one_of("true"),
     }
     filters, order, limit = list_query(request.query, readers)
     condition, values = created_between(filters)
@@ -5213,6 +5220,8 @@ def restore_version(request: Request) -> Response:
     version = with_content(file, wanted["version_id"])
     if version["sequencer"] == file["sequencer"] and "deleted_at" not in file:
         raise Problem(409, "It is the newest version.")
+    if int(version["size"]["N"]) > COPY_BYTES:
+        raise Problem(409, "S3 copies 5 GiB at most at once: download it, and upload it again.")
     target = {"Bucket": os.environ["BUCKET_NAME"], "Key": file["key"]["S"]}
     source = {**target, "VersionId": wanted["version_id"]}
     # Tags would need two more actions; who tags objects decides anew.
@@ -5341,7 +5350,8 @@ def list_report(request: Request) -> Response:
     A page sums up one part of the totals: the same group may stand on several pages, which whoever
     wants it adds up. It costs as much as a page of GET /files/totals.
     """
-    readers = {"by": parse_group, "from": parse_day, "to": parse_day}
+    groups = read_one_of("day", "month", "type", "owner")
+    readers = {"by": groups, "from": parse_day, "to": parse_day}
     wanted = read_query(request.query, readers)
     by, last = wanted.get("by", "month"), wanted.get("to") or parse_day("to", now()[:10])
     first = wanted.get("from", last.replace(day=1))
@@ -5354,13 +5364,13 @@ def list_report(request: Request) -> Response:
         month, after = verify_page_token(request.query["next"], scope)
     every = (x for x in months_between(first, last) if x >= month)
     found = itertools.islice(report_shards(request, every, after), REPORT_SHARDS)
-    groups, shards = dict[str, list[Item]](), list(found)
+    sorted_out, shards = dict[str, list[Item]](), list(found)
     for shard in shards:
         owner, day, content_type = total_of(shard)
         if str(first) <= day <= str(last):
             group = {"day": day, "month": day[:7], "owner": owner, "type": content_type}[by]
-            groups.setdefault(group, []).append(shard)
-    rows = [{by: group, **sums(groups[group])} for group in sorted(groups)]
+            sorted_out.setdefault(group, []).append(shard)
+    rows = [{by: group, **sums(sorted_out[group])} for group in sorted(sorted_out)]
     if len(shards) < REPORT_SHARDS:
         return respond(200, json.dumps({"report": rows}))
     ended = shards[-1]
@@ -5383,20 +5393,6 @@ def report_shards(request: Request, every: Iterable[str], after: str) -> Iterabl
             Limit=REPORT_SHARDS,
         )
         after = LEAST_TEXT
-
-
-def parse_group(name: str, text: str) -> str:
-    """What a report sums up by, or Problem 400."""
-    if text not in ("day", "month", "type", "owner"):
-        raise Problem(400, f"{name} is day, month, type or owner, not {printable(text)}.")
-    return text
-
-
-def parse_true(name: str, text: str) -> str:
-    """The text true, or Problem 400."""
-    if text != "true":
-        raise Problem(400, f"{name} is true or left out, not {printable(text)}.")
-    return text
 
 
 def parse_day(name: str, text: str) -> date:
