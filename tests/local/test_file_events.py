@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 
 from tap_stack import file_id
-from taplocal import session
+from taplocal import keeper, session
 from taplocal.session import Session
 from tests.environments import ROOT
 
@@ -158,12 +158,17 @@ def test_a_file_that_is_deleted_and_restored_has_its_events(consumer: Session) -
 def test_each_recorded_version_has_its_words_once_after_a_kill(
     consumer: Session, folder: Path
 ) -> None:
-    name = uuid.uuid4().hex
+    name, pipe = uuid.uuid4().hex, {"Name": "word-count-files-recorded-dev"}
+    consumer.cloud.client("pipes").stop_pipe(**pipe)  # so that the stream has all of them
+    before = len(recorded(consumer))
     for number in range(20):
         put(consumer, f"k/{name}-{number}.txt", b"one two\n" * (number + 1))
-    eventually(lambda: len(recorded(consumer)) > 5)
+    eventually(lambda: len(recorded(consumer)) == before + 20)
+    keeper.wait(folder, consumer.cloud.emulator.running)
+    consumer.cloud.client("pipes").start_pipe(**pipe)
     os.kill(consumer.cloud.emulator.pid, signal.SIGKILL)
     again = up(folder)
+    again.cloud.client("pipes").start_pipe(**pipe)  # a snapshot may be of before that
     put(again, f"k/{name}-last.txt", b"one\n" * 30)
     eventually(
         lambda: any(each["key"]["S"].endswith("last.txt") for each in recorded(again).values())
@@ -173,7 +178,7 @@ def test_each_recorded_version_has_its_words_once_after_a_kill(
         for place, each in recorded(again).items()
         if each["key"]["S"].startswith(f"k/{name}")
     }
-    assert texts
+    assert len(texts) == 21
 
     def counted() -> dict[tuple[str, str], int]:
         found = words_of(again)
