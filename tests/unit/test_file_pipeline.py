@@ -33,7 +33,8 @@ class Pipeline:
         self.s3, self.table = FakeS3(), FakeDynamoDB()
 
     def __call__(self, *records: Any) -> None:
-        record_files({"Records": list(records)}, FakeContext())
+        context = FakeContext(tap_stack.FILES_TIMEOUT_SECONDS)
+        record_files({"Records": list(records)}, context)
 
     def version(self, key: str, sequencer: str) -> Item:
         """The record of one version."""
