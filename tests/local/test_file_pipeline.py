@@ -49,6 +49,11 @@ class Pipeline:
         )
         return str(deleted["VersionId"])
 
+    def restore(self, name: str, version: str) -> None:
+        """Makes an older version the newest, by a copy."""
+        target = {"Bucket": self.outputs["files_bucket_name"], "Key": f"{self.owner}/{name}"}
+        self.client("s3").copy_object(**target, CopySource={**target, "VersionId": version})
+
     def history(self) -> dict[str, list[dict[str, Any]]]:
         """All versions and delete markers that S3 has of a file, by its name, the newest first."""
         found = self.client("s3").list_object_versions(
@@ -401,15 +406,18 @@ def test_a_delete_marker_upon_another_is_recorded_too(pipeline: Pipeline) -> Non
 
 
 def test_what_is_stored_is_what_the_bucket_has(pipeline: Pipeline) -> None:
-    """Uploads, overwrites, deletions of both kinds and markers taken away, as fast as they go."""
+    """Uploads, overwrites, restores, deletions of both kinds, markers taken away: at full speed."""
     chance = random.Random(pipeline.owner)  # noqa: S311 - a test, no secret
     for number in range(40):
         name = chance.choice("abc")
         versions = pipeline.history().get(name, [])
-        if number % 4 < 2 or not versions:
+        contents = [each["VersionId"] for each in versions if "Size" in each]
+        if number % 5 < 2 or not versions:
             pipeline.put(name, b"x" * (number + 1))
-        elif number % 4 == 2:
+        elif number % 5 == 2:
             pipeline.delete(name)
+        elif number % 5 == 3 and contents:
+            pipeline.restore(name, chance.choice(contents))
         else:
             pipeline.delete(name, VersionId=chance.choice(versions)["VersionId"])
     history = pipeline.history()

@@ -97,6 +97,10 @@ NAMED: dict[str, Callable[[str, Any], dict[str, Any]]] = {
         "dashboardName": name,
         "dashboardBody": json.dumps(own),
     },
+    "aws:cloudwatch/eventRule:EventRule": lambda name, own: {
+        "name": name,
+        "eventPattern": '{"source": ["x"]}',
+    },
     "aws:cloudwatch/logGroup:LogGroup": lambda name, own: {"name": name},
     "aws:cloudwatch/metricAlarm:MetricAlarm": lambda name, own: {"name": name, **ALARM},
     "aws:cognito/userPoolDomain:UserPoolDomain": lambda name, own: {
@@ -116,6 +120,13 @@ NAMED: dict[str, Callable[[str, Any], dict[str, Any]]] = {
         "runtime": "python3.13",
         "handler": "m.h",
         "code": {"m.py": "h = print"},
+    },
+    "aws:pipes/pipe:Pipe": lambda name, own: {
+        "name": name,
+        "roleArn": own["role_arn"],
+        "source": "arn:aws:dynamodb:us-east-1:000000000000:table/t/stream/2026-11-28T00:00:00.000",
+        "target": "arn:aws:events:us-east-1:000000000000:event-bus/default",
+        "sourceParameters": {"dynamodbStreamParameters": {"startingPosition": "LATEST"}},
     },
     "aws:rds/instance:Instance": lambda name, own: {"identifier": name, **DATABASE},
     "aws:rds/parameterGroup:ParameterGroup": lambda name, own: {
