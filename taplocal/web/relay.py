@@ -99,8 +99,10 @@ class Relay:
             writer.transport.abort()
         finally:
             client[1].close()
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await client[1].wait_closed()  # what it was told last goes out first
+            # What it was told last goes out first; a handshake that was cut short tells no end.
+            with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await client[1].wait_closed()
             self._clients.discard(task)
 
     async def _secured(

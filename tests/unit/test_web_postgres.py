@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import ssl
+import struct
 import tempfile
 import threading
 import time
@@ -25,9 +26,11 @@ from cryptography import x509
 from taplocal.web import certificates, pg_installed
 from taplocal.web.certificates import Authority
 from taplocal.web.pg_installed import DatabaseError, psql
+from taplocal.web.relay import SSL_REQUEST, Relay
 from taplocal.web.tokens import Token
 from tests.local.postgres import Postgres
 
+HANG_SECONDS = 30
 HOST = "db.local.eu-west-1.rds.amazonaws.com"
 PASSWORDS = ("first-secret", "second-secret")
 GROUP = (
@@ -472,3 +475,21 @@ def test_certificates_are_renewed_before_they_end(tmp_path: Path, monkeypatch: p
     )
     monkeypatch.setattr(certificates, "DAYS", 271)  # of which more than two thirds are over
     assert Authority(tmp_path).issue("a.example").read_bytes() != again
+
+
+def test_a_relay_closes_while_a_client_is_in_its_handshake(tmp_path: Path) -> None:
+    async def closed() -> int:
+        relay = Relay(("a.example",), Authority(tmp_path), lambda *_: True, never_by_token)
+        await relay.open("127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+        writer.write(struct.pack("!II", 8, SSL_REQUEST))
+        assert await reader.readexactly(1) == b"S"
+        await asyncio.sleep(0.1)  # the handshake waits for the client, which says nothing
+        await asyncio.wait_for(relay.close(), HANG_SECONDS)
+        writer.close()
+        return relay.connections
+
+    async def never_by_token(user: str) -> bool:
+        return False
+
+    assert asyncio.run(closed()) == 0
