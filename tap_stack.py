@@ -5311,19 +5311,24 @@ def total_shards(request: Request, low: str, high: str, order: str, limit: int) 
     """The caller's items between two positions, as they are asked for: a query a month."""
     first, last = (date.fromisoformat(position[:10]) for position in (low, high))
     for month in sorted(months_between(first, last), reverse=order == "desc"):
-        yield from every_page(
-            functools.partial(table, request, "query"),
-            TableName=os.environ["FILES_TABLE_NAME"],
-            KeyConditionExpression="id = :totals AND #record BETWEEN :from AND :to",
-            ExpressionAttributeNames={"#record": "record"},
-            ExpressionAttributeValues={
-                ":totals": {"S": f"totals#{month}"},
-                ":from": {"S": f"{request.caller}/{low}"},
-                ":to": {"S": f"{request.caller}/{high}"},
-            },
-            ScanIndexForward=order == "asc",
-            Limit=(limit + 1) * TOTAL_SHARDS,
-        )
+        where, values = "BETWEEN :from AND :to", {":from": {"S": f"{request.caller}/{low}"}}
+        values[":to"] = {"S": f"{request.caller}/{high}"}
+        yield from month_shards(request, month, where, values, (limit + 1) * TOTAL_SHARDS, order)
+
+
+def month_shards(
+    request: Request, month: str, where: str, values: Item, limit: int, order: str = "asc"
+) -> Iterable[Item]:
+    """The items of a month's totals whose sort key is where this condition says."""
+    return every_page(
+        functools.partial(table, request, "query"),
+        TableName=os.environ["FILES_TABLE_NAME"],
+        KeyConditionExpression=f"id = :totals AND #record {where}",
+        ExpressionAttributeNames={"#record": "record"},
+        ExpressionAttributeValues={":totals": {"S": f"totals#{month}"}, **values},
+        ScanIndexForward=order == "asc",
+        Limit=limit,
+    )
 
 
 def months_between(first: date, last: date) -> list[str]:
@@ -5381,17 +5386,8 @@ def list_report(request: Request) -> Response:
 def report_shards(request: Request, every: Iterable[str], after: str) -> Iterable[Item]:
     """The items of all owners' totals in these months, from a position in the first one on."""
     for month in every:
-        yield from every_page(
-            functools.partial(table, request, "query"),
-            TableName=os.environ["FILES_TABLE_NAME"],
-            KeyConditionExpression="id = :totals AND #record > :after",
-            ExpressionAttributeNames={"#record": "record"},
-            ExpressionAttributeValues={
-                ":totals": {"S": f"totals#{month}"},
-                ":after": {"S": after},
-            },
-            Limit=REPORT_SHARDS,
-        )
+        position = {":after": {"S": after}}
+        yield from month_shards(request, month, "> :after", position, REPORT_SHARDS)
         after = LEAST_TEXT
 
 
