@@ -22,8 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cost import prices, tables  # noqa: E402
+from cost.estimate import with_defaults  # noqa: E402
 from tap_stack import OUTPUTS, TIERS, TapStackArgs  # noqa: E402
+from taplocal.architecture import SYSTEMS, Architecture, Drawing  # noqa: E402
 from taplocal.differences import DIFFERENCES, by_meaning  # noqa: E402
+from taplocal.program import run  # noqa: E402
+from taplocal.recorder import Recorder  # noqa: E402
 
 PROGRAM = ROOT / "tap_stack.py"
 #: Section of tap_stack.py in lower case -> the name of its test files, where it is another one.
@@ -38,7 +42,8 @@ TEST_NAMES = {
 
 
 def files() -> Iterator[tuple[Path, str]]:
-    """Every file with generated blocks, and the text that it should have."""
+    """Every picture, and every file with generated blocks, and the text that it should have."""
+    yield from pictures()
     for name, blocks in BLOCKS.items():
         path = ROOT / name
         text = path.read_text()
@@ -163,6 +168,18 @@ def differences() -> Iterator[str]:
         yield ""
 
 
+def pictures() -> Iterator[tuple[Path, str]]:
+    """The architecture as prod registers it: all of it, and each system with what it touches."""
+    recorder = Recorder()
+    run(with_defaults("prod", files_events="true"), recorder)
+    whole = Architecture(recorder.deployed)
+    yield ROOT / "docs/architecture.svg", Drawing(whole).svg("tap-stack")
+    for system in SYSTEMS:
+        if system != "Shared":
+            path = ROOT / f"docs/{system.lower().replace(' ', '-')}.svg"
+            yield path, Drawing(whole.of(system)).svg(system)
+
+
 #: Document -> its generated blocks by name.
 BLOCKS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     "docs/settings.md": {"settings": settings},
@@ -184,6 +201,6 @@ BLOCKS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
 
 
 if __name__ == "__main__":
-    for path, text in files():
+    for path, text in list(files()):
         path.write_text(text)
         print(f"wrote {path.relative_to(ROOT)}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from taplocal.program import Registration
+from taplocal.state import Deployed
 
 ACCOUNT, REGION = "111122223333", "eu-west-1"
 LOCATION = {
@@ -23,11 +24,18 @@ class Recorder:
     def __init__(self, preview: bool = False) -> None:
         self.preview = preview
         self.resources: list[Registration] = []
+        self.deployed: dict[str, Deployed] = {}  # by URN, with what was invented
 
     def register(self, resource: Registration) -> tuple[str, dict[str, Any]]:
         self.resources.append(resource)
         if self.preview or not resource.custom:
             return "", {}
+        resource_id, outputs = self._invented(resource)
+        kind, name = resource.type, resource.name
+        self.deployed[resource.urn] = Deployed(kind, name, resource_id, resource.inputs, outputs)
+        return resource_id, outputs
+
+    def _invented(self, resource: Registration) -> tuple[str, dict[str, Any]]:
         name, kind = resource.name, resource.type.split(":")[-1]
         return f"{name}-id", {
             "arn": f"arn:aws:test:{REGION}:{ACCOUNT}:{kind}/{name}",
