@@ -6,7 +6,7 @@ ENV ?= dev
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every command would compile its imports again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint unit stack local lab smoke bench load cost docs lock clean pr
+.PHONY: help demo dev test lint unit stack local page lab smoke bench load cost docs lock clean pr
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ stack: $(VENV)/.dev ## tests of the program's resources: no cloud
 
 local: $(VENV)/.dev ## tests of the deployed thing on the local cloud
 	$(BIN)/pytest tests/local
+
+page: $(VENV)/.page ## tests of the page, with a browser (apt-get install chromium)
+	$(BIN)/pytest tests/local/test_page.py
 
 lab: $(VENV)/.dev ## tests of what instances run, as root: real systemd, cloud-init, networks
 	$(BIN)/pytest tests/lab
@@ -58,11 +61,13 @@ cost: $(VENV)/.local ## estimate what a month costs (ENV=dev)
 
 docs: $(VENV)/.dev ## write the tables that the code already contains
 	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/screenshots.py
 
 lock: $(VENV)/.uv ## renew the lock files (UPGRADE= keeps the versions)
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local -o requirements-local.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test -o requirements-dev.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test --group page --constraint requirements-dev.txt -o requirements-page.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test --group bench -o requirements-bench.txt
 	$(BIN)/uv pip compile $(WEB_LOCK) --group web | $(BIN)/python -m ops.lock > $(VENV)/web
 	mv $(VENV)/web requirements-web.txt

@@ -1614,7 +1614,14 @@ def stack_of(error: BaseException) -> list[str]:
 
 def metric_line(message: str, metric: str, log_fields: Json, failed: bool) -> str:
     """A JSON log line that counts one of a metric (CloudWatch's embedded metric format)."""
-    line = {"level": "ERROR" if failed else "INFO", "message": message, **log_fields}
+    root = os.environ.get("_X_AMZN_TRACE_ID", "").partition(";")[0].removeprefix("Root=")
+    level = "ERROR" if failed else "INFO"
+    line = {
+        "level": level,
+        "message": message,
+        **log_fields,
+        **({"trace_id": root} if root else {}),
+    }
     timestamp = f'"_aws": {{"Timestamp": {int(time.time() * 1000)}'
     return f"{json.dumps(line)[:-1]}, {timestamp}, {metric_definition(metric, failed)}"
 
@@ -4490,13 +4497,13 @@ class ServerlessApi(Component):
         """Requests, latency and operations of the API, its table and functions."""
         stage = {"ApiId": self.api.id, "Stage": self.stage.name}
         environment = {"Environment": self.args.environment_suffix}
-        operations = [route.metric for route in self.route_table.values()]
-        operations += ["RequestsRejected", "RequestsFailed"]
+        operations = dict.fromkeys(route.metric for route in self.route_table.values())
+        counted = (*operations, "RequestsRejected", "RequestsFailed")
         latency = [f"Latency {each}" for each in ("p50", "p95", "p99")]
         return [
             Graph("API requests", lines("AWS/ApiGateway", stage, "Count", "4xx", "5xx")),
             Graph("API latency", lines("AWS/ApiGateway", stage, *latency)),
-            Graph("Operations", lines(self.args.project, environment, *operations)),
+            Graph("Operations", lines(self.args.project, environment, *counted)),
             capacity_graph("Items table", self.items),
             *self.function.graphs(),
             *self.rotation.graphs(),

@@ -377,8 +377,7 @@ def main(env: Annotated[str, typer.Option(help="dev, staging or prod")] = "dev")
         raise typer.Exit(1) from None
     status = report.summary()
     print("\nThe stack is still running.")
-    state = demonstration.session.state
-    print(hints(state.api_url, env, state.web_url))
+    print(hints(demonstration.session, env))
     raise typer.Exit(status)
 
 

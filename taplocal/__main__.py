@@ -12,13 +12,14 @@ import shlex
 import shutil
 import sys
 import time
+import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from taplocal.cloud import isolate
+from taplocal.cloud import Cloud, isolate
 
 isolate()  # before anything can make an SDK client
 
@@ -26,7 +27,7 @@ from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 
 from ops.redrive import STOPPED, progress  # noqa: E402
 from ops.redrive import redrive as redrive_messages  # noqa: E402
-from taplocal import access, session, snapshots, web  # noqa: E402
+from taplocal import access, page, session, snapshots, web  # noqa: E402
 from taplocal.console import Console  # noqa: E402
 from taplocal.differences import by_meaning  # noqa: E402
 from taplocal.errors import InterruptError, TapLocalError, of_folder  # noqa: E402
@@ -198,7 +199,9 @@ def status(
         "environments": session.deployed_environments(folder),
         "api_url": state.api_url,
         "web_url": state.web_url,
-        "web": session.web_parts(found, state) if condition in ("complete", "partial") else [],
+        "web": session.web_parts(Cloud(found, state.region), state)
+        if found and condition in ("complete", "partial")
+        else [],
         "releases": [
             f"{each.name} goes on, or failed" if each.pending else each.outputs.get("verdict")
             for each in state.resources.values()
@@ -449,8 +452,8 @@ def _new_events(opened: Session, seen: set[str], sources: Sources) -> Iterator[d
     ]
     events = []
     for log_group in log_groups:
-        for page in client.get_paginator("filter_log_events").paginate(logGroupName=log_group):
-            events += [{"log_group": log_group, **event} for event in page["events"]]
+        for found in client.get_paginator("filter_log_events").paginate(logGroupName=log_group):
+            events += [{"log_group": log_group, **event} for event in found["events"]]
     for event in sorted(events, key=lambda event: event["timestamp"]):
         key = f"{event['logStreamName']} {event['timestamp']} {event['message']}"
         if key not in seen:
@@ -459,6 +462,44 @@ def _new_events(opened: Session, seen: set[str], sources: Sources) -> Iterator[d
             if isinstance(message, dict) and "stack" in message:
                 message["stack"] = [sources.locate(each) for each in message["stack"]]
             yield {"time": event["timestamp"], "log_group": event["log_group"], "message": message}
+
+
+@app.command("open")
+def open_page(
+    only_print: Annotated[
+        bool, typer.Option("--print", help="Print the URL and open no browser.")
+    ] = False,
+    env: Env = "dev",
+    program: Program = Path(),
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Open the page that shows all this: what is deployed, what goes on, and what to try."""
+    url = page.address(session.opened(program, env, data).folder, env)
+    if url is None:
+        raise TapLocalError(
+            "the page is served by the folder that started the emulator: run `open` there"
+        )
+    _print({"url": url}) if as_json else print(url)
+    if not (only_print or as_json):
+        webbrowser.open(url)
+
+
+@app.command()
+def trace(
+    id_: Annotated[
+        str, typer.Argument(metavar="ID", help="A request's id, or a file's id, key or version.")
+    ],
+    env: Env = "dev",
+    program: Program = Path(),
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Follow one request, or one file, through logs, calls and metrics."""
+    from taplocal.page.trace import follow
+
+    found = follow(session.opened(program, env, data), id_)
+    _print(found) if as_json else Console().trace(found)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from rich.padding import Padding
 from rich.status import Status
 from rich.text import Text
 
+from taplocal import page
 from taplocal.access import Response
 from taplocal.differences import by_meaning
 from taplocal.errors import InterruptError
@@ -91,7 +92,7 @@ class Console:
         )
         self._rich.print(f"\n[bold green]{env} is up[/]: {counts} in {summary.seconds:.1f} s\n")
         self.fields(opened.outputs)
-        self.say("\n" + hints(opened.state.api_url, env, opened.state.web_url))
+        self.say("\n" + hints(opened, env))
 
     def _explain(self, differences: Mapping[str, list[str]]) -> None:
         for meaning, rows in by_meaning(differences).items():
@@ -131,17 +132,32 @@ class Console:
         for each in stack:
             self._rich.print(f"    {escape(each)}")
 
+    def trace(self, found: Mapping[str, Any]) -> None:
+        """Prints what is known of a request or a file, in the order of time."""
+        for each in found["lines"]:
+            self.event({**each, "time": each["time"] * 1000, "log_group": each["group"]})
+        for each in found["calls"]:
+            took = f"{each['milliseconds']:8.2f} ms"
+            self.say(
+                f"{took}  {each['what']} {each['on']} {each['status']} {each['error']}".rstrip()
+            )
+        rows = ("record", "metrics", "alarms")
+        self.fields({name: found[name] for name in rows if found[name]})
 
-def hints(api_url: str | None, env: str, web_url: str | None = None) -> str:
-    """The next commands to try, ready to copy."""
+
+def hints(opened: Session, env: str) -> str:
+    """The next commands to try, ready to copy, and where to look."""
+    state, page_url = opened.state, page.address(opened.folder, env)
     option = "" if env == "dev" else f" --env {env}"
     ann = f"--user ann@example.com{option}"
     script = Path(sys.executable).with_name("taplocal")  # where `make` has linked it
     program, module = (script, "") if script.exists() else (Path(sys.executable), " -m taplocal")
     inside = program.is_relative_to(Path.cwd())
     taplocal = f"{os.path.relpath(program) if inside else program}{module}"
-    if not api_url:
-        return f"Watch it: {taplocal} logs -f{option}\nStop it:  {taplocal} down"
+    looks = [f"Look at:  {each}" for each in (page_url, state.web_url) if each]
+    ends = [*looks, f"Stop it:  {taplocal} down"]
+    if not state.api_url:
+        return "\n".join([f"Watch it: {taplocal} logs -f{option}", *ends])
     return "\n".join(
         [
             "Try it:",
@@ -150,9 +166,8 @@ def hints(api_url: str | None, env: str, web_url: str | None = None) -> str:
             f"  {taplocal} upload README.md {ann}",
             f"  {taplocal} logs -f{option}",
             f'  curl -H "Authorization: Bearer $({taplocal} token{option})" \\',
-            f"    {api_url}/items",
-            *([f"Look at:  {web_url}"] if web_url else []),
-            f"Stop it:  {taplocal} down",
+            f"    {state.api_url}/items",
+            *ends,
         ]
     )
 

@@ -16,6 +16,7 @@ def main() -> None:
     from ministack.app import main as serve
 
     from taplocal import keeper
+    from taplocal.page import server as page
     from taplocal.server import (
         alarms,
         bounds,
@@ -62,6 +63,7 @@ def main() -> None:
     pipes.install(metrics.count, kept.changed)
     web.install({**root, "url": f"http://127.0.0.1:{os.environ['GATEWAY_PORT']}"}, kept.changed)
     guard.install(**root)
+    page.serve(Path(), root["secret_key"])
     serve()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from taplocal import emulator as emulators
-from taplocal import keeper
+from taplocal import keeper, page
 from taplocal.cloud import Cloud
 from taplocal.emulator import Emulator
 from taplocal.errors import TapLocalError, of_folder
@@ -177,6 +177,7 @@ def down(
             forget(state_path(folder, each))
         if last:
             emulators.stop(folder)
+            (folder / page.PORT).unlink(missing_ok=True)
         return deleted
 
 
@@ -231,11 +232,9 @@ def web_group(state: State) -> Deployed:
     raise TapLocalError("the stack has no group behind a load balancer: it has no web environment")
 
 
-def web_parts(emulator: Emulator | None, state: State) -> list[str]:
+def web_parts(cloud: Cloud, state: State) -> list[str]:
     """The parts of the web environment that run, each with its state, as AWS's API tells it."""
-    if emulator is None or state.web_url is None:
-        return []
-    cloud, parts = Cloud(emulator, state.region), []
+    parts = []
     for each in state.resources.values():
         if each.type == "aws:lb/targetGroup:TargetGroup":
             health = cloud.client("elbv2").describe_target_health(TargetGroupArn=each.id)

@@ -96,7 +96,7 @@ def test_the_first_commands_of_the_readme_show_each_others_result(
 
 def hint_commands(deployed: Session) -> list[str]:
     """The first two commands that `up` proposes."""
-    return re.findall(r"taplocal (call .*)", hints(deployed.state.api_url, "dev"))
+    return re.findall(r"taplocal (call .*)", hints(deployed, "dev"))
 
 
 def test_a_stack_trace_names_the_lines_of_the_program(deployed: Session, data: Path) -> None:

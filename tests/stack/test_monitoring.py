@@ -167,6 +167,8 @@ def test_the_dashboard_shows_metrics_with_their_dimensions(graph: Graph, env: st
     assert {"Files", "Files table", f"Function tap-stack-files-{env}"} <= set(titles)
     for widget in widgets:
         assert widget["properties"]["region"] == REGION
+        shown = [json.dumps(metric) for metric in widget["properties"]["metrics"]]
+        assert len(shown) == len(set(shown)), "a metric is drawn once"
         for metric in widget["properties"]["metrics"]:
             assert len(metric) >= 5
             assert len(metric) % 2 == 1  # namespace, name, pairs of dimensions, options

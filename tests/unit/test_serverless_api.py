@@ -290,6 +290,17 @@ def test_each_request_logs_one_line_with_its_business_metric(
         assert line[key] == value
     assert line["consumed_capacity"] == 1
     assert line["latency_ms"] >= 0
+    assert "trace_id" not in line  # outside of Lambda
+
+
+def test_a_log_line_has_the_id_of_its_trace(
+    api: Api, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = "Root=1-67891233-abcdef012345678912345678;Parent=53995c3f42cd8ad8;Sampled=0"
+    monkeypatch.setenv("_X_AMZN_TRACE_ID", header)
+    api("GET", "/health")
+    line = json.loads(capsys.readouterr().out)
+    assert line["trace_id"] == "1-67891233-abcdef012345678912345678"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,143 @@
+"""Follows one request or file through everything that was logged of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from taplocal.errors import TapLocalError
+from taplocal.session import Session
+
+Json = dict[str, Any]
+#: Which log groups -> what their names look like.
+GROUPS = {
+    "requests": "/aws/vendedlogs/apis/.+",
+    "functions": "/aws/lambda/.+",
+    "instances": "/(?!aws/).+",
+}
+IDS = ("request_id", "requestId", "version_id", "key", "id", "trace_id")
+
+
+def groups(session: Session, *kinds: str) -> list[str]:
+    """The log groups of the stack, of some kinds."""
+    wanted = re.compile("|".join(GROUPS[each] for each in kinds))
+    return [
+        each.id
+        for each in session.state.resources.values()
+        if each.type == "aws:cloudwatch/logGroup:LogGroup" and wanted.fullmatch(each.id)
+    ]
+
+
+def events(session: Session, names: Iterable[str], since: float = 0, text: str = "") -> list[Json]:
+    """The JSON lines of log groups since a time, sorted; with `text`, those that have it."""
+    client = session.cloud.client("logs")
+    found = []
+    asked: Json = {"filterPattern": json.dumps(text)} if text else {}
+    for name in names:
+        pages = client.get_paginator("filter_log_events").paginate(
+            logGroupName=name, startTime=int(since * 1000), **asked
+        )
+        for event in (each for page in pages for each in page["events"]):
+            if (message := _object(event["message"])) is not None:
+                at = event["timestamp"] / 1000
+                found.append({"time": at, "group": name, "message": message})
+    return sorted(found, key=lambda each: each["time"])
+
+
+def _object(text: str) -> Json | None:
+    if not text.startswith("{"):
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def follow(session: Session, id_: str) -> Json:
+    """What is known of a request by its id, or of a file by its id, key or version.
+
+    `lines` are what logs have, `calls` the calls of AWS's services that were traced, with
+    milliseconds; `metrics` are those counted, `alarms` those that they can raise. TapLocalError if
+    nothing has this id.
+    """
+    names = groups(session, "requests", "functions")
+    lines = [each for each in events(session, names, text=id_) if _has(each["message"], id_)]
+    if record := _file(session, id_):
+        ids = {record["version_id"], record["key"]}
+        lines = [x for x in events(session, names) if ids & set(map(str, x["message"].values()))]
+    if not lines and not record:
+        raise TapLocalError(
+            f"nothing has the id {json.dumps(id_)}: give the request id of a response "
+            "(apigw-requestid), the request_id of a log line, or a file's id, key or version"
+        )
+    traces = {each["message"].get("trace_id") for each in lines} - {None, ""}
+    calls = list(_calls(session, traces))
+    metrics = sorted({name for each in lines for name in _metrics(each["message"])})
+    return {
+        "id": id_,
+        "record": record,
+        "lines": [{**each, "message": _told(each["message"])} for each in lines],
+        "calls": calls,
+        "metrics": metrics,
+        "alarms": sorted({x for name in metrics for x in alarms_of(session, name)}),
+    }
+
+
+def _has(message: Json, id_: str) -> bool:
+    return any(str(message.get(name)) == id_ for name in IDS)
+
+
+def _told(message: Json) -> Json:
+    """A line without what only CloudWatch reads."""
+    return {name: value for name, value in message.items() if name != "_aws"}
+
+
+def _metrics(message: Json) -> Iterator[str]:
+    for each in message.get("_aws", {}).get("CloudWatchMetrics", ()):
+        yield from (metric["Name"] for metric in each["Metrics"])
+
+
+def _file(session: Session, id_: str) -> Json | None:
+    """The newest record of a file by its id, if there is one."""
+    table = session.outputs.get("files_table_name")
+    if not table or not re.fullmatch("[0-9a-f]{40}", id_):
+        return None
+    asked = session.cloud.client("dynamodb").query(
+        TableName=table,
+        KeyConditionExpression="id = :id",
+        ExpressionAttributeValues={":id": {"S": id_}},
+    )
+    records = [{k: next(iter(v.values())) for k, v in x.items()} for x in asked["Items"]]
+    return next((each for each in records if each.get("record") == "newest"), None)
+
+
+def _calls(session: Session, traces: set[str]) -> Iterator[Json]:
+    """The traced calls, in the order of their time."""
+    path = session.folder / "traces.jsonl"
+    found = []
+    for line in path.read_text().splitlines() if traces and path.exists() else ():
+        each = _object(line)
+        if each and each.get("trace_id") in traces:
+            found.append(each)
+    for each in sorted(found, key=lambda x: float(x["start_time"])):
+        error: Json = next(iter(each.get("cause", {}).get("exceptions", ())), {})
+        yield {
+            "time": each["start_time"],
+            "milliseconds": round(1000 * (each["end_time"] - each["start_time"]), 2),
+            "what": f"{each['name']} {each['aws']['operation']}",
+            "on": ", ".join(each["aws"].get("resource_names", ())),
+            "status": each.get("http", {}).get("response", {}).get("status", ""),
+            "error": error.get("type", ""),
+        }
+
+
+def alarms_of(session: Session, metric: str) -> list[str]:
+    """The alarms on a metric of this name."""
+    return sorted(
+        each.inputs["name"]
+        for each in session.state.resources.values()
+        if each.type.endswith(":MetricAlarm") and each.inputs.get("metricName") == metric
+    )
