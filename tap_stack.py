@@ -846,17 +846,27 @@ class AwsContext:
         return Output.concat(name, "-", self.account)
 
 
+class Key(NamedTuple):
+    """What components encrypt under; fleets also need the role that starts such instances."""
+
+    arn: Input[str]
+    scaling_role_arn: Input[str] = ""
+
+
 class Component(pulumi.ComponentResource):
     """Base of all parts: typed by its class name, tagged, the parent of its resources.
 
-    `component` is the value of the `Component` tag and part of physical names.
+    `component` is the value of the `Component` tag and part of physical names, `key` what its data
+    is under, if it has any.
     """
 
-    def __init__(self, name: str, args: TapStackArgs, opts: Options, component: str):
+    def __init__(
+        self, name: str, args: TapStackArgs, key: Key | None, opts: Options, component: str
+    ):
         options = ResourceOptions.merge(tagged({**args.all_tags(), "Component": component}), opts)
         super().__init__(f"tap:stack:{type(self).__name__}", name, None, options)
         self.name, self.args, self.component = name, args, component
-        self.parented = ResourceOptions(parent=self)
+        self.key, self.parented = key or Key(""), ResourceOptions(parent=self)
 
     @functools.cached_property
     def aws_context(self) -> AwsContext:
@@ -870,9 +880,9 @@ class Component(pulumi.ComponentResource):
         """
         return f"{self.name}-{key}", self.after(*after, **own)
 
-    def part(self, key: str) -> tuple[str, TapStackArgs, ResourceOptions]:
-        """What a component within this one begins with: logical name, settings, options."""
-        return f"{self.name}-{key}", self.args, self.parented
+    def part(self, key: str) -> tuple[str, TapStackArgs, Key, ResourceOptions]:
+        """What a component within this one begins with: logical name, settings, key, options."""
+        return f"{self.name}-{key}", self.args, self.key, self.parented
 
     def after(self, *resources: pulumi.Resource, **options: Any) -> ResourceOptions:
         """Options of a child that is created after other resources."""
@@ -886,13 +896,11 @@ class Component(pulumi.ComponentResource):
         """Graphs of the dashboard, for Monitoring."""
         return []
 
-    def log_group(self, key: str, name: str, key_arn: Input[str]) -> aws.cloudwatch.LogGroup:
+    def log_group(self, key: str, name: str) -> aws.cloudwatch.LogGroup:
         """An encrypted log group with the stack's retention; `key` is part of its logical name."""
+        days, key_arn = self.args.log_retention_days, self.key.arn
         return aws.cloudwatch.LogGroup(
-            *self.child(key),
-            name=name,
-            retention_in_days=self.args.log_retention_days,
-            kms_key_id=key_arn,
+            *self.child(key), name=name, retention_in_days=days, kms_key_id=key_arn
         )
 
     def certificate(self, *domain_names: str) -> Output[str]:
@@ -990,19 +998,18 @@ class Encryption(Component):
     """
 
     def __init__(self, name: str, args: TapStackArgs, opts: Options = None):
-        super().__init__(name, args, opts, "encryption")
-        self.scaling_role = self._scaling_role() if "web" in args.systems else None
-        #: ARN of the role that starts instances with encrypted volumes; empty without the web tier.
-        self.scaling_role_arn: Input[str] = self.scaling_role.arn if self.scaling_role else ""
-        self.key = self._key()
-        #: ARN of the key, for every resource that encrypts.
-        self.key_arn = self.key.arn
+        super().__init__(name, args, None, opts, "encryption")
+        #: Empty without the web tier, as is the ARN that other components get.
+        self.scaling_roles = [self._scaling_role().arn] if "web" in args.systems else []
+        made = self._key()
+        #: What the other components encrypt under.
+        self.key = Key(made.arn, *self.scaling_roles)
         self.alias = aws.kms.Alias(
             *self.child("alias"),
             name=f"alias/{args.project}-{args.environment_suffix}",
-            target_key_id=self.key.key_id,
+            target_key_id=made.key_id,
         )
-        self.register_outputs({"key_arn": self.key_arn})
+        self.register_outputs({"key_arn": made.arn})
 
     def _scaling_role(self) -> aws.iam.ServiceLinkedRole:
         # A role of this stack: a key policy can name it before there is any Auto Scaling group.
@@ -1033,7 +1040,7 @@ class Encryption(Component):
         log_groups = {"kms:EncryptionContext:aws:logs:arn": context.arn("logs", "log-group:*")}
         publish = kms("Decrypt GenerateDataKey")
         return policy(
-            *(self._volume_statements() if self.scaling_role else []),
+            *(each for arn in self.scaling_roles for each in volume_statements(arn)),
             {**allow(*KEY_USE, *KEY_MANAGEMENT, on=this_key), "Principal": {"AWS": root}},
             trust(logs, *KEY_USE, on=this_key, when={"ArnLike": log_groups}),
             *(
@@ -1042,14 +1049,15 @@ class Encryption(Component):
             ),
         )
 
-    def _volume_statements(self) -> list[Statement]:
-        """Auto Scaling creates instances with encrypted volumes, and grants their use to EC2."""
-        scaling = {"AWS": self.scaling_role_arn}
-        granted = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
-        return [
-            {**allow(*KEY_USE, on="*"), "Principal": scaling},
-            {**allow("kms:CreateGrant", on="*", when=granted), "Principal": scaling},
-        ]
+
+def volume_statements(scaling_role_arn: Input[str]) -> list[Statement]:
+    """Auto Scaling creates instances with encrypted volumes, and grants their use to EC2."""
+    scaling = {"AWS": scaling_role_arn}
+    granted = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
+    return [
+        {**allow(*KEY_USE, on="*"), "Principal": scaling},
+        {**allow("kms:CreateGrant", on="*", when=granted), "Principal": scaling},
+    ]
 
 
 # === Alerts =======================================================================================
@@ -1130,17 +1138,15 @@ class Alerts(Component):
     Costs nothing worth counting: e-mail is nearly free, and so are an account's first two budgets.
     """
 
-    def __init__(self, name: str, args: TapStackArgs, *, key_arn: Input[str], opts: Options = None):
-        super().__init__(name, args, opts, "alerts")
+    def __init__(self, name: str, args: TapStackArgs, key: Key, opts: Options = None):
+        super().__init__(name, args, key, opts, "alerts")
         self.topic = aws.sns.Topic(
-            *self.child("topic"), name=args.name("alerts"), kms_master_key_id=key_arn
+            *self.child("topic"), name=args.name("alerts"), kms_master_key_id=key.arn
         )
-        #: ARN of the topic, for alarm actions.
-        self.topic_arn = self.topic.arn
         self.topic_policy = self._topic_policy()
         self.emails = [self._email(address) for address in args.alarm_emails]
         self.budget = self._budget()
-        self.register_outputs({"topic_arn": self.topic_arn})
+        self.register_outputs({"topic_arn": self.topic.arn})
 
     def _topic_policy(self) -> aws.sns.TopicPolicy:
         context, topic = self.aws_context, self.topic.arn
@@ -1238,22 +1244,22 @@ class Function(Component):
         self,
         name: str,
         args: TapStackArgs,
+        key: Key,
         opts: Options = None,
         *,
         component: str,
         code: Code,
         canary: Canary,
         statements: Sequence[Statement],
-        key_arn: Input[str],
         max_event_age_hours: int = 0,
         concurrency: int = 0,
     ):
-        super().__init__(name, args, opts, component)
-        self.physical_name, self.key_arn = args.name(component), key_arn
+        super().__init__(name, args, key, opts, component)
+        self.physical_name = args.name(component)
         self.concurrency, self.canary = concurrency, canary
         self.latency_bound_ms = canary.latency_bound_ms or 800 * code.timeout_seconds
         self.dead_letter_queue = self._dead_letter_queue() if max_event_age_hours else None
-        self.logs = self.log_group("logs", f"/aws/lambda/{self.physical_name}", key_arn)
+        self.logs = self.log_group("logs", f"/aws/lambda/{self.physical_name}")
         self.role, self.role_policy = self._role(statements)
         self.function = self._function(code)
         #: What callers invoke: the alias `live`, which a rollout moves from version to version.
@@ -1275,7 +1281,7 @@ class Function(Component):
         queue = aws.sqs.Queue(
             *self.child("dead-letters"),
             name=f"{self.physical_name}-dead-letters",
-            kms_master_key_id=self.key_arn,
+            kms_master_key_id=self.key.arn,
             message_retention_seconds=14 * 24 * 3600,
         )
         aws.sqs.QueuePolicy(
@@ -1295,7 +1301,7 @@ class Function(Component):
             allow("logs:CreateLogStream", "logs:PutLogEvents", on=streams),
             # X-Ray has no resources to name.
             allow("xray:PutTelemetryRecords", "xray:PutTraceSegments", on="*"),
-            allow("kms:Decrypt", "kms:GenerateDataKey", on=self.key_arn),
+            allow("kms:Decrypt", "kms:GenerateDataKey", on=self.key.arn),
             *statements,
             *([allow("sqs:SendMessage", on=queue.arn)] if queue else []),
         )
@@ -1316,7 +1322,7 @@ class Function(Component):
             reserved_concurrent_executions=self.concurrency or None,
             publish=True,
             environment={"variables": {"API_CLIENT": self.args.api_client, **code.environment}},
-            kms_key_arn=self.key_arn,
+            kms_key_arn=self.key.arn,
             tracing_config={"mode": "Active"},
             logging_config={
                 "log_format": "JSON",
@@ -1422,7 +1428,7 @@ class Function(Component):
             f"Lets the scheduler start {self.physical_name}",
             "scheduler.amazonaws.com",
             allow("lambda:InvokeFunction", on=self.alias.arn),
-            allow("kms:Decrypt", on=self.key_arn),
+            allow("kms:Decrypt", on=self.key.arn),
             when=self.aws_context.same_account,
         )
         return aws.scheduler.Schedule(
@@ -1431,7 +1437,7 @@ class Function(Component):
             description=description,
             schedule_expression=expression,
             flexible_time_window={"mode": "OFF"},
-            kms_key_arn=self.key_arn,
+            kms_key_arn=self.key.arn,
             target={
                 "arn": self.alias.arn,
                 "role_arn": role.arn,
@@ -2337,7 +2343,7 @@ LOAD_BALANCER_LOGS_SERVICE = "logdelivery.elasticloadbalancing.amazonaws.com"
 class Bucket(Component):
     """A private bucket: versioned, encrypted, TLS only, without ACLs, with one lifecycle.
 
-    Encrypted with S3's own keys (AES-256), which log delivery needs, or under `key_arn`. `days` is
+    Encrypted with S3's own keys (AES-256), which log delivery needs, or `under_key`. `days` is
     when objects expire; 0 is never. `access_logs_of` are the names of buckets that deliver their
     access logs to this one, and `access_logs_to` is the bucket that it delivers its own to.
 
@@ -2349,21 +2355,22 @@ class Bucket(Component):
         self,
         name: str,
         args: TapStackArgs,
+        key: Key,
         opts: Options = None,
         *,
         component: str,
         physical_name: Input[str],
         days: int = 0,
-        key_arn: Input[str] | None = None,
+        under_key: bool = False,
         access_logs_of: Sequence[Input[str]] = (),
         access_logs_to: Bucket | None = None,
         load_balancer_logs: bool = False,
     ):
-        super().__init__(name, args, opts, component)
+        super().__init__(name, args, key, opts, component)
         self.bucket = self._bucket(physical_name)
         self.public_access_block = self._public_access_block()
         self.ownership = self._ownership()
-        self.encryption = self._encryption(key_arn)
+        self.encryption = self._encryption(under_key)
         self.versioning = self._versioning()
         self.policy = self._policy(access_logs_of, load_balancer_logs)
         self.lifecycle = self._lifecycle(days)
@@ -2391,14 +2398,12 @@ class Bucket(Component):
             rule={"object_ownership": "BucketOwnerEnforced"},
         )
 
-    def _encryption(
-        self, key_arn: Input[str] | None
-    ) -> aws.s3.BucketServerSideEncryptionConfiguration:
+    def _encryption(self, under_key: bool) -> aws.s3.BucketServerSideEncryptionConfiguration:
         by_default: Any = {"sse_algorithm": "AES256"}
-        if key_arn is not None:
-            by_default = {"sse_algorithm": "aws:kms", "kms_master_key_id": key_arn}
+        if under_key:
+            by_default = {"sse_algorithm": "aws:kms", "kms_master_key_id": self.key.arn}
         # With a bucket key: one call of KMS for many objects, where there are any.
-        rule: Any = {"bucket_key_enabled": key_arn is not None}
+        rule: Any = {"bucket_key_enabled": under_key}
         rule["apply_server_side_encryption_by_default"] = by_default
         return aws.s3.BucketServerSideEncryptionConfiguration(
             *self.child("encryption"), bucket=self.bucket.bucket, rules=[rule]
@@ -2512,8 +2517,7 @@ class Fleet(Component):
     arm64, IMDSv2 with one hop, an encrypted gp3 volume of 8 GB, no key pair: people come by Session
     Manager or EC2 Instance Connect. An instance comes into service when its user data ends well,
     or is replaced; the first ones are waited for. A change of the template is a FleetRollout's.
-    Without `image_id` the image is the latest of the first deployment. `scaling_role_arn` is the
-    role that starts instances with volumes under the key.
+    Without `image_id` the image is the latest of the first deployment.
 
     Costs instances by the hour, a volume and, if public, an IPv4 address for each.
     """
@@ -2522,19 +2526,17 @@ class Fleet(Component):
         self,
         name: str,
         args: TapStackArgs,
+        key: Key,
         opts: Options = None,
         *,
         component: str,
-        key_arn: Input[str],
-        scaling_role_arn: Input[str],
         instances: Instances,
     ):
-        super().__init__(name, args, opts, component)
-        self.physical_name, self.key_arn = args.name(component), key_arn
-        self.instances = instances
+        super().__init__(name, args, key, opts, component)
+        self.physical_name, self.instances = args.name(component), instances
         self.role, _ = self._role()
         self.template = self._template()
-        self.scaling_group = self._scaling_group(scaling_role_arn)
+        self.scaling_group = self._scaling_group()
         self.rollout = self._rollout()
         self.register_outputs({"group_name": self.scaling_group.name})
 
@@ -2565,7 +2567,7 @@ class Fleet(Component):
             "volume_type": "gp3",
             "volume_size": 8,
             "encrypted": "true",
-            "kms_key_id": self.key_arn,
+            "kms_key_id": self.key.arn,
             **gone,
         }
         interface: Any = {
@@ -2596,7 +2598,7 @@ class Fleet(Component):
             ],
         )
 
-    def _scaling_group(self, scaling_role_arn: Input[str]) -> aws.autoscaling.Group:
+    def _scaling_group(self) -> aws.autoscaling.Group:
         instances, metric = self.instances, aws.autoscaling.Metric
         template: Any = {
             "launch_template_id": self.template.id,
@@ -2639,7 +2641,7 @@ class Fleet(Component):
             min_elb_capacity=instances.minimum if instances.target_groups else None,
             enabled_metrics=[metric.GROUP_DESIRED_CAPACITY, metric.GROUP_IN_SERVICE_INSTANCES],
             metrics_granularity="1Minute",
-            service_linked_role_arn=scaling_role_arn,
+            service_linked_role_arn=self.key.scaling_role_arn,
         )
 
     def _rollout(self) -> FleetRollout:
@@ -4043,7 +4045,7 @@ class Identity(Component):
     """
 
     def __init__(self, name: str, args: TapStackArgs, opts: Options = None):
-        super().__init__(name, args, opts, "identity")
+        super().__init__(name, args, None, opts, "identity")
         self.pool = self._pool()
         self.scopes = scopes_of(args.systems)
         servers = dict.fromkeys(each.partition("/")[0] for each in self.scopes)
@@ -4054,6 +4056,8 @@ class Identity(Component):
         self.domain = self._domain()
         #: Issuer of the tokens, as a JWT authorizer wants it.
         self.issuer = Output.concat("https://", self.pool.endpoint)
+        ids: Any = {name: each.id for name, each in self.machines.items()}
+        self.machine_ids: Output[dict[str, str]] = Output.from_input(ids)
         #: Ids of the clients whose tokens are accepted.
         self.audience = [self.people.id, *(each.id for each in self.machines.values())]
         #: Where people sign in and all clients fetch their tokens (OAuth 2.0).
@@ -4222,16 +4226,16 @@ class ServerlessApi(Component):
         self,
         name: str,
         args: TapStackArgs,
+        key: Key,
+        opts: Options = None,
         *,
-        key_arn: Input[str],
         issuer: Input[str],
         audience: Sequence[Input[str]],
         files: FilePipeline | None = None,
         handler: Handler = api,
-        opts: Options = None,
     ):
-        super().__init__(name, args, opts, "api")
-        self.key_arn, self.files = key_arn, files
+        super().__init__(name, args, key, opts, "api")
+        self.files = files
         self.route_table = all_routes() if files else item_routes()
         self.items = self._items()
         self.paging_key = self._paging_key()
@@ -4246,7 +4250,8 @@ class ServerlessApi(Component):
         self.integration = self._integration()
         self.routes = self._routes()
         self.stage = self._stage()
-        #: The API's own domain name, if it has one.
+        #: The API's own domain name, and where it must point, if it has one.
+        self.domain_target: Output[str] | None = None
         self.domain = self._domain() if args.api_domain_name else None
         own = self.domain and Output.concat("https://", self.domain.domain_name)
         #: Base URL of the API.
@@ -4268,7 +4273,7 @@ class ServerlessApi(Component):
             ],
             ttl={"attribute_name": "expires_at", "enabled": True},
             point_in_time_recovery={"enabled": True},
-            server_side_encryption={"enabled": True, "kms_key_arn": self.key_arn},
+            server_side_encryption={"enabled": True, "kms_key_arn": self.key.arn},
             deletion_protection_enabled=self.args.deletion_protection,
         )
 
@@ -4281,7 +4286,7 @@ class ServerlessApi(Component):
         return aws.ssm.Parameter(
             *self.child("paging-key", replace_on_changes=replaced, delete_before_replace=True),
             name=f"/{self.args.project}/{self.args.environment_suffix}/paging-key",
-            key_id=self.key_arn,
+            key_id=self.key.arn,
             **PAGING_KEY_INPUTS,
         )
 
@@ -4291,15 +4296,14 @@ class ServerlessApi(Component):
             component="rotation",
             code=Code(
                 handler=rotate_paging_key,
-                environment={"PAGING_KEY": self.paging_key.name, "KEY_ARN": self.key_arn},
+                environment={"PAGING_KEY": self.paging_key.name, "KEY_ARN": self.key.arn},
                 timeout_seconds=90,
             ),
             canary=Canary(probes=[({"dry_run": True}, None)]),
             statements=[
                 allow("ssm:GetParameter", "ssm:PutParameter", on=self.paging_key.arn),
-                allow("kms:Encrypt", on=self.key_arn),
+                allow("kms:Encrypt", on=self.key.arn),
             ],
-            key_arn=self.key_arn,
             max_event_age_hours=1,
         )
 
@@ -4310,7 +4314,7 @@ class ServerlessApi(Component):
             qualifier=self.rotation.alias.name,
             input="{}",
             # Again for a parameter that is replaced, also if that run was interrupted in between.
-            triggers={"parameter": Output.concat(self.key_arn, " ", str(PAGING_KEY_INPUTS))},
+            triggers={"parameter": Output.concat(self.key.arn, " ", str(PAGING_KEY_INPUTS))},
         )
 
     def _function(self, handler: Handler) -> Function:
@@ -4346,11 +4350,10 @@ class ServerlessApi(Component):
             statements=[
                 allow(*(f"dynamodb:{action}" for action in items), on=self.items.arn),
                 allow("dynamodb:Query", on=index_arns(self.items, ITEM_INDEXES)),
-                allow(*TABLE_KEY_USE, on=self.key_arn),
+                allow(*TABLE_KEY_USE, on=self.key.arn),
                 allow("ssm:GetParameter", on=self.paging_key.arn),
                 *(self.files.api_statements() if self.files else []),
             ],
-            key_arn=self.key_arn,
             concurrency=self.args.api_concurrency,
         )
 
@@ -4389,7 +4392,8 @@ class ServerlessApi(Component):
             *self.child("mapping"), api_id=self.api.id, domain_name=domain.id, stage=self.stage.name
         )
         made: Any = domain.domain_name_configuration
-        self.point(name, "A", "AAAA", target=made.target_domain_name, zone_id=made.hosted_zone_id)
+        self.domain_target = made.target_domain_name
+        self.point(name, "A", "AAAA", target=self.domain_target, zone_id=made.hosted_zone_id)
         return domain
 
     def _authorizer(
@@ -4450,7 +4454,7 @@ class ServerlessApi(Component):
     def _stage(self) -> aws.apigatewayv2.Stage:
         # Groups under this prefix do not use up the account's resource policy for log delivery.
         prefix = "/aws/vendedlogs/apis"
-        logs = self.log_group("access-logs", f"{prefix}/{self.args.name('api')}", self.key_arn)
+        logs = self.log_group("access-logs", f"{prefix}/{self.args.name('api')}")
         throttles = self._throttles()
         # What a route has of its own takes the place of all default settings.
         own: Any = [{"route_key": key, **self._limits(x, burst=10)} for key, x in throttles.items()]
@@ -5442,9 +5446,8 @@ class FilePipeline(Component):
     each file two reads of S3 and 100 ms of the function.
     """
 
-    def __init__(self, name: str, args: TapStackArgs, *, key_arn: Input[str], opts: Options = None):
-        super().__init__(name, args, opts, "files")
-        self.key_arn = key_arn
+    def __init__(self, name: str, args: TapStackArgs, key: Key, opts: Options = None):
+        super().__init__(name, args, key, opts, "files")
         unique_name = self.aws_context.unique_name(args.name("files"))
         self.bucket_name: Input[str] = args.files_bucket_name or unique_name
         self.logs = self._logs()
@@ -5514,7 +5517,7 @@ class FilePipeline(Component):
                 index(name, key, "uploaded_at", **own) for name, key in FILE_INDEXES.items()
             ],
             point_in_time_recovery={"enabled": True},
-            server_side_encryption={"enabled": True, "kms_key_arn": self.key_arn},
+            server_side_encryption={"enabled": True, "kms_key_arn": self.key.arn},
             deletion_protection_enabled=self.args.deletion_protection,
             stream_enabled=self.args.files_events,
             stream_view_type="NEW_AND_OLD_IMAGES" if self.args.files_events else None,
@@ -5571,9 +5574,8 @@ class FilePipeline(Component):
                 allow("s3:ListBucket", on=bucket.arn),
                 allow("dynamodb:GetItem", "dynamodb:Query", on=table.arn),
                 allow("dynamodb:PutItem", "dynamodb:UpdateItem", on=table.arn),
-                allow(*TABLE_KEY_USE, on=self.key_arn),
+                allow(*TABLE_KEY_USE, on=self.key.arn),
             ],
-            key_arn=self.key_arn,
             max_event_age_hours=6,
             concurrency=self.args.files_concurrency,
         )
@@ -5617,7 +5619,7 @@ class FilePipeline(Component):
             "Lets pipes publish what becomes of files",
             "pipes.amazonaws.com",
             allow(*(f"dynamodb:{each}" for each in reads), on=self.table.stream_arn),
-            allow("kms:Decrypt", on=self.key_arn),
+            allow("kms:Decrypt", on=self.key.arn),
             allow("events:PutEvents", on=bus),
             when={**context.same_account, "ArnEquals": {"aws:SourceArn": pipes}},
         )
@@ -5912,23 +5914,14 @@ class Network(Component):
     """A VPC over two or three zones: subnets, routes, NAT, endpoints, security groups, flow logs.
 
     Instances in public subnets reach the internet, those in private ones through NAT, those in
-    isolated ones not at all. `scaling_role_arn` is of the NAT instances' fleets.
+    isolated ones not at all.
 
     Costs what the setting `nat` says, interface endpoints by the hour and zone, and flow logs by
     the GB; the gateway endpoints of S3 and DynamoDB are free.
     """
 
-    def __init__(
-        self,
-        name: str,
-        args: TapStackArgs,
-        *,
-        key_arn: Input[str],
-        scaling_role_arn: Input[str],
-        opts: Options = None,
-    ):
-        super().__init__(name, args, opts, "network")
-        self.key_arn, self.scaling_role_arn = key_arn, scaling_role_arn
+    def __init__(self, name: str, args: TapStackArgs, key: Key, opts: Options = None):
+        super().__init__(name, args, key, opts, "network")
         self.plan = plan_subnets(args.vpc_cidr, args.zones, args.disjoint_cidrs)
         self.vpc = self._vpc()
         self.default_security_group = self._default_security_group()
@@ -6105,7 +6098,7 @@ class Network(Component):
     def _flow_log(self) -> aws.ec2.FlowLog:
         context, role_name = self.aws_context, self.args.name("flow-log")
         log_group_name = f"/aws/vpc/{self.args.name('network')}"
-        logs = self.log_group("flow-logs", log_group_name, self.key_arn)
+        logs = self.log_group("flow-logs", log_group_name)
         role, _ = self.service_role(
             "flow-log-role",
             role_name,
@@ -6179,8 +6172,6 @@ class Network(Component):
         fleet = Fleet(
             *self.part(f"nat-{number}"),
             component=component,
-            key_arn=self.key_arn,
-            scaling_role_arn=self.scaling_role_arn,
             instances=Instances(
                 user_data=Output.all(address.allocation_id, *tables).apply(
                     lambda known: nat_script(self.args.vpc_cidr, *known)
@@ -6225,8 +6216,8 @@ def nat_script(cidr: str, address: str, *route_tables: str) -> str:
 class Storage(Component):
     """Buckets of the web environment: assets, and the logs of the load balancer and of access."""
 
-    def __init__(self, name: str, args: TapStackArgs, *, key_arn: Input[str], opts: Options = None):
-        super().__init__(name, args, opts, "storage")
+    def __init__(self, name: str, args: TapStackArgs, key: Key, opts: Options = None):
+        super().__init__(name, args, key, opts, "storage")
         unique_name = self.aws_context.unique_name
         assets, logs = unique_name(args.name("assets")), unique_name(args.name("web-logs"))
         self.logs = Bucket(
@@ -6241,7 +6232,7 @@ class Storage(Component):
             *self.part("assets"),
             component="assets",
             physical_name=assets,
-            key_arn=key_arn,
+            under_key=True,
             access_logs_to=self.logs,
         )
         self.register_outputs({"assets_bucket_name": self.assets.bucket.bucket})
@@ -6277,14 +6268,14 @@ class Database(Component):
         self,
         name: str,
         args: TapStackArgs,
+        key: Key,
+        opts: Options = None,
         *,
-        key_arn: Input[str],
         topic_arn: Input[str],
         network: Network,
-        opts: Options = None,
     ):
-        super().__init__(name, args, opts, "database")
-        self.key_arn, self.physical_name = key_arn, args.name("database")
+        super().__init__(name, args, key, opts, "database")
+        self.physical_name = args.name("database")
         self.subnets = self._subnets(network)
         #: Of each version, so that an upgrade's old one is there until the maintenance window.
         self.parameters = {each: self._parameters(each) for each in DATABASE_VERSIONS}
@@ -6323,7 +6314,7 @@ class Database(Component):
 
     def _logs(self, kind: str) -> aws.cloudwatch.LogGroup:
         log_group_name = f"/aws/rds/instance/{self.physical_name}/{kind}"
-        return self.log_group(f"{kind}-logs", log_group_name, self.key_arn)
+        return self.log_group(f"{kind}-logs", log_group_name)
 
     def _monitoring_role(self) -> aws.iam.Role:
         # A log group's creation is authorized on its ARN with a suffix.
@@ -6353,11 +6344,11 @@ class Database(Component):
             max_allocated_storage=5 * args.database_gb,
             storage_type="gp3",
             storage_encrypted=True,
-            kms_key_id=self.key_arn,
+            kms_key_id=self.key.arn,
             db_name=DATABASE_NAME,
             username="master",
             manage_master_user_password=True,
-            master_user_secret_kms_key_id=self.key_arn,
+            master_user_secret_kms_key_id=self.key.arn,
             iam_database_authentication_enabled=True,
             port=POSTGRES_PORT,
             publicly_accessible=False,
@@ -6381,7 +6372,7 @@ class Database(Component):
             apply_immediately=args.tier == "dev",
             enabled_cloudwatch_logs_exports=["postgresql", "upgrade"],
             performance_insights_enabled=True,
-            performance_insights_kms_key_id=self.key_arn,
+            performance_insights_kms_key_id=self.key.arn,
             performance_insights_retention_period=7,
             monitoring_interval=60,
             monitoring_role_arn=self.monitoring_role.arn,
@@ -6424,7 +6415,6 @@ class Database(Component):
                 allow("rds:DescribeDBSnapshotAttributes", on=own),
                 allow("rds:DeleteDBSnapshot", on=own, when=has_tag),
             ],
-            key_arn=self.key_arn,
             max_event_age_hours=1,
         )
 
@@ -6578,23 +6568,21 @@ class WebTier(Component):
         self,
         name: str,
         args: TapStackArgs,
+        key: Key,
+        opts: Options = None,
         *,
-        key_arn: Input[str],
-        scaling_role_arn: Input[str],
         network: Network,
         storage: Storage,
         database: Database,
-        opts: Options = None,
     ):
-        super().__init__(name, args, opts, "web")
-        self.key_arn = key_arn
+        super().__init__(name, args, key, opts, "web")
         self.certificate_arn = self._certificate()
         self.load_balancer = self._load_balancer(network, storage)
         self.target_group = self._target_group(network)
         self.listeners = self._listeners()
         self.firewall = self._firewall() if args.waf else None
-        self.logs = self.log_group("logs", f"/{args.name('web')}", key_arn)
-        self.fleet = self._fleet(network, database, scaling_role_arn)
+        self.logs = self.log_group("logs", f"/{args.name('web')}")
+        self.fleet = self._fleet(network, database)
         self.scaling = [self._scaling(*each) for each in self._scaling_targets()]
         balancer = self.load_balancer
         for each in (args.domain_name, *args.alternative_names):
@@ -6706,7 +6694,7 @@ class WebTier(Component):
         )
         return acl
 
-    def _fleet(self, network: Network, database: Database, scaling_role_arn: Input[str]) -> Fleet:
+    def _fleet(self, network: Network, database: Database) -> Fleet:
         args = self.args
         values = {
             "log_group": self.logs.name,
@@ -6717,8 +6705,6 @@ class WebTier(Component):
         return Fleet(
             *self.part("fleet"),
             component="web",
-            key_arn=self.key_arn,
-            scaling_role_arn=scaling_role_arn,
             instances=Instances(
                 user_data=Output.all(**values).apply(lambda x: web_script(**x)),
                 after=[*network.rules, *network.ways_out, *network.endpoints, *self.listeners],
@@ -6728,7 +6714,7 @@ class WebTier(Component):
                 statements=[
                     allow("rds-db:connect", on=database.user_arn),
                     allow("secretsmanager:GetSecretValue", on=database.secret_arn),  # to migrate
-                    allow("kms:Decrypt", on=self.key_arn),
+                    allow("kms:Decrypt", on=self.key.arn),
                     *agent_statements(self.logs),
                 ],
                 minimum=args.instances_min,
@@ -6866,25 +6852,16 @@ class Bastion(Component):
     """
 
     def __init__(
-        self,
-        name: str,
-        args: TapStackArgs,
-        *,
-        key_arn: Input[str],
-        scaling_role_arn: Input[str],
-        network: Network,
-        opts: Options = None,
+        self, name: str, args: TapStackArgs, key: Key, opts: Options = None, *, network: Network
     ):
-        super().__init__(name, args, opts, "bastion")
+        super().__init__(name, args, key, opts, "bastion")
         log_group_name = f"/{args.name('bastion')}"
-        self.logs = self.log_group("logs", log_group_name, key_arn)
+        self.logs = self.log_group("logs", log_group_name)
         self.logins = self._logins()
         agent = agent_script(log_group_name, "/var/log/secure")
         self.fleet = Fleet(
             *self.part("fleet"),
             component="bastion",
-            key_arn=key_arn,
-            scaling_role_arn=scaling_role_arn,
             instances=Instances(
                 user_data=f"{rendered('bastion')}\n{agent}",
                 after=[*network.rules, *network.public_routes],
@@ -6948,12 +6925,12 @@ class Monitoring(Component):
         self,
         name: str,
         args: TapStackArgs,
+        opts: Options = None,
         *,
         components: Iterable[Component],
         topic_arn: Input[str],
-        opts: Options = None,
     ):
-        super().__init__(name, args, opts, "monitoring")
+        super().__init__(name, args, None, opts, "monitoring")
         rows = [(part.alarms(), part.graphs()) for part in components]
         #: Key of the alarm table -> alarm.
         self.metric_alarms = {
@@ -6999,54 +6976,81 @@ T = TypeVar("T")
 
 
 class StackOutput(Generic[T]):
-    """An output of TapStack: an attribute, None where its system is left out."""
+    """An output of TapStack: an attribute, None where its system is left out.
 
-    def __init__(self, doc: str):
-        self.doc = doc
+    `path` leads to its value: a component's name, then attributes.
+    """
 
-    def __set_name__(self, _owner: type, name: str) -> None:
-        self.name = name
+    def __init__(self, path: str, doc: str):
+        self.path, self.doc = path.split("."), doc
 
     def __get__(self, stack: TapStack | None, _owner: type) -> Output[T] | None:
-        return stack.outputs.get(self.name) if stack else None
-
-    def __set__(self, stack: TapStack, value: Output[T]) -> None:
-        stack.outputs[self.name] = value
+        found: Any = stack and stack.components.get(self.path[0])
+        for name in self.path[1:]:
+            found = found and getattr(found, name)
+        return found  # type: ignore[no-any-return]
 
 
 class TapStack(pulumi.ComponentResource):
     """The systems of a stack and what they share, composed; `api_handler` may wrap `api`."""
 
-    api_url = StackOutput[str]("Base URL of the API")
+    api_url = StackOutput[str]("api.url", "Base URL of the API")
     api_domain_target = StackOutput[str](
-        "Where `api_domain_name` must point, as a CNAME, if its hosted zone is not the stack's"
+        "api.domain_target",
+        "Where `api_domain_name` must point, as a CNAME, if its hosted zone is not the stack's",
     )
-    table_name = StackOutput[str]("Name of the items table")
-    function_name = StackOutput[str]("Name of the api function")
-    api_release = StackOutput[str]("What became of its newest version, and on what evidence")
-    files_bucket_name = StackOutput[str]("Name of the bucket for files")
-    files_table_name = StackOutput[str]("Name of the table that describes them")
-    files_function_name = StackOutput[str]("Name of the function that records them")
-    files_dead_letters_url = StackOutput[str]("URL of that function's dead-letter queue")
-    user_pool_id = StackOutput[str]("Id of the Cognito user pool")
-    people_client_id = StackOutput[str]("Client id of apps that people sign in to (PKCE)")
+    table_name = StackOutput[str]("api.items.name", "Name of the items table")
+    function_name = StackOutput[str]("api.function.function.name", "Name of the api function")
+    api_release = StackOutput[str](
+        "api.function.rollout.verdict", "What became of its newest version, and on what evidence"
+    )
+    files_bucket_name = StackOutput[str](
+        "files.uploads.bucket.bucket", "Name of the bucket for files"
+    )
+    files_table_name = StackOutput[str]("files.table.name", "Name of the table that describes them")
+    files_function_name = StackOutput[str](
+        "files.function.function.name", "Name of the function that records them"
+    )
+    files_dead_letters_url = StackOutput[str](
+        "files.function.dead_letters_url", "URL of that function's dead-letter queue"
+    )
+    user_pool_id = StackOutput[str]("identity.pool.id", "Id of the Cognito user pool")
+    people_client_id = StackOutput[str](
+        "identity.people.id", "Client id of apps that people sign in to (PKCE)"
+    )
     machine_client_ids = StackOutput[dict[str, str]](
-        "Client id of each machine; its secret is read with cognito-idp:DescribeUserPoolClient"
+        "identity.machine_ids",
+        "Client id of each machine; its secret is read with cognito-idp:DescribeUserPoolClient",
     )
-    sign_in_url = StackOutput[str]("Base URL of `/oauth2/authorize` and `/oauth2/token`")
-    web_url = StackOutput[str]("URL of the web application")
+    sign_in_url = StackOutput[str](
+        "identity.sign_in_url", "Base URL of `/oauth2/authorize` and `/oauth2/token`"
+    )
+    web_url = StackOutput[str]("web.url", "URL of the web application")
     web_domain_target = StackOutput[str](
-        "The load balancer's name, where `domain_name` must point if its hosted zone is another"
+        "web.load_balancer.dns_name",
+        "The load balancer's name, where `domain_name` must point if its hosted zone is another",
     )
-    vpc_id = StackOutput[str]("Id of the VPC")
-    assets_bucket_name = StackOutput[str]("Name of the bucket of assets")
-    database_name = StackOutput[str]("Identifier of the database instance")
-    database_secret_arn = StackOutput[str]("ARN of the master's secret, which RDS rotates")
-    snapshots_function_name = StackOutput[str]("Name of the snapshot function")
-    bastion_group_name = StackOutput[str]("Name of the bastion's Auto Scaling group")
-    alerts_topic_arn = StackOutput[str]("ARN of the topic of alarms and budget")
-    dashboard_name = StackOutput[str]("Name of the CloudWatch dashboard")
-    key_arn = StackOutput[str]("ARN of the customer-managed key")
+    vpc_id = StackOutput[str]("network.vpc.id", "Id of the VPC")
+    assets_bucket_name = StackOutput[str](
+        "storage.assets.bucket.bucket", "Name of the bucket of assets"
+    )
+    database_name = StackOutput[str](
+        "database.instance.identifier", "Identifier of the database instance"
+    )
+    database_secret_arn = StackOutput[str](
+        "database.secret_arn", "ARN of the master's secret, which RDS rotates"
+    )
+    snapshots_function_name = StackOutput[str](
+        "database.snapshots.function.name", "Name of the snapshot function"
+    )
+    bastion_group_name = StackOutput[str](
+        "bastion.fleet.scaling_group.name", "Name of the bastion's Auto Scaling group"
+    )
+    alerts_topic_arn = StackOutput[str]("alerts.topic.arn", "ARN of the topic of alarms and budget")
+    dashboard_name = StackOutput[str](
+        "monitoring.dashboard.dashboard_name", "Name of the CloudWatch dashboard"
+    )
+    key_arn = StackOutput[str]("encryption.key.arn", "ARN of the customer-managed key")
 
     def __init__(
         self,
@@ -7060,87 +7064,40 @@ class TapStack(pulumi.ComponentResource):
         self.args = args = args or TapStackArgs()
         reject_placeholders(args)
         self.parented = ResourceOptions(parent=self)
-        self.outputs: dict[str, Output[Any]] = {}
-        self.encryption = Encryption("encryption", args, self.parented)
-        self.key_arn = key_arn = self.encryption.key_arn
-        self.alerts = Alerts("alerts", args, key_arn=key_arn, opts=self.parented)
-        #: All components, whose alarms and graphs Monitoring has.
-        self.components: list[Component] = [self.encryption, self.alerts]
-        self.files = self._files() if "files" in args.systems else None
-        self.api = self._api(api_handler) if "api" in args.systems else None
-        self.web = self._web() if "web" in args.systems else None
-        self.alerts_topic_arn = topic_arn = self.alerts.topic_arn
-        self.monitoring = Monitoring(
-            "monitoring", args, components=self.components, topic_arn=topic_arn, opts=self.parented
-        )
-        self.dashboard_name = self.monitoring.dashboard.dashboard_name
+        encryption = Encryption("encryption", args, self.parented)
+        self.shared = (args, encryption.key, self.parented)
+        self.alerts = Alerts("alerts", *self.shared)
+        #: By their logical names.
+        self.components: dict[str, Component] = {"encryption": encryption, "alerts": self.alerts}
+        files = FilePipeline("files", *self.shared) if "files" in args.systems else None
+        self._add(*([files] if files else []))
+        if "api" in args.systems:
+            self._add_api(files, api_handler)
+        if "web" in args.systems:
+            self._add_web()
+        parts, topic = [*self.components.values()], self.alerts.topic.arn
+        self._add(Monitoring("monitoring", args, self.parented, components=parts, topic_arn=topic))
+        values = {name: getattr(self, name) for name in OUTPUTS}
+        #: Name -> value of those whose system is there.
+        self.outputs = {name: x for name, x in values.items() if x is not None}
         self.register_outputs(self.outputs)
 
-    def _files(self) -> FilePipeline:
-        key_arn = self.encryption.key_arn
-        files = FilePipeline("files", self.args, key_arn=key_arn, opts=self.parented)
-        self.components.append(files)
-        self.files_bucket_name = files.uploads.bucket.bucket
-        self.files_table_name = files.table.name
-        self.files_function_name = files.function.function.name
-        self.files_dead_letters_url = Output.from_input(files.function.dead_letters_url)
-        return files
+    def _add(self, *made: Component) -> None:
+        self.components |= {each.name: each for each in made}
 
-    def _api(self, handler: Handler) -> ServerlessApi:
+    def _add_api(self, files: FilePipeline | None, handler: Handler) -> None:
         identity = Identity("identity", self.args, self.parented)
-        api = ServerlessApi(
-            "api",
-            self.args,
-            key_arn=self.encryption.key_arn,
-            issuer=identity.issuer,
-            audience=identity.audience,
-            files=self.files,
-            handler=handler,
-            opts=self.parented,
-        )
-        self.components += [identity, api]
-        self.api_url, self.table_name = api.url, api.items.name
-        if api.domain:
-            made: Any = api.domain.domain_name_configuration
-            self.api_domain_target = made.target_domain_name
-        self.function_name = api.function.function.name
-        self.api_release = api.function.rollout.verdict
-        self.user_pool_id, self.sign_in_url = identity.pool.id, identity.sign_in_url
-        self.people_client_id = identity.people.id
-        ids: Any = {name: each.id for name, each in identity.machines.items()}
-        self.machine_client_ids = Output.from_input(ids)
-        return api
+        tokens: Any = {"issuer": identity.issuer, "audience": identity.audience}
+        api = ServerlessApi("api", *self.shared, **tokens, files=files, handler=handler)
+        self._add(identity, api)
 
-    def _web(self) -> WebTier:
-        args, opts, alerts = self.args, self.parented, self.alerts
-        key, role = self.encryption.key_arn, self.encryption.scaling_role_arn
-        network = Network("network", args, key_arn=key, scaling_role_arn=role, opts=opts)
-        storage = Storage("storage", args, key_arn=key, opts=opts)
-        database = Database(
-            "database", args, key_arn=key, topic_arn=alerts.topic_arn, network=network, opts=opts
-        )
-        web = WebTier(
-            "web",
-            args,
-            key_arn=key,
-            scaling_role_arn=role,
-            network=network,
-            storage=storage,
-            database=database,
-            opts=opts,
-        )
-        bastion = Bastion(
-            "bastion", args, key_arn=key, scaling_role_arn=role, network=network, opts=opts
-        )
-        self.components += [network, storage, database, web, bastion]
-        self.web_url, self.vpc_id = web.url, network.vpc.id
-        self.web_domain_target = web.load_balancer.dns_name
-        self.assets_bucket_name = storage.assets.bucket.bucket
-        self.database_name = database.instance.identifier
-        self.database_secret_arn = database.secret_arn
-        self.snapshots_function_name = database.snapshots.function.name
-        self.bastion_group_name = bastion.fleet.scaling_group.name
-        return web
+    def _add_web(self) -> None:
+        shared = self.shared
+        network, storage = Network("network", *shared), Storage("storage", *shared)
+        topic_arn = self.alerts.topic.arn
+        database = Database("database", *shared, topic_arn=topic_arn, network=network)
+        web = WebTier("web", *shared, network=network, storage=storage, database=database)
+        self._add(network, storage, database, web, Bastion("bastion", *shared, network=network))
 
 
 #: Name of each stack output -> what it is.

@@ -14,7 +14,7 @@ args = TapStackArgs(
 encryption = Encryption("encryption", args)
 identity = Identity("identity", args)
 api = ServerlessApi(
-    "orders", args, key_arn=encryption.key_arn, issuer=identity.issuer, audience=identity.audience
+    "orders", args, encryption.key, issuer=identity.issuer, audience=identity.audience
 )
 
 pulumi.export("api_url", api.url)

@@ -27,8 +27,8 @@ args = TapStackArgs(
     environment_suffix="dev", project="word-count", files_table_capacity=20, files_events=True
 )
 encryption = Encryption("encryption", args)
-alerts = Alerts("alerts", args, key_arn=encryption.key_arn)
-files = FilePipeline("files", args, key_arn=encryption.key_arn)
+alerts = Alerts("alerts", args, encryption.key)
+files = FilePipeline("files", args, encryption.key)
 bucket = files.uploads.bucket
 options = tagged({**args.all_tags(), "Component": "words"})
 
@@ -39,12 +39,13 @@ table = aws.dynamodb.Table(
     hash_key="id",
     range_key="version_id",
     attributes=[{"name": "id", "type": "S"}, {"name": "version_id", "type": "S"}],
-    server_side_encryption={"enabled": True, "kms_key_arn": encryption.key_arn},
+    server_side_encryption={"enabled": True, "kms_key_arn": encryption.key.arn},
     opts=options,
 )
 function = Function(
     "words",
     args,
+    encryption.key,
     component="words",
     code=Code(
         handler=count_words,
@@ -55,9 +56,8 @@ function = Function(
     statements=[
         allow("s3:GetObjectVersion", on=Output.concat(bucket.arn, "/*")),
         allow("dynamodb:PutItem", on=table.arn),
-        allow(*TABLE_KEY_USE, on=encryption.key_arn),
+        allow(*TABLE_KEY_USE, on=encryption.key.arn),
     ],
-    key_arn=encryption.key_arn,
     max_event_age_hours=6,
 )
 rule = aws.cloudwatch.EventRule(
@@ -93,7 +93,7 @@ aws.cloudwatch.EventTarget(
     arn=function.alias.arn,
     opts=ResourceOptions(depends_on=[permission]),
 )
-Monitoring("monitoring", args, components=[files, function], topic_arn=alerts.topic_arn)
+Monitoring("monitoring", args, components=[files, function], topic_arn=alerts.topic.arn)
 
 pulumi.export("files_bucket_name", bucket.bucket)
 pulumi.export("files_table_name", files.table.name)

@@ -10,9 +10,9 @@ from tap_stack import Alerts, Encryption, FilePipeline, Monitoring, TapStackArgs
 
 args = TapStackArgs(environment_suffix="dev", project="drop-box", files_table_capacity=20)
 encryption = Encryption("encryption", args)
-alerts = Alerts("alerts", args, key_arn=encryption.key_arn)
-files = FilePipeline("files", args, key_arn=encryption.key_arn)
-Monitoring("monitoring", args, components=[files], topic_arn=alerts.topic_arn)
+alerts = Alerts("alerts", args, encryption.key)
+files = FilePipeline("files", args, encryption.key)
+Monitoring("monitoring", args, components=[files], topic_arn=alerts.topic.arn)
 
 pulumi.export("files_bucket_name", files.uploads.bucket.bucket)
 pulumi.export("files_table_name", files.table.name)

@@ -12,11 +12,11 @@ args = TapStackArgs(
     environment_suffix="dev", project="shop", vpc_cidr="10.9.0.0/20", systems=["web"]
 )
 encryption = Encryption("encryption", args)
-key, role = encryption.key_arn, encryption.scaling_role_arn
-alerts = Alerts("alerts", args, key_arn=key)
-network = Network("network", args, key_arn=key, scaling_role_arn=role)
-database = Database("database", args, key_arn=key, topic_arn=alerts.topic_arn, network=network)
-bastion = Bastion("bastion", args, key_arn=key, scaling_role_arn=role, network=network)
+key = encryption.key
+alerts = Alerts("alerts", args, key)
+network = Network("network", args, key)
+database = Database("database", args, key, topic_arn=alerts.topic.arn, network=network)
+bastion = Bastion("bastion", args, key, network=network)
 
 pulumi.export("vpc_id", network.vpc.id)
 pulumi.export("database_secret_arn", database.secret_arn)

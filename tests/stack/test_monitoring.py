@@ -202,7 +202,7 @@ class Watched(Component):
         return [Graph("Queue", [("AWS/SQS", "Age", {"QueueName": "q"}, "Maximum")])]
 
 args = TapStackArgs()
-plain, watched = (each(each.__name__.lower(), args, None, "own") for each in (Plain, Watched))
+plain, watched = (each(each.__name__.lower(), args, None, None, "own") for each in (Plain, Watched))
 assert (plain.alarms(), plain.graphs()) == ([], [])
 Monitoring("nothing", args, components=[plain], topic_arn="arn:topic")
 Monitoring("something", args, components=(each for each in (plain, watched)), topic_arn="arn:topic")
