@@ -813,27 +813,19 @@ def tagged(tags: Mapping[str, str]) -> ResourceOptions:
     return ResourceOptions(transformations=[add])
 
 
-@dataclass(frozen=True)
 class AwsContext:
     """The account, region and partition of the stack: what ARNs and conditions are made of."""
 
-    account: Output[str]
-    region: Output[str]
-    partition: Output[str]
+    def __init__(self) -> None:
+        self.account = aws.get_caller_identity_output().account_id
+        self.region = aws.get_region_output().region
+        self.partition = aws.get_partition_output().partition
+        #: The condition that an AWS service acts for this account (the confused deputy problem).
+        self.same_account = {"StringEquals": {"aws:SourceAccount": self.account}}
 
-    @classmethod
-    def current(cls) -> AwsContext:
-        """Those of the default provider."""
-        return cls(
-            account=aws.get_caller_identity_output().account_id,
-            region=aws.get_region_output().region,
-            partition=aws.get_partition_output().partition,
-        )
-
-    @property
-    def same_account(self) -> dict[str, dict[str, Input[str]]]:
-        """The condition that an AWS service acts for this account (the confused deputy problem)."""
-        return {"StringEquals": {"aws:SourceAccount": self.account}}
+    def acting_for(self, arns: Any, operator: str = "ArnLike") -> dict[str, Any]:
+        """The condition that it acts for resources of these ARNs in this account."""
+        return {**self.same_account, operator: {"aws:SourceArn": arns}}
 
     def arn(self, service: str, resource: Input[str]) -> Output[str]:
         """The ARN of a resource in this account and region."""
@@ -871,7 +863,7 @@ class Component(pulumi.ComponentResource):
     @functools.cached_property
     def aws_context(self) -> AwsContext:
         """The account, region and partition."""
-        return AwsContext.current()
+        return AwsContext()
 
     def child(self, key: str, *after: pulumi.Resource, **own: Any) -> tuple[str, ResourceOptions]:
         """Logical name and options of a resource of this component, created after others.
@@ -965,6 +957,41 @@ class Component(pulumi.ComponentResource):
             *self.child(f"{key}-policy"), name=role_name, role=role.name, policy=policy(*statements)
         )
         return role, permissions
+
+    def target_tracking(
+        self,
+        key: str,
+        resource_id: Input[str],
+        dimension: str,
+        metric: str,
+        limits: tuple[int, int],
+        target: float,
+        *after: pulumi.Resource,
+    ) -> aws.appautoscaling.Policy:
+        """Scales a dimension of a resource within limits, to keep a predefined metric at a target.
+
+        Application Auto Scaling and its own alarms are free.
+        """
+        scaled = aws.appautoscaling.Target(
+            *self.child(f"{key}-range", *after),
+            service_namespace=dimension.partition(":")[0],
+            resource_id=resource_id,
+            scalable_dimension=dimension,
+            min_capacity=limits[0],
+            max_capacity=limits[1],
+        )
+        return aws.appautoscaling.Policy(
+            *self.child(f"{key}-scaling", *after),
+            name=self.args.name(f"{self.component}-{key}"),
+            policy_type="TargetTrackingScaling",
+            service_namespace=scaled.service_namespace,
+            resource_id=scaled.resource_id,
+            scalable_dimension=scaled.scalable_dimension,
+            target_tracking_scaling_policy_configuration={
+                "target_value": target,
+                "predefined_metric_specification": {"predefined_metric_type": metric},
+            },
+        )
 
 
 # === Encryption ===================================================================================
@@ -1098,40 +1125,6 @@ def lines(namespace: str, dimensions: Dimensions, *metrics: str) -> list[Any]:
     return [(namespace, name, dimensions, statistic or "Sum") for name, _, statistic in named]
 
 
-def metric_alarm(
-    name: str,
-    args: TapStackArgs,
-    alarm: Alarm,
-    actions: Sequence[Input[str]] = (),
-    opts: Options = None,
-) -> aws.cloudwatch.MetricAlarm:
-    """The resource of a row of the alarm table; costs by the month."""
-    namespace, _, metric = alarm.metric.rpartition("/")
-    percentile = alarm.statistic.startswith("p")
-    side, threshold = ("below", alarm.below) if alarm.above is None else ("above", alarm.above)
-    runbook = f"{RUNBOOK}#{alarm.runbook or alarm.key}"
-    return aws.cloudwatch.MetricAlarm(
-        name,
-        name=args.name(alarm.key),
-        alarm_description=f"{metric} {side} {threshold:g}. What to do: {runbook}",
-        namespace=namespace,
-        metric_name=metric,
-        dimensions=alarm.dimensions,
-        statistic=None if percentile else alarm.statistic,
-        extended_statistic=alarm.statistic if percentile else None,
-        comparison_operator="GreaterThanThreshold" if side == "above" else "LessThanThreshold",
-        threshold=threshold,
-        period=alarm.period,
-        datapoints_to_alarm=alarm.datapoints[0],
-        evaluation_periods=alarm.datapoints[1],
-        treat_missing_data=alarm.treat_missing_data,
-        alarm_actions=actions,
-        ok_actions=actions,
-        insufficient_data_actions=actions if alarm.treat_missing_data == "missing" else [],
-        opts=opts,
-    )
-
-
 class Alerts(Component):
     """The encrypted topic of alarms and budget, its e-mail subscriptions, the budget.
 
@@ -1150,12 +1143,11 @@ class Alerts(Component):
 
     def _topic_policy(self) -> aws.sns.TopicPolicy:
         context, topic = self.aws_context, self.topic.arn
-        account = context.same_account
-        alarms = {**account, "ArnLike": {"aws:SourceArn": context.arn("cloudwatch", "alarm:*")}}
-        databases = {**account, "ArnLike": {"aws:SourceArn": context.arn("rds", "db:*")}}
+        alarms = context.acting_for(context.arn("cloudwatch", "alarm:*"))
+        databases = context.acting_for(context.arn("rds", "db:*"))
         document = policy(
             trust("cloudwatch.amazonaws.com", "sns:Publish", on=topic, when=alarms),
-            trust("budgets.amazonaws.com", "sns:Publish", on=topic, when=account),
+            trust("budgets.amazonaws.com", "sns:Publish", on=topic, when=context.same_account),
             trust("events.rds.amazonaws.com", "sns:Publish", on=topic, when=databases),
             tls_only("sns:Publish", topic),
         )
@@ -1405,19 +1397,10 @@ class Function(Component):
             provisioned_concurrent_executions=minimum,
             # Their number is the scaling policy's.
         )
-        return target_tracking(
-            f"{self.name}-warm",
-            self.args.name(f"{self.component}-warm"),
-            Scalable(
-                "lambda",
-                Output.concat("function:", self.alias_dimensions["Resource"]),
-                "lambda:function:ProvisionedConcurrency",
-            ),
-            "LambdaProvisionedConcurrencyUtilization",
-            (minimum, maximum),
-            0.7,
-            self.after(warm),
-        )
+        resource_id = Output.concat("function:", self.alias_dimensions["Resource"])
+        dimension = "lambda:function:ProvisionedConcurrency"
+        used, limits = "LambdaProvisionedConcurrencyUtilization", (minimum, maximum)
+        return self.target_tracking("warm", resource_id, dimension, used, limits, 0.7, warm)
 
     def schedule(self, expression: str, description: str) -> aws.scheduler.Schedule:
         """Invokes the function on a schedule; the scheduler retries a failed start for an hour."""
@@ -1484,51 +1467,6 @@ class Function(Component):
         metrics = ("Invocations", "Errors", "Throttles", "Duration p95")
         function = {"FunctionName": self.function.name}
         return [Graph(f"Function {self.physical_name}", lines("AWS/Lambda", function, *metrics))]
-
-
-class Scalable(NamedTuple):
-    """What Application Auto Scaling scales."""
-
-    service_namespace: str
-    resource_id: Input[str]
-    dimension: str
-
-
-def target_tracking(
-    name: str,
-    physical_name: str,
-    scalable: Scalable,
-    metric: str,
-    limits: tuple[int, int],
-    target: float,
-    opts: ResourceOptions,
-) -> aws.appautoscaling.Policy:
-    """A target-tracking scaling policy: a predefined metric, kept at a target within limits.
-
-    Application Auto Scaling and its own alarms are free.
-    """
-    scaled = aws.appautoscaling.Target(
-        f"{name}-range",
-        service_namespace=scalable.service_namespace,
-        resource_id=scalable.resource_id,
-        scalable_dimension=scalable.dimension,
-        min_capacity=limits[0],
-        max_capacity=limits[1],
-        opts=opts,
-    )
-    return aws.appautoscaling.Policy(
-        f"{name}-scaling",
-        name=physical_name,
-        policy_type="TargetTrackingScaling",
-        service_namespace=scaled.service_namespace,
-        resource_id=scaled.resource_id,
-        scalable_dimension=scaled.scalable_dimension,
-        target_tracking_scaling_policy_configuration={
-            "target_value": target,
-            "predefined_metric_specification": {"predefined_metric_type": metric},
-        },
-        opts=opts,
-    )
 
 
 def metrics_environment(args: TapStackArgs) -> Variables:
@@ -2423,14 +2361,13 @@ class Bucket(Component):
         objects = Output.concat(bucket, "/*")
         statements = [tls_only("s3:*", [bucket, objects])]
         if load_balancer_logs:
-            source = {"aws:SourceArn": context.arn("elasticloadbalancing", "loadbalancer/*")}
+            when = context.acting_for(context.arn("elasticloadbalancing", "loadbalancer/*"))
             logs = Output.concat(bucket, "/balancer/AWSLogs/", context.account, "/*")
-            when = {**context.same_account, "ArnLike": source}
             statements.append(trust(LOAD_BALANCER_LOGS_SERVICE, "s3:PutObject", on=logs, when=when))
         if access_logs_of:
             arn = Output.concat("arn:", context.partition, ":s3:::")
             sources = [Output.concat(arn, each) for each in access_logs_of]
-            when = {**context.same_account, "ArnEquals": {"aws:SourceArn": sources}}
+            when = context.acting_for(sources, "ArnEquals")
             statements.append(trust(ACCESS_LOGS_SERVICE, "s3:PutObject", on=objects, when=when))
         return aws.s3.BucketPolicy(
             *self.child("policy", self.public_access_block),
@@ -2850,8 +2787,11 @@ Route = namedtuple("Route", "operation scope metric")  # typing's would add 2 ms
 
 
 @functools.cache  # a function, so that it may stand before the operations
-def item_routes() -> dict[str, Route]:
-    """The routes of an API without a file pipeline: route key -> Route."""
+def all_routes() -> dict[str, Route]:
+    """The routes of an API with a file pipeline, and HEAD beside each GET (RFC 9110, 9.1).
+
+    The gateway drops the body of HEAD, and states its length, which an empty one would make 0.
+    """
     table = {
         "GET /health": Route(health, "", "RequestsOther"),
         "GET /openapi.yaml": Route(read_contract, "", "RequestsOther"),
@@ -2861,28 +2801,28 @@ def item_routes() -> dict[str, Route]:
         "PUT /items/{id}": Route(put_item, "items/write", "ItemsReplaced"),
         "PATCH /items/{id}": Route(patch_item, "items/write", "ItemsPatched"),
         "DELETE /items/{id}": Route(delete_item, "items/write", "ItemsDeleted"),
+        "POST /files": Route(create_upload, "files/write", "UploadsAllowed"),
+        "GET /files": Route(list_files, "files/read", "FilesListed"),
+        "GET /files/totals": Route(list_totals, "files/read", "TotalsListed"),
+        "GET /files/report": Route(list_report, "files/report", "ReportsRead"),
+        "GET /files/{id}": Route(get_file, "files/read", "FilesRead"),
+        "GET /files/{id}/content": Route(get_content, "files/read", "DownloadsAllowed"),
+        "POST /files/{id}/versions": Route(restore_version, "files/write", "FileRestores"),
+        "DELETE /files/{id}": Route(delete_file, "files/write", "FileDeletions"),
     }
-    return with_heads(table)
-
-
-def with_heads(table: Mapping[str, Route]) -> dict[str, Route]:
-    """These routes, and HEAD beside each GET (RFC 9110, 9.1): its response, without the body.
-
-    The gateway drops the body, and states its length, which an empty one would make 0.
-    """
-    reads = [key for key in table if key.startswith("GET ")]
-    return {**table, **{key.replace("GET", "HEAD", 1): table[key] for key in reads}}
+    heads = {key.replace("GET", "HEAD", 1): table[key] for key in table if key.startswith("GET ")}
+    return {**table, **heads}
 
 
 @functools.cache
-def all_routes() -> dict[str, Route]:
-    """The routes of an API with a file pipeline."""
-    return {**item_routes(), **file_routes()}
+def routes_of(files: bool) -> dict[str, Route]:
+    """The routes of an API, with a file pipeline or without."""
+    return {key: route for key, route in all_routes().items() if files or "/files" not in key}
 
 
 def routes() -> dict[str, Route]:
     """The routes of this deployment."""
-    return all_routes() if "FILES_TABLE_NAME" in os.environ else item_routes()
+    return routes_of("FILES_TABLE_NAME" in os.environ)
 
 
 def open_services() -> None:
@@ -4236,7 +4176,7 @@ class ServerlessApi(Component):
     ):
         super().__init__(name, args, key, opts, "api")
         self.files = files
-        self.route_table = all_routes() if files else item_routes()
+        self.route_table = routes_of(files is not None)
         self.items = self._items()
         self.paging_key = self._paging_key()
         self.rotation = self._rotation()
@@ -4502,12 +4442,12 @@ class ServerlessApi(Component):
         stage = {"ApiId": self.api.id, "Stage": self.stage.name}
         environment = {"Environment": self.args.environment_suffix}
         operations = dict.fromkeys(route.metric for route in self.route_table.values())
-        counted = (*operations, "RequestsRejected", "RequestsFailed")
+        rejected = ("RequestsRejected", "RequestsFailed")
         latency = [f"Latency {each}" for each in ("p50", "p95", "p99")]
         return [
             Graph("API requests", lines("AWS/ApiGateway", stage, "Count", "4xx", "5xx")),
             Graph("API latency", lines("AWS/ApiGateway", stage, *latency)),
-            Graph("Operations", lines(self.args.project, environment, *counted)),
+            Graph("Operations", lines(self.args.project, environment, *operations, *rejected)),
             capacity_graph("Items table", self.items),
             *self.function.graphs(),
             *self.rotation.graphs(),
@@ -5019,22 +4959,6 @@ def upload_time(name: str, text: str) -> str:
     return found if len(found) == len("2026-11-30") else f"{found[:23]}Z"
 
 
-@functools.cache
-def file_routes() -> dict[str, Route]:
-    """The routes that a file pipeline adds to the API: route key -> Route."""
-    table = {
-        "POST /files": Route(create_upload, "files/write", "UploadsAllowed"),
-        "GET /files": Route(list_files, "files/read", "FilesListed"),
-        "GET /files/totals": Route(list_totals, "files/read", "TotalsListed"),
-        "GET /files/report": Route(list_report, "files/report", "ReportsRead"),
-        "GET /files/{id}": Route(get_file, "files/read", "FilesRead"),
-        "GET /files/{id}/content": Route(get_content, "files/read", "DownloadsAllowed"),
-        "POST /files/{id}/versions": Route(restore_version, "files/write", "FileRestores"),
-        "DELETE /files/{id}": Route(delete_file, "files/write", "FileDeletions"),
-    }
-    return with_heads(table)
-
-
 def create_upload(request: Request) -> Response:
     """POST /files: the form by which a browser sends one file straight to S3 (a presigned POST)."""
     wanted = request.object("application/json")
@@ -5537,15 +5461,9 @@ class FilePipeline(Component):
         self, key: str, kind: str, resource_id: Output[str], minimum: int
     ) -> aws.appautoscaling.Policy:
         level, suffix = "table" if key == "table" else "index", _slug(f"{key}-{kind}")
-        return target_tracking(
-            f"{self.name}-{suffix}",
-            self.args.name(f"files-{suffix}"),
-            Scalable("dynamodb", resource_id, f"dynamodb:{level}:{kind}CapacityUnits"),
-            f"DynamoDB{kind}CapacityUtilization",
-            (minimum, minimum * self.args.files_table_scaling),
-            70,
-            self.parented,
-        )
+        units, used = f"dynamodb:{level}:{kind}CapacityUnits", f"DynamoDB{kind}CapacityUtilization"
+        limits = (minimum, minimum * self.args.files_table_scaling)
+        return self.target_tracking(suffix, resource_id, units, used, limits, 70)
 
     def _function(self) -> Function:
         bucket, table = self.uploads.bucket, self.table
@@ -5621,7 +5539,7 @@ class FilePipeline(Component):
             allow(*(f"dynamodb:{each}" for each in reads), on=self.table.stream_arn),
             allow("kms:Decrypt", on=self.key.arn),
             allow("events:PutEvents", on=bus),
-            when={**context.same_account, "ArnEquals": {"aws:SourceArn": pipes}},
+            when=context.acting_for(pipes, "ArnEquals"),
         )
         return {
             event: aws.pipes.Pipe(  # two, as DetailType is no path; more cannot read a shard
@@ -6105,10 +6023,7 @@ class Network(Component):
             "Lets the VPC write its flow log",
             "vpc-flow-logs.amazonaws.com",
             allow(*WRITE_LOGS, on=Output.concat(logs.arn, ":*")),
-            when={
-                **context.same_account,
-                "ArnLike": {"aws:SourceArn": context.arn("ec2", "vpc-flow-log/*")},
-            },
+            when=context.acting_for(context.arn("ec2", "vpc-flow-log/*")),
         )
         return aws.ec2.FlowLog(
             *self.child("flow-log"),
@@ -6934,9 +6849,7 @@ class Monitoring(Component):
         rows = [(part.alarms(), part.graphs()) for part in components]
         #: Key of the alarm table -> alarm.
         self.metric_alarms = {
-            row.key: metric_alarm(f"{name}-{row.key}", args, row, [topic_arn], self.parented)
-            for alarms, _ in rows
-            for row in alarms
+            row.key: self._alarm(row, topic_arn) for alarms, _ in rows for row in alarms
         }
         if args.tier == "prod" and not args.alarm_emails:
             pulumi.log.warn(
@@ -6946,6 +6859,32 @@ class Monitoring(Component):
             )
         self.dashboard = self._dashboard([graph for _, graphs in rows for graph in graphs])
         self.register_outputs({"dashboard_name": self.dashboard.dashboard_name})
+
+    def _alarm(self, alarm: Alarm, *actions: Input[str]) -> aws.cloudwatch.MetricAlarm:
+        """The resource of a row of the alarm table; costs by the month."""
+        namespace, _, metric = alarm.metric.rpartition("/")
+        percentile = alarm.statistic.startswith("p")
+        side, threshold = ("below", alarm.below) if alarm.above is None else ("above", alarm.above)
+        runbook = f"{RUNBOOK}#{alarm.runbook or alarm.key}"
+        return aws.cloudwatch.MetricAlarm(
+            *self.child(alarm.key),
+            name=self.args.name(alarm.key),
+            alarm_description=f"{metric} {side} {threshold:g}. What to do: {runbook}",
+            namespace=namespace,
+            metric_name=metric,
+            dimensions=alarm.dimensions,
+            statistic=None if percentile else alarm.statistic,
+            extended_statistic=alarm.statistic if percentile else None,
+            comparison_operator="GreaterThanThreshold" if side == "above" else "LessThanThreshold",
+            threshold=threshold,
+            period=alarm.period,
+            datapoints_to_alarm=alarm.datapoints[0],
+            evaluation_periods=alarm.datapoints[1],
+            treat_missing_data=alarm.treat_missing_data,
+            alarm_actions=actions,
+            ok_actions=actions,
+            insufficient_data_actions=actions if alarm.treat_missing_data == "missing" else [],
+        )
 
     def _dashboard(self, graphs: Sequence[Graph]) -> aws.cloudwatch.Dashboard:
         region = self.aws_context.region
