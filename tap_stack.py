@@ -1154,23 +1154,11 @@ class Alerts(Component):
         return aws.sns.TopicPolicy(*self.child("topic-policy"), arn=topic, policy=document)
 
     def _email(self, address: str) -> aws.sns.TopicSubscription:
-        return aws.sns.TopicSubscription(
-            *self.child(f"email-{address}"),
-            topic=self.topic.arn,
-            protocol="email",
-            endpoint=address,
-        )
+        options = self.child(f"email-{address}")
+        topic = self.topic.arn
+        return aws.sns.TopicSubscription(*options, topic=topic, protocol="email", endpoint=address)
 
     def _budget(self) -> aws.budgets.Budget:
-        def notify(kind: str, percent: int) -> aws.budgets.BudgetNotificationArgsDict:
-            return {
-                "comparison_operator": "GREATER_THAN",
-                "notification_type": kind,
-                "threshold": percent,
-                "threshold_type": "PERCENTAGE",
-                "subscriber_sns_topic_arns": [self.topic.arn],
-            }
-
         return aws.budgets.Budget(
             *self.child("budget", self.topic_policy),  # AWS tests the topic at its creation
             name=self.args.name("monthly"),
@@ -1180,7 +1168,16 @@ class Alerts(Component):
             time_unit="MONTHLY",
             # Counts what carries the tag, once Project is activated as a cost allocation tag.
             cost_filters=[{"name": "TagKeyValue", "values": [f"user:Project${self.args.project}"]}],
-            notifications=[notify("ACTUAL", 80), notify("FORECASTED", 100)],
+            notifications=[
+                {
+                    "comparison_operator": "GREATER_THAN",
+                    "notification_type": kind,
+                    "threshold": percent,
+                    "threshold_type": "PERCENTAGE",
+                    "subscriber_sns_topic_arns": [self.topic.arn],
+                }
+                for kind, percent in (("ACTUAL", 80), ("FORECASTED", 100))
+            ],
         )
 
 
@@ -4681,7 +4678,7 @@ def record_version(file: Item) -> str:
     """
     later = "attribute_not_exists(id) OR sequencer < :sequencer"
     newest = newest_put(newest_item(file), later, {":sequencer": file["sequencer"]})
-    version, totals = version_put(file), totals_update(file)
+    version, totals = files_put(file), totals_update(file)
     failed = transact([version, totals, newest])
     if failed:
         if failed[0] != "ConditionalCheckFailed":
@@ -4695,7 +4692,7 @@ def record_failure(file: Item, reason: str) -> str:
 
     If S3 has no other version of its file, that is among the deleted ones, with the reason.
     """
-    repeated = transact([version_put({**file, "failure": {"S": reason}})])
+    repeated = transact([files_put({**file, "failure": {"S": reason}})])
     record_newest(file)
     return "FilesRepeated" if repeated else "FilesMissing"
 
@@ -4709,9 +4706,11 @@ def record_deletion(deleted: Upload, marker: bool) -> str:
     """
     file, repeated = deleted.attributes(), True
     if marker and int(deleted.sequencer, 16):
-        gone = {} if is_marker(deleted) else {"deleted_at": file["uploaded_at"]}
+        # S3 answers 405 for one that it still has (HeadObject, S3 API).
+        there = head_object(deleted.object_version())[1] not in ("", "404")
+        gone = {} if there else {"deleted_at": file["uploaded_at"]}
         recorded = {**file, "delete_marker": {"BOOL": True}, **gone}
-        repeated = bool(transact([version_put(recorded)]))
+        repeated = bool(transact([files_put(recorded)]))
     elif marker:
         repeated = False
     elif version := await_version(file, deleted):
@@ -4723,11 +4722,6 @@ def record_deletion(deleted: Upload, marker: bool) -> str:
         raise RecordsFailed(f"version {deleted.version_id} is deleted, and not recorded yet")
     record_newest(file)
     return "FilesRepeated" if repeated else "FilesDeleted"
-
-
-def is_marker(version: Upload) -> bool:
-    """Whether S3 still has this delete marker: 405 is of one that it has (HeadObject, S3 API)."""
-    return head_object(version.object_version())[1] not in ("", "404")
 
 
 def head_object(target: dict[str, str]) -> tuple[str, str]:
@@ -4780,7 +4774,8 @@ def record_newest(file: Item) -> None:
 
 def newest_of(file: Item, old: Item) -> Item | None:
     """That item by S3 and the recorded versions; None if the event of the newest is to come."""
-    if current := current_version(file["key"]["S"]):
+    target = {"Bucket": os.environ["BUCKET_NAME"], "Key": file["key"]["S"]}
+    if current := head_object(target)[0]:
         version = find_version(file, current)
         return newest_item(version) if version and "failure" not in version else None
     ends = (x.get("deleted_at", x["uploaded_at"]) for x in versions(file) if is_end(x))
@@ -4798,11 +4793,6 @@ def newest_of(file: Item, old: Item) -> Item | None:
 def is_end(version: Item) -> bool:
     """Whether a version is deleted, or is a delete marker."""
     return "deleted_at" in version or "delete_marker" in version
-
-
-def current_version(key: str) -> str:
-    """The version that S3 has of an object now; empty if it is deleted."""
-    return head_object({"Bucket": os.environ["BUCKET_NAME"], "Key": key})[0]
 
 
 def find_version(file: Item, version_id: str) -> Item | None:
@@ -4865,22 +4855,15 @@ def may_repeat(attempt: int) -> bool:
     return True
 
 
-def version_put(file: Item) -> Write:
-    """The write of a version, which must be new."""
-    return {"Put": files_put(file, "attribute_not_exists(id)", {})}
-
-
 def version_deletion(version: Item, time: str) -> Write:
     """The write that a version is gone for good, once."""
-    return {
-        "Update": {
-            "TableName": os.environ["FILES_TABLE_NAME"],
-            "Key": {name: version[name] for name in ("id", "record")},
-            "UpdateExpression": "SET deleted_at = :time",
-            "ConditionExpression": "attribute_not_exists(deleted_at)",
-            "ExpressionAttributeValues": {":time": {"S": time}},
-        }
-    }
+    return files_write(
+        "Update",
+        Key={name: version[name] for name in ("id", "record")},
+        UpdateExpression="SET deleted_at = :time",
+        ConditionExpression="attribute_not_exists(deleted_at)",
+        ExpressionAttributeValues={":time": {"S": time}},
+    )
 
 
 def newest_item(version: Item) -> Item:
@@ -4898,14 +4881,20 @@ def newest_item(version: Item) -> Item:
 def newest_put(newest: Item, condition: str, values: Item) -> Write:
     """The write of that item, which each time has another revision."""
     revised = {**newest, "revision": {"S": os.urandom(4).hex()}}
-    return {"Put": files_put(revised, condition, values)}
+    return files_put(revised, condition, **values)
 
 
-def files_put(item: Item, condition: str, values: Item) -> Json:
-    """A conditional put into the files table, as part of a transaction."""
-    put = {"TableName": os.environ["FILES_TABLE_NAME"], "Item": item}
-    with_values = {"ExpressionAttributeValues": values} if values else {}
-    return {**put, "ConditionExpression": condition, **with_values}
+def files_put(
+    item: Item, condition: str = "attribute_not_exists(id)", **values: AttributeValue
+) -> Write:
+    """A conditional put into the files table, by default of an item that must be new."""
+    optional = {"ExpressionAttributeValues": values} if values else {}
+    return files_write("Put", Item=item, ConditionExpression=condition, **optional)
+
+
+def files_write(kind: str, **arguments: Any) -> Write:
+    """A write to the files table, as part of a transaction."""
+    return {kind: {"TableName": os.environ["FILES_TABLE_NAME"], **arguments}}
 
 
 def totals_update(file: Item, prefix: str = "") -> Write:
@@ -4918,15 +4907,13 @@ def totals_update(file: Item, prefix: str = "") -> Write:
     """
     day, shard = file["uploaded_at"]["S"][:10], file["id"]["S"][0]
     record = f"{file['owner']['S']}/{day}/{file['content_type']['S']}/{shard}"
-    return {
-        "Update": {
-            "TableName": os.environ["FILES_TABLE_NAME"],
-            "Key": {"id": {"S": f"totals#{day[:7]}"}, "record": {"S": record}},
-            "UpdateExpression": "ADD #count :one, #bytes :size",
-            "ExpressionAttributeNames": {"#count": f"{prefix}count", "#bytes": f"{prefix}bytes"},
-            "ExpressionAttributeValues": {":one": {"N": "1"}, ":size": file["size"]},
-        }
-    }
+    return files_write(
+        "Update",
+        Key={"id": {"S": f"totals#{day[:7]}"}, "record": {"S": record}},
+        UpdateExpression="ADD #count :one, #bytes :size",
+        ExpressionAttributeNames={"#count": f"{prefix}count", "#bytes": f"{prefix}bytes"},
+        ExpressionAttributeValues={":one": {"N": "1"}, ":size": file["size"]},
+    )
 
 
 # === File pipeline: Files in the API ==============================================================
@@ -5224,7 +5211,7 @@ def list_totals(request: Request) -> Response:
         low, high = (f"{shown}/g", high) if order == "asc" else (low, f"{shown}/")
     totals: list[Json] = []
     shards = total_shards(request, low, high, order, limit)
-    for (day, content_type), group in itertools.groupby(shards, total_key):
+    for (_, day, content_type), group in itertools.groupby(shards, total_of):
         if len(totals) == limit:
             token = sign_page_token(totals[-1]["day"], totals[-1]["content_type"], scope)
             return respond_more(request, {"totals": json.dumps(totals)}, token)
@@ -5272,12 +5259,6 @@ def months_between(first: date, last: date) -> list[str]:
     return sorted({str(each)[:7] for each in (*(first + timedelta(n) for n in days), last)})
 
 
-def total_key(item: Item) -> tuple[str, str]:
-    """Day and content type of a total."""
-    _, day, content_type = total_of(item)
-    return day, content_type
-
-
 def total_of(item: Item) -> tuple[str, str, str]:
     """Owner, day and content type of a total."""
     owner, day, content_type = item["record"]["S"].rpartition("/")[0].split("/", 2)
@@ -5302,9 +5283,14 @@ def list_report(request: Request) -> Response:
     month, after = str(first)[:7], LEAST_TEXT
     if "next" in request.query:
         month, after = verify_page_token(request.query["next"], scope)
-    every = (x for x in months_between(first, last) if x >= month)
-    found = itertools.islice(report_shards(request, every, after), REPORT_SHARDS)
-    sorted_out, shards = dict[str, list[Item]](), list(found)
+    months = (x for x in months_between(first, last) if x >= month)
+    starts = itertools.chain([after], itertools.repeat(LEAST_TEXT))
+    every = (
+        month_shards(request, x, "> :after", {":after": {"S": start}}, REPORT_SHARDS)
+        for x, start in zip(months, starts, strict=False)
+    )
+    shards = list(itertools.islice(itertools.chain.from_iterable(every), REPORT_SHARDS))
+    sorted_out = dict[str, list[Item]]()
     for shard in shards:
         owner, day, content_type = total_of(shard)
         if str(first) <= day <= str(last):
@@ -5316,14 +5302,6 @@ def list_report(request: Request) -> Response:
     ended = shards[-1]
     token = sign_page_token(ended["id"]["S"].partition("#")[2], ended["record"]["S"], scope)
     return respond_more(request, {"report": json.dumps(rows)}, token)
-
-
-def report_shards(request: Request, every: Iterable[str], after: str) -> Iterable[Item]:
-    """The items of all owners' totals in these months, from a position in the first one on."""
-    for month in every:
-        position = {":after": {"S": after}}
-        yield from month_shards(request, month, "> :after", position, REPORT_SHARDS)
-        after = LEAST_TEXT
 
 
 def parse_day(name: str, text: str) -> date:
