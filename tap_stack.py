@@ -937,16 +937,18 @@ class Component(pulumi.ComponentResource):
     def service_role(
         self,
         key: str,
-        role_name: str,
         description: str,
         service: str,
         *statements: Statement,
         when: Condition = None,
+        named: str = "",
     ) -> tuple[aws.iam.Role, aws.iam.RolePolicy]:
         """A role that an AWS service assumes, under a condition, and its one inline policy.
 
-        `key` is the role's part of the logical names.
+        `key` is its part of the logical names; `guard-role` is named `<component>-guard`, unless it
+        is `named`.
         """
+        role_name = self.args.name(named or f"{self.component}-{key}".removesuffix("-role"))
         role = aws.iam.Role(
             *self.child(key),
             name=role_name,
@@ -1284,7 +1286,6 @@ class Function(Component):
         queue, streams = self.dead_letter_queue, Output.concat(self.logs.arn, ":*")
         return self.service_role(
             "role",
-            self.physical_name,
             f"What {self.physical_name} may do",
             "lambda.amazonaws.com",
             allow("logs:CreateLogStream", "logs:PutLogEvents", on=streams),
@@ -1360,7 +1361,6 @@ class Function(Component):
     def _guard_role(self) -> tuple[aws.iam.Role, aws.iam.RolePolicy]:
         return self.service_role(
             "guard-role",
-            self.args.name(f"{self.component}-guard"),
             f"Lets the scheduler take back the traffic of a version of {self.physical_name}",
             "scheduler.amazonaws.com",
             allow("lambda:UpdateAlias", on=self.function.arn),
@@ -1401,16 +1401,15 @@ class Function(Component):
 
     def schedule(self, expression: str, description: str) -> aws.scheduler.Schedule:
         """Invokes the function on a schedule; the scheduler retries a failed start for an hour."""
-        schedule_name = self.args.name(f"{self.component}-schedule")
         role, permissions = self.service_role(
             "schedule-role",
-            schedule_name,
             f"Lets the scheduler start {self.physical_name}",
             "scheduler.amazonaws.com",
             allow("lambda:InvokeFunction", on=self.alias.arn),
             allow("kms:Decrypt", on=self.key.arn),
             when=self.aws_context.same_account,
         )
+        again: Any = {"maximum_retry_attempts": 10, "maximum_event_age_in_seconds": 3600}
         return aws.scheduler.Schedule(
             *self.child("schedule", permissions),
             name=self.physical_name,
@@ -1418,14 +1417,7 @@ class Function(Component):
             schedule_expression=expression,
             flexible_time_window={"mode": "OFF"},
             kms_key_arn=self.key.arn,
-            target={
-                "arn": self.alias.arn,
-                "role_arn": role.arn,
-                "retry_policy": {
-                    "maximum_retry_attempts": 10,
-                    "maximum_event_age_in_seconds": 3600,
-                },
-            },
+            target={"arn": self.alias.arn, "role_arn": role.arn, "retry_policy": again},
         )
 
     def alarms(self) -> list[Alarm]:
@@ -1983,17 +1975,14 @@ class RolloutRun(Run):
         function, at = self.inputs["function"], self.clock.time() + LATE_SECONDS + GUARD_SECONDS
         due = time.gmtime(at + self.inputs["bake_seconds"])
         back = {"FunctionName": function, **self.route(self.before), **revision}
+        arn = f"arn:{function.split(':')[1]}:scheduler:::aws-sdk:lambda:updateAlias"
         return self.schedule(
             operation,
             "Conflict",
             ScheduleExpression=time.strftime("at(%Y-%m-%dT%H:%M:%S)", due),
             FlexibleTimeWindow={"Mode": "OFF"},
             ActionAfterCompletion="DELETE",
-            Target={
-                "Arn": f"arn:{function.split(':')[1]}:scheduler:::aws-sdk:lambda:updateAlias",
-                "RoleArn": self.inputs["guard_role"],
-                "Input": json.dumps(back),
-            },
+            Target={"Arn": arn, "RoleArn": self.inputs["guard_role"], "Input": json.dumps(back)},
         )
 
     def remove_guard(self) -> None:
@@ -2476,17 +2465,13 @@ class Fleet(Component):
 
     def _role(self) -> tuple[aws.iam.Role, aws.iam.RolePolicy]:
         group = f"autoScalingGroup:*:autoScalingGroupName/{self.physical_name}"
+        begin = ("autoscaling:CompleteLifecycleAction", "autoscaling:SetInstanceHealth")
         return self.service_role(
             "role",
-            self.physical_name,
             f"What instances of {self.physical_name} may do",
             "ec2.amazonaws.com",
             allow(*SESSION_MANAGER, on="*"),
-            allow(
-                "autoscaling:CompleteLifecycleAction",
-                "autoscaling:SetInstanceHealth",
-                on=self.aws_context.arn("autoscaling", group),
-            ),
+            allow(*begin, on=self.aws_context.arn("autoscaling", group)),
             *self.instances.statements,
         )
 
@@ -2596,17 +2581,11 @@ class Fleet(Component):
 
     def alarms(self) -> list[Alarm]:
         """Fewer instances in service than the minimum."""
-        return [
-            Alarm(
-                f"{self.component}-instances",
-                "AWS/AutoScaling/GroupInServiceInstances",
-                {"AutoScalingGroupName": self.scaling_group.name},
-                below=self.instances.minimum,
-                statistic="Minimum",
-                datapoints=(10, 10),
-                runbook=f"{self.component.partition('-')[0]}-instances",
-            )
-        ]
+        group = {"AutoScalingGroupName": self.scaling_group.name}
+        few: Any = {"below": self.instances.minimum, "statistic": "Minimum", "datapoints": (10, 10)}
+        few["runbook"] = f"{self.component.partition('-')[0]}-instances"
+        metric = "AWS/AutoScaling/GroupInServiceInstances"
+        return [Alarm(f"{self.component}-instances", metric, group, **few)]
 
 
 class FleetRun(Run):
@@ -3592,14 +3571,10 @@ TIME = re.compile(r"\d{4}-\d\d-\d\d(T(?!24)\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\
 
 
 def created_between(filters: Mapping[str, str]) -> tuple[str, Item]:
-    """Condition and values of the sort key from `from` to `to`, as far as they are given."""
+    """Condition and values of the sort key from `from` to `to`, if given, both included."""
     if not filters.keys() & {"from", "to"}:
         return "", {}
-    return during(filters.get("from", str(date.min)), filters.get("to", str(date.max)))
-
-
-def during(first: str, last: str) -> tuple[str, Item]:
-    """Condition and values of the sort key from one day or time to another, both included."""
+    first, last = filters.get("from", str(date.min)), filters.get("to", str(date.max))
     end = f"{last}U" if len(last) == len("2026-11-30") else last  # U is after the T of a time
     if end < first:
         raise invalid_parameters(dict.fromkeys(("from", "to"), "from is later than to."))
@@ -4135,16 +4110,13 @@ def probe_request(route_key: str, scope: str) -> tuple[Event, int]:
     where: Json = {"queryStringParameters": {"to": "2000-01-01"}}
     if "{id}" in path:
         where = {"pathParameters": {"id": missing}}
+    context = {"requestId": PROBE_ID, "http": {"method": "GET"}}
     event: Event = {
         "version": "2.0",
         "routeKey": route_key,
         "rawPath": path.replace("{id}", missing),
         **where,
-        "requestContext": {
-            "requestId": PROBE_ID,
-            "http": {"method": "GET"},
-            "authorizer": {"jwt": {"claims": claims}},
-        },
+        "requestContext": {**context, "authorizer": {"jwt": {"claims": claims}}},
     }
     return event, 404 if "{id}" in path else 200
 
@@ -5380,18 +5352,15 @@ class FilePipeline(Component):
         )
 
     def _cors(self) -> aws.s3.BucketCorsConfiguration:
+        rule: Any = {
+            "allowed_methods": ["POST"],
+            "allowed_origins": self.args.cors_origins,
+            "allowed_headers": ["*"],
+            "expose_headers": ["etag", "x-amz-version-id"],
+            "max_age_seconds": 600,
+        }
         return aws.s3.BucketCorsConfiguration(
-            *self.child("cors"),
-            bucket=self.uploads.bucket.bucket,
-            cors_rules=[
-                {
-                    "allowed_methods": ["POST"],
-                    "allowed_origins": self.args.cors_origins,
-                    "allowed_headers": ["*"],
-                    "expose_headers": ["etag", "x-amz-version-id"],
-                    "max_age_seconds": 600,
-                }
-            ],
+            *self.child("cors"), bucket=self.uploads.bucket.bucket, cors_rules=[rule]
         )
 
     def _table(self) -> aws.dynamodb.Table:
@@ -5488,6 +5457,7 @@ class FilePipeline(Component):
             source_arn=bucket.arn,
             source_account=self.aws_context.account,  # which a bucket's ARN does not name
         )
+        kinds = ("LifecycleExpiration", "ObjectCreated", "ObjectRemoved")
         return aws.s3.BucketNotification(
             *self.child("notification", permission, *filter(None, [function.async_config])),
             bucket=bucket.bucket,
@@ -5495,10 +5465,7 @@ class FilePipeline(Component):
                 {
                     "id": "record-files",
                     "lambda_function_arn": function.alias.arn,
-                    "events": [
-                        f"s3:{x}:*"
-                        for x in ("LifecycleExpiration", "ObjectCreated", "ObjectRemoved")
-                    ],
+                    "events": [f"s3:{each}:*" for each in kinds],
                 }
             ],
             # S3 tests the permission, and the first events need the retries.
@@ -5511,7 +5478,6 @@ class FilePipeline(Component):
         reads = ("DescribeStream", "GetRecords", "GetShardIterator", "ListStreams")
         role, permissions = self.service_role(
             "events-role",
-            name("files-events"),
             "Lets pipes publish what becomes of files",
             "pipes.amazonaws.com",
             allow(*(f"dynamodb:{each}" for each in reads), on=self.table.stream_arn),
@@ -5559,13 +5525,11 @@ class FilePipeline(Component):
 
     def api_statements(self) -> list[Statement]:
         """Statements of the api function, in whose name a form for an upload is signed."""
+        uses = ("s3:DeleteObject", "s3:GetObject", "s3:GetObjectVersion", "s3:PutObject")
         return [
             allow("dynamodb:GetItem", on=self.table.arn),
             allow("dynamodb:Query", on=[self.table.arn, *index_arns(self.table, FILE_INDEXES)]),
-            allow(
-                *("s3:DeleteObject", "s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"),
-                on=Output.concat(self.uploads.bucket.arn, "/*"),
-            ),
+            allow(*uses, on=Output.concat(self.uploads.bucket.arn, "/*")),
         ]
 
     def alarms(self) -> list[Alarm]:
@@ -5827,7 +5791,8 @@ class Network(Component):
         #: Tier -> its route tables; private subnets have one for each zone.
         self.route_tables = self._route_tables()
         #: Name in SECURITY_GROUPS -> security group, of those that this network needs.
-        needed = filter(self._needed, SECURITY_GROUPS)
+        optional = {"nat": args.nat.startswith("instance"), "endpoints": args.interface_endpoints}
+        needed = (group for group in SECURITY_GROUPS if optional.get(group, True))
         self.security_groups = {group: self._security_group(group) for group in needed}
         self.rules = self._rules()
         self.endpoints = [
@@ -5919,12 +5884,6 @@ class Network(Component):
         ]
         return route_tables
 
-    def _needed(self, group: str) -> bool:
-        return {
-            "nat": self.args.nat.startswith("instance"),
-            "endpoints": bool(self.args.interface_endpoints),
-        }.get(group, True)
-
     def _security_group(self, group: str) -> aws.ec2.SecurityGroup:
         return aws.ec2.SecurityGroup(
             *self.child(f"{group}-group"),
@@ -5992,16 +5951,16 @@ class Network(Component):
         )
 
     def _flow_log(self) -> aws.ec2.FlowLog:
-        context, role_name = self.aws_context, self.args.name("flow-log")
+        context = self.aws_context
         log_group_name = f"/aws/vpc/{self.args.name('network')}"
         logs = self.log_group("flow-logs", log_group_name)
         role, _ = self.service_role(
             "flow-log-role",
-            role_name,
             "Lets the VPC write its flow log",
             "vpc-flow-logs.amazonaws.com",
             allow(*WRITE_LOGS, on=Output.concat(logs.arn, ":*")),
             when=context.acting_for(context.arn("ec2", "vpc-flow-log/*")),
+            named="flow-log",
         )
         return aws.ec2.FlowLog(
             *self.child("flow-log"),
@@ -6214,7 +6173,6 @@ class Database(Component):
         logs = self.aws_context.arn("logs", "log-group:RDSOSMetrics:*")
         role, _ = self.service_role(
             "monitoring-role",
-            self.args.name("database-monitoring"),
             "Lets RDS publish the metrics of the database's machine",
             "monitoring.rds.amazonaws.com",
             allow("logs:CreateLogGroup", "logs:PutRetentionPolicy", *WRITE_LOGS, on=logs),
@@ -6319,6 +6277,9 @@ class Database(Component):
         # RDS's own default for max_connections: memory in bytes / 9,531,392.
         connections = 0.8 * memory / 9_531_392
         quarter_hour: dict[str, Any] = {"statistic": "Average", "period": 300, "datapoints": (3, 3)}
+        here = {"Environment": args.environment_suffix}
+        hours: dict[str, Any] = {"period": 3600, "datapoints": (26, 26)}
+        hours["treat_missing_data"] = "missing"
 
         def row(key: str, metric: str, **threshold: Any) -> Alarm:
             return Alarm(f"database-{key}", f"AWS/RDS/{metric}", of, **threshold, **quarter_hour)
@@ -6329,15 +6290,7 @@ class Database(Component):
             row("memory", "FreeableMemory", below=0.1 * memory),
             row("connections", "DatabaseConnections", above=round(connections)),
             row("latency", "WriteLatency", above=0.1),
-            Alarm(
-                "snapshot-missing",
-                f"{args.project}/SnapshotsTaken",
-                {"Environment": args.environment_suffix},
-                below=1,
-                period=3600,
-                datapoints=(26, 26),
-                treat_missing_data="missing",
-            ),
+            Alarm("snapshot-missing", f"{args.project}/SnapshotsTaken", here, below=1, **hours),
             *self.snapshots.alarms(),
         ]
 
@@ -6534,25 +6487,21 @@ class WebTier(Component):
             "type": "redirect",
             "redirect": {"port": "443", "protocol": "HTTPS", "status_code": "HTTP_301"},
         }
-        plain = aws.lb.Listener(
-            *self.child("http"),
-            load_balancer_arn=self.load_balancer.arn,
-            port=80,
-            protocol="HTTP",
-            default_actions=[forward if self.args.plain_http else redirect],
-        )
+
+        def listen(key: str, port: int, action: Any, **tls: Any) -> aws.lb.Listener:
+            return aws.lb.Listener(
+                *self.child(key),
+                load_balancer_arn=self.load_balancer.arn,
+                port=port,
+                protocol=key.upper(),
+                default_actions=[action],
+                **tls,
+            )
+
         if self.args.plain_http:
-            return [plain]
-        secure = aws.lb.Listener(
-            *self.child("https"),
-            load_balancer_arn=self.load_balancer.arn,
-            port=443,
-            protocol="HTTPS",
-            ssl_policy=TLS_POLICY,
-            certificate_arn=self.certificate_arn,
-            default_actions=[forward],
-        )
-        return [plain, secure]
+            return [listen("http", 80, forward)]
+        tls = {"ssl_policy": TLS_POLICY, "certificate_arn": self.certificate_arn}
+        return [listen("http", 80, redirect), listen("https", 443, forward, **tls)]
 
     def _firewall(self) -> aws.wafv2.WebAcl:
         """What none of the groups refuses is admitted."""
@@ -6580,10 +6529,9 @@ class WebTier(Component):
             rules=rules,
             visibility_config=seen(self.args.name("web")),
         )
+        balancer = self.load_balancer.arn
         aws.wafv2.WebAclAssociation(
-            *self.child("firewall-association"),
-            resource_arn=self.load_balancer.arn,
-            web_acl_arn=acl.arn,
+            *self.child("firewall-association"), resource_arn=balancer, web_acl_arn=acl.arn
         )
         return acl
 
@@ -6769,16 +6717,13 @@ class Bastion(Component):
         self.register_outputs({"group_name": self.fleet.scaling_group.name})
 
     def _logins(self) -> aws.cloudwatch.LogMetricFilter:
+        name = f"BastionLogins-{self.args.environment_suffix}"
         return aws.cloudwatch.LogMetricFilter(
             *self.child("logins"),
             name=self.args.name("bastion-logins"),
             log_group_name=self.logs.name,
             pattern='"Accepted publickey"',
-            metric_transformation={
-                "namespace": self.args.project,
-                "name": f"BastionLogins-{self.args.environment_suffix}",
-                "value": "1",
-            },
+            metric_transformation={"namespace": self.args.project, "name": name, "value": "1"},
         )
 
     def _hours(self) -> list[aws.autoscaling.Schedule]:
