@@ -744,6 +744,7 @@ def _isolation_errors(args: TapStackArgs) -> Iterable[str]:
 
 # === Types and policies ===========================================================================
 
+T = TypeVar("T")
 Options = ResourceOptions | None  # of a component, as its caller gives them
 Handler = Callable[..., Any]  # a function that Lambda calls with an event and a context
 Event = Mapping[str, Any]  # what Lambda hands to it
@@ -762,6 +763,11 @@ Dimensions = Mapping[str, Input[str]]  # of a CloudWatch metric
 def allow(*actions: str, on: Any, when: Condition = None) -> Statement:
     """An IAM statement that allows the actions on one ARN or a list of them, under a condition."""
     return _statement("Allow", actions, on, when)
+
+
+def actions_of(service: str, names: str) -> tuple[str, ...]:
+    """Actions of a service, as IAM names them."""
+    return tuple(f"{service}:{name}" for name in names.split())
 
 
 def trust(service: Input[str], *actions: str, on: Any = None, when: Condition = None) -> Statement:
@@ -999,20 +1005,17 @@ class Component(pulumi.ComponentResource):
 # === Encryption ===================================================================================
 
 
-def kms(actions: str) -> tuple[str, ...]:
-    """Actions of KMS, as IAM names them."""
-    return tuple(f"kms:{action}" for action in actions.split())
-
-
-KEY_USE = kms(
+KEY_USE = actions_of(
+    "kms",
     "Decrypt DescribeKey Encrypt GenerateDataKey GenerateDataKeyWithoutPlaintext ReEncryptFrom "
-    "ReEncryptTo"
+    "ReEncryptTo",
 )
-KEY_MANAGEMENT = kms(
+KEY_MANAGEMENT = actions_of(
+    "kms",
     "CancelKeyDeletion CreateAlias CreateGrant DeleteAlias DisableKey DisableKeyRotation EnableKey "
     "EnableKeyRotation GetKeyPolicy GetKeyRotationStatus ListGrants ListKeyPolicies "
     "ListKeyRotations ListResourceTags PutKeyPolicy RevokeGrant RotateKeyOnDemand "
-    "ScheduleKeyDeletion TagResource UntagResource UpdateAlias UpdateKeyDescription"
+    "ScheduleKeyDeletion TagResource UntagResource UpdateAlias UpdateKeyDescription",
 )
 #: The services that publish to the encrypted topic, and so need its key.
 PUBLISHERS = ("cloudwatch.amazonaws.com", "budgets.amazonaws.com", "events.rds.amazonaws.com")
@@ -1067,7 +1070,7 @@ class Encryption(Component):
         root = Output.format("arn:{0}:iam::{1}:root", context.partition, context.account)
         logs = Output.format("logs.{0}.amazonaws.com", context.region)
         log_groups = {"kms:EncryptionContext:aws:logs:arn": context.arn("logs", "log-group:*")}
-        publish = kms("Decrypt GenerateDataKey")
+        publish = actions_of("kms", "Decrypt GenerateDataKey")
         return policy(
             *(each for arn in self.scaling_roles for each in volume_statements(arn)),
             {**allow(*KEY_USE, *KEY_MANAGEMENT, on=this_key), "Principal": {"AWS": root}},
@@ -2213,7 +2216,7 @@ class Rollout(pulumi.dynamic.Resource, module="tap", name="Rollout"):
 # === Tables =======================================================================================
 
 #: What a function needs of a table's key, beyond what decrypts its own environment.
-TABLE_KEY_USE = kms("DescribeKey Encrypt ReEncryptFrom ReEncryptTo")
+TABLE_KEY_USE = actions_of("kms", "DescribeKey Encrypt ReEncryptFrom ReEncryptTo")
 
 
 def index(
@@ -2293,9 +2296,12 @@ class Bucket(Component):
         super().__init__(name, args, key, opts, component)
         self.bucket = self._bucket(physical_name)
         self.public_access_block = self._public_access_block()
-        self.ownership = self._ownership()
+        owner, versions = {"object_ownership": "BucketOwnerEnforced"}, {"status": "Enabled"}
+        self.ownership = self._setting(aws.s3.BucketOwnershipControls, "ownership", rule=owner)
         self.encryption = self._encryption(under_key)
-        self.versioning = self._versioning()
+        self.versioning = self._setting(
+            aws.s3.BucketVersioning, "versioning", versioning_configuration=versions
+        )
         self.policy = self._policy(access_logs_of, load_balancer_logs)
         self.lifecycle = self._lifecycle(days)
         self.logging = self._logging(access_logs_to) if access_logs_to else None
@@ -2310,17 +2316,11 @@ class Bucket(Component):
 
     def _public_access_block(self) -> aws.s3.BucketPublicAccessBlock:
         kinds = ("block_public_acls", "block_public_policy", "ignore_public_acls")
-        every: Any = dict.fromkeys((*kinds, "restrict_public_buckets"), True)
-        return aws.s3.BucketPublicAccessBlock(
-            *self.child("private"), bucket=self.bucket.bucket, **every
-        )
+        every = dict.fromkeys((*kinds, "restrict_public_buckets"), True)
+        return self._setting(aws.s3.BucketPublicAccessBlock, "private", **every)
 
-    def _ownership(self) -> aws.s3.BucketOwnershipControls:
-        return aws.s3.BucketOwnershipControls(
-            *self.child("ownership"),
-            bucket=self.bucket.bucket,
-            rule={"object_ownership": "BucketOwnerEnforced"},
-        )
+    def _setting(self, kind: Callable[..., T], key: str, **inputs: Any) -> T:
+        return kind(*self.child(key), bucket=self.bucket.bucket, **inputs)
 
     def _encryption(self, under_key: bool) -> aws.s3.BucketServerSideEncryptionConfiguration:
         by_default: Any = {"sse_algorithm": "AES256"}
@@ -2329,16 +2329,8 @@ class Bucket(Component):
         # With a bucket key: one call of KMS for many objects, where there are any.
         rule: Any = {"bucket_key_enabled": under_key}
         rule["apply_server_side_encryption_by_default"] = by_default
-        return aws.s3.BucketServerSideEncryptionConfiguration(
-            *self.child("encryption"), bucket=self.bucket.bucket, rules=[rule]
-        )
-
-    def _versioning(self) -> aws.s3.BucketVersioning:
-        return aws.s3.BucketVersioning(
-            *self.child("versioning"),
-            bucket=self.bucket.bucket,
-            versioning_configuration={"status": "Enabled"},
-        )
+        kind = aws.s3.BucketServerSideEncryptionConfiguration
+        return self._setting(kind, "encryption", rules=[rule])
 
     def _policy(
         self, access_logs_of: Sequence[Input[str]], load_balancer_logs: bool
@@ -2398,13 +2390,8 @@ class Bucket(Component):
 # === Fleets =======================================================================================
 
 #: What an instance may do so that Session Manager reaches it; none of it has a resource to name.
-SESSION_MANAGER = (
-    "ssm:UpdateInstanceInformation",
-    "ssmmessages:CreateControlChannel",
-    "ssmmessages:CreateDataChannel",
-    "ssmmessages:OpenControlChannel",
-    "ssmmessages:OpenDataChannel",
-)
+CHANNELS = "CreateControlChannel CreateDataChannel OpenControlChannel OpenDataChannel"
+SESSION_MANAGER = ("ssm:UpdateInstanceInformation", *actions_of("ssmmessages", CHANNELS))
 READY_HOOK, READY_SECONDS = "ready", 900  # an instance that is silent for so long is replaced
 REFRESH_SECONDS = 3_600  # how long instances may take to be replaced
 #: States in which an instance refresh has ended.
@@ -2523,6 +2510,12 @@ class Fleet(Component):
             "launch_template_id": self.template.id,
             "version": self.template.latest_version.apply(str),  # $Latest could not be left again
         }
+        hook: Any = {
+            "name": READY_HOOK,
+            "lifecycle_transition": "autoscaling:EC2_INSTANCE_LAUNCHING",
+            "default_result": "ABANDON",
+            "heartbeat_timeout": READY_SECONDS,
+        }
         return aws.autoscaling.Group(
             # Within the limits the desired capacity is the scaling policies', and the version the
             # rollout's: what the group has when a refresh begins is what it goes back to.
@@ -2548,14 +2541,7 @@ class Fleet(Component):
             health_check_type="ELB" if instances.target_groups else "EC2",
             health_check_grace_period=180,
             default_instance_warmup=120,
-            initial_lifecycle_hooks=[
-                {
-                    "name": READY_HOOK,
-                    "lifecycle_transition": "autoscaling:EC2_INSTANCE_LAUNCHING",
-                    "default_result": "ABANDON",
-                    "heartbeat_timeout": READY_SECONDS,
-                }
-            ],
+            initial_lifecycle_hooks=[hook],
             wait_for_capacity_timeout="30m",
             min_elb_capacity=instances.minimum if instances.target_groups else None,
             enabled_metrics=[metric.GROUP_DESIRED_CAPACITY, metric.GROUP_IN_SERVICE_INSTANCES],
@@ -3980,6 +3966,8 @@ class Identity(Component):
 
     def _pool(self) -> aws.cognito.UserPool:
         args = self.args
+        by_email: Any = {"name": "verified_email", "priority": 1}
+        enforced: Any = {"advanced_security_mode": "ENFORCED"}
         return aws.cognito.UserPool(
             *self.child("pool", protect=self.args.deletion_protection),
             name=args.name("users"),
@@ -3998,14 +3986,10 @@ class Identity(Component):
             },
             mfa_configuration=args.mfa,
             software_token_mfa_configuration=None if args.mfa == "OFF" else {"enabled": True},
-            account_recovery_setting={
-                "recovery_mechanisms": [{"name": "verified_email", "priority": 1}]
-            },
+            account_recovery_setting={"recovery_mechanisms": [by_email]},
             email_configuration=self._sender(),
             deletion_protection="ACTIVE" if args.deletion_protection else "INACTIVE",
-            user_pool_add_ons={"advanced_security_mode": "ENFORCED"}
-            if args.threat_protection
-            else None,
+            user_pool_add_ons=enforced if args.threat_protection else None,
         )
 
     def _server(self, server: str) -> aws.cognito.ResourceServer:
@@ -4059,6 +4043,7 @@ class Identity(Component):
     def _client(
         self, key: str, flows: Sequence[str], scopes: Sequence[str], **own: Any
     ) -> aws.cognito.UserPoolClient:
+        units: Any = {"access_token": "minutes", "id_token": "minutes", "refresh_token": "days"}
         return aws.cognito.UserPoolClient(
             *self.child(key, *self.servers.values()),
             name=self.args.name(key),
@@ -4069,11 +4054,7 @@ class Identity(Component):
             supported_identity_providers=["COGNITO"],
             access_token_validity=60,
             id_token_validity=60,
-            token_validity_units={
-                "access_token": "minutes",
-                "id_token": "minutes",
-                "refresh_token": "days",
-            },
+            token_validity_units=units,
             enable_token_revocation=True,
             prevent_user_existence_errors="ENABLED",
             **own,
@@ -4168,15 +4149,14 @@ class ServerlessApi(Component):
         self.register_outputs({"url": self.url, "table_name": self.items.name})
 
     def _items(self) -> aws.dynamodb.Table:
+        keys = ("id", "created_at", *ITEM_INDEXES.values())
         return aws.dynamodb.Table(
             *self.child("items", protect=self.args.deletion_protection),
             name=self.args.table_name or self.args.name("items"),
             billing_mode="PAY_PER_REQUEST",
             hash_key="owner",
             range_key="id",
-            attributes=[
-                {"name": key, "type": "S"} for key in ("id", "created_at", *ITEM_INDEXES.values())
-            ],
+            attributes=[{"name": key, "type": "S"} for key in keys],
             global_secondary_indexes=[
                 index(name, key, "created_at") for name, key in ITEM_INDEXES.items()
             ],
@@ -4241,23 +4221,20 @@ class ServerlessApi(Component):
             memory_mb=self.args.memory_mb,
             timeout_seconds=self.args.timeout_seconds,
         )
-        items = ("DeleteItem", "GetItem", "PutItem", "UpdateItem")
+        reads = [each for each in self.route_table.items() if each[0].startswith("GET ")]
+        writes = actions_of("dynamodb", "DeleteItem GetItem PutItem UpdateItem")
         return Function(
             *self.part("items"),
             component="api",
             code=code,
             canary=Canary(
-                probes=[
-                    probe_request(key, route.scope)
-                    for key, route in self.route_table.items()
-                    if key.startswith("GET ")
-                ],
+                probes=[probe_request(key, route.scope) for key, route in reads],
                 alarms=["api-5xx", "api-latency", "api-errors"],
                 failures="RequestsFailed",
                 latency_bound_ms=LATENCY_BOUND_MS,
             ),
             statements=[
-                allow(*(f"dynamodb:{action}" for action in items), on=self.items.arn),
+                allow(*writes, on=self.items.arn),
                 allow("dynamodb:Query", on=index_arns(self.items, ITEM_INDEXES)),
                 allow(*TABLE_KEY_USE, on=self.key.arn),
                 allow("ssm:GetParameter", on=self.paging_key.arn),
@@ -4341,8 +4318,8 @@ class ServerlessApi(Component):
     def _routes(self) -> dict[str, aws.apigatewayv2.Route]:
         """All routes with their scopes; other requests get the function's 404 or 405."""
         target = Output.concat("integrations/", self.integration.id)
-        tokens: dict[str, Any] = {"authorization_type": "JWT", "authorizer_id": self.authorizer.id}
-        free = {"authorization_type": "NONE"}
+        free: Json = {"api_id": self.api.id, "target": target, "authorization_type": "NONE"}
+        tokens = {**free, "authorization_type": "JWT", "authorizer_id": self.authorizer.id}
         secured: dict[str, Any] = {
             key: {**tokens, "authorization_scopes": [route.scope]} if route.scope else free
             for key, route in self.route_table.items()
@@ -4350,14 +4327,8 @@ class ServerlessApi(Component):
         # A browser sends OPTIONS without a token, which $default with its authorizer would reject.
         fallback = {"$default": tokens, "OPTIONS /{proxy+}": free}
         return {
-            key: aws.apigatewayv2.Route(
-                *self.child(_slug(key)),
-                api_id=self.api.id,
-                route_key=key,
-                target=target,
-                **security,
-            )
-            for key, security in {**secured, **fallback}.items()
+            key: aws.apigatewayv2.Route(*self.child(_slug(key)), route_key=key, **own)
+            for key, own in {**secured, **fallback}.items()
         }
 
     def _stage(self) -> aws.apigatewayv2.Stage:
@@ -5043,11 +5014,9 @@ def list_files(request: Request) -> Response:
         raise invalid_parameters(dict.fromkeys(chosen, reason))
     name = chosen[0] if chosen else ""
     value, times = filters.get(name, ""), [each["S"] for each in values.values()]
-    index, attribute, key = "by_owner", "files_of", "deleted" if name == "deleted" else ""
-    if name == "folder":
-        index, attribute, key = "by_folder", "folder_of", value
-    if name == "content_type":
-        index, attribute, key = "by_content_type", "type_of", value
+    index, key = f"by_{name}", value
+    if index not in FILE_INDEXES:
+        index, key = "by_owner", "deleted" if name == "deleted" else ""
     below: Json = {}
     if name == "below" and value:
         below["FilterExpression"] = "folder = :folder OR begins_with(folder, :below)"
@@ -5055,7 +5024,7 @@ def list_files(request: Request) -> Response:
     scope = ("files", request.caller, name, value, *times, order)
     page = Page(request, "uploaded_at", order, limit, scope)
     page.query(
-        {attribute: {"S": f"{request.caller}/{key}"}},
+        {FILE_INDEXES[index]: {"S": f"{request.caller}/{key}"}},
         condition,
         values,
         start_key={"record": {"S": "newest"}},
@@ -5475,12 +5444,12 @@ class FilePipeline(Component):
         name, context = self.args.name, self.aws_context
         bus = context.arn("events", "event-bus/default")
         pipes = [context.arn("pipes", f"pipe/{name(f'files-{each}')}") for each in FILE_EVENTS]
-        reads = ("DescribeStream", "GetRecords", "GetShardIterator", "ListStreams")
+        reads = actions_of("dynamodb", "DescribeStream GetRecords GetShardIterator ListStreams")
         role, permissions = self.service_role(
             "events-role",
             "Lets pipes publish what becomes of files",
             "pipes.amazonaws.com",
-            allow(*(f"dynamodb:{each}" for each in reads), on=self.table.stream_arn),
+            allow(*reads, on=self.table.stream_arn),
             allow("kms:Decrypt", on=self.key.arn),
             allow("events:PutEvents", on=bus),
             when=context.acting_for(pipes, "ArnEquals"),
@@ -5525,7 +5494,7 @@ class FilePipeline(Component):
 
     def api_statements(self) -> list[Statement]:
         """Statements of the api function, in whose name a form for an upload is signed."""
-        uses = ("s3:DeleteObject", "s3:GetObject", "s3:GetObjectVersion", "s3:PutObject")
+        uses = actions_of("s3", "DeleteObject GetObject GetObjectVersion PutObject")
         return [
             allow("dynamodb:GetItem", on=self.table.arn),
             allow("dynamodb:Query", on=[self.table.arn, *index_arns(self.table, FILE_INDEXES)]),
@@ -5874,15 +5843,15 @@ class Network(Component):
                     subnet_id=subnet.id,
                     route_table_id=route_tables[tier][number % counts[tier]].id,
                 )
-        self.public_routes = [
-            aws.ec2.Route(
-                *self.child("to-internet"),
-                route_table_id=route_tables["public"][0].id,
-                destination_cidr_block=ANYWHERE,
-                gateway_id=self.internet_gateway.id,
-            )
-        ]
+        way, table = {"gateway_id": self.internet_gateway.id}, route_tables["public"][0]
+        self.public_routes = [self._default_route("to-internet", table, **way)]
         return route_tables
+
+    def _default_route(
+        self, key: str, table: aws.ec2.RouteTable, **way: Input[str]
+    ) -> aws.ec2.Route:
+        to: Any = {"route_table_id": table.id, "destination_cidr_block": ANYWHERE, **way}
+        return aws.ec2.Route(*self.child(key), **to)
 
     def _security_group(self, group: str) -> aws.ec2.SecurityGroup:
         return aws.ec2.SecurityGroup(
@@ -5997,15 +5966,9 @@ class Network(Component):
             tags=self._named(f"nat-{number}"),
         )
         self.nat_gateways.append(gateway)
-        self.ways_out += [
-            aws.ec2.Route(
-                *self.child(f"out-{self.route_tables['private'].index(each)}"),
-                route_table_id=each.id,
-                destination_cidr_block=ANYWHERE,
-                nat_gateway_id=gateway.id,
-            )
-            for each in route_tables
-        ]
+        for each in route_tables:
+            key = f"out-{self.route_tables['private'].index(each)}"
+            self.ways_out.append(self._default_route(key, each, nat_gateway_id=gateway.id))
 
     def _nat_instance(self, number: int, route_tables: Sequence[aws.ec2.RouteTable]) -> None:
         """A fleet of one; the newest takes the address and the routes, which no resource has."""
@@ -6832,9 +6795,6 @@ def _widget(region: Output[str], number: int, graph: Graph) -> Json:
 
 
 # === TapStack =====================================================================================
-
-
-T = TypeVar("T")
 
 
 class StackOutput(Generic[T]):
