@@ -124,10 +124,8 @@ def one_of(*values: Any) -> Rule:
 
 
 def redirects(least: int) -> Rule:
-    """URLs that Cognito may redirect to.
-
-    RFC 8252, 7.3: an app on the user's own machine gets its code on the loopback interface.
-    """
+    """URLs that Cognito may redirect to. RFC 8252, 7.3: an app on the user's own machine gets its
+    code on the loopback interface."""
     url = r"(?=.{1,1024}$)(https://[^\s/#]+|http://localhost(:\d{1,5})?)(/[^\s#]*)?"
     words = "https or http on localhost, without a fragment, of up to 1,024 characters"
     are_urls, _ = texts_like(url, words)
@@ -618,10 +616,8 @@ NAMES = {
 
 
 def reject_placeholders(args: TapStackArgs) -> None:
-    """Raises SettingsError for names of nobody (RFC 2606), defaults among them, on AWS.
-
-    A provider with `aws:endpoints`, which the local cloud sets, reaches another cloud.
-    """
+    """Raises SettingsError for names of nobody (RFC 2606), defaults among them, on AWS. A provider
+    with `aws:endpoints`, which the local cloud sets, reaches another cloud."""
     names = ["alarm_emails", *(name for each in args.systems for name in NAMES.get(each, ()))]
     values = {name: getattr(args, name) for name in names}
     found = [
@@ -872,10 +868,8 @@ class Component(pulumi.ComponentResource):
         return AwsContext()
 
     def child(self, key: str, *after: pulumi.Resource, **own: Any) -> tuple[str, ResourceOptions]:
-        """Logical name and options of a resource of this component, created after others.
-
-        What holds data passes `protect=self.args.deletion_protection`.
-        """
+        """Logical name and options of a resource of this component, created after others. What
+        holds data passes `protect=self.args.deletion_protection`."""
         return f"{self.name}-{key}", self.after(*after, **own)
 
     def part(self, key: str) -> tuple[str, TapStackArgs, Key, ResourceOptions]:
@@ -902,10 +896,8 @@ class Component(pulumi.ComponentResource):
         )
 
     def certificate(self, *domain_names: str) -> Output[str]:
-        """ARN of a certificate that ACM has issued; waits up to 20 minutes for its DNS records.
-
-        The records are in the stack's hosted zone or, without one, yours to add. Costs nothing.
-        """
+        """ARN of a certificate that ACM has issued; waits up to 20 minutes for its DNS records. The
+        records are in the stack's hosted zone or, without one, yours to add. Costs nothing."""
         certificate = aws.acm.Certificate(
             *self.child("certificate"),
             domain_name=domain_names[0],
@@ -977,9 +969,7 @@ class Component(pulumi.ComponentResource):
         *after: pulumi.Resource,
     ) -> aws.appautoscaling.Policy:
         """Scales a dimension of a resource within limits, to keep a predefined metric at a target.
-
-        Application Auto Scaling and its own alarms are free.
-        """
+        Application Auto Scaling and its own alarms are free."""
         scaled = aws.appautoscaling.Target(
             *self.child(f"{key}-range", *after),
             service_namespace=dimension.partition(":")[0],
@@ -1099,10 +1089,8 @@ RUNBOOK = "docs/operations.md"  # has a section for each alarm key
 
 @dataclass(frozen=True)
 class Alarm:
-    """A row of the alarm table: a metric above or below a threshold in M of N periods.
-
-    Names are those of CloudWatch's PutMetricAlarm.
-    """
+    """A row of the alarm table: a metric above or below a threshold in M of N periods. Names are
+    those of CloudWatch's PutMetricAlarm."""
 
     key: str  # names the alarm and, unless `runbook` does, its section of RUNBOOK
     metric: str  # "<namespace>/<name>"
@@ -1535,9 +1523,7 @@ def format_error(error: BaseException) -> str:
 
 def stack_of(error: BaseException) -> list[str]:
     """Where an error was raised, outermost first: each function of this code, with the line in it.
-
-    A line of the bundle would be none of this file; `python -m taplocal logs` names those.
-    """
+    A line of the bundle would be none of this file; `python -m taplocal logs` names those."""
     found, at = [], error.__traceback__
     while at:
         code = at.tb_frame.f_code
@@ -1786,10 +1772,8 @@ class RolloutError(Exception):
 
 
 def chance(new: Counts, old: Counts) -> float:
-    """How likely chance alone gives the new version so many of the bad requests, or more.
-
-    Fisher's exact test, one-sided: right also for few requests, where rates say little.
-    """
+    """How likely chance alone gives the new version so many of the bad requests, or more. Fisher's
+    exact test, one-sided: right also for few requests, where rates say little."""
     bad = new.bad + old.bad
 
     def ways(total: int, chosen: int) -> float:  # its logarithm
@@ -1971,10 +1955,8 @@ class RolloutRun(Run):
             raise RolloutError(f"was rolled back to {self.before}: {error}") from None
 
     def guard(self, operation: str, **revision: str) -> Any:
-        """Has AWS take the share back when the watch must have ended; None if it does already.
-
-        With the revision of the share it does nothing once the alias was changed.
-        """
+        """Has AWS take the share back when the watch must have ended; None if it does already. With
+        the revision of the share it does nothing once the alias was changed."""
         function, at = self.inputs["function"], self.clock.time() + LATE_SECONDS + GUARD_SECONDS
         due = time.gmtime(at + self.inputs["bake_seconds"])
         back = {"FunctionName": function, **self.route(self.before), **revision}
@@ -2659,11 +2641,8 @@ class FleetRollout(Rollout, module="tap", name="FleetRollout"):
 
 
 def latest_ami() -> Output[str]:
-    """The latest Amazon Linux 2023.
-
-    Not `resolve:ssm:` in the template, which would be read at each launch: two instances could
-    differ, and a refresh could not go back.
-    """
+    """The latest Amazon Linux 2023. Not `resolve:ssm:` in the template, which would be read at each
+    launch: two instances could differ, and a refresh could not go back."""
     return aws.ec2.get_ami_output(
         most_recent=True, owners=["amazon"], filters=[{"name": "name", "values": [AMI_NAMES]}]
     ).id
@@ -2750,10 +2729,8 @@ Route = namedtuple("Route", "operation scope metric")  # typing's would add 2 ms
 
 @functools.cache  # a function, so that it may stand before the operations
 def all_routes() -> dict[str, Route]:
-    """The routes of an API with a file pipeline, and HEAD beside each GET (RFC 9110, 9.1).
-
-    The gateway drops the body of HEAD, and states its length, which an empty one would make 0.
-    """
+    """The routes of an API with a file pipeline, and HEAD beside each GET (RFC 9110, 9.1). The
+    gateway drops the body of HEAD, and states its length, which an empty one would make 0."""
     table = {
         "GET /health": Route(health, "", "RequestsOther"),
         "GET /openapi.yaml": Route(read_contract, "", "RequestsOther"),
@@ -2849,10 +2826,8 @@ def matches_path(template: list[str], parts: list[str]) -> bool:
 
 
 def health(_request: Request) -> Response:
-    """GET /health: the gateway and this function respond.
-
-    It reads no table: who has no token shall use up none of its capacity.
-    """
+    """GET /health: the gateway and this function respond. It reads no table: who has no token shall
+    use up none of its capacity."""
     return respond(200, '{"status":"ok"}', cache_control="no-store")
 
 
@@ -2879,10 +2854,8 @@ def text_beside(name: str) -> str:
 
 
 def has_current(request: Request, tag: str) -> bool:
-    """Whether a reader has what is under this tag; Problem 412 (RFC 9110, 13.2.2).
-
-    A weak tag never matches If-Match. A write to what If-None-Match names is 412 as well.
-    """
+    """Whether a reader has what is under this tag; Problem 412 (RFC 9110, 13.2.2). A weak tag never
+    matches If-Match. A write to what If-None-Match names is 412 as well."""
     wanted = request.etags("if-match")
     seen = [each.removeprefix("W/") for each in request.etags("if-none-match")]
     if wanted and "*" not in wanted and tag not in wanted:
@@ -2919,10 +2892,8 @@ def log_line(request: Request, status: int, milliseconds: float) -> str:
 
 
 class Problem(Exception):  # noqa: N818 - the RFC's word
-    """A response that says what is wrong (RFC 9457), with the headers that its status needs.
-
-    `kind` is one of PROBLEM_TYPES; `errors` names each mistake in a body or a query.
-    """
+    """A response that says what is wrong (RFC 9457), with the headers that its status needs. `kind`
+    is one of PROBLEM_TYPES; `errors` names each mistake in a body or a query."""
 
     def __init__(
         self, status: int, detail: str, kind: str = "", errors: Sequence[Json] = (), **headers: str
@@ -3144,10 +3115,8 @@ def create(request: Request, puts: list[Write]) -> None:
 
 
 def create_once(request: Request, item: Item, wanted_id: str | None) -> Item:
-    """Creates an item with its Idempotency-Key, or repeats the first response.
-
-    The key needs no copy of the response: the same body, id, time and revision make it again.
-    """
+    """Creates an item with its Idempotency-Key, or repeats the first response. The key needs no
+    copy of the response: the same body, id, time and revision make it again."""
     key = request.headers["idempotency-key"]
     if not re.fullmatch(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?", key):
         raise Problem(400, "An Idempotency-Key has 1 to 255 printable ASCII characters.")
@@ -3440,10 +3409,8 @@ def list_query(
 def read_query(
     query: Mapping[str, str], readers: Mapping[str, Callable[[str, str], Any]]
 ) -> dict[str, Any]:
-    """The parameters of a request for a page, or Problem 400.
-
-    Each has a function of name and text, which returns the value or raises Problem.
-    """
+    """The parameters of a request for a page, or Problem 400. Each has a function of name and text,
+    which returns the value or raises Problem."""
     readers = {**readers, "next": read_text}
     values, found = dict[str, Any](), dict[str, str]()
     for name, text in query.items():
@@ -3486,10 +3453,8 @@ def read_text(name: str, text: str) -> str:
 
 
 class Page:
-    """One page of a query: where it begins, its items, and the token of the next page.
-
-    Items are in the order of their attribute `sort`; `scope` binds tokens to caller and query.
-    """
+    """One page of a query: where it begins, its items, and the token of the next page. Items are in
+    the order of their attribute `sort`; `scope` binds tokens to caller and query."""
 
     def __init__(self, request: Request, sort: str, order: str, limit: int, scope: Scope):
         self.request, self.sort, self.order = request, sort, order
@@ -3699,10 +3664,8 @@ DYNAMODB_NUMBER = Context(38, Emin=-130, Emax=125, traps=[Inexact, InvalidOperat
 
 
 def parse_json(text: str) -> Any:
-    """JSON with numbers as exact Decimals; ambiguous or non-standard text raises Problem 400.
-
-    Takes time and memory linear in the text, and little of both for what no item can hold.
-    """
+    """JSON with numbers as exact Decimals; ambiguous or non-standard text raises Problem 400. Takes
+    time and memory linear in the text, and little of both for what no item can hold."""
     check_values(text)
     try:
         return json_decoder().decode(text)
@@ -3802,10 +3765,8 @@ def marshal(value: Any) -> AttributeValue:
 
 
 class Marshaller:
-    """Converts values until they are larger than an item can be.
-
-    Sizes are those of the developer guide, "DynamoDB item sizes and formats".
-    """
+    """Converts values until they are larger than an item can be. Sizes are those of the developer
+    guide, "DynamoDB item sizes and formats"."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -4631,10 +4592,8 @@ def record_version(file: Item) -> str:
 
 
 def record_failure(file: Item, reason: str) -> str:
-    """Writes a version about which nothing more will be known; it counts in no total.
-
-    If S3 has no other version of its file, that is among the deleted ones, with the reason.
-    """
+    """Writes a version about which nothing more will be known; it counts in no total. If S3 has no
+    other version of its file, that is among the deleted ones, with the reason."""
     repeated = transact([files_put({**file, "failure": {"S": reason}})])
     record_newest(file)
     return "FilesRepeated" if repeated else "FilesMissing"
@@ -4694,10 +4653,8 @@ def is_recent(deleted: Upload) -> bool:
 
 
 def record_newest(file: Item) -> None:
-    """Writes the newest item of a file as S3 has the file now, in whatever order events come.
-
-    The item is read before S3 is asked, and written only if nobody has written it since.
-    """
+    """Writes the newest item of a file as S3 has the file now, in whatever order events come. The
+    item is read before S3 is asked, and written only if nobody has written it since."""
     key, table_name = {"id": file["id"], "record": {"S": "newest"}}, os.environ["FILES_TABLE_NAME"]
     for attempt in itertools.count():
         found = service("dynamodb").get_item(TableName=table_name, Key=key, ConsistentRead=True)
@@ -4959,10 +4916,8 @@ def upload_form(key: str, content_type: str, least: int, most: int, **checksum: 
 
 
 def bucket_address() -> tuple[str, str, str]:
-    """Scheme and host of the bucket, and its path there.
-
-    The host of the bucket is in its own region; an emulator has one host for all buckets.
-    """
+    """Scheme and host of the bucket, and its path there. The host of the bucket is in its own
+    region; an emulator has one host for all buckets."""
     bucket, (scheme, host) = os.environ["BUCKET_NAME"], endpoint("s3")
     return (scheme, f"{bucket}.{host}", "/") if scheme == "https" else (scheme, host, f"/{bucket}")
 
@@ -5073,10 +5028,8 @@ def get_content(request: Request) -> Response:
 
 
 def restore_version(request: Request) -> Response:
-    """POST /files/{id}/versions: a copy of an older version, which becomes the newest.
-
-    The first one of an environment loads the SDK, half a second.
-    """
+    """POST /files/{id}/versions: a copy of an older version, which becomes the newest. The first
+    one of an environment loads the SDK, half a second."""
     file, wanted = own_file(request), request.object("application/json")
     if wanted.keys() != {"version_id"} or not is_like(".{1,1024}", wanted["version_id"]):
         raise invalid_fields({"/version_id": "version_id, the only field, is one of versions."})
@@ -5114,9 +5067,7 @@ def no_version() -> Problem:
 
 def delete_file(request: Request) -> Response:
     """DELETE /files/{id}: a delete marker; the versions stay, for as long as the bucket keeps them.
-
-    The first one of an environment loads the SDK, half a second.
-    """
+    The first one of an environment loads the SDK, half a second."""
     if request.path_id() in ("report", "totals"):  # whose GET is another resource's
         return no_route(request)
     file = own_file(request)
@@ -6798,10 +6749,8 @@ def _widget(region: Output[str], number: int, graph: Graph) -> Json:
 
 
 class StackOutput(Generic[T]):
-    """An output of TapStack: an attribute, None where its system is left out.
-
-    `path` leads to its value: a component's name, then attributes.
-    """
+    """An output of TapStack: an attribute, None where its system is left out. `path` leads to its
+    value: a component's name, then attributes."""
 
     def __init__(self, path: str, doc: str):
         self.path, self.doc = path.split("."), doc
@@ -7077,10 +7026,8 @@ AMAZON_ROOT = re.compile("-{5}BEGIN CERTIFICATE-{5}\n.{16}AgITBmyf[^-]+-{5}END C
 
 
 class SdkService:
-    """What `Service` is, by a client of the SDK: the same operations, results and errors.
-
-    A write whose time is over may still happen, as one whose response is lost.
-    """
+    """What `Service` is, by a client of the SDK: the same operations, results and errors. A write
+    whose time is over may still happen, as one whose response is lost."""
 
     def __init__(self, sdk_client: Any):
         self.client = sdk_client
@@ -7112,10 +7059,8 @@ class SdkService:
 
 @functools.cache
 def tls_context(all_authorities: bool) -> ssl.SSLContext:
-    """What a connection trusts: Amazon's authorities, or all of the system's.
-
-    To load all, some 140, takes 20 ms; to pick Amazon's, 2 ms. If they are not found it is all.
-    """
+    """What a connection trusts: Amazon's authorities, or all of the system's. To load all, some
+    140, takes 20 ms; to pick Amazon's, 2 ms. If they are not found it is all."""
     path = ssl.get_default_verify_paths().cafile
     picked: list[str] = []
     if path and not all_authorities:
