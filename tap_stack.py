@@ -344,6 +344,9 @@ class TapStackArgs:
     burst takes all that the account has, and waits for the table until events are dead letters."""
     files_events: bool = setting(False)
     """Send [events](extending.md#a-consumer-of-files-events) of files; {file_event} a million."""
+    files_malware_protection: bool = setting(False)
+    """Have GuardDuty scan each file, and give out only [what it finds no threat
+    in](operations.md#malware-protection); {scan_gb} a GB and {scan_files} a thousand files."""
     noncurrent_days: int = setting(PerTier(7, 30, 90), between(1, 3_650))
     """Days after which replaced and deleted versions of objects expire, in all buckets."""
     upload_max_mb: int = setting(100, between(1, 5_000, ", what S3 accepts in one POST"))
@@ -771,10 +774,14 @@ def trust(service: Input[str], *actions: str, on: Any = None, when: Condition = 
     return {**_statement("Allow", actions, on, when), "Principal": {"Service": service}}
 
 
+def deny(*actions: str, on: Any, when: Condition) -> Statement:
+    """A statement of a resource policy: nobody may do the actions under a condition."""
+    return {**_statement("Deny", actions, on, when), "Principal": {"AWS": "*"}}
+
+
 def tls_only(actions: str, on: Any) -> Statement:
     """The statement that denies all requests without TLS."""
-    insecure = {"Bool": {"aws:SecureTransport": "false"}}
-    return {**_statement("Deny", (actions,), on, insecure), "Principal": {"AWS": "*"}}
+    return deny(actions, on=on, when={"Bool": {"aws:SecureTransport": "false"}})
 
 
 def policy(*statements: Statement) -> Output[str]:
@@ -1389,6 +1396,14 @@ class Function(Component):
         dimension = "lambda:function:ProvisionedConcurrency"
         used, limits = "LambdaProvisionedConcurrencyUtilization", (minimum, maximum)
         return self.target_tracking("warm", resource_id, dimension, used, limits, 0.7, warm)
+
+    def permit(
+        self, made: tuple[str, ResourceOptions], statement_id: str, service: str, **of: Input[str]
+    ) -> aws.lambda_.Permission:
+        """Lets a service invoke the live version; `made` is the permission's name and options."""
+        which: Any = {"function": self.function.name, "qualifier": self.alias.name, **of}
+        which |= {"statement_id": statement_id, "principal": f"{service}.amazonaws.com"}
+        return aws.lambda_.Permission(*made, action="lambda:InvokeFunction", **which)
 
     def schedule(self, expression: str, description: str) -> aws.scheduler.Schedule:
         """Invokes the function on a schedule; the scheduler retries a failed start for an hour."""
@@ -2254,7 +2269,8 @@ class Bucket(Component):
 
     Encrypted with S3's own keys (AES-256), which log delivery needs, or `under_key`. `days` is
     when objects expire; 0 is never. `access_logs_of` are the names of buckets that deliver their
-    access logs to this one, and `access_logs_to` is the bucket that it delivers its own to.
+    access logs to this one, and `access_logs_to` is the bucket that it delivers its own to. With
+    `unscanned_for` only these roles, by name, read what GuardDuty has not found harmless.
 
     Costs what it stores, by the GB and month, less after the days of TRANSITIONS; S3's own keys
     cost nothing.
@@ -2274,6 +2290,7 @@ class Bucket(Component):
         access_logs_of: Sequence[Input[str]] = (),
         access_logs_to: Bucket | None = None,
         load_balancer_logs: bool = False,
+        unscanned_for: Sequence[str] = (),
     ):
         super().__init__(name, args, key, opts, component)
         self.bucket = self._bucket(physical_name)
@@ -2284,7 +2301,7 @@ class Bucket(Component):
         self.versioning = self._setting(
             aws.s3.BucketVersioning, "versioning", versioning_configuration=versions
         )
-        self.policy = self._policy(access_logs_of, load_balancer_logs)
+        self.policy = self._policy(access_logs_of, load_balancer_logs, unscanned_for)
         self.lifecycle = self._lifecycle(days)
         self.logging = self._logging(access_logs_to) if access_logs_to else None
         self.register_outputs({"bucket_name": self.bucket.bucket})
@@ -2315,7 +2332,10 @@ class Bucket(Component):
         return self._setting(kind, "encryption", rules=[rule])
 
     def _policy(
-        self, access_logs_of: Sequence[Input[str]], load_balancer_logs: bool
+        self,
+        access_logs_of: Sequence[Input[str]],
+        load_balancer_logs: bool,
+        unscanned_for: Sequence[str],
     ) -> aws.s3.BucketPolicy:
         context, bucket = self.aws_context, self.bucket.arn
         objects = Output.concat(bucket, "/*")
@@ -2329,6 +2349,13 @@ class Bucket(Component):
             sources = [Output.concat(arn, each) for each in access_logs_of]
             when = context.acting_for(sources, "ArnEquals")
             statements.append(trust(ACCESS_LOGS_SERVICE, "s3:PutObject", on=objects, when=when))
+        if unscanned_for:
+            role = Output.format("arn:{0}:iam::{1}:role/", context.partition, context.account)
+            readers = [Output.concat(role, each) for each in unscanned_for]
+            when = {"StringNotEquals": {f"s3:ExistingObjectTag/{SCAN_TAG}": list(HARMLESS)}}
+            when["ArnNotEquals"] = {"aws:PrincipalArn": readers}
+            reads = actions_of("s3", "GetObject GetObjectVersion")
+            statements.append(deny(*reads, on=objects, when=when))
         return aws.s3.BucketPolicy(
             *self.child("policy", self.public_access_block),
             bucket=self.bucket.bucket,
@@ -2710,6 +2737,8 @@ PROBLEM_TYPES = {
     "method-not-allowed": (405, "Method Not Allowed"),
     "conflict": (409, "Conflict"),
     "id-taken": (409, "Id Taken"),
+    "not-scanned": (409, "Not Scanned"),
+    "threat-found": (409, "Threat Found"),
     "precondition-failed": (412, "Precondition Failed"),
     "content-too-large": (413, "Content Too Large"),
     "unsupported-media-type": (415, "Unsupported Media Type"),
@@ -4256,22 +4285,14 @@ class ServerlessApi(Component):
         )
 
     def _integration(self) -> aws.apigatewayv2.Integration:
-        alias = self.function.alias
-        aws.lambda_.Permission(
-            *self.child("invoke"),
-            statement_id="http-api",
-            action="lambda:InvokeFunction",
-            principal="apigateway.amazonaws.com",
-            function=self.function.function.name,
-            qualifier=alias.name,
-            source_arn=Output.concat(self.api.execution_arn, "/*"),
-        )
+        source_arn = Output.concat(self.api.execution_arn, "/*")
+        self.function.permit(self.child("invoke"), "http-api", "apigateway", source_arn=source_arn)
         return aws.apigatewayv2.Integration(
             *self.child("integration"),
             api_id=self.api.id,
             integration_type="AWS_PROXY",
             integration_method="POST",
-            integration_uri=alias.invoke_arn,
+            integration_uri=self.function.alias.invoke_arn,
             payload_format_version="2.0",
             timeout_milliseconds=(self.args.timeout_seconds + 1) * 1000,
         )
@@ -4384,7 +4405,7 @@ ACCESS_LOG = {
 #
 #   type        id                     record                  attributes
 #   version     digest of the key      version#<sequencer>     all that is known of a version, or of
-#                                                              a delete marker
+#                                                              a delete marker; of a scan later
 #   newest      digest of the key      newest                  the same of the newest version, with
 #                                                              the keys of the three indexes
 #   total       totals#<month>         <owner>/<day>/<type>/   count, bytes; deleted_count and
@@ -4409,6 +4430,9 @@ VERSIONS_READ = 20  # at once; most files have fewer
 TOTAL_SHARDS = 16  # one for each hexadecimal digit
 FILE_ID = re.compile(r"[0-9a-f]{40}")
 OWNER_BYTES = 512  # a total's sort key begins with it, and may have 1,024 bytes
+#: GuardDuty's tag, its results that let a file be given out, what it puts beside the files.
+SCAN_TAG, HARMLESS = "GuardDutyMalwareScanStatus", ("NO_THREATS_FOUND", "UNSUPPORTED")
+VALIDATION_OBJECT = "malware-protection-resource-validation-object"
 EVENT_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 
@@ -4424,14 +4448,15 @@ def open_file_clients() -> None:
 
 
 def record_files(event: Event, context: Any) -> None:
-    """Lambda handler of S3's notifications: records each object version once.
+    """Lambda handler of S3's notifications and GuardDuty's scans: records each version once.
 
     All records of the event are processed, whatever becomes of the others. Raises RecordsFailed if
     some failed, so that Lambda retries the event, twice, and then puts it into the dead-letter
     queue; those that succeeded are recognised and not counted again.
     """
     start_clock(context)
-    records = event.get("Records") if isinstance(event, dict) else None
+    told = event if isinstance(event, dict) else {}
+    records = [told] if "detail" in told else told.get("Records")  # an event of EventBridge is one
     if not isinstance(records, list) or not records:
         raise RecordsFailed("the event has no records: it is not from S3")
     failures = []
@@ -4451,7 +4476,9 @@ def record_files(event: Event, context: Any) -> None:
 
 
 def record_file(record: Event, log_fields: Json) -> str:
-    """Records the object version of one S3 event record; returns the metric that it counts."""
+    """Records what an S3 event record, or a scan, tells of a version; returns the metric."""
+    if "detail" in record:
+        return record_scan(record, log_fields)
     name = str(record.get("eventName", "")).removeprefix("s3:")
     if not name.startswith(("ObjectCreated:", "ObjectRemoved:", "LifecycleExpiration:")):
         log_fields["event"] = record.get("eventName")
@@ -4459,9 +4486,34 @@ def record_file(record: Event, log_fields: Json) -> str:
     creation = name.startswith("ObjectCreated:")
     upload = Upload(record, creation)
     log_fields.update(key=upload.key, version_id=upload.version_id)
+    if upload.key == VALIDATION_OBJECT:
+        return "FilesIgnored"
     if creation:
         return record_upload(upload, log_fields)
     return record_deletion(upload, marker=name.endswith(":DeleteMarkerCreated"))
+
+
+def record_scan(event: Event, log_fields: Json) -> str:
+    """Records what GuardDuty found in a version; of several scans the last one counts. A version
+    that is not recorded yet is waited for, then RecordsFailed has Lambda try again."""
+    of, result = event["detail"]["s3ObjectDetails"], event["detail"]["scanResultDetails"]
+    stored = {"key": quote(of["objectKey"]), "versionId": of.get("versionId")}  # as S3's events are
+    where = {"bucket": {"name": of["bucketName"]}, "object": stored}
+    scanned = Upload({"s3": where, "eventTime": event["time"]}, creation=False)
+    found, threats = result["scanResultStatus"], [x["name"] for x in result.get("threats") or ()]
+    log_fields.update(key=scanned.key, version_id=scanned.version_id, scan=found, threats=threats)
+    if scanned.key == VALIDATION_OBJECT:
+        return "FilesIgnored"
+    file = scanned.attributes()
+    version = await_version(file, scanned)
+    if not version:
+        raise RecordsFailed(f"version {scanned.version_id} is scanned, and not recorded yet")
+    repeated = transact([scan_update(version, event["time"], found, threats)])
+    record_newest(file)
+    if repeated:
+        return "FilesRepeated"
+    outcome = "Infected" if threats else "Scanned" if found in HARMLESS else "Unscanned"
+    return f"Files{outcome}"
 
 
 def record_upload(upload: Upload, log_fields: Json) -> str:
@@ -4766,6 +4818,18 @@ def version_deletion(version: Item, time: str) -> Write:
     )
 
 
+def scan_update(version: Item, time: str, found: str, threats: list[str]) -> Write:
+    """The write of a scan's result, unless that of a later one is there."""
+    names: AttributeValue = {"L": [{"S": each} for each in threats]}
+    return files_write(
+        "Update",
+        Key={name: version[name] for name in ("id", "record")},
+        UpdateExpression="SET scan_result = :found, threats = :threats, scanned_at = :time",
+        ConditionExpression="attribute_not_exists(scanned_at) OR scanned_at < :time",
+        ExpressionAttributeValues={":found": {"S": found}, ":threats": names, ":time": {"S": time}},
+    )
+
+
 def newest_item(version: Item) -> Item:
     """The newest item of a file, with the keys of the indexes, which have no others."""
     owner = version["owner"]["S"]
@@ -4836,7 +4900,7 @@ LEAST_TEXT = "\0"  # before any that a key can be
 FILE_FIELDS = (
     "id", "name", "folder", "extension", "size", "content_type", "declared_type", "etag",
     "checksums", "version_id", "metadata", "uploaded_at", "width", "height", "failure",
-    "delete_marker", "deleted_at",
+    "delete_marker", "deleted_at", "scan_result", "threats", "scanned_at",
 )  # fmt: skip
 
 
@@ -5053,10 +5117,17 @@ def restore_version(request: Request) -> Response:
 
 
 def with_content(file: Item, version_id: str) -> Item:
-    """A file, or a recorded version of it, that has content; Problem 404 if it has none."""
+    """A file, or a recorded version of it, whose content is given out; Problem 404 if it has none,
+    409 for one with a threat, or one that is not scanned where it must be."""
     version = find_version(file, version_id) if version_id else file
     if not version or is_end(version) or "failure" in version:
         raise no_version()
+    if threats := ", ".join(each["S"] for each in version.get("threats", {"L": []})["L"]):
+        raise Problem(409, f"GuardDuty found a threat in this version: {threats}.", "threat-found")
+    result = version.get("scan_result", {}).get("S")
+    if "MALWARE_PROTECTION" in os.environ and result not in HARMLESS:
+        why = f"could not be: {result}" if result else "is not yet; try again"
+        raise Problem(409, f"The version must be scanned, and {why}.", "not-scanned")
     return version
 
 
@@ -5208,6 +5279,8 @@ def parse_day(name: str, text: str) -> date:
 
 # === File pipeline: Resources =====================================================================
 
+GUARDDUTY = "malware-protection-plan.guardduty.amazonaws.com"
+SCAN_RESULT = "GuardDuty Malware Protection Object Scan Result"
 #: Event -> the changes of the files table that it tells: which record was inserted or modified,
 #: whether it was deleted before, and whether it is now.
 FILE_EVENTS = {
@@ -5252,6 +5325,7 @@ class FilePipeline(Component):
         self.function = self._function()
         self.notification = self._notification()
         self.pipes = self._pipes() if args.files_events else {}
+        self.scans = self._scans() if args.files_malware_protection else None
         self.register_outputs({"bucket_name": self.bucket_name, "table_name": self.table.name})
 
     def _logs(self) -> Bucket:
@@ -5264,11 +5338,13 @@ class FilePipeline(Component):
         )
 
     def _uploads(self) -> Bucket:
+        readers = [self.args.name("files"), self.args.name("files-malware")]
         return Bucket(
             *self.part("uploads"),
             component="files",
             physical_name=self.bucket_name,
             access_logs_to=self.logs,
+            unscanned_for=readers if self.args.files_malware_protection else (),
         )
 
     def _cors(self) -> aws.s3.BucketCorsConfiguration:
@@ -5367,16 +5443,9 @@ class FilePipeline(Component):
 
     def _notification(self) -> aws.s3.BucketNotification:
         function, bucket = self.function, self.uploads.bucket
-        permission = aws.lambda_.Permission(
-            *self.child("invoke"),
-            statement_id="s3",
-            action="lambda:InvokeFunction",
-            principal="s3.amazonaws.com",
-            function=function.function.name,
-            qualifier=function.alias.name,
-            source_arn=bucket.arn,
-            source_account=self.aws_context.account,  # which a bucket's ARN does not name
-        )
+        # A bucket's ARN does not name the account.
+        source = {"source_arn": bucket.arn, "source_account": self.aws_context.account}
+        permission = function.permit(self.child("invoke"), "s3", "s3", **source)
         kinds = ("LifecycleExpiration", "ObjectCreated", "ObjectRemoved")
         return aws.s3.BucketNotification(
             *self.child("notification", permission, *filter(None, [function.async_config])),
@@ -5388,6 +5457,7 @@ class FilePipeline(Component):
                     "events": [f"s3:{each}:*" for each in kinds],
                 }
             ],
+            eventbridge=self.args.files_malware_protection or None,  # GuardDuty turns it on
             # S3 tests the permission, and the first events need the retries.
         )
 
@@ -5427,6 +5497,46 @@ class FilePipeline(Component):
             for event, told in FILE_EVENTS.items()
         }
 
+    def _scans(self) -> aws.guardduty.MalwareProtectionPlan:
+        bucket, function, context = self.uploads.bucket, self.function, self.aws_context
+        service, objects = GUARDDUTY, Output.concat(bucket.arn, "/*")
+        own = context.arn("events", "rule/DO-NOT-DELETE-AmazonGuardDutyMalwareProtectionS3*")
+        managed = {"StringEquals": {"events:ManagedBy": service}}
+        manage = actions_of("events", "DeleteRule PutRule PutTargets RemoveTargets")
+        setup = actions_of("s3", "GetBucketNotification ListBucket PutBucketNotification")
+        scan = actions_of("s3", "GetObject GetObjectTagging PutObjectTagging")
+        scan += actions_of("s3", "GetObjectVersion GetObjectVersionTagging PutObjectVersionTagging")
+        role, permissions = self.service_role(
+            "malware-role",
+            "Lets GuardDuty scan files and tag them with the result",
+            service,
+            allow(*manage, on=own, when=managed),
+            allow("events:DescribeRule", "events:ListTargetsByRule", on=own),
+            allow(*setup, on=bucket.arn),
+            allow("s3:PutObject", on=Output.concat(bucket.arn, f"/{VALIDATION_OBJECT}")),
+            allow(*scan, on=objects),
+            when=context.acting_for(context.arn("guardduty", "malware-protection-plan/*")),
+        )
+        detail = {"s3ObjectDetails": {"bucketName": [bucket.bucket]}}
+        pattern = {"source": ["aws.guardduty"], "detail-type": [SCAN_RESULT], "detail": detail}
+        rule = aws.cloudwatch.EventRule(
+            *self.child("scans"),
+            name=self.args.name("files-scans"),
+            description="What GuardDuty finds in files",
+            event_pattern=Output.json_dumps(pattern),
+        )
+        invoke = function.permit(self.child("scans-invoke"), "scans", "events", source_arn=rule.arn)
+        arn, target_id = function.alias.arn, "record-scans"
+        target = aws.cloudwatch.EventTarget(
+            *self.child("scans-target", invoke), rule=rule.name, target_id=target_id, arn=arn
+        )
+        return aws.guardduty.MalwareProtectionPlan(
+            *self.child("malware-protection", permissions, target, self.notification),
+            role=role.arn,
+            protected_resource={"s3_bucket": {"bucket_name": bucket.bucket}},
+            actions=[{"taggings": [{"status": "ENABLED"}]}],
+        )
+
     def api_environment(self) -> Variables:
         """Environment variables of the api function."""
         return {
@@ -5434,6 +5544,7 @@ class FilePipeline(Component):
             "BUCKET_NAME": self.uploads.bucket.bucket,
             "UPLOAD_BYTES": str(self.args.upload_max_mb * 1_000_000),
             "UPLOAD_TYPES": " ".join(self.args.upload_types),
+            **({"MALWARE_PROTECTION": "on"} if self.args.files_malware_protection else {}),
         }
 
     def api_throttles(self) -> dict[str, float]:
@@ -5457,17 +5568,24 @@ class FilePipeline(Component):
         table, limit = {"TableName": self.table.name}, 0.8 * self.args.files_table_capacity * 60
         consumed = "AWS/DynamoDB/Consumed{}CapacityUnits"
         failed, pipes = "AWS/EventBridge/Pipes/ExecutionFailed", self.pipes.items()
+        environment = {"Environment": self.args.environment_suffix}
         return [
             *self.function.alarms(),
             *throttle_alarms("files", self.table, FILE_INDEXES),
             Alarm("files-read-capacity", consumed.format("Read"), table, above=limit),
             Alarm("files-write-capacity", consumed.format("Write"), table, above=limit),
             *(Alarm(f"files-{x}-events", failed, {"PipeName": y.name}, above=0) for x, y in pipes),
+            *(
+                Alarm(f"files-{x.lower()}", f"{self.args.project}/Files{x}", environment, above=0)
+                for x in (("Infected", "Unscanned") if self.scans else ())
+            ),
         ]
 
     def graphs(self) -> list[Graph]:
         """Outcomes of the function, its table and calls."""
-        outcomes = [f"Files{x}" for x in "Recorded Deleted Repeated Missing Failed Ignored".split()]
+        names = "Recorded Deleted Repeated Missing Failed Ignored"
+        names += " Scanned Infected Unscanned" if self.scans else ""
+        outcomes = [f"Files{each}" for each in names.split()]
         environment = {"Environment": self.args.environment_suffix}
         return [
             Graph("Files", lines(self.args.project, environment, *outcomes)),

@@ -25,6 +25,7 @@ CHOICES = {
     "files_table_capacity": ("10",),
     "provisioned_concurrency_min": ("10",),
     "files_events": ("true",),
+    "files_malware_protection": ("true",),
     "waf": ("true",),
 }
 
@@ -147,6 +148,10 @@ BY_USE = {
         "events of files, a million recorded and deleted",
         prices.PIPE_MILLION + prices.EVENT_MILLION,
     ),
+    "aws:guardduty/malwareProtectionPlan:MalwareProtectionPlan": (
+        "scans of files",
+        1_000 * (prices.SCAN_GB + prices.SCAN_THOUSAND),
+    ),
     "aws:lambda/function:Function": (
         "Lambda, each function a million times for 10 ms, 512 MB",
         prices.invocations(1, 0.010),
@@ -171,6 +176,7 @@ LEFT_OUT = {
     "aws:dynamodb/table:Table": "reads and writes on demand, storage, backups",
     "aws:ec2/launchTemplate:LaunchTemplate": "CPU credits beyond the baseline of t4g",
     "aws:ec2/vpcEndpoint:VpcEndpoint": "data through interface endpoints",
+    "aws:guardduty/malwareProtectionPlan:MalwareProtectionPlan": "requests and tags of scans",
     "aws:kms/key:Key": "requests to KMS, earlier versions of the key",
     "aws:lambda/function:Function": "business metrics, data out, X-Ray",
     "aws:pipes/pipe:Pipe": "reads of a table's stream by pipes",
@@ -187,11 +193,13 @@ FREE = {
     "apigatewayv2/apiMapping", "apigatewayv2/authorizer", "apigatewayv2/domainName",
     "apigatewayv2/integration", "apigatewayv2/route", "apigatewayv2/stage",
     "appautoscaling/target", "autoscaling/schedule",
-    "budgets/budget", "cloudwatch/dashboard", "cloudwatch/logGroup", "cloudwatch/logMetricFilter",
+    "budgets/budget", "cloudwatch/dashboard", "cloudwatch/eventRule", "cloudwatch/eventTarget",
+    "cloudwatch/logGroup", "cloudwatch/logMetricFilter",
     "cognito/resourceServer", "cognito/userPool", "cognito/userPoolDomain",
     "ec2/defaultSecurityGroup", "ec2/flowLog", "ec2/internetGateway",
     "ec2/networkInterface", "ec2/route", "ec2/routeTable", "ec2/routeTableAssociation",
-    "ec2/securityGroup", "ec2/subnet", "ec2/vpc", "iam/instanceProfile", "iam/role",
+    "ec2/securityGroup", "ec2/subnet", "ec2/vpc", "guardduty/malwareProtectionPlan",
+    "iam/instanceProfile", "iam/role",
     "iam/rolePolicy", "iam/serviceLinkedRole", "kms/alias", "lambda/alias", "lambda/function",
     "lambda/functionEventInvokeConfig", "lambda/invocation", "lambda/permission", "lb/listener",
     "lb/targetGroup", "pipes/pipe", "rds/eventSubscription", "rds/parameterGroup",

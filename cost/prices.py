@@ -61,6 +61,10 @@ READ_MILLION = Price(0.125, "DynamoDB, read units on demand", "million", DYNAMOD
 WRITE_MILLION = Price(0.625, "DynamoDB, write units on demand", "million", DYNAMODB)
 WARM_GB_SECOND = Price(0.0000033334, "Lambda, provisioned concurrency, arm64", "GB-second", LAMBDA)
 GB_SECOND = Price(0.0000133334, "Lambda, duration, arm64", "GB-second", LAMBDA)
+SCAN_GB = Price(0.09, "GuardDuty Malware Protection for S3, data", "GB", "guardduty/pricing")
+SCAN_THOUSAND = Price(
+    0.215, "GuardDuty Malware Protection for S3, objects", "1,000 objects", "guardduty/pricing"
+)
 PIPE_MILLION = Price(0.40, "EventBridge Pipes, requests", "million", EVENTS)
 EVENT_MILLION = Price(1.00, "EventBridge, custom events", "million", EVENTS)
 INVOCATION_MILLION = Price(0.20, "Lambda, requests", "million", LAMBDA)
@@ -146,6 +150,8 @@ PLACEHOLDERS = {
         + VOLUME_SIZE_GB * VOLUME_GB
         + DETAILED_METRICS * METRIC
     ),
+    "scan_files": written(SCAN_THOUSAND),
+    "scan_gb": written(SCAN_GB),
     "spot_discount": f"{SPOT_DISCOUNT:.0%}".replace("%", " %"),
     "unit_pair": written(round(monthly(READ_UNIT + WRITE_UNIT), 2)),
     "waf": written(web_acl(3)),

@@ -92,6 +92,11 @@ DIFFERENCES = (
         "firewall", LAX, "WAF inspects each request", "no request is inspected", "wafv2/WebAcl",
     ),
     Difference(
+        "malware", LAX, "GuardDuty finds what its engines know",
+        "only EICAR's test file is a threat, and GuardDuty has no API",
+        "guardduty/MalwareProtectionPlan",
+    ),
+    Difference(
         "trust", LAX, "only whom a role trusts gets its keys",
         "the account's root and instances get the keys of each role; functions, rules and "
         "schedules need its trust",

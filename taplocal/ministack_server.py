@@ -28,6 +28,7 @@ def main() -> None:
         gateway,
         guard,
         keys,
+        malware,
         metrics,
         names,
         permissions,
@@ -61,6 +62,7 @@ def main() -> None:
     root, kept = json.load(sys.stdin), keeper.Keeper(Path(), queue.waiting)
     kept.install(queue.restore)
     pipes.install(metrics.count, kept.changed)
+    malware.install(kept.changed)
     web.install({**root, "url": f"http://127.0.0.1:{os.environ['GATEWAY_PORT']}"}, kept.changed)
     guard.install(**root)
     page.serve(Path(), root["secret_key"])

@@ -161,7 +161,8 @@ class Logging(BucketSetting):
 
 
 class Notification(BucketSetting):
-    uses = "bucket lambdaFunctions.id lambdaFunctions.lambdaFunctionArn lambdaFunctions.events"
+    uses = """bucket eventbridge lambdaFunctions.id lambdaFunctions.lambdaFunctionArn
+        lambdaFunctions.events"""
     put_operation = "put_bucket_notification_configuration"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
@@ -173,7 +174,8 @@ class Notification(BucketSetting):
             }
             for each in inputs["lambdaFunctions"]
         ]
-        return {"NotificationConfiguration": {"LambdaFunctionConfigurations": functions}}
+        bus: dict[str, Any] = {"EventBridgeConfiguration": {}} if inputs.get("eventbridge") else {}
+        return {"NotificationConfiguration": {"LambdaFunctionConfigurations": functions, **bus}}
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("s3").put_bucket_notification_configuration(

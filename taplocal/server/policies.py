@@ -1,8 +1,9 @@
 """Policies as AWS reads them.
 
 In MiniStack a `*` matches no newline, which S3 allows in keys, `cloudwatch:namespace` is never
-there, and what concerns a log stream is allowed by its group's ARN, not by `<log group>:*`. A
-request over loopback, which no network carries, counts as one with TLS.
+there, and what concerns a log stream is allowed by its group's ARN, not by `<log group>:*`;
+`aws:PrincipalArn` is that of a role's session, not the role's. A request over loopback, which no
+network carries, counts as one with TLS.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import Any
 
 from ministack.core import iam_actions, iam_evaluator
 
+SESSION = re.compile(r"arn:aws:sts::(\d+):assumed-role/([^/]+)/.+")
+
 
 def install() -> None:
     """Replaces MiniStack's functions."""
     match_newlines()
     name_log_streams()
-    count_loopback_as_tls()
+    resolve_principals()
     tags = iam_actions.request_tag_context
 
     def context(service: str, action: str, body: bytes, parameters: Any) -> dict[str, Any]:
@@ -63,11 +66,15 @@ def name_log_streams() -> None:
     iam_actions.extract_resource_arn = resource
 
 
-def count_loopback_as_tls() -> None:
-    """Makes `aws:SecureTransport` true."""
+def resolve_principals() -> None:
+    """Makes `aws:SecureTransport` true, and `aws:PrincipalArn` the role of a session."""
     resolve = iam_evaluator._resolve_condition_key
 
     def resolved(key: str, context: Any) -> Any:
-        return "true" if key.lower() == "aws:securetransport" else resolve(key, context)
+        if key.lower() == "aws:securetransport":
+            return "true"
+        found = resolve(key, context)
+        session = key.lower() == "aws:principalarn" and SESSION.fullmatch(str(found))
+        return f"arn:aws:iam::{session[1]}:role/{session[2]}" if session else found
 
     iam_evaluator._resolve_condition_key = resolved

@@ -15,6 +15,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from taplocal import access
 from taplocal.differences import DIFFERENCES, MEANINGS, by_meaning, short, touched_by
@@ -179,6 +180,11 @@ def firewall(small: Small) -> None:
     small.later(waf.disassociate_web_acl, ResourceArn=balancer)
     with urllib.request.urlopen(f"{small.deployed.outputs['web_url']}/healthz") as response:
         assert response.status == 200
+
+
+def malware(small: Small) -> None:
+    with pytest.raises(ClientError):
+        small.client("guardduty").list_malware_protection_plans()
 
 
 def trust(small: Small) -> None:
@@ -513,7 +519,7 @@ def rejected_writes(small: Small) -> None:
 CHECKS: dict[str, Callable[[Small], None]] = {
     each.__name__.replace("_", "-"): each
     for each in (
-        tls, packets, firewall, trust, keys, sizes, concurrency, partitions, deletion, second_factor,
+        tls, packets, firewall, malware, trust, keys, sizes, concurrency, partitions, deletion, second_factor,
         threats, mail, budget, lifecycle, bucket_logs, flow_logs, log_metrics, records,
         scaling_role, warmth, maintenance, database_events, database_load, database_insight, traces, addresses,
         certificates, release_time, fleet_time, retry_time, stream_time, alarm_time, group_metrics, machine,

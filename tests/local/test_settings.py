@@ -35,6 +35,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
         "detailed_metrics": True,
         "files_concurrency": 3,
         "files_events": True,
+        "files_malware_protection": True,
         "files_table_capacity": 50,
         "files_table_scaling": 2,
         "idempotency_hours": 12,

@@ -23,7 +23,8 @@ API, FILES, WEB = (f'["{each}"]' for each in ("api", "files", "web"))
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_every_type_is_priced_or_known_to_be_free(env: str) -> None:
     assert unpriced(with_defaults(env)) == set()
-    more = {"api_domain_name": "a.tap.dev", "hosted_zone_id": "Z1", "files_events": "true"}
+    more = {"api_domain_name": "a.tap.dev", "hosted_zone_id": "Z1"}
+    more |= dict.fromkeys(("files_events", "files_malware_protection"), "true")
     assert unpriced(with_defaults(env, **more)) == set()
     assert not {each[4:].rpartition(":")[0] for each in PRICED} & FREE
 
@@ -61,6 +62,16 @@ def test_events_of_files_cost_two_alarms_and_a_price_for_each_million() -> None:
     assert round(with_events.total() - without.total(), 6) == 2 * prices.ALARM
     (added,) = with_events.by_use.keys() - without.by_use.keys()
     assert with_events.by_use[added] == 2 * priced("file_event")
+
+
+def test_malware_protection_costs_two_alarms_and_a_price_for_each_file_and_gb() -> None:
+    without, protected = (
+        estimate(with_defaults("dev", systems=FILES, files_malware_protection=each))
+        for each in ("false", "true")
+    )
+    assert round(protected.total() - without.total(), 6) == 2 * prices.ALARM
+    (added,) = protected.by_use.keys() - without.by_use.keys()
+    assert protected.by_use[added] == 1_000 * (priced("scan_files") + priced("scan_gb"))
 
 
 def test_every_unit_price_is_in_the_table() -> None:
@@ -116,7 +127,8 @@ def test_metrics_of_each_route_are_by_use() -> None:
 
 
 def test_what_is_left_out_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    found = estimate(with_defaults("prod", waf="true", files_events="true"))
+    every = dict.fromkeys(("waf", "files_events", "files_malware_protection"), "true")
+    found = estimate(with_defaults("prod", **every))
     assert found.left_out == list(LEFT_OUT.values())
     main("dev", ['systems=["files"]'], choices=False)
     printed = " ".join(capsys.readouterr().out.split())

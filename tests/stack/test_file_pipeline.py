@@ -177,3 +177,86 @@ def test_an_event_has_what_its_schema_says() -> None:
         assert [*filled] == [*detail["required"], *more]
         assert filled["bucket"] == f"tap-stack-files-dev-{ACCOUNT}"
     assert [*detail["properties"]] == [*filled]
+
+
+def test_guardduty_may_do_exactly_this_with_the_files() -> None:
+    graph = graph_of("prod", files_malware_protection="true")
+    bucket = f"arn:aws:test:{REGION}:{ACCOUNT}:Bucket/files-uploads-bucket"
+    rule = (
+        f"arn:aws:events:{REGION}:{ACCOUNT}:rule/DO-NOT-DELETE-AmazonGuardDutyMalwareProtectionS3*"
+    )
+    granted = statements(graph.one("RolePolicy", "files-malware-role-policy").inputs["policy"])
+    assert [(each["Action"], each["Resource"]) for each in granted] == [
+        ([f"events:{x}" for x in ("DeleteRule", "PutRule", "PutTargets", "RemoveTargets")], rule),
+        (["events:DescribeRule", "events:ListTargetsByRule"], rule),
+        (["s3:GetBucketNotification", "s3:ListBucket", "s3:PutBucketNotification"], bucket),
+        (["s3:PutObject"], f"{bucket}/malware-protection-resource-validation-object"),
+        (
+            [
+                *(
+                    "s3:GetObject",
+                    "s3:GetObjectTagging",
+                    "s3:PutObjectTagging",
+                    "s3:GetObjectVersion",
+                ),
+                *("s3:GetObjectVersionTagging", "s3:PutObjectVersionTagging"),
+            ],
+            f"{bucket}/*",
+        ),
+    ]
+    service = "malware-protection-plan.guardduty.amazonaws.com"
+    assert granted[0]["Condition"] == {"StringEquals": {"events:ManagedBy": service}}
+    (trusted,) = statements(graph.one("Role", "files-malware-role").inputs["assumeRolePolicy"])
+    assert trusted["Principal"] == {"Service": service}
+    plan = f"arn:aws:guardduty:{REGION}:{ACCOUNT}:malware-protection-plan/*"
+    assert trusted["Condition"] == {
+        "StringEquals": {"aws:SourceAccount": ACCOUNT},
+        "ArnLike": {"aws:SourceArn": plan},
+    }
+
+
+def test_with_malware_protection_s3_gives_what_is_not_scanned_to_two_roles() -> None:
+    graph = graph_of("prod", files_malware_protection="true")
+    policy = graph.one("BucketPolicy", "files-uploads-policy").inputs["policy"]
+    (denied,) = [x for x in statements(policy) if "ArnNotEquals" in x.get("Condition", {})]
+    assert (denied["Effect"], denied["Principal"]) == ("Deny", {"AWS": "*"})
+    assert denied["Action"] == ["s3:GetObject", "s3:GetObjectVersion"]
+    tag = "s3:ExistingObjectTag/GuardDutyMalwareScanStatus"
+    readers = [
+        graph.one("Role", f"files-{each}-role").inputs["name"] for each in ("records", "malware")
+    ]
+    assert denied["Condition"] == {
+        "StringNotEquals": {tag: ["NO_THREATS_FOUND", "UNSUPPORTED"]},
+        "ArnNotEquals": {
+            "aws:PrincipalArn": [f"arn:aws:iam::{ACCOUNT}:role/{each}" for each in readers]
+        },
+    }
+
+
+def test_scans_are_told_to_the_function_once_all_is_ready() -> None:
+    graph = graph_of("prod", files_malware_protection="true")
+    rule = graph.one("EventRule", "files-scans").inputs
+    assert json.loads(rule["eventPattern"]) == {
+        "source": ["aws.guardduty"],
+        "detail-type": ["GuardDuty Malware Protection Object Scan Result"],
+        "detail": {"s3ObjectDetails": {"bucketName": [f"tap-stack-files-prod-{ACCOUNT}"]}},
+    }
+    plan = graph.one("MalwareProtectionPlan")
+    target, notification = graph.one("EventTarget"), graph.one("BucketNotification")
+    assert notification.inputs["eventbridge"] is True
+    assert {target.urn, notification.urn} < set(plan.depends_on)
+    permission = graph.one("Permission", "files-scans-invoke")
+    assert permission.urn in target.depends_on
+    assert permission.inputs["principal"] == "events.amazonaws.com"
+    assert permission.inputs["sourceArn"].endswith(":EventRule/files-scans")
+    assert (
+        target.inputs["arn"]
+        == graph.one("BucketNotification").inputs["lambdaFunctions"][0]["lambdaFunctionArn"]
+    )
+
+
+def test_without_malware_protection_nothing_of_it_is_there(graph: Graph) -> None:
+    assert not graph.of("MalwareProtectionPlan")
+    assert not graph.of("EventRule")
+    assert "eventbridge" not in graph.one("BucketNotification").inputs
+    assert "GuardDuty" not in graph.one("BucketPolicy", "files-uploads-policy").inputs["policy"]

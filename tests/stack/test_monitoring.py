@@ -50,7 +50,12 @@ METRICS = {
         "WriteLatency",
     },
     "CWAgent": {"mem_used_percent", "disk_used_percent"},
-    "tap-stack": {"SnapshotsTaken", *(f"BastionLogins-{env}" for env in ENVIRONMENTS)},
+    "tap-stack": {
+        "FilesInfected",
+        "FilesUnscanned",
+        "SnapshotsTaken",
+        *(f"BastionLogins-{env}" for env in ENVIRONMENTS),
+    },
 }
 
 
@@ -67,7 +72,7 @@ CONCURRENCY = {"ClaimedAccountConcurrency", "ProvisionedConcurrencySpilloverInvo
 
 def with_all(env: str) -> Graph:
     """An environment with what is off in all of them by default."""
-    return graph_of(env, files_events="true")
+    return graph_of(env, files_events="true", files_malware_protection="true")
 
 
 def test_every_alarm_has_actions_real_dimensions_and_a_runbook(env: str) -> None:

@@ -277,6 +277,108 @@ def test_a_version_that_is_gone_leaves_the_file_as_it_is(pipeline: Pipeline) -> 
     assert plain(pipeline.version("ann/a", "A2"))["failure"]
 
 
+# What a scan finds
+
+
+def scanned(
+    key: str, version: str = "v1", *threats: str, result: str = "", at: str = "10:00:05"
+) -> dict[str, Any]:
+    """GuardDuty's event of a scan."""
+    found = result or ("THREATS_FOUND" if threats else "NO_THREATS_FOUND")
+    where = {"bucketName": "files-bucket", "objectKey": key, "versionId": version}
+    names = [{"name": each} for each in threats] or None
+    return {
+        "source": "aws.guardduty",
+        "detail-type": tap_stack.SCAN_RESULT,
+        "time": f"{DAY}T{at}Z",
+        "detail": {
+            "s3ObjectDetails": where,
+            "scanResultDetails": {"scanResultStatus": found, "threats": names},
+        },
+    }
+
+
+def scan(pipeline: Pipeline, *arguments: str, **more: str) -> None:
+    """The handler gets such an event."""
+    record_files(scanned(*arguments, **more), FakeContext(tap_stack.FILES_TIMEOUT_SECONDS))
+
+
+def found(item: Item) -> tuple[str, list[str], str]:
+    """What an item says of a scan."""
+    shown = plain(item)
+    return shown["scan_result"], shown["threats"], shown["scanned_at"]
+
+
+def test_what_a_scan_finds_is_in_the_version_and_in_the_file(pipeline: Pipeline) -> None:
+    key = "ann/a+b é"
+    pipeline.s3.put(key, "v1", b"one")
+    pipeline(created(key))
+    scan(pipeline, key, "v1", "EICAR", "Other")
+    expected = ("THREATS_FOUND", ["EICAR", "Other"], f"{DAY}T10:00:05Z")
+    assert found(pipeline.version(key, "A1")) == found(pipeline.newest(key)) == expected
+    pipeline(created(key))
+    assert found(pipeline.newest(key)) == expected, "a repeated upload leaves it"
+    assert pipeline.totals() == {(DAY, "ann", "text/plain"): (1, 3)}
+
+
+def test_of_several_scans_the_last_one_counts(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.s3.put("ann/a", "v1", b"one")
+    pipeline(created("ann/a"))
+    scan(pipeline, "ann/a", "v1", "EICAR", at="10:00:09")
+    scan(pipeline, "ann/a", "v1", at="10:00:08")
+    scan(pipeline, "ann/a", "v1", "EICAR", at="10:00:09")
+    assert found(pipeline.newest("ann/a"))[:2] == ("THREATS_FOUND", ["EICAR"])
+    scan(pipeline, "ann/a", "v1", at="10:00:10")
+    assert found(pipeline.newest("ann/a"))[:2] == ("NO_THREATS_FOUND", [])
+    scan(pipeline, "ann/a", "v1", result="UNSUPPORTED", at="10:00:11")
+    scan(pipeline, "ann/a", "v1", result="FAILED", at="10:00:12")
+    metrics = [
+        each["_aws"]["CloudWatchMetrics"][0]["Metrics"][0]["Name"]
+        for each in map(json.loads, capsys.readouterr().out.splitlines())
+    ]
+    scans = ["FilesInfected", "FilesRepeated", "FilesRepeated", "FilesScanned"]
+    assert metrics == ["FilesRecorded", *scans, "FilesScanned", "FilesUnscanned"]
+
+
+def test_a_scan_of_an_older_version_leaves_the_file_as_it_is(pipeline: Pipeline) -> None:
+    for sequencer, version in (("A1", "v1"), ("A2", "v2")):
+        pipeline.s3.put("ann/a", version, b"one")
+        pipeline(created("ann/a", sequencer, version))
+    scan(pipeline, "ann/a", "v1", "EICAR")
+    assert found(pipeline.version("ann/a", "A1"))[0] == "THREATS_FOUND"
+    assert "scan_result" not in pipeline.newest("ann/a")
+    pipeline.s3.remove("ann/a", "v2")
+    pipeline(removed("ann/a", "A3", "v2"))
+    assert found(pipeline.newest("ann/a"))[0] == "THREATS_FOUND", "it is the newest again"
+
+
+def test_a_scan_whose_version_is_not_recorded_yet_comes_again(pipeline: Pipeline) -> None:
+    pipeline.s3.put("ann/a", "v1", b"one")
+    with pytest.raises(RecordsFailed, match="version v1 is scanned, and not recorded yet"):
+        scan(pipeline, "ann/a")
+    pipeline(created("ann/a"))
+    scan(pipeline, "ann/a")
+    assert found(pipeline.newest("ann/a"))[0] == "NO_THREATS_FOUND"
+
+
+def test_what_guardduty_itself_puts_is_nobodys_file(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.s3.put(tap_stack.VALIDATION_OBJECT, "v1", b"")
+    pipeline(created(tap_stack.VALIDATION_OBJECT))
+    scan(pipeline, tap_stack.VALIDATION_OBJECT)
+    assert pipeline.table.files == {}
+    assert capsys.readouterr().out.count('"FilesIgnored": 1') == 2
+
+
+@pytest.mark.parametrize("event", [{"detail": {}}, {"detail": None}, {**scanned("a"), "time": "x"}])
+def test_an_event_that_is_no_scan_fails(pipeline: Pipeline, event: Any) -> None:
+    with pytest.raises(RecordsFailed, match="1 of 1 records"):
+        record_files(event, FakeContext(tap_stack.FILES_TIMEOUT_SECONDS))
+
+
 # What is deleted
 
 

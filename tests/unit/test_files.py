@@ -24,7 +24,7 @@ from content_types import Start, content_type_of
 from tap_stack import download_url, file_id, upload_form
 from tests.fakes import FakeContext
 from tests.unit.conftest import Api, Response, assert_problem
-from tests.unit.test_file_pipeline import created
+from tests.unit.test_file_pipeline import created, scanned
 from tests.unit.test_transport import KEYS, REGION
 
 NEW = {"name": "a.png", "content_type": "image/png"}
@@ -279,6 +279,41 @@ def test_a_content_is_at_an_address_of_a_minute(api: Api) -> None:
     )
     foreign = api("GET", f"/files/{identity}/content", caller="bob")
     assert_problem(foreign, 404, "There is no such file.")
+
+
+def test_a_version_with_a_threat_is_not_given_out_and_not_restored(api: Api) -> None:
+    identity = upload(api, "ann/a.txt", b"one")
+    tap_stack.record_files(scanned("ann/a.txt", "v0", "EICAR"), FakeContext())
+    upload(api, "ann/a.txt", b"two")
+    older = api("GET", f"/files/{identity}").json["versions"][1]
+    assert (older["scan_result"], older["threats"]) == ("THREATS_FOUND", ["EICAR"])
+    reason = "GuardDuty found a threat in this version: EICAR."
+    found = api("GET", f"/files/{identity}/content?version_id=v0")
+    assert_problem(found, 409, reason, "threat-found")
+    restored = api("POST", f"/files/{identity}/versions", {"version_id": "v0"})
+    assert_problem(restored, 409, reason, "threat-found")
+    assert api("GET", f"/files/{identity}/content").status == 302
+
+
+def test_with_malware_protection_only_what_was_scanned_is_given_out(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = upload(api, "ann/a.txt", b"one")
+    path, kind = f"/files/{identity}/content", "not-scanned"
+    assert api("GET", path).status == 302
+    monkeypatch.setenv("MALWARE_PROTECTION", "on")
+    again = "The version must be scanned, and is not yet; try again."
+    assert_problem(api("GET", path), 409, again, kind)
+    for minute, (result, status) in enumerate(
+        (("FAILED", 409), ("UNSUPPORTED", 302), ("ACCESS_DENIED", 409), ("NO_THREATS_FOUND", 302))
+    ):
+        event = scanned("ann/a.txt", "v0", result=result, at=f"10:0{minute}:00")
+        tap_stack.record_files(event, FakeContext())
+        response = api("GET", path)
+        assert response.status == status
+        if status == 409:
+            why = f"The version must be scanned, and could not be: {result}."
+            assert_problem(response, 409, why, kind)
 
 
 def test_the_paths_of_totals_and_report_are_no_files(api: Api) -> None:
