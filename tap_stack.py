@@ -1620,9 +1620,10 @@ def bundle(
         if found[0] not in (path, *files.setdefault(path, [])):
             files[path].append(found[0])
         if name not in reached:
-            reached[name] = found
-            _check_imports(name, found[1], modules)
-            waiting += [(used, found[0], name) for used in _free_names(_text(*found, [name]))]
+            reached[name], text = found, _text(*found, [name])
+            if "import" in text:
+                _check_imports(name, found[1], modules)
+            waiting += [(used, found[0], name) for used in _free_names(text)]
         elif _text(*reached[name], [name]) != _text(*found, [name]):
             both = f"{reached[name][0].name} and {found[0].name}"
             raise BundleError(f"{both} bind {name} to different things: rename one of them")
@@ -1637,8 +1638,7 @@ def _definition(name: str, path: Path, user: str) -> tuple[Path, ast.stmt]:
     """The file and the statement that bind a name at the top level."""
     nodes = _read(path, path.stat().st_mtime_ns)[1].get(name, [])
     if not nodes:
-        problem = f"{path.name} does not define at its top level"
-        raise BundleError(f"{user} uses {name}, which {problem}")
+        raise BundleError(f"{user} uses {name}, which {path.name} does not define at its top level")
     if len(nodes) > 1:
         where = f"lines {nodes[0].lineno} and {nodes[1].lineno}"
         raise BundleError(f"{path.name} binds {name} twice, in {where}: rename one of them")
@@ -1659,12 +1659,12 @@ def _imported_file(node: ast.ImportFrom, path: Path) -> Path | None:
     return beside if beside.exists() else None
 
 
-@functools.cache  # all functions of a program come from the same file
+@functools.lru_cache(8)  # all functions of a program come from the same file
 def _read(path: Path, _changed: int) -> tuple[list[str], dict[str, list[ast.stmt]]]:
     """A file's lines, and the statements of its top level by the names that they bind."""
     source = path.read_text(encoding="utf-8")
     definitions: dict[str, list[ast.stmt]] = {}
-    for node in ast.parse(source).body:
+    for node in ast.parse(source, path).body:
         for name in _bound_names(node):
             definitions.setdefault(name, []).append(node)
     return source.splitlines(), definitions
@@ -1694,7 +1694,7 @@ def _bound_by(alias: ast.alias) -> str:
     return alias.asname or alias.name.split(".")[0]
 
 
-@functools.cache
+@functools.lru_cache(2_000)
 def _free_names(source: str) -> list[str]:
     """The global names that a statement uses, without built-ins and what it makes itself."""
     deferred = f"from __future__ import annotations\n{source}"  # whose names are not looked up

@@ -10,8 +10,11 @@ server/        what runs in MiniStack's process and makes it behave as AWS does
 keeper.py      keeps the emulator's state on disk
 session.py     what the commands have in common: up, down, an opened environment
 sources.py     finds the lines of functions for the stacks in their logs
+logs.py        reads the logs as they come
+dev.py         deploys what is saved, each change in a process of its own, which is watch.py
 access.py      signs people and machines in and calls the deployed API
 __main__.py    the command line
 
-The program never imports this package; this package knows the program only by running it.
+The program never imports this package; this package knows the program only by running
+it, and by its bundles where they are deployed without a run.
 """

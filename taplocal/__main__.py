@@ -7,13 +7,12 @@ import gc
 import json
 import mimetypes
 import os
-import re
 import shlex
 import shutil
 import sys
 import time
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -31,6 +30,7 @@ from taplocal import access, page, session, snapshots, web  # noqa: E402
 from taplocal.console import Console  # noqa: E402
 from taplocal.differences import by_meaning  # noqa: E402
 from taplocal.errors import InterruptError, TapLocalError, of_folder  # noqa: E402
+from taplocal.logs import Logs, maybe_json  # noqa: E402
 from taplocal.project import Project, nearest  # noqa: E402
 from taplocal.session import Session  # noqa: E402
 from taplocal.sources import Sources  # noqa: E402
@@ -68,6 +68,9 @@ Data = Annotated[
         help="Data folder of the local cloud.", show_default=".taplocal in the program's folder"
     ),
 ]
+Config = Annotated[
+    list[str] | None, typer.Option("--config", "-c", help="A setting, as KEY=VALUE.")
+]
 User = Annotated[
     str | None,
     typer.Option(help="E-mail address of the person to sign in. Default: a machine."),
@@ -84,9 +87,7 @@ Scope = Annotated[
 @app.command()
 def up(
     env: Env = "dev",
-    config: Annotated[
-        list[str] | None, typer.Option("--config", "-c", help="A setting, as KEY=VALUE.")
-    ] = None,
+    config: Config = None,
     other: Annotated[
         str | None,
         typer.Option(
@@ -133,6 +134,21 @@ def up(
         )
     else:
         console.summary(env, summary, opened, explain)
+
+
+@app.command()
+def dev(
+    env: Env = "dev",
+    config: Config = None,
+    program: Program = Path(),
+    data: Data = None,
+) -> None:
+    """Deploy each change of the program when it is saved, and print the logs: until Ctrl-C."""
+    from taplocal import dev as watching
+
+    folder = (data or session.folder_of(program)).resolve()
+    settings = dict(_pair(each) for each in config or ())
+    watching.run(watching.Target(program.resolve(), env, folder, settings), Console())
 
 
 @app.command("env")
@@ -294,20 +310,13 @@ def call(
             {
                 "status": response.status,
                 "headers": response.headers,
-                "body": _maybe_json(response.body),
+                "body": maybe_json(response.body),
             }
         )
     else:
         Console().response(response)
     if fail and response.status >= 400:
         raise typer.Exit(1)
-
-
-def _maybe_json(text: str) -> Any:
-    try:
-        return json.loads(text) if text else None
-    except ValueError:
-        return text
 
 
 @app.command()
@@ -429,39 +438,16 @@ def logs(
     opened = session.opened(program, env, data)
     sources = Sources(Project.load(program, env).main)
     if as_json and not follow:
-        _print(list(_new_events(opened, set(), sources)))
+        _print(list(Logs().new(opened, sources)))
         return
     show: Callable[[dict[str, Any]], None] = _print_line if as_json else Console().event
-    seen: set[str] = set()
+    found = Logs()
     while True:
-        for event in _new_events(opened, seen, sources):
+        for event in found.new(opened, sources):
             show(event)
         if not follow:
             return
         time.sleep(0.5)
-
-
-def _new_events(opened: Session, seen: set[str], sources: Sources) -> Iterator[dict[str, Any]]:
-    """The events of the functions' log groups that are not in `seen`, sorted by time; adds them."""
-    client = opened.cloud.client("logs")
-    kinds = re.compile("/aws/lambda/.+|/(?!aws/).+")  # of functions and instances
-    log_groups = [
-        each.id
-        for each in opened.state.resources.values()
-        if each.type == "aws:cloudwatch/logGroup:LogGroup" and kinds.fullmatch(each.id)
-    ]
-    events = []
-    for log_group in log_groups:
-        for found in client.get_paginator("filter_log_events").paginate(logGroupName=log_group):
-            events += [{"log_group": log_group, **event} for event in found["events"]]
-    for event in sorted(events, key=lambda event: event["timestamp"]):
-        key = f"{event['logStreamName']} {event['timestamp']} {event['message']}"
-        if key not in seen:
-            seen.add(key)
-            message = _maybe_json(event["message"].rstrip())
-            if isinstance(message, dict) and "stack" in message:
-                message["stack"] = [sources.locate(each) for each in message["stack"]]
-            yield {"time": event["timestamp"], "log_group": event["log_group"], "message": message}
 
 
 @app.command("open")

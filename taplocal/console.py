@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import linecache
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,7 +61,7 @@ class Console:
 
     def step(self, step: Step) -> None:
         """Prints the line of a step, none for an unchanged resource; on a terminal what goes on."""
-        self._progress(step)
+        self.progress(step)
         if step.action in SIGNS:
             why = f" ({', '.join(step.why)})" if step.why else ""
             kind = step.type.split(":")[-1]
@@ -68,7 +69,8 @@ class Console:
             line = f"{step.action:9} {kind:26} {escape(step.name)}{took}"
             self._rich.print(f"{SIGNS[step.action]} {line}")
 
-    def _progress(self, step: Step) -> None:
+    def progress(self, step: Step) -> None:
+        """Shows on a terminal what goes on."""
         resource = step.type, step.name
         if step.action == BEGUN:
             self._at_work[resource] = None
@@ -80,6 +82,25 @@ class Console:
             text = f"{self._done} resources done" + (f"; at work: {names}" if names else "")
             width = max(self._terminal.width - SPINNER, 1)  # a longer line would wrap
             self._spinner.update(escape(text if len(text) <= width else f"{text[: width - 1]}…"))
+
+    def live(self, saved: Iterable[str], what: str, seconds: float) -> None:
+        """Prints what a change of files did, and when it was live."""
+        names = ", ".join(sorted(Path(each).name for each in saved))
+        self._rich.print(
+            f"[green]saved {escape(names)}[/]: {escape(what)} in {seconds * 1000:.0f} ms"
+        )
+
+    def refused(self, message: str, at: tuple[str, int] | None) -> None:
+        """Prints an error of the program, with the lines around it."""
+        where = f": {Path(at[0]).name}:{at[1]}" if at else ""
+        self._rich.rule(f"[red]not deployed{escape(where)}", style="red", align="left")
+        self.say(message)
+        if at:
+            linecache.checkcache(at[0])
+            for number in range(max(at[1] - 2, 1), at[1] + 3):
+                sign = ">" if number == at[1] else " "
+                self.say(f"{sign} {number:5} {linecache.getline(at[0], number).rstrip()}".rstrip())
+        self._rich.rule("[dim]what was deployed goes on", style="dim", align="left")
 
     def summary(self, env: str, summary: Summary, opened: Session, explain: bool) -> None:
         """Prints the end of `up`: what differs from AWS, the counts, the outputs, what to try."""

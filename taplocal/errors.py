@@ -4,7 +4,14 @@ from __future__ import annotations
 
 
 class TapLocalError(Exception):
-    """An error that the user can fix; the message says what is wrong and how to fix it."""
+    """An error that the user can fix; the message says what is wrong and how to fix it.
+
+    `at` is the file and the line of the program that it is about, where one is known.
+    """
+
+    def __init__(self, message: str, at: tuple[str, int] | None = None):
+        super().__init__(message)
+        self.at = at
 
 
 class InterruptError(TapLocalError):

@@ -39,13 +39,24 @@ def main() -> None:
         traces,
         versions,
         web,
+        workers,
     )
     from taplocal.web import LOG
 
     names.check()
     log, lines = Path("emulator.log"), Path("traces.jsonl")
     traces.receive(lines)
-    for each in (policies, releases, gateway, permissions, destinations, keys, sizes, versions):
+    for each in (
+        policies,
+        releases,
+        gateway,
+        permissions,
+        destinations,
+        keys,
+        sizes,
+        versions,
+        workers,
+    ):
         each.install()
     forms.install()
     metrics.install(environments.install())

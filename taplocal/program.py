@@ -37,6 +37,7 @@ from taplocal.project import Project
 
 PARALLEL = 16  # resources deployed at once; each mostly waits for the emulator
 STACK = "pulumi:pulumi:Stack"
+PACKAGES = str(Path(pulumi.__file__).parents[1])  # Pulumi's and its providers' folder
 FEATURES = (
     resource_pb2.RESOURCE_MONITOR_FEATURE_SECRETS,
     resource_pb2.RESOURCE_MONITOR_FEATURE_RESOURCE_REFERENCES,
@@ -98,6 +99,7 @@ class Monitor(mocks.MockMonitor):
         self.backend = backend
         self.outputs: dict[str, Any] = {}
         self.failure: BaseException | None = None
+        self.failed_at: tuple[str, int] | None = None  # where the program makes the resource
 
     def RegisterResource(self, request: Any) -> Any:
         urn = self.make_urn(request.parent, request.type, request.name)
@@ -109,7 +111,9 @@ class Monitor(mocks.MockMonitor):
             registration = _registration(urn, request)
             resource_id, outputs = self.backend.register(registration)
         except BaseException as error:
-            self.failure = self.failure or error
+            if not self.failure:
+                place = request.sourcePosition
+                self.failure, self.failed_at = error, (place.uri, place.line)
             raise
         body = struct_pb2.Struct()
         body.CopyFrom(request.object)  # inputs come back as outputs, in the program's own encoding
@@ -179,14 +183,19 @@ def run(project: Project, backend: Backend, preview: bool = False) -> dict[str, 
         await stack.run_in_stack(lambda: _execute(project.main))
 
     try:
-        with _working_directory(project.folder), _optimized():
+        with working_directory(project.folder), _optimized():
             asyncio.run(main())
     except Exception as error:  # noqa: BLE001 - whatever the program raises becomes one clear error
         failure = monitor.failure or error
-        if isinstance(failure, TapLocalError | pulumi.RunError):
+        at = monitor.failed_at or _location(project, failure)
+        if isinstance(failure, pulumi.RunError):  # is about a setting: its message says which
             raise TapLocalError(str(failure)) from None
+        if isinstance(failure, TapLocalError):
+            raise TapLocalError(str(failure), at) from None
+        where = f" ({Path(at[0]).name}:{at[1]})" if at else ""
+        problem = getattr(failure, "msg", failure)  # a SyntaxError itself says where, otherwise
         raise TapLocalError(
-            f"the program failed: {type(failure).__name__}: {failure}{_location(project, failure)}"
+            f"the program failed: {type(failure).__name__}: {problem}{where}", at
         ) from failure
     return monitor.outputs
 
@@ -195,11 +204,22 @@ def _execute(path: Path) -> None:
     runpy.run_path(str(path), run_name="__main__")
 
 
-def _location(project: Project, failure: BaseException) -> str:
+def _location(project: Project, failure: BaseException) -> tuple[str, int] | None:
     """The line of the program's own files that failed."""
+    if isinstance(failure, SyntaxError) and failure.filename:
+        return failure.filename, failure.lineno or 1
     frames = traceback.extract_tb(failure.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).parent == project.folder]
-    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return (own[-1].filename, own[-1].lineno or 1) if own else None
+
+
+def _position() -> source_pb2.StackTrace:
+    """The line of the program that makes a resource, of the whole stack trace that Pulumi takes."""
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_code.co_filename.startswith(PACKAGES):
+        frame = frame.f_back
+    place = source_pb2.SourcePosition(uri=frame.f_code.co_filename, line=frame.f_lineno)
+    return source_pb2.StackTrace(frames=[source_pb2.StackFrame(pc=place)])
 
 
 def _log(request: Any) -> Any:
@@ -243,13 +263,13 @@ def _interruptible() -> Iterator[None]:
 def _optimized() -> Iterator[None]:
     """Switches off what takes half of the time of a run without use: see benchmarks/README.md.
 
-    The stack trace of each resource serves the errors of the real engine. Few objects of a run are
-    garbage before its end. Pulumi wraps a method of pickle at each dynamic resource and never
-    restores it.
+    Of the stack trace of each resource, which serves errors, one line is enough. Few objects of a
+    run are garbage before its end. Pulumi wraps a method of pickle at each dynamic resource and
+    never restores it.
     """
     patched: list[tuple[Any, str, Any]] = [
         (stack, "wait_for_rpcs", _wait_for_rpcs),
-        (resources, "_get_stack_trace", source_pb2.StackTrace),
+        (resources, "_get_stack_trace", _position),
         (pickle._Pickler, "_batch_setitems", pickle._Pickler._batch_setitems),  # type: ignore[attr-defined]
     ]
     before = [getattr(owner, name) for owner, name, _ in patched]
@@ -267,7 +287,7 @@ def _optimized() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _working_directory(folder: Path) -> Iterator[None]:
+def working_directory(folder: Path) -> Iterator[None]:
     """The program's folder as working directory and first import path, as in the Pulumi CLI."""
     before, path = Path.cwd(), list(sys.path)
     os.chdir(folder)

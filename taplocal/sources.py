@@ -27,6 +27,10 @@ class Sources:
             found = (_file(name, path.parent) for name in sorted(_imported(tree)))
             files += [each for each in found if each and each not in files]
 
+    def line(self, name: str) -> tuple[Path, int] | None:
+        """The file that defines a function, and its first line there."""
+        return self._lines.get(name)
+
     def locate(self, entry: str) -> str:
         """An entry of a stack, a function and the line in it, as the line of a file, if known."""
         name, _, inside = entry.rpartition(":")

@@ -199,7 +199,7 @@ def test_what_is_protected_is_not_deleted_by_a_run(mini: Mini) -> None:
 def test_a_program_that_fails_says_where_and_keeps_what_was_done(mini: Mini) -> None:
     mini.up()
     mini.write(PROGRAM + "\nundefined_name\n")
-    with pytest.raises(TapLocalError, match=r"NameError.*mini.py, line \d+"):
+    with pytest.raises(TapLocalError, match=r"NameError.*\(mini.py:\d+\)"):
         mini.up()
     mini.write(PROGRAM)
     assert mini.up().counts() == {"unchanged": RESOURCES}

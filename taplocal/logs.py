@@ -1,0 +1,54 @@
+"""The log events of an environment, as they come."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from taplocal.session import Session
+from taplocal.sources import Sources
+
+WRITERS = re.compile("/aws/lambda/.+|/(?!aws/).+")  # functions and instances
+LATE_MS = 5_000  # an event may come after a newer one: instances send theirs in batches
+
+
+class Logs:
+    """The events of functions and instances since a time (epoch, ms), each once."""
+
+    def __init__(self, since: int = 0):
+        self._since = since
+        self._seen: dict[str, int] = {}  # an event -> its time
+
+    def new(self, opened: Session, sources: Sources) -> Iterator[dict[str, Any]]:
+        """What has come since the last call, oldest first; stacks with the program's lines."""
+        paginator = opened.cloud.client("logs").get_paginator("filter_log_events")
+        groups = [
+            each.id
+            for each in opened.state.resources.values()
+            if each.type == "aws:cloudwatch/logGroup:LogGroup" and WRITERS.fullmatch(each.id)
+        ]
+        events = []
+        for log_group in groups:
+            for page in paginator.paginate(logGroupName=log_group, startTime=self._since):
+                events += [{"log_group": log_group, **event} for event in page["events"]]
+        for event in sorted(events, key=lambda event: event["timestamp"]):
+            at = event["timestamp"]
+            key = f"{event['logStreamName']} {at} {event['message']}"
+            if key not in self._seen:
+                self._seen[key] = at
+                self._since = max(self._since, at - LATE_MS)
+                message = maybe_json(event["message"].rstrip())
+                if isinstance(message, dict) and "stack" in message:
+                    message["stack"] = [sources.locate(each) for each in message["stack"]]
+                yield {"time": at, "log_group": event["log_group"], "message": message}
+        self._seen = {key: at for key, at in self._seen.items() if at >= self._since}
+
+
+def maybe_json(text: str) -> Any:
+    """The value of a JSON text; of any other the text itself."""
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return text
