@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ENV ?= dev
+JOBS ?= auto
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every command would compile its imports again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint unit stack local page lab smoke bench load cost docs lock clean pr
+.PHONY: help demo dev test lint unit stack local page lab smoke bench load cost docs pictures lock clean pr
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.local ## deploy on this machine and exercise everything (ENV=dev)
 	$(BIN)/python -m demo --env $(ENV)
@@ -24,13 +25,13 @@ lint: $(VENV)/.dev ## format, lint and types
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev ## tests of settings, functions and bundles: no network
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest -n $(JOBS) tests/unit
 
 stack: $(VENV)/.dev ## tests of the program's resources: no cloud
-	$(BIN)/pytest tests/stack
+	$(BIN)/pytest -n $(JOBS) tests/stack
 
 local: $(VENV)/.dev ## tests of the deployed thing on the local cloud
-	$(BIN)/pytest tests/local
+	$(BIN)/pytest -n $(JOBS) --dist loadfile tests/local
 
 page: $(VENV)/.page ## tests of the page, with a browser (apt-get install chromium)
 	$(BIN)/pytest tests/local/test_page.py
@@ -59,9 +60,12 @@ load: $(VENV)/.bench ## load the deployed API: a spike of 10,000 in a minute, a 
 cost: $(VENV)/.local ## estimate what a month costs (ENV=dev)
 	$(BIN)/python -m cost --env $(ENV)
 
-docs: $(VENV)/.dev ## write the tables that the code already contains
+docs: $(VENV)/.dev ## write the tables and drawings that the code already contains
 	$(BIN)/python docs/tables.py
+
+pictures: $(VENV)/.page ## write the pictures of the page and the recording of the demonstration
 	$(BIN)/python docs/screenshots.py
+	$(BIN)/python docs/recording.py
 
 lock: $(VENV)/.uv ## renew the lock files (UPGRADE= keeps the versions)
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml -o requirements.txt

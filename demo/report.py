@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ class Report:
         self._console = console or rich.console.Console(highlight=False, emoji=False)
         self._going_on: Progress | None = None
         self._step = 0
+        self._began = time.monotonic()
         self.checks = 0
         self.failures: list[str] = []
 
@@ -66,7 +68,8 @@ class Report:
             for each in self.failures:
                 self._indented(each)
             return 1
-        self._console.print(Text(f"\nAll {self.checks} checks passed.", "bold green"))
+        took = f"{self._step} steps, {time.monotonic() - self._began:.0f} s"
+        self._console.print(Text(f"\nAll {self.checks} checks passed: {took}.", "bold green"))
         return 0
 
     def _indented(self, text: str, style: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Writes the pictures of the page for the README, in both themes: a part of `make docs`.
+"""Writes the pictures of the page for the README, in both themes: a part of `make pictures`.
 
 From a local cloud of its own, after some requests and files. Does nothing without a browser.
 """
