@@ -761,6 +761,7 @@ class History:
         self.pipeline, self.s3 = pipeline, pipeline.s3
         self.chance = random.Random(seed)  # noqa: S311 - a test, no secret
         self.waiting: list[dict[str, Any]] = []
+        self.scans: dict[str, str] = {}  # version -> the result of its scan
         pipeline.table.tables["files"].clear()
         self.s3.objects.clear()
         self.s3.history.clear()
@@ -771,6 +772,8 @@ class History:
         if step == "put":
             self.s3.put(key, version, body)
             self.waiting.append(created(key, sequencer, version))
+            self.scans[version] = self.chance.choice((*tap_stack.HARMLESS, "FAILED"))
+            self.waiting.append(scanned(key, version, result=self.scans[version]))
         elif step == "mark":
             self.s3.mark(key, version)
             self.waiting.append(marked(key, sequencer, version))
@@ -796,6 +799,9 @@ class History:
             again = self.chance.random() < 0.2
         except CrashError:
             again = True
+        except RecordsFailed as error:  # a scan came before its version
+            assert "is scanned, and not recorded yet" in str(error)
+            again = True
         self.waiting += [event] * again
 
     def stored(self) -> dict[tuple[str, str, str], tuple[int, int]]:
@@ -817,6 +823,7 @@ class History:
         else:
             assert newest["deleted_at"]
             assert (newest["files_of"], "type_of" in newest) == ("ann/deleted", False)
+        assert newest.get("scan_result") == self.scans.get(newest["version_id"])
 
 
 steps = st.lists(
@@ -835,7 +842,7 @@ steps = st.lists(
 def test_deletions_are_right_after_any_order_repetition_and_crash(
     pipeline: Pipeline, steps: list[tuple[str, str, bytes]], seed: int
 ) -> None:
-    """As above, while versions and delete markers come and go; S3's own history is the oracle."""
+    """As above, while versions, delete markers and scans come and go; S3's own history is the oracle."""
     files = History(pipeline, seed)
     for number, step in enumerate(steps, 1):
         files.act(number, *step)
@@ -851,3 +858,4 @@ def test_deletions_are_right_after_any_order_repetition_and_crash(
         if item["record"].startswith("version#"):
             live = item["version_id"] in files.s3.history[item["key"]]
             assert live == (not {"deleted_at", "failure"} & item.keys())
+            assert item.get("scan_result") == files.scans.get(item["version_id"])
