@@ -347,6 +347,9 @@ class TapStackArgs:
     files_malware_protection: bool = setting(False)
     """Have GuardDuty scan each file, and give out only [what it finds no threat
     in](operations.md#malware-protection); {scan_gb} a GB and {scan_files} a thousand files."""
+    files_analytics: bool = setting(False)
+    """Export the files table each night, for [SQL](operations.md#analytics): {export_gb} a GB and
+    night, and {query_tb} a TB that queries read. A million files are some 2 GB."""
     noncurrent_days: int = setting(PerTier(7, 30, 90), between(1, 3_650))
     """Days after which replaced and deleted versions of objects expire, in all buckets."""
     upload_max_mb: int = setting(100, between(1, 5_000, ", what S3 accepts in one POST"))
@@ -998,6 +1001,29 @@ class Component(pulumi.ComponentResource):
             },
         )
 
+    def scheduled(
+        self, name: str, target: Json, *allowed: Statement, **more: Any
+    ) -> aws.scheduler.Schedule:
+        """A schedule with a role for its target; the scheduler retries a failed start an hour."""
+        role, permissions = self.service_role(
+            "schedule-role",
+            f"Lets the scheduler start {name}",
+            "scheduler.amazonaws.com",
+            *allowed,
+            allow("kms:Decrypt", on=self.key.arn),
+            when=self.aws_context.same_account,
+        )
+        again = {"maximum_retry_attempts": 10, "maximum_event_age_in_seconds": 3600}
+        started: Any = {**target, "role_arn": role.arn, "retry_policy": again}
+        return aws.scheduler.Schedule(
+            *self.child("schedule", permissions),
+            name=name,
+            flexible_time_window={"mode": "OFF"},
+            kms_key_arn=self.key.arn,
+            target=started,
+            **more,
+        )
+
 
 # === Encryption ===================================================================================
 
@@ -1406,25 +1432,10 @@ class Function(Component):
         return aws.lambda_.Permission(*made, action="lambda:InvokeFunction", **which)
 
     def schedule(self, expression: str, description: str) -> aws.scheduler.Schedule:
-        """Invokes the function on a schedule; the scheduler retries a failed start for an hour."""
-        role, permissions = self.service_role(
-            "schedule-role",
-            f"Lets the scheduler start {self.physical_name}",
-            "scheduler.amazonaws.com",
-            allow("lambda:InvokeFunction", on=self.alias.arn),
-            allow("kms:Decrypt", on=self.key.arn),
-            when=self.aws_context.same_account,
-        )
-        again: Any = {"maximum_retry_attempts": 10, "maximum_event_age_in_seconds": 3600}
-        return aws.scheduler.Schedule(
-            *self.child("schedule", permissions),
-            name=self.physical_name,
-            description=description,
-            schedule_expression=expression,
-            flexible_time_window={"mode": "OFF"},
-            kms_key_arn=self.key.arn,
-            target={"arn": self.alias.arn, "role_arn": role.arn, "retry_policy": again},
-        )
+        """Invokes the function on a schedule."""
+        target, invoke = {"arn": self.alias.arn}, allow("lambda:InvokeFunction", on=self.alias.arn)
+        more = {"description": description, "schedule_expression": expression}
+        return self.scheduled(self.physical_name, target, invoke, **more)
 
     def alarms(self) -> list[Alarm]:
         """Errors, throttles and latency of the function, and its dead letters."""
@@ -2370,7 +2381,7 @@ class Bucket(Component):
             if not days or after < days
         ]
         enabled: dict[str, Any] = {"status": "Enabled", "filter": {"prefix": ""}}
-        noncurrent = {"noncurrent_days": self.args.noncurrent_days}
+        noncurrent = {"noncurrent_days": min(self.args.noncurrent_days, days or 3_650)}
         unfinished = {"days_after_initiation": 7}
         rules: list[Any] = [
             {**enabled, "id": "unfinished", "abort_incomplete_multipart_upload": unfinished},
@@ -5326,6 +5337,7 @@ class FilePipeline(Component):
         self.notification = self._notification()
         self.pipes = self._pipes() if args.files_events else {}
         self.scans = self._scans() if args.files_malware_protection else None
+        self.analytics = self._analytics() if args.files_analytics else None
         self.register_outputs({"bucket_name": self.bucket_name, "table_name": self.table.name})
 
     def _logs(self) -> Bucket:
@@ -5537,6 +5549,9 @@ class FilePipeline(Component):
             actions=[{"taggings": [{"status": "ENABLED"}]}],
         )
 
+    def _analytics(self) -> FileAnalytics:
+        return FileAnalytics(*self.part("analytics"), self.table)
+
     def api_environment(self) -> Variables:
         """Environment variables of the api function."""
         return {
@@ -5569,6 +5584,8 @@ class FilePipeline(Component):
         consumed = "AWS/DynamoDB/Consumed{}CapacityUnits"
         failed, pipes = "AWS/EventBridge/Pipes/ExecutionFailed", self.pipes.items()
         environment = {"Environment": self.args.environment_suffix}
+        dropped = "AWS/Scheduler/InvocationDroppedCount"
+        groups = [{"ScheduleGroup": self.analytics.group.name}] if self.analytics else []
         return [
             *self.function.alarms(),
             *throttle_alarms("files", self.table, FILE_INDEXES),
@@ -5579,6 +5596,7 @@ class FilePipeline(Component):
                 Alarm(f"files-{x.lower()}", f"{self.args.project}/Files{x}", environment, above=0)
                 for x in (("Infected", "Unscanned") if self.scans else ())
             ),
+            *(Alarm("analytics-export", dropped, x, above=0) for x in groups),
         ]
 
     def graphs(self) -> list[Graph]:
@@ -5592,6 +5610,113 @@ class FilePipeline(Component):
             capacity_graph("Files table", self.table),
             *self.function.graphs(),
         ]
+
+
+# === File pipeline: Analytics =====================================================================
+
+EXPORTS = "AWSDynamoDB"  # the folder that DynamoDB exports into
+EXPORT_DAYS = 3  # how long an export is kept; a query reads all, and uses the newest
+#: Attributes of an item that queries know, all texts, beside its size.
+EXPORTED = "id record key owner content_type etag version_id uploaded_at deleted_at"
+QUERIES = ("storage", "growth", "duplicates")  # in the folder of this name
+QUERY_GB = 100  # a query that reads more is cancelled
+
+
+class FileAnalytics(Component):
+    """SQL over what is recorded of files: a nightly export of their table, and Athena's queries.
+
+    Costs each export by the table's size, and each query by what it reads. Nobody may query by
+    this: docs/operations.md has the policy of who is to.
+    """
+
+    def __init__(
+        self, name: str, args: TapStackArgs, key: Key, opts: Options, table: aws.dynamodb.Table
+    ):
+        super().__init__(name, args, key, opts, "analytics")
+        self.physical_name = args.name("analytics")
+        self.exports = Bucket(
+            *self.part("exports"),
+            component="analytics",
+            physical_name=self.aws_context.unique_name(self.physical_name),
+            days=EXPORT_DAYS,
+            under_key=True,
+        )
+        #: URL of the bucket.
+        self.url = Output.concat("s3://", self.exports.bucket.bucket)
+        self.group = aws.scheduler.ScheduleGroup(*self.child("group"), name=self.physical_name)
+        self.schedule = self._schedule(table.arn)
+        self.database = aws.glue.CatalogDatabase(
+            *self.child("database"), name=self.physical_name.replace("-", "_")
+        )  # Athena reads no hyphens in it
+        self.catalog = self._catalog()
+        self.workgroup = self._workgroup()
+        self.queries = [self._query(each) for each in QUERIES]
+        self.register_outputs({"workgroup_name": self.workgroup.name})
+
+    def _schedule(self, table_arn: Input[str]) -> aws.scheduler.Schedule:
+        bucket, encryption = self.exports.bucket, {"S3SseAlgorithm": "KMS"}
+        to = {"S3Bucket": bucket.bucket, "S3SseKmsKeyId": self.key.arn, **encryption}
+        writes = ("s3:AbortMultipartUpload", "s3:PutObject", "s3:PutObjectAcl")
+        return self.scheduled(
+            self.physical_name,
+            {
+                "arn": "arn:aws:scheduler:::aws-sdk:dynamodb:exportTableToPointInTime",
+                "input": Output.json_dumps({"TableArn": table_arn, **to}),
+            },
+            allow("dynamodb:ExportTableToPointInTime", on=table_arn),
+            allow(*writes, on=Output.concat(bucket.arn, f"/{EXPORTS}/*")),
+            allow("kms:GenerateDataKey", on=self.key.arn),
+            group_name=self.group.name,  # whose metrics are of this schedule alone
+            schedule_expression="cron(0 3 * * ? *)",
+            description="An export of the files table every night",
+        )
+
+    def _catalog(self) -> aws.glue.CatalogTable:
+        item = [f"{x}:struct<s:string>" for x in EXPORTED.split()] + ["size:struct<n:string>"]
+        hive = "org.apache.hadoop.{}Format".format
+        return aws.glue.CatalogTable(
+            *self.child("catalog"),
+            name="exports",
+            database_name=self.database.name,
+            table_type="EXTERNAL_TABLE",
+            parameters={"classification": "json"},
+            storage_descriptor={
+                "location": Output.concat(self.url, f"/{EXPORTS}/"),
+                "columns": [{"name": "item", "type": f"struct<{','.join(item)}>"}],
+                "input_format": hive("mapred.TextInput"),
+                "output_format": hive("hive.ql.io.HiveIgnoreKeyTextOutput"),
+                "ser_de_info": {
+                    "serialization_library": "org.openx.data.jsonserde.JsonSerDe",
+                    "parameters": {"ignore.malformed.json": "true"},  # the checksums' files
+                },
+            },
+        )
+
+    def _workgroup(self) -> aws.athena.Workgroup:
+        encryption = {"encryption_option": "SSE_KMS", "kms_key_arn": self.key.arn}
+        results: Any = {"output_location": Output.concat(self.url, "/results/")}
+        return aws.athena.Workgroup(
+            *self.child("workgroup"),
+            name=self.physical_name,
+            force_destroy=self.args.tier == "dev",  # with the queries that people saved
+            configuration={
+                "bytes_scanned_cutoff_per_query": QUERY_GB * 1_000_000_000,
+                "enforce_workgroup_configuration": True,
+                "engine_version": {"selected_engine_version": "Athena engine version 3"},
+                "result_configuration": results | {"encryption_configuration": encryption},
+            },
+        )
+
+    def _query(self, name: str) -> aws.athena.NamedQuery:
+        text = text_beside(f"queries/{name}.sql")
+        return aws.athena.NamedQuery(
+            *self.child(name),
+            name=name,
+            description=text.partition("\n")[0].removeprefix("-- "),
+            database=self.database.name,
+            workgroup=self.workgroup.name,
+            query=text_beside("queries/versions.sql") + text,
+        )
 
 
 # === Web environment: Application =================================================================
@@ -6902,6 +7027,9 @@ class TapStack(pulumi.ComponentResource):
     )
     files_dead_letters_url = StackOutput[str](
         "files.function.dead_letters_url", "URL of that function's dead-letter queue"
+    )
+    files_workgroup_name = StackOutput[str](
+        "files.analytics.workgroup.name", "Name of the Athena workgroup with queries of files"
     )
     user_pool_id = StackOutput[str]("identity.pool.id", "Id of the Cognito user pool")
     people_client_id = StackOutput[str](

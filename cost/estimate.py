@@ -26,6 +26,7 @@ CHOICES = {
     "provisioned_concurrency_min": ("10",),
     "files_events": ("true",),
     "files_malware_protection": ("true",),
+    "files_analytics": ("true",),
     "waf": ("true",),
 }
 
@@ -144,6 +145,10 @@ PRICED: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
 #: Types that cost by use only, and what a month of USE adds for one of them.
 BY_USE = {
     "aws:apigatewayv2/stage:Stage": ("HTTP API requests", prices.HTTP_API_MILLION),
+    "aws:athena/workgroup:Workgroup": (
+        "analytics: a table of 2 GB each night, 100 queries of 2 GB",
+        60 * prices.EXPORT_GB + 0.2 * prices.QUERY_TB,
+    ),
     "aws:pipes/pipe:Pipe": (
         "events of files, a million recorded and deleted",
         prices.PIPE_MILLION + prices.EVENT_MILLION,
@@ -172,6 +177,7 @@ BY_USE = {
 #: Type -> what it costs by use that is left out of the estimate.
 LEFT_OUT = {
     "aws:apigatewayv2/stage:Stage": "data out of the API",
+    "aws:athena/workgroup:Workgroup": "exports as long as they are kept, results of queries",
     "aws:cognito/userPool:UserPool": "people above 10,000, tokens of machines",
     "aws:dynamodb/table:Table": "reads and writes on demand, storage, backups",
     "aws:ec2/launchTemplate:LaunchTemplate": "CPU credits beyond the baseline of t4g",
@@ -192,14 +198,14 @@ FREE = {
     "acm/certificate", "acm/certificateValidation", "apigatewayv2/api",
     "apigatewayv2/apiMapping", "apigatewayv2/authorizer", "apigatewayv2/domainName",
     "apigatewayv2/integration", "apigatewayv2/route", "apigatewayv2/stage",
-    "appautoscaling/target", "autoscaling/schedule",
+    "appautoscaling/target", "athena/namedQuery", "athena/workgroup", "autoscaling/schedule",
     "budgets/budget", "cloudwatch/dashboard", "cloudwatch/eventRule", "cloudwatch/eventTarget",
     "cloudwatch/logGroup", "cloudwatch/logMetricFilter",
     "cognito/resourceServer", "cognito/userPool", "cognito/userPoolDomain",
     "ec2/defaultSecurityGroup", "ec2/flowLog", "ec2/internetGateway",
     "ec2/networkInterface", "ec2/route", "ec2/routeTable", "ec2/routeTableAssociation",
-    "ec2/securityGroup", "ec2/subnet", "ec2/vpc", "guardduty/malwareProtectionPlan",
-    "iam/instanceProfile", "iam/role",
+    "ec2/securityGroup", "ec2/subnet", "ec2/vpc", "glue/catalogDatabase", "glue/catalogTable",
+    "guardduty/malwareProtectionPlan", "iam/instanceProfile", "iam/role",
     "iam/rolePolicy", "iam/serviceLinkedRole", "kms/alias", "lambda/alias", "lambda/function",
     "lambda/functionEventInvokeConfig", "lambda/invocation", "lambda/permission", "lb/listener",
     "lb/targetGroup", "pipes/pipe", "rds/eventSubscription", "rds/parameterGroup",
@@ -207,7 +213,8 @@ FREE = {
     "s3/bucketLifecycleConfiguration",
     "s3/bucketLogging", "s3/bucketNotification", "s3/bucketOwnershipControls", "s3/bucketPolicy",
     "s3/bucketPublicAccessBlock", "s3/bucketServerSideEncryptionConfiguration",
-    "s3/bucketVersioning", "scheduler/schedule", "sns/topic", "sns/topicPolicy",
+    "s3/bucketVersioning", "scheduler/schedule", "scheduler/scheduleGroup",
+    "sns/topic", "sns/topicPolicy",
     "sns/topicSubscription", "sqs/queue", "sqs/queuePolicy", "ssm/parameter",
     "vpc/securityGroupEgressRule", "vpc/securityGroupIngressRule", "wafv2/webAclAssociation",
 }  # fmt: skip

@@ -31,6 +31,7 @@ EC2, RDS, VPC = "ec2/pricing/on-demand", "rds/postgresql/pricing", "vpc/pricing"
 BALANCING, CLOUDWATCH = "elasticloadbalancing/pricing", "cloudwatch/pricing"
 DYNAMODB, LAMBDA = "dynamodb/pricing", "lambda/pricing"
 EVENTS = "eventbridge/pricing"
+ATHENA = "athena/pricing"
 API_GATEWAY, S3, COGNITO = "api-gateway/pricing", "s3/pricing", "cognito/pricing"
 
 #: Instance class -> dollars an hour, Linux or PostgreSQL, one zone.
@@ -59,6 +60,8 @@ READ_UNIT = Price(0.00013, "DynamoDB, provisioned read unit", "hour", DYNAMODB)
 WRITE_UNIT = Price(0.00065, "DynamoDB, provisioned write unit", "hour", DYNAMODB)
 READ_MILLION = Price(0.125, "DynamoDB, read units on demand", "million", DYNAMODB)
 WRITE_MILLION = Price(0.625, "DynamoDB, write units on demand", "million", DYNAMODB)
+EXPORT_GB = Price(0.10, "DynamoDB, export of a table to S3", "GB", DYNAMODB)
+QUERY_TB = Price(5.00, "Athena, data that queries read", "TB", ATHENA)
 WARM_GB_SECOND = Price(0.0000033334, "Lambda, provisioned concurrency, arm64", "GB-second", LAMBDA)
 GB_SECOND = Price(0.0000133334, "Lambda, duration, arm64", "GB-second", LAMBDA)
 SCAN_GB = Price(0.09, "GuardDuty Malware Protection for S3, data", "GB", "guardduty/pricing")
@@ -135,6 +138,7 @@ def web_acl(groups: int) -> float:
 PLACEHOLDERS = {
     "cognito_plus": written(PLUS_USER),
     "database_gb": written(DATABASE_GB),
+    "export_gb": written(EXPORT_GB),
     "file_event": written(PIPE_MILLION + EVENT_MILLION),
     # Each of three indexes has a quarter of the table's read units and half of its write units.
     "index_units": written(round(3 * monthly(READ_UNIT / 4 + WRITE_UNIT / 2), 2)),
@@ -150,6 +154,7 @@ PLACEHOLDERS = {
         + VOLUME_SIZE_GB * VOLUME_GB
         + DETAILED_METRICS * METRIC
     ),
+    "query_tb": written(QUERY_TB),
     "scan_files": written(SCAN_THOUSAND),
     "scan_gb": written(SCAN_GB),
     "spot_discount": f"{SPOT_DISCOUNT:.0%}".replace("%", " %"),

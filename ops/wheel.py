@@ -17,6 +17,7 @@ FILES = {
     "py.typed": "tap_stack/py.typed",
     "openapi.yaml": "tap_stack/openapi.yaml",
     "content_types.txt": "tap_stack/content_types.txt",
+    "queries": "tap_stack/queries",
     "requirements-web.txt": "tap_stack/requirements-web.txt",
     "scripts": "tap_stack/scripts",
 }

@@ -24,9 +24,10 @@ isolate()  # before anything can make an SDK client
 
 from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 
+from ops import report as reports  # noqa: E402
 from ops.redrive import STOPPED, progress  # noqa: E402
 from ops.redrive import redrive as redrive_messages  # noqa: E402
-from taplocal import access, page, session, snapshots, web  # noqa: E402
+from taplocal import access, exports, page, session, snapshots, web  # noqa: E402
 from taplocal.console import Console  # noqa: E402
 from taplocal.differences import by_meaning  # noqa: E402
 from taplocal.errors import InterruptError, TapLocalError, of_folder  # noqa: E402
@@ -427,6 +428,44 @@ def redrive(
 
 
 @app.command()
+def report(
+    name: Annotated[str | None, typer.Argument(help="Name of a report. Default: all.")] = None,
+    no_export: Annotated[
+        bool, typer.Option("--no-export", help="Use the newest export; make none before.")
+    ] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print one report as CSV and nothing else.")
+    ] = False,
+    env: Env = "dev",
+    program: Program = Path(),
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Print what the saved queries of Athena tell about files: tables and charts."""
+    if as_csv and (as_json or name is None):
+        raise TapLocalError("--csv prints one report: name it, without --json")
+    opened = session.opened(program, env, data)
+    if "files_workgroup_name" not in opened.outputs:
+        raise TapLocalError(
+            "the stack has no output files_workgroup_name: `up -c files_analytics=true` makes it"
+        )
+    workgroup, console = opened.outputs["files_workgroup_name"], Console(quiet=as_json or as_csv)
+    athena = opened.cloud.client("athena")
+    queries = reports.saved_queries(athena, workgroup, name)
+    if not no_export:
+        with console.working("exporting"):
+            exports.run(opened.cloud, workgroup)
+    found = [reports.run(athena, each) for each in queries]
+    if as_json:
+        _print({each.name: each.records() for each in found})
+    elif as_csv:
+        found[0].write_csv(sys.stdout)
+    else:
+        for each in found:
+            console.report(each)
+
+
+@app.command()
 def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until Ctrl-C.")] = False,
     env: Env = "dev",
@@ -570,6 +609,8 @@ def main() -> None:
     """
     try:
         app(prog_name=None if __name__ == "__main__" else "taplocal")
+    except reports.ReportError as error:
+        _fail(str(error), 1)
     except TapLocalError as error:
         _fail(str(error), INTERRUPTED if isinstance(error, InterruptError) else 1)
     except (ClientError, BotoCoreError) as error:

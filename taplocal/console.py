@@ -12,12 +12,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import rich.box
 import rich.console
 from rich.markup import escape
 from rich.padding import Padding
 from rich.status import Status
+from rich.table import Table
 from rich.text import Text
 
+from ops.report import Report, bars
 from taplocal import page
 from taplocal.access import Response
 from taplocal.differences import by_meaning
@@ -131,6 +134,22 @@ class Console:
         for name, value in fields.items():
             shown = value if isinstance(value, str) else json.dumps(value)
             self._rich.print(f"[bold]{escape(f'{name:{width}}')}[/]  {escape(shown)}")
+
+    def report(self, report: Report) -> None:
+        """Prints a report as a table, and its last column as bars; it may be empty."""
+        self._rich.print(f"\n[bold]{escape(report.name)}[/]  {escape(report.description)}")
+        if not report.rows:
+            self.say("Nothing: there are no such files, or no export yet.")
+            return
+        table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+        for number, name in enumerate(report.columns):
+            right = not isinstance(report.rows[0][number], str)
+            table.add_column(name, justify="right" if right else "left", overflow="fold")
+        for row in report.rows:
+            table.add_row(*(escape(x) if isinstance(x, str) else f"{x:,}" for x in row))
+        self._rich.print(table, soft_wrap=False)
+        for each in bars(report):
+            self.say(each)
 
     def response(self, response: Response) -> None:
         """Prints an HTTP response: status, headers, body."""

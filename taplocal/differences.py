@@ -230,6 +230,15 @@ DIFFERENCES = (
         "until the pipes of the table have read them, each second", "dynamodb/Table.streamEnabled",
     ),
     Difference(
+        "exports", OTHERWISE, "an export is of a moment of the last days, and takes minutes",
+        "it is of the table as it is, and done at once",
+        "scheduler/Schedule.target.arn=arn:aws:scheduler:::aws-sdk:dynamodb:exportTableToPointInTime",
+    ),
+    Difference(
+        "queries", OTHERWISE, "Athena is Trino, and counts what it reads as often as it reads it",
+        "DuckDB answers what both understand, and each table counts once", "athena/Workgroup",
+    ),
+    Difference(
         "alarm-time", OTHERWISE, "alarms are evaluated each minute",
         "when somebody reads an alarm or writes a metric", "cloudwatch/MetricAlarm",
     ),

@@ -19,11 +19,13 @@ def main() -> None:
     from taplocal.page import server as page
     from taplocal.server import (
         alarms,
+        athena,
         bounds,
         capacity,
         destinations,
         environments,
         events,
+        exports,
         forms,
         gateway,
         guard,
@@ -46,19 +48,11 @@ def main() -> None:
     names.check()
     log, lines = Path("emulator.log"), Path("traces.jsonl")
     traces.receive(lines)
-    for each in (
-        policies,
-        releases,
-        gateway,
-        permissions,
-        destinations,
-        keys,
-        sizes,
-        versions,
-        workers,
-    ):
+    for each in (policies, athena, releases):
         each.install()
-    forms.install()
+    exports.install(metrics.count)
+    for each in (gateway, permissions, destinations, keys, sizes, versions, forms, workers):
+        each.install()
     metrics.install(environments.install())
     alarms.install()
     capacity.install(metrics.count)

@@ -15,6 +15,7 @@ from typing import Any
 from ministack.services import apigateway, eventbridge, lambda_svc, s3, sns
 
 from taplocal.server import gateway, keys, rights
+from taplocal.server.exports import EXPORT_TABLE
 from taplocal.server.metrics import count
 from taplocal.server.releases import UPDATE_ALIAS
 
@@ -133,6 +134,8 @@ def _schedule_may(target: Mapping[str, Any], schedule: Mapping[str, Any]) -> boo
     action = OF_TARGETS.get(arn.split(":")[2])
     if arn == UPDATE_ALIAS:
         action, arn = "lambda:UpdateAlias", function_arn(json.loads(target["Input"]))
+    elif arn == EXPORT_TABLE:
+        action, arn = "dynamodb:ExportTableToPointInTime", json.loads(target["Input"])["TableArn"]
     key = schedule.get("KmsKeyArn"), {"aws:scheduler:schedule:arn": schedule["Arn"]}
     if keys.refused(role, "scheduler", key, ("kms:Decrypt",)):
         return False

@@ -497,6 +497,73 @@ def changes(small: Small, stream: str) -> list[Any]:
     return list(client.get_records(ShardIterator=start["ShardIterator"])["Records"])
 
 
+def filled_bucket(small: Small) -> None:
+    """A bucket that is emptied before it is deleted."""
+    s3 = small.client("s3")
+    small.bucket()
+
+    def emptied(**bucket: str) -> None:
+        for each in s3.list_objects_v2(**bucket).get("Contents", []):
+            s3.delete_object(**bucket, Key=each["Key"])
+
+    small.later(emptied, Bucket=small.name)
+
+
+def exports(small: Small) -> None:
+    table(small, 5)
+    client = small.client("dynamodb")
+    recovery = {"PointInTimeRecoveryEnabled": True}
+    client.update_continuous_backups(
+        TableName=small.name, PointInTimeRecoverySpecification=recovery
+    )
+    client.put_item(TableName=small.name, Item={"id": {"S": "x"}})
+    filled_bucket(small)
+    made = client.export_table_to_point_in_time(
+        TableArn=small.arn("dynamodb", f"table/{small.name}"),
+        S3Bucket=small.name,
+        ExportTime=datetime.now(UTC) - timedelta(days=1),
+    )["ExportDescription"]
+    found = client.describe_export(ExportArn=made["ExportArn"])["ExportDescription"]
+    assert (found["ExportStatus"], found.get("ItemCount")) == ("COMPLETED", 1), found.get(
+        "FailureMessage"
+    )
+
+
+def queries(small: Small) -> None:
+    athena, glue = small.client("athena"), small.client("glue")
+    filled_bucket(small)
+    small.client("s3").put_object(Bucket=small.name, Key="t/x.json", Body=b'{"a": "1"}')
+    database = small.name.replace("-", "_")
+    glue.create_database(DatabaseInput={"Name": database})
+    small.later(glue.delete_database, Name=database)
+    columns = [{"Name": "a", "Type": "string"}]
+    stored = {"Location": f"s3://{small.name}/t/", "Columns": columns}
+    glue.create_table(DatabaseName=database, TableInput={"Name": "t", "StorageDescriptor": stored})
+
+    def execution(which: str) -> Any:
+        return athena.get_query_execution(QueryExecutionId=which)["QueryExecution"]
+
+    def asked(query: str) -> dict[str, Any]:
+        which = athena.start_query_execution(
+            QueryString=query,
+            QueryExecutionContext={"Database": database},
+            ResultConfiguration={"OutputLocation": f"s3://{small.name}/results/"},
+        )["QueryExecutionId"]
+        done: dict[str, Any] = eventually(
+            lambda: (
+                found
+                if (found := execution(which))["Status"]["State"] in ("SUCCEEDED", "FAILED")
+                else None
+            )
+        )
+        return done
+
+    twice = asked("SELECT count(*) FROM t, t AS u")
+    assert twice["Status"]["State"] == "SUCCEEDED"
+    assert twice["Statistics"]["DataScannedInBytes"] == len(b'{"a": "1"}')
+    assert asked("SELECT parse_duration('1s')")["Status"]["State"] == "FAILED"  # as Trino has it
+
+
 def token_errors(small: Small) -> None:
     path = f"/items/{small.name}"
     access.call(small.deployed, "GET", path, "no.token.this", None)
@@ -522,7 +589,7 @@ CHECKS: dict[str, Callable[[Small], None]] = {
         tls, packets, firewall, malware, trust, keys, sizes, concurrency, partitions, deletion, second_factor,
         threats, mail, budget, lifecycle, bucket_logs, flow_logs, log_metrics, records,
         scaling_role, warmth, maintenance, database_events, database_load, database_insight, traces, addresses,
-        certificates, release_time, fleet_time, retry_time, stream_time, alarm_time, group_metrics, machine,
+        certificates, release_time, fleet_time, retry_time, stream_time, exports, queries, alarm_time, group_metrics, machine,
         runtime_log, token_errors, rejected_writes,
     )
 }  # fmt: skip

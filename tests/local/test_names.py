@@ -97,6 +97,10 @@ NAMED: dict[str, Callable[[str, Any], dict[str, Any]]] = {
         "dashboardName": name,
         "dashboardBody": json.dumps(own),
     },
+    "aws:athena/workgroup:Workgroup": lambda name, own: {
+        "name": name,
+        "configuration": {"enforceWorkgroupConfiguration": True, "resultConfiguration": {}},
+    },
     "aws:cloudwatch/eventRule:EventRule": lambda name, own: {
         "name": name,
         "eventPattern": '{"source": ["x"]}',
@@ -108,6 +112,7 @@ NAMED: dict[str, Callable[[str, Any], dict[str, Any]]] = {
         "userPoolId": own["pool"],
     },
     "aws:dynamodb/table:Table": lambda name, own: {"name": name, **TABLE},
+    "aws:glue/catalogDatabase:CatalogDatabase": lambda name, own: {"name": name},
     "aws:iam/instanceProfile:InstanceProfile": lambda name, own: {
         "name": name,
         "role": own["role"],
@@ -145,6 +150,7 @@ NAMED: dict[str, Callable[[str, Any], dict[str, Any]]] = {
         **SCHEDULE,
         "target": {"arn": "arn:aws:sqs:us-east-1:000000000000:q", "roleArn": own["role_arn"]},
     },
+    "aws:scheduler/scheduleGroup:ScheduleGroup": lambda name, own: {"name": name},
     "aws:sns/topic:Topic": lambda name, own: {"name": name},
     "aws:sqs/queue:Queue": lambda name, own: {"name": name},
     "aws:ssm/parameter:Parameter": lambda name, own: {

@@ -34,6 +34,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
         "database_gb": 30,
         "detailed_metrics": True,
         "files_concurrency": 3,
+        "files_analytics": True,
         "files_events": True,
         "files_malware_protection": True,
         "files_table_capacity": 50,

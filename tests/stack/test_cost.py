@@ -24,7 +24,7 @@ API, FILES, WEB = (f'["{each}"]' for each in ("api", "files", "web"))
 def test_every_type_is_priced_or_known_to_be_free(env: str) -> None:
     assert unpriced(with_defaults(env)) == set()
     more = {"api_domain_name": "a.tap.dev", "hosted_zone_id": "Z1"}
-    more |= dict.fromkeys(("files_events", "files_malware_protection"), "true")
+    more |= dict.fromkeys(("files_analytics", "files_events", "files_malware_protection"), "true")
     assert unpriced(with_defaults(env, **more)) == set()
     assert not {each[4:].rpartition(":")[0] for each in PRICED} & FREE
 
@@ -127,8 +127,8 @@ def test_metrics_of_each_route_are_by_use() -> None:
 
 
 def test_what_is_left_out_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    every = dict.fromkeys(("waf", "files_events", "files_malware_protection"), "true")
-    found = estimate(with_defaults("prod", **every))
+    every = ("waf", "files_analytics", "files_events", "files_malware_protection")
+    found = estimate(with_defaults("prod", **dict.fromkeys(every, "true")))
     assert found.left_out == list(LEFT_OUT.values())
     main("dev", ['systems=["files"]'], choices=False)
     printed = " ".join(capsys.readouterr().out.split())

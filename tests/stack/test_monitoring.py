@@ -19,6 +19,7 @@ MEASURED = {
     "AWS/SQS": ("Queue", "QueueName", "name"),
     "AWS/DynamoDB": ("Table", "TableName", "name"),
     "AWS/EventBridge/Pipes": ("Pipe", "PipeName", "name"),
+    "AWS/Scheduler": ("ScheduleGroup", "ScheduleGroup", "name"),
 }
 
 
@@ -41,6 +42,7 @@ METRICS = {
     "AWS/AutoScaling": {"GroupInServiceInstances"},
     "AWS/EC2": {"CPUUtilization"},
     "AWS/EventBridge/Pipes": {"ExecutionFailed"},
+    "AWS/Scheduler": {"InvocationDroppedCount"},
     "AWS/NATGateway": {"ErrorPortAllocation", "PacketsDropCount"},
     "AWS/RDS": {
         "CPUUtilization",
@@ -72,7 +74,8 @@ CONCURRENCY = {"ClaimedAccountConcurrency", "ProvisionedConcurrencySpilloverInvo
 
 def with_all(env: str) -> Graph:
     """An environment with what is off in all of them by default."""
-    return graph_of(env, files_events="true", files_malware_protection="true")
+    more = ("files_analytics", "files_events", "files_malware_protection")
+    return graph_of(env, **dict.fromkeys(more, "true"))
 
 
 def test_every_alarm_has_actions_real_dimensions_and_a_runbook(env: str) -> None:

@@ -61,8 +61,10 @@ def test_each_system_can_be_alone(systems: str, kinds: set[str], others: set[str
 
 def test_outputs_are_exported_under_their_names() -> None:
     outputs = tap_stack.OUTPUTS.keys()
-    assert graph_of("dev").outputs.keys() == outputs - {"api_domain_target"}
-    assert graph_of("dev", api_domain_name="api.tap.dev").outputs.keys() == outputs
+    by_settings = {"api_domain_target", "files_workgroup_name"}
+    assert graph_of("dev").outputs.keys() == outputs - by_settings
+    settings = {"api_domain_name": "api.tap.dev", "files_analytics": "true"}
+    assert graph_of("dev", **settings).outputs.keys() == outputs
 
 
 #: What a stack has with any system, and what each adds.

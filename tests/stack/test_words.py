@@ -109,7 +109,8 @@ def vocabulary() -> set[str]:
         if path != Path(__file__):  # the words that this file expects to be unknown
             found |= {each for each in texts if len(each) < 80}
     for env in ENVIRONMENTS:
-        graph = graph_of(env, files_events="true", files_malware_protection="true")
+        more = ("files_analytics", "files_events", "files_malware_protection")
+        graph = graph_of(env, **dict.fromkeys(more, "true"))
         alarms = graph.of("aws:cloudwatch/metricAlarm:MetricAlarm")
         found |= {each.name.removeprefix("monitoring-") for each in alarms}
     return found
