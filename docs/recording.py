@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COLUMNS, ROWS, SPEED, END_SECONDS = 80, 28, 8, 4.0
 LINE, CHARACTER, MARGIN, SIZE = 17, 7.8, 12, 13  # pixels
 ERASED = re.compile(rb"[^\n]*\x1b\[2K|[^\n]*\r(?!\n)|\x1b\[\?25[lh]|\x1b\[1A")
+SPINNER = re.compile("(\x1b\\[[0-9;]*m)*[\u2800-\u28ff]")
 COLOURS = {"green": "#5fd39b", "red": "#ff8f85", "dim": "#93a0b8", "bold": "#ffffff"}
 
 
@@ -46,7 +47,7 @@ def run() -> list[tuple[float, str]]:
         lines += [(at, ERASED.sub(b"", each.rstrip(b"\r")).decode()) for each in whole]
     if process.wait():
         raise SystemExit("the demonstration failed: nothing is recorded")
-    return lines
+    return [(at, line) for at, line in lines if not SPINNER.match(line)]
 
 
 def spans(line: str) -> str:

@@ -34,6 +34,8 @@ PARTS = {
     "aws:sqs/queue:Queue": ("dead letters", 3, "-dead-letters"),
     "aws:sns/topic:Topic": ("topic", 3, "-topic"),
     "aws:pipes/pipe:Pipe": ("pipe", 3, ""),
+    "aws:glue/catalogTable:CatalogTable": ("Athena table", 3, "-catalog"),
+    "aws:guardduty/malwareProtectionPlan:MalwareProtectionPlan": ("malware scan", 1, "-protection"),
     "aws:budgets/budget:Budget": ("budget", 2, "-budget"),
 }
 #: System -> the components of its parts, by the first word of their logical names.
@@ -51,6 +53,7 @@ STANDS = (
     ("Function", "role", "Role", False),
     ("Schedule", "target.roleArn", "Role", False),
     ("Pipe", "roleArn", "Role", False),
+    ("MalwareProtectionPlan", "role", "Role", False),
     ("InstanceProfile", "role", "Role", False),
     ("LaunchTemplate", "iamInstanceProfile.arn", "InstanceProfile", False),
     ("Group", "mixedInstancesPolicy.launchTemplate.launchTemplateSpecification.launchTemplateId",
@@ -71,6 +74,7 @@ SAYS = (
      "destinationConfig.onFailure.destination Queue"),
     ("EventTarget", "rule EventRule", "invokes", "arn Alias"),
     ("Pipe", "", "reads", "source Table"),
+    ("CatalogTable", "", "reads", "storageDescriptor.location Bucket"),
     ("Listener", "loadBalancerArn LoadBalancer", "forwards to",
      "defaultActions.*.targetGroupArn TargetGroup"),
     ("SecurityGroupIngressRule", "referencedSecurityGroupId SecurityGroup", "connects to",
@@ -86,6 +90,7 @@ VERBS = {
     "reads": ("Get", "List", "Query", "Scan", "Describe", "BatchGet"),
     "writes": ("Put", "Update", "Delete", "Create", "Send", "BatchWrite"),
     "invokes": ("Invoke",),
+    "exports": ("Export",),
     "connects to": ("connect",),
 }
 SILENT = ("kms", "logs", "xray", "ec2", "autoscaling", "cloudwatch")
@@ -170,10 +175,12 @@ class Architecture:
         return (x for x in self._resources.items() if _kind(x[1].type) == kind)
 
     def _named(self, inputs: Any, path: str, kind: str) -> Iterator[str]:
-        for text in _at(inputs, path.split(".")):
-            urn = self._by_name.get((kind, str(text).removeprefix("https://")))
-            if urn or (urn := self._by_name.get((kind, str(text)))):
-                yield urn
+        for text in map(str, _at(inputs, path.split("."))):
+            rest = text.partition("://")[2]  # an issuer's URL, or a place in a bucket
+            for name in (text, rest, rest.partition("/")[0]):
+                if urn := self._by_name.get((kind, name)):
+                    yield urn
+                    break
 
     def _parts(self, urn: str) -> set[str]:
         """The parts that a resource is, or stands for."""
@@ -297,7 +304,7 @@ def _sentence(verbs: Iterable[str]) -> str:
 
 # --- The drawing ---
 
-WIDTH, HEIGHT, GAP_X, GAP_Y = 172, 40, 64, 14
+WIDTH, HEIGHT, GAP_X, GAP_Y = 180, 40, 58, 14
 MARGIN, HEAD = 14, 26
 STYLE = """
   .area { fill: #f3f5f9; stroke: #d5dbe5 } .box { fill: #fff; stroke: #8793a6 }

@@ -21,7 +21,7 @@ from taplocal.emulator import Emulator
 
 ROOT = Path(__file__).parents[1]
 UV = Path(sys.executable).with_name("uv")
-HANG_SECONDS = 120  # a guard against hanging, not a measure of speed
+HANG_SECONDS = 240  # a guard against hanging, not a measure of speed
 
 
 def output_of(*command: str | Path, cwd: Path, **environment: str) -> str:

@@ -145,7 +145,7 @@ function parts() {
     let says = part.querySelector(".says");
     if (!says) {
       says = document.createElementNS("http://www.w3.org/2000/svg", "text");
-      says.setAttribute("class", "says"); says.setAttribute("x", "162"); says.setAttribute("y", "32");
+      says.setAttribute("class", "says"); says.setAttribute("x", "170"); says.setAttribute("y", "32");
       part.append(says);
     }
     if (says.textContent !== text) says.textContent = text;

@@ -57,6 +57,22 @@ def test_the_relations_are_those_of_the_program() -> None:
     assert sorted(f"{x.source} {x.verb} {x.target}" for x in found) == RELATIONS.split("\n")[1:-1]
 
 
+#: What these settings add.
+MORE = """
+files-analytics-catalog reads files-analytics-exports-bucket
+files-analytics-schedule exports files-table
+files-analytics-schedule writes files-analytics-exports-bucket
+files-malware-protection reads, writes files-uploads-bucket
+files-scans invokes files-records-function
+"""
+
+
+def test_settings_add_their_relations() -> None:
+    more = architecture("dev", files_analytics="true", files_malware_protection="true").edges
+    added = set(more) - set(architecture("dev").edges)
+    assert sorted(f"{x.source} {x.verb} {x.target}" for x in added) == MORE.split("\n")[1:-1]
+
+
 def test_every_function_has_a_door_and_somewhere_to_fail_unless_its_caller_waits() -> None:
     found = architecture("prod")
     functions = {name for name, part in found.parts.items() if part.kind == "function"}
@@ -97,7 +113,8 @@ def test_zones_are_one_part_with_their_count() -> None:
 
 def pictures() -> dict[str, Architecture]:
     found = {env: architecture(env) for env in ENVIRONMENTS}
-    found["firewall"] = architecture("dev", waf="true")
+    more = ("waf", "files_analytics", "files_malware_protection")
+    found["with all"] = architecture("dev", **dict.fromkeys(more, "true"))
     for example in (ROOT / "examples").iterdir():
         recorder = Recorder()
         run(Project.load(example, "dev", {"aws:region": REGION}), recorder)
