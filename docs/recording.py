@@ -23,7 +23,7 @@ COLUMNS, ROWS, SPEED, END_SECONDS = 80, 28, 8, 4.0
 LINE, CHARACTER, MARGIN, SIZE = 17, 7.8, 12, 13  # pixels
 ERASED = re.compile(rb"[^\n]*\x1b\[2K|[^\n]*\r(?!\n)|\x1b\[\?25[lh]|\x1b\[1A")
 SPINNER = re.compile("(\x1b\\[[0-9;]*m)*[\u2800-\u28ff]")
-COLOURS = {"green": "#5fd39b", "red": "#ff8f85", "dim": "#93a0b8", "bold": "#ffffff"}
+COLOURS = {"color(2)": "#5fd39b", "color(1)": "#ff8f85", "dim": "#93a0b8", "bold": "#ffffff"}
 
 
 def run() -> list[tuple[float, str]]:
@@ -47,20 +47,21 @@ def run() -> list[tuple[float, str]]:
         lines += [(at, ERASED.sub(b"", each.rstrip(b"\r")).decode()) for each in whole]
     if process.wait():
         raise SystemExit("the demonstration failed: nothing is recorded")
-    return [(at, line) for at, line in lines if not SPINNER.match(line)]
+    shown = [(at, line) for at, line in lines if not SPINNER.match(line)]
+    return [(at, re.sub("token=[0-9a-f]+", "token=...", line)) for at, line in shown]
 
 
 def spans(line: str) -> str:
     """A line as SVG, with the colours that the terminal has."""
     console = Console(file=io.StringIO(), width=COLUMNS * 2, color_system="standard")
-    shown = []
+    parts = []
     for segment in Text.from_ansi(line).render(console):
         words = str(segment.style or "").split()
-        colour = next((COLOURS[each] for each in words if each in COLOURS), "#d9e0ee")
+        colour = next((shown for word, shown in COLOURS.items() if word in words), "#d9e0ee")
         text = segment.text.rstrip("\n").replace("&", "&amp;").replace("<", "&lt;")
         weight = ' font-weight="bold"' if "bold" in words else ""
-        shown.append(f'<tspan fill="{colour}"{weight}>{text}</tspan>')
-    return "".join(shown)
+        parts.append(f'<tspan fill="{colour}"{weight}>{text}</tspan>')
+    return "".join(parts)
 
 
 def svg(lines: list[tuple[float, str]]) -> str:
