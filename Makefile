@@ -31,7 +31,7 @@ stack: $(VENV)/.dev ## tests of the program's resources: no cloud
 	$(BIN)/pytest -n $(JOBS) tests/stack
 
 local: $(VENV)/.dev ## tests of the deployed thing on the local cloud
-	$(BIN)/pytest -n $(JOBS) --dist loadfile tests/local
+	$(BIN)/pytest tests/local
 
 page: $(VENV)/.page ## tests of the page, with a browser (apt-get install chromium)
 	$(BIN)/pytest tests/local/test_page.py
