@@ -150,7 +150,7 @@ def error_of(response: Any) -> str:
 
 def describe(letter: Letter) -> str:
     """A message in one line: the object keys in its event, and the error."""
-    keys = re.findall(r'"key": ("(?:[^"\\]|\\.)*")', json.dumps(letter.event))
+    keys = re.findall(r'"(?:key|objectKey)": ("(?:[^"\\]|\\.)*")', json.dumps(letter.event))
     return f"{', '.join(keys) or 'an event'}: {letter.error or 'redriven'}"
 
 

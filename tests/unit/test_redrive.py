@@ -100,6 +100,12 @@ def test_each_letter_is_redriven_once_and_progress_is_told(pauses: list[float]) 
     assert set(pauses) == {0}
 
 
+def test_a_letter_of_a_scan_names_its_object_too(pauses: list[float]) -> None:
+    payload = {"n": 0, "detail": {"s3ObjectDetails": {"objectKey": "ann/a"}}}
+    queue = Queue(json.dumps({"requestPayload": payload, "responsePayload": None}))
+    assert [describe(each) for each in run(queue, Function())] == ['"ann/a": redriven']
+
+
 def test_it_slows_down_while_the_function_is_throttled_and_the_letter_is_not_given_up(
     pauses: list[float],
 ) -> None:
