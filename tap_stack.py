@@ -3237,16 +3237,10 @@ def change_item(request: Request, item_id: str, changed: Callable[[Item], Item])
 
 def delete_item(request: Request) -> Response:
     """DELETE /items/{id}: deletes the item; a second time it is 404."""
-    condition, values = delete_condition(request)
+    key = item_key(request, request.item_id())
+    only = {**delete_condition(request), "ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
     try:
-        table(
-            request,
-            "delete_item",
-            Key=item_key(request, request.item_id()),
-            ConditionExpression=condition,
-            ExpressionAttributeValues=values,
-            ReturnValuesOnConditionCheckFailure="ALL_OLD",
-        )
+        table(request, "delete_item", Key=key, **only)
     except ConditionFailed as failure:
         if failure.item:
             raise precondition_failed() from None
@@ -3317,8 +3311,8 @@ def etag(item: Item) -> str:
     return f'"{item["revision"]["S"]}"'
 
 
-def delete_condition(request: Request) -> tuple[str, Item]:
-    """Condition and values: the item exists, as If-Match and If-None-Match want it."""
+def delete_condition(request: Request) -> Json:
+    """Condition with its values: the item exists, as If-Match and If-None-Match want it."""
     condition, values = "id = :id", {":id": {"S": request.item_id()}}
     # A weak tag never matches If-Match (RFC 9110, 13.1.1): with its W/ it is no revision.
     wanted = request.etags("if-match")
@@ -3330,7 +3324,7 @@ def delete_condition(request: Request) -> tuple[str, Item]:
             names = [f":r{len(values) + n}" for n in range(len(tags))]
             condition += f" AND {operator} IN ({', '.join(names)})"
             values |= {name: {"S": tag.strip('"')} for name, tag in zip(names, tags, strict=True)}
-    return condition, values
+    return {"ConditionExpression": condition, "ExpressionAttributeValues": values}
 
 
 def precondition_failed() -> Problem:
@@ -4394,20 +4388,15 @@ def _slug(route: str) -> str:
 
 #: A line of the access log: caller, request, response, and where it failed.
 ACCESS_LOG = {
-    "requestId": "$context.requestId",
-    "requestTime": "$context.requestTime",
-    "ip": "$context.identity.sourceIp",
-    "caller": "$context.authorizer.claims.sub",
-    "method": "$context.httpMethod",
-    "path": "$context.path",
-    "routeKey": "$context.routeKey",
-    "status": "$context.status",
-    "responseLength": "$context.responseLength",
+    "requestId": "$context.requestId", "requestTime": "$context.requestTime",
+    "ip": "$context.identity.sourceIp", "caller": "$context.authorizer.claims.sub",
+    "method": "$context.httpMethod", "path": "$context.path", "routeKey": "$context.routeKey",
+    "status": "$context.status", "responseLength": "$context.responseLength",
     "responseLatency": "$context.responseLatency",
     "integrationLatency": "$context.integrationLatency",
     "integrationError": "$context.integrationErrorMessage",
     "authorizerError": "$context.authorizer.error",
-}
+}  # fmt: skip
 
 # === File pipeline ================================================================================
 # S3 notifies the handler of each object version that is made or deleted; it records what it is.
@@ -6640,10 +6629,8 @@ class WebTier(Component):
 
     def _listeners(self) -> list[aws.lb.Listener]:
         forward: Any = {"type": "forward", "target_group_arn": self.target_group.arn}
-        redirect: Any = {
-            "type": "redirect",
-            "redirect": {"port": "443", "protocol": "HTTPS", "status_code": "HTTP_301"},
-        }
+        to = {"port": "443", "protocol": "HTTPS", "status_code": "HTTP_301"}
+        redirect: Any = {"type": "redirect", "redirect": to}
 
         def listen(key: str, port: int, action: Any, **tls: Any) -> aws.lb.Listener:
             return aws.lb.Listener(
