@@ -4508,7 +4508,10 @@ def record_scan(event: Event, log_fields: Json) -> str:
     version = await_version(file, scanned)
     if not version:
         raise RecordsFailed(f"version {scanned.version_id} is scanned, and not recorded yet")
-    repeated = transact([scan_update(version, event["time"], found, threats)])
+    later, time = "attribute_not_exists(scanned_at) OR scanned_at < :scanned_at", event["time"]
+    names: AttributeValue = {"L": [{"S": each} for each in threats]}
+    new = {"scan_result": {"S": found}, "threats": names, "scanned_at": {"S": time}}
+    repeated = transact([version_update(version, later, **new)])
     record_newest(file)
     if repeated:
         return "FilesRepeated"
@@ -4668,7 +4671,8 @@ def record_deletion(deleted: Upload, marker: bool) -> str:
     elif marker:
         repeated = False
     elif version := await_version(file, deleted):
-        writes = [version_deletion(version, deleted.time)]
+        once, time = "attribute_not_exists(deleted_at)", {"S": deleted.time}
+        writes = [version_update(version, once, deleted_at=time)]
         if "size" in version:  # else it is in no total
             writes.append(totals_update(version, "deleted_"))
         repeated = "deleted_at" in version or bool(transact(writes))
@@ -4807,26 +4811,14 @@ def may_repeat(attempt: int) -> bool:
     return True
 
 
-def version_deletion(version: Item, time: str) -> Write:
-    """The write that a version is gone for good, once."""
+def version_update(version: Item, condition: str, **attributes: AttributeValue) -> Write:
+    """The write that sets attributes of a version, under a condition, which has them as values."""
     return files_write(
         "Update",
         Key={name: version[name] for name in ("id", "record")},
-        UpdateExpression="SET deleted_at = :time",
-        ConditionExpression="attribute_not_exists(deleted_at)",
-        ExpressionAttributeValues={":time": {"S": time}},
-    )
-
-
-def scan_update(version: Item, time: str, found: str, threats: list[str]) -> Write:
-    """The write of a scan's result, unless that of a later one is there."""
-    names: AttributeValue = {"L": [{"S": each} for each in threats]}
-    return files_write(
-        "Update",
-        Key={name: version[name] for name in ("id", "record")},
-        UpdateExpression="SET scan_result = :found, threats = :threats, scanned_at = :time",
-        ConditionExpression="attribute_not_exists(scanned_at) OR scanned_at < :time",
-        ExpressionAttributeValues={":found": {"S": found}, ":threats": names, ":time": {"S": time}},
+        UpdateExpression="SET " + ", ".join(f"{name} = :{name}" for name in attributes),
+        ConditionExpression=condition,
+        ExpressionAttributeValues={f":{name}": value for name, value in attributes.items()},
     )
 
 
