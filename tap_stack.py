@@ -2281,7 +2281,7 @@ class Bucket(Component):
     Encrypted with S3's own keys (AES-256), which log delivery needs, or `under_key`. `days` is
     when objects expire; 0 is never. `access_logs_of` are the names of buckets that deliver their
     access logs to this one, and `access_logs_to` is the bucket that it delivers its own to. With
-    `unscanned_for` only these roles, by name, read what GuardDuty has not found harmless.
+    `unscanned_for` only these roles, by name, read what GuardDuty has not found harmless, or tag.
 
     Costs what it stores, by the GB and month, less after the days of TRANSITIONS; S3's own keys
     cost nothing.
@@ -2363,10 +2363,13 @@ class Bucket(Component):
         if unscanned_for:
             role = Output.format("arn:{0}:iam::{1}:role/", context.partition, context.account)
             readers = [Output.concat(role, each) for each in unscanned_for]
-            when = {"StringNotEquals": {f"s3:ExistingObjectTag/{SCAN_TAG}": list(HARMLESS)}}
-            when["ArnNotEquals"] = {"aws:PrincipalArn": readers}
+            others: Json = {"ArnNotEquals": {"aws:PrincipalArn": readers}}
+            unknown = {"StringNotEquals": {f"s3:ExistingObjectTag/{SCAN_TAG}": list(HARMLESS)}}
+            forged = {"ForAnyValue:StringEquals": {"s3:RequestObjectTagKeys": SCAN_TAG}}
             reads = actions_of("s3", "GetObject GetObjectVersion")
-            statements.append(deny(*reads, on=objects, when=when))
+            tags = actions_of("s3", "PutObject PutObjectTagging PutObjectVersionTagging")
+            statements.append(deny(*reads, on=objects, when=unknown | others))
+            statements.append(deny(*tags, on=objects, when=forged | others))
         return aws.s3.BucketPolicy(
             *self.child("policy", self.public_access_block),
             bucket=self.bucket.bucket,

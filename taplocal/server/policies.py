@@ -1,9 +1,9 @@
 """Policies as AWS reads them.
 
-In MiniStack a `*` matches no newline, which S3 allows in keys, `cloudwatch:namespace` is never
-there, and what concerns a log stream is allowed by its group's ARN, not by `<log group>:*`;
-`aws:PrincipalArn` is that of a role's session, not the role's. A request over loopback, which no
-network carries, counts as one with TLS.
+In MiniStack a `*` matches no newline, which S3 allows in keys, `cloudwatch:namespace` and
+`s3:RequestObjectTagKeys` are never there, and what concerns a log stream is allowed by its group's
+ARN, not by `<log group>:*`; `aws:PrincipalArn` is that of a role's session, not the role's. A
+request over loopback, which no network carries, counts as one with TLS.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qs
 
 from ministack.core import iam_actions, iam_evaluator
 
+OBJECT_TAGS = "s3:RequestObjectTagKeys"
 SESSION = re.compile(r"arn:aws:sts::(\d+):assumed-role/([^/]+)/.+")
 
 
@@ -30,9 +32,21 @@ def install() -> None:
         found: dict[str, Any] = tags(service, action, body, parameters)
         if action == "cloudwatch:PutMetricData":
             found["cloudwatch:namespace"] = namespace(body, parameters)
+        if action in ("s3:PutObjectTagging", "s3:PutObjectVersionTagging"):
+            found[OBJECT_TAGS] = [x.decode() for x in re.findall(rb"<Key>(.*?)</Key>", body)]
         return found
 
+    of_object = iam_actions._s3_object_context
+
+    def object_context(action: str, query: Any, path: str, headers: Any) -> dict[str, Any]:
+        tags = parse_qs(headers.get("x-amz-tagging", ""), keep_blank_values=True)
+        return {
+            **of_object(action, query, path, headers),
+            **({OBJECT_TAGS: [*tags]} if tags else {}),
+        }
+
     iam_actions.request_tag_context = context
+    iam_actions._s3_object_context = object_context
 
 
 def namespace(body: bytes, parameters: Mapping[str, Any]) -> str:

@@ -218,7 +218,8 @@ def test_guardduty_may_do_exactly_this_with_the_files() -> None:
 def test_with_malware_protection_s3_gives_what_is_not_scanned_to_two_roles() -> None:
     graph = graph_of("prod", files_malware_protection="true")
     policy = graph.one("BucketPolicy", "files-uploads-policy").inputs["policy"]
-    (denied,) = [x for x in statements(policy) if "ArnNotEquals" in x.get("Condition", {})]
+    others = [x for x in statements(policy) if "ArnNotEquals" in x.get("Condition", {})]
+    denied, forged = others
     assert (denied["Effect"], denied["Principal"]) == ("Deny", {"AWS": "*"})
     assert denied["Action"] == ["s3:GetObject", "s3:GetObjectVersion"]
     tag = "s3:ExistingObjectTag/GuardDutyMalwareScanStatus"
@@ -230,6 +231,13 @@ def test_with_malware_protection_s3_gives_what_is_not_scanned_to_two_roles() -> 
         "ArnNotEquals": {
             "aws:PrincipalArn": [f"arn:aws:iam::{ACCOUNT}:role/{each}" for each in readers]
         },
+    }
+    assert forged["Action"] == [
+        f"s3:{each}" for each in ("PutObject", "PutObjectTagging", "PutObjectVersionTagging")
+    ]
+    assert forged["Condition"] == {
+        "ForAnyValue:StringEquals": {"s3:RequestObjectTagKeys": "GuardDutyMalwareScanStatus"},
+        "ArnNotEquals": denied["Condition"]["ArnNotEquals"],
     }
 
 
