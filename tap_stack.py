@@ -351,7 +351,8 @@ class TapStackArgs:
     """Export the files table each night, for [SQL](operations.md#analytics): {export_gb} a GB and
     night, and {query_tb} a TB that queries read. A million files are some 2 GB."""
     noncurrent_days: int = setting(PerTier(7, 30, 90), between(1, 3_650))
-    """Days after which replaced and deleted versions of objects expire, in all buckets."""
+    """Days after which replaced and deleted versions of objects expire, in all buckets; sooner
+    where objects do."""
     upload_max_mb: int = setting(100, between(1, 5_000, ", what S3 accepts in one POST"))
     """Largest file that the API lets upload, in MB (1,000,000 bytes)."""
     upload_types: Sequence[str] = setting(

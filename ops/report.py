@@ -1,6 +1,6 @@
-"""Runs the saved queries of files and prints what they tell: tables, JSON or CSV.
+"""Runs the saved queries of files and prints what they tell: one as CSV, or all as JSON.
 
-    python -m ops.report --workgroup NAME [QUERY] [--json | --csv]
+    python -m ops.report --workgroup NAME [QUERY] [--json]
 
 Uses the AWS credentials and region of the environment, as the AWS CLI does; docs/operations.md has
 the policy that they need. The queries are those that are registered, read from Athena, which runs
@@ -49,14 +49,19 @@ class Report:
 
 def saved_queries(athena: Any, workgroup: str, name: str | None = None) -> list[dict[str, Any]]:
     """The saved queries of a workgroup, by name, or the one of a name; ReportError without it."""
-    ids = athena.list_named_queries(WorkGroup=workgroup)["NamedQueryIds"]
-    found = athena.batch_get_named_query(NamedQueryIds=ids)["NamedQueries"] if ids else []
+    pages = athena.get_paginator("list_named_queries").paginate(WorkGroup=workgroup)
+    found: list[dict[str, Any]] = []
+    for ids in (page["NamedQueryIds"] for page in pages):
+        found += athena.batch_get_named_query(NamedQueryIds=ids)["NamedQueries"] if ids else []
     queries = {each["Name"]: each for each in sorted(found, key=lambda each: each["Name"])}
     if name is None:
         return list(queries.values())
     if name not in queries:
         near = difflib.get_close_matches(name, queries, 1)
-        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(queries)}"
+        known = (
+            f"use one of {', '.join(queries)}" if queries else f"the workgroup {workgroup} has none"
+        )
+        hint = f"did you mean {near[0]}?" if near else known
         raise ReportError(f"there is no report {json.dumps(name)}: {hint}")
     return [queries[name]]
 
@@ -97,22 +102,28 @@ def bars(report: Report) -> Iterable[str]:
     most = max((row[-1] for row in report.rows), default=0)
     for row in report.rows:
         texts = [each for each in row[:-1] if isinstance(each, str)]
-        width = (LABEL + 1) // len(texts) - 1
+        width = (LABEL + 1) // max(len(texts), 1) - 1
         label = " ".join(x if len(x) <= width else f"{x[: width - 1]}…" for x in texts)
         bar = "█" * (round(BAR * row[-1] / most) if most > 0 else 0)
         yield f"{label:{LABEL}} {bar} {row[-1]:,}"
 
 
+app = typer.Typer()
+
+
+@app.command()
 def main(
     workgroup: Annotated[str, typer.Option(help="the stack's output files_workgroup_name")],
     name: Annotated[str | None, typer.Argument(help="a saved query; all by default")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, not CSV")] = False,
 ) -> None:
     """Runs the saved queries of files."""
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
+        if not (name or as_json):
+            raise ReportError("name a report, or give --json")
         athena = boto3.client("athena")
         reports = [run(athena, each) for each in saved_queries(athena, workgroup, name)]
     except (BotoCoreError, ClientError, ReportError) as error:
@@ -121,9 +132,8 @@ def main(
     if as_json:
         typer.echo(json.dumps({each.name: each.records() for each in reports}, indent=2))
     else:
-        for each in reports:
-            each.write_csv(sys.stdout)
+        reports[0].write_csv(sys.stdout)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

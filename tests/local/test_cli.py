@@ -76,6 +76,14 @@ def test_call_fails_for_a_rejected_request_when_asked(deployed: Session, data: P
     assert taplocal(*asked[:2], "/health", *asked[3:], "--fail").returncode == 0
 
 
+def test_a_report_without_analytics_says_which_setting_is_off(
+    deployed: Session, data: Path
+) -> None:
+    completed = taplocal("report", "--data", str(data))
+    why = "the stack has no output files_workgroup_name: `up -c files_analytics=true` makes it"
+    assert (completed.returncode, completed.stderr) == (1, f"error: {why}\n")
+
+
 def test_a_misspelt_output_proposes_the_nearest(deployed: Session, data: Path) -> None:
     completed = taplocal("outputs", "api_ulr", "--data", str(data))
     assert completed.stderr == 'error: there is no output "api_ulr": did you mean api_url?\n'

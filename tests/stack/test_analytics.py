@@ -129,6 +129,11 @@ def test_saved_queries_are_reads_in_the_sql_of_athena_and_of_duckdb(dialect: str
     assert used == {*tap_stack.EXPORTED.split(), "size"}
 
 
+def test_each_query_of_the_folder_is_saved() -> None:
+    names = {each.stem for each in (ROOT / "queries").glob("*.sql")} - {"versions"}
+    assert names == {*tap_stack.QUERIES}
+
+
 def test_the_policy_for_who_asks_is_for_the_stacks_own_names() -> None:
     text = (ROOT / "docs/operations.md").read_text().partition("<!-- analyst -->\n```json\n")[2]
     policy = json.loads(text.partition("```")[0])
