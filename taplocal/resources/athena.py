@@ -89,13 +89,12 @@ class NamedQuery(Handler):
 
 def _configuration(inputs: Inputs) -> dict[str, Any]:
     settings = dict(inputs["configuration"])
-    result = dict(settings.pop("resultConfiguration"))
-    encryption = dict(result.pop("encryptionConfiguration", {}))
-    result["encryptionConfiguration"] = given(
-        EncryptionOption=encryption.get("encryptionOption"), KmsKey=encryption.get("kmsKeyArn")
+    enforced, result = (
+        settings.pop("enforceWorkgroupConfiguration"),
+        settings["resultConfiguration"],
     )
-    enforced = settings.pop("enforceWorkgroupConfiguration")
-    return {
-        **pascal({**settings, "resultConfiguration": result}),
-        "EnforceWorkGroupConfiguration": enforced,
-    }
+    if encryption := result.get("encryptionConfiguration"):
+        key = {"kmsKey": encryption.get("kmsKeyArn")}  # not as Pulumi writes it
+        kept = {"encryptionOption": encryption["encryptionOption"], **given(**key)}
+        settings["resultConfiguration"] = {**result, "encryptionConfiguration": kept}
+    return {**pascal(settings), "EnforceWorkGroupConfiguration": enforced}
