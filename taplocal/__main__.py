@@ -141,6 +141,10 @@ def up(
 def dev(
     env: Env = "dev",
     config: Config = None,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Have each function wait for a debugger, such as VS Code."),
+    ] = False,
     program: Program = Path(),
     data: Data = None,
 ) -> None:
@@ -149,7 +153,7 @@ def dev(
 
     folder = (data or session.folder_of(program)).resolve()
     settings = dict(_pair(each) for each in config or ())
-    watching.run(watching.Target(program.resolve(), env, folder, settings), Console())
+    watching.run(watching.Target(program.resolve(), env, folder, settings), Console(), debug)
 
 
 @app.command("env")

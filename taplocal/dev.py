@@ -7,12 +7,13 @@ providers, so that each starts in milliseconds.
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,16 @@ from taplocal.console import Console
 from taplocal.errors import TapLocalError
 from taplocal.logs import Logs
 from taplocal.project import Project
-from taplocal.session import Session
 from taplocal.sources import Sources
+from taplocal.state import write_private
 
 LOGS_SECONDS = 0.2  # between two looks at the logs
 END_SECONDS = 10
 #: Lines of the platform, of a release's own requests, of health checks.
 NOISE = re.compile(r'^"(START|END|REPORT) RequestId|"caller": "release-probe"|ELB-HealthChecker')
 
+FUNCTION = "aws:lambda/function:Function"
+DEBUG, DEBUG_PORT = "debug.json", 5678  # in the data folder; the first function's, the usual one
 SERVICES = "TAPLOCAL_PRELOAD"  # in the environment: modules of providers for the server
 
 #: Time (epoch, ns), size and inode of a file; None if it is missing.
@@ -50,49 +53,76 @@ class Target:
         return Project.load(self.program, self.env, self.config)
 
 
-def run(target: Target, console: Console) -> None:
-    """Runs until Ctrl-C."""
-    seen: dict[str, Signature] = {}
-    announced = False
+def run(target: Target, console: Console, debug: bool = False) -> None:
+    """Runs until Ctrl-C; `debug` has each function's first request wait for a debugger."""
     logs = Logs(round(time.time() * 1000))
-    context: Any = multiprocessing.get_context("spawn")
-    while True:
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_generation, args=(target, seen, theirs, announced))
-        process.start()
-        theirs.close()
-        try:
-            found = _opened(target) if seen else None
-            while not ours.poll(LOGS_SECONDS):
-                for event in logs.new(*found) if found else ():
-                    if not NOISE.search(json.dumps(event["message"])):
-                        console.event(event)
-            seen, modules = ours.recv()
-        except EOFError:
-            raise TapLocalError("the process that deploys has ended: run `dev` again") from None
-        except KeyboardInterrupt:
-            console.say("\nwhat is deployed stays: `up` or `dev` goes on with it")
-            return
-        finally:
-            process.join(END_SECONDS)
-        if context.get_start_method() == "spawn":
-            context = multiprocessing.get_context("forkserver")
-            os.environ[SERVICES] = " ".join(modules)
-            context.set_forkserver_preload(["taplocal.preload"])
-        else:
-            announced = True
+    try:
+        seen, modules = _generation("spawn", target, {})
+        os.environ[SERVICES] = " ".join(modules)
+        multiprocessing.set_forkserver_preload(["taplocal.preload"])
+        if debug:
+            _debug(target, seen, console)
+        for first in itertools.chain([True], itertools.repeat(False)):
+            seen, _ = _generation("forkserver", target, seen, first, logs)
+    except KeyboardInterrupt:
+        console.say("\nwhat is deployed stays: `up` or `dev` goes on with it")
+    finally:
+        (target.folder / DEBUG).unlink(missing_ok=True)
 
 
-def _generation(*arguments: Any) -> None:
+def _generation(
+    method: str,
+    target: Target,
+    seen: dict[str, Signature],
+    first: bool = False,
+    logs: Logs | None = None,
+) -> tuple[dict[str, Signature], list[str]]:
+    """Starts a process and prints the logs until it has deployed; its answer."""
+    context: Any = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_watch, args=(target, seen, theirs, first), daemon=True)
+    process.start()
+    theirs.close()
+    show = _shown(target, logs) if logs else None
+    try:
+        while not ours.poll(LOGS_SECONDS):
+            show() if show else None
+        return ours.recv()  # type: ignore[no-any-return]
+    except EOFError:
+        raise TapLocalError("the process that deploys has ended: run `dev` again") from None
+    finally:
+        process.join(END_SECONDS)
+
+
+def _watch(*arguments: Any) -> None:
     from taplocal import watch  # with Pulumi, which this process does not need
 
     watch.generation(*arguments)
 
 
-def _opened(target: Target) -> tuple[Session, Sources] | None:
-    """The environment and its program's lines; None while one of them is broken."""
+def _debug(target: Target, seen: Iterable[str], console: Console) -> None:
+    """Tells the emulator to start functions with a debugger."""
+    state = session.opened(target.program, target.env, target.folder).state
+    names = sorted(x.id for x in state.resources.values() if x.type == FUNCTION)
+    ports = {name: DEBUG_PORT + number for number, name in enumerate(names)}
+    files = sorted(path for path in seen if path.endswith(".py"))
+    write_private(target.folder / DEBUG, json.dumps({"ports": ports, "files": files}))
+    for name, port in ports.items():
+        console.say(f"{name}: its first request waits for a debugger at 127.0.0.1:{port}")
+
+
+def _shown(target: Target, logs: Logs) -> Callable[[], None]:
+    """Prints what is new in the logs; nothing while the environment or its program is broken."""
     try:
         opened = session.opened(target.program, target.env, target.folder)
-        return opened, Sources(target.project().main)
+        sources = Sources(target.project().main)
     except (TapLocalError, SyntaxError):
-        return None
+        return lambda: None
+    console = Console()
+
+    def show() -> None:
+        for event in logs.new(opened, sources):
+            if not NOISE.search(json.dumps(event["message"])):
+                console.event(event)
+
+    return show

@@ -29,7 +29,7 @@ from pulumi import RunError
 
 from taplocal import session
 from taplocal.console import Console
-from taplocal.dev import Signature, Target
+from taplocal.dev import FUNCTION, Signature, Target
 from taplocal.engine import Deployment
 from taplocal.errors import TapLocalError
 from taplocal.program import Registration, working_directory
@@ -44,7 +44,6 @@ NAMED = 4  # resources in a line; more are counted
 SERVICE = re.compile(r"pulumi_\w+(\.\w+)?")  # a module of a provider
 ROOT = Path(__file__).resolve().parents[1]  # which has tap_stack.py
 PACKAGE = str(Path(__file__).resolve().parent)
-FUNCTION = "aws:lambda/function:Function"
 CALL = re.compile(r"^(\w+)\(\)\s*\Z", re.MULTILINE)  # of `init`, a bundle's last line
 
 
@@ -292,13 +291,11 @@ def summed_up(steps: list[Step]) -> str:
     )
 
 
-def generation(
-    target: Target, seen: dict[str, Signature], answer: Connection, announced: bool
-) -> None:
+def generation(target: Target, seen: dict[str, Signature], answer: Connection, first: bool) -> None:
     """The life of one process; answers with the files that the next one watches.
 
-    The first one, which has none, deploys at once; the next one says that it watches. Also
-    answers with the modules of providers that the program has used.
+    Without any it deploys at once. The `first` one that watches says so. Also answers with the
+    modules of providers that the program has used.
     """
     gc.disable()  # the process ends with the next run of the program
     sys.dont_write_bytecode = True  # it is told from newer code by the second, and by size
@@ -306,7 +303,7 @@ def generation(
     try:
         if seen:
             watch = Watch(target, seen, console)
-            if not announced:
+            if first:
                 console.say(f"watching {len(seen)} files; Ctrl-C ends")
             watch.run()
             seen = watch.files

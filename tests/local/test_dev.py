@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +32,8 @@ PROGRAM = (
 ).split()
 TITLE = '"not-found": (404, "Not Found")'  # of a response that needs no token
 HANG_SECONDS = 60  # a guard against hanging, not a measure of speed
+#: At once, or with the whole program if that was running when the file was saved.
+LIVE = r"^saved tap_stack\.py: api-items"
 WORKERS = "ministack-lambda-tap-stack-api-"
 
 
@@ -44,14 +50,14 @@ def titled(title: str) -> str:
 class Dev:
     """A `taplocal dev` on a copy of the program."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *options: str):
         self.folder, self.log = folder, folder / "dev.log"
         for name in PROGRAM:
             shutil.copy(ROOT / name, folder)
         shutil.copytree(ROOT / "scripts", folder / "scripts")
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "taplocal", "dev", "--program", str(folder), "-c", 'systems=["api"]'],
+                [sys.executable, "-m", "taplocal", "dev", "--program", str(folder), "-c", 'systems=["api"]', *options],
                 cwd=ROOT,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -168,7 +174,7 @@ def test_nothing_is_deployed_while_the_file_does_not_parse(dev: Dev) -> None:
     dev.wait(rf"^> +{number} x = \(\n", before)
     assert dev.title() == "Not Found"
     before = dev.save(titled("Seen"))
-    dev.wait("^saved tap_stack.py: api-items live", before)
+    dev.wait(LIVE, before)
     assert dev.title() == "Seen"
 
 
@@ -259,7 +265,7 @@ def test_after_a_switch_of_branches_all_is_as_a_fresh_run_says(dev: Dev) -> None
 def test_many_saves_leave_no_processes_behind(dev: Dev) -> None:
     for number in range(8):
         before = dev.save(titled(f"Title {number}"))
-        dev.wait("^saved tap_stack.py: api-items live", before)
+        dev.wait(LIVE, before)
         assert dev.title() == f"Title {number}"
     listed = subprocess.run(["/bin/ps", "-Aww", "-o", "command="], capture_output=True, text=True)
     mine = [x for x in listed.stdout.splitlines() if str(dev.folder) in x and WORKERS in x]
@@ -288,4 +294,80 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
         group = ["/bin/ps", "-o", "pid=", "-g", str(dev.process.pid)]
         eventually(lambda: not subprocess.run(group, capture_output=True).stdout.split(), dev)
     finally:
+        taplocal("down", "--program", str(tmp_path))
+
+
+class Debugger:
+    """An editor's side of the Debug Adapter Protocol."""
+
+    def __init__(self, port: int):
+        deadline = time.monotonic() + HANG_SECONDS
+        while True:
+            try:
+                self.socket = socket.create_connection(("127.0.0.1", port), HANG_SECONDS)
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        self.file, self.number = self.socket.makefile("rb"), 0
+
+    def send(self, command: str, **arguments: Any) -> None:
+        self.number += 1
+        message = {
+            "seq": self.number,
+            "type": "request",
+            "command": command,
+            "arguments": arguments,
+        }
+        body = json.dumps(message).encode()
+        self.socket.sendall(b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+    def wait(self, kind: str, name: str) -> Any:
+        """The body of the next event, or response, of this name."""
+        while True:
+            length = int(self.file.readline().split(b":")[1])
+            assert self.file.readline() == b"\r\n"
+            message = json.loads(self.file.read(length))
+            if message["type"] == kind and name in (message.get("event"), message.get("command")):
+                assert message.get("success", True), message
+                return message.get("body")
+
+    def stopped(self, program: Path, line: int) -> tuple[int, Any]:
+        """Attaches with a breakpoint; the thread that stops, and its innermost frame."""
+        self.send("initialize", adapterID="test", pathFormat="path")
+        self.wait("response", "initialize")
+        self.send("attach", justMyCode=True)
+        self.wait("event", "initialized")
+        self.send("setBreakpoints", source={"path": str(program)}, breakpoints=[{"line": line}])
+        assert self.wait("response", "setBreakpoints")["breakpoints"][0]["verified"]
+        self.send("configurationDone")
+        thread = self.wait("event", "stopped")["threadId"]
+        self.send("stackTrace", threadId=thread)
+        return thread, self.wait("response", "stackTrace")["stackFrames"][0]
+
+
+def test_a_breakpoint_of_the_program_stops_a_request(tmp_path: Path) -> None:
+    program = tmp_path / "tap_stack.py"
+    dev = Dev(tmp_path, "--debug")
+    try:
+        port = int(dev.wait(r"^tap-stack-api-dev: .* 127\.0\.0\.1:(\d+)$")[1])
+        with ThreadPoolExecutor() as pool:
+            title = pool.submit(dev.title)
+            lines = program.read_text().splitlines()
+            line = next(
+                n for n, x in enumerate(lines, 1) if x.strip() == "response = dispatch(request)"
+            )
+            debugger = Debugger(port)
+            thread, frame = debugger.stopped(program, line)
+            assert (frame["name"], frame["line"]) == ("api", line)
+            assert frame["source"]["path"] == str(program)
+            time.sleep(12)  # longer than the function and the API may take
+            assert not title.done()
+            debugger.send("continue", threadId=thread)
+            assert title.result(HANG_SECONDS) == "Not Found"
+        assert dev.end() == 0
+        assert not (tmp_path / ".taplocal" / "debug.json").exists()
+        assert dev.title() == "Not Found", "by a process that waits for nobody"
+    finally:
+        os.killpg(dev.process.pid, signal.SIGKILL) if dev.process.poll() is None else None
         taplocal("down", "--program", str(tmp_path))
