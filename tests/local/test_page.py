@@ -345,6 +345,7 @@ class Tab:
         self.context = browser.new_context(
             color_scheme=scheme, viewport={"width": width, "height": 900}, accept_downloads=False
         )
+        self.context.set_default_timeout(1000 * HANG_SECONDS)
         self.page = self.context.new_page()
         self.said: list[str] = []
         self.asked: list[str] = []
@@ -387,7 +388,7 @@ def test_each_view_has_its_data(tab: Callable[..., Tab], ann: Call, address: str
     found.locator("#call button").click()
     found.locator("#answer pre").first.wait_for()
     found.locator("#estimate").click()
-    found.locator("#dollars .bar").first.wait_for(timeout=60_000)
+    found.locator("#dollars .bar").first.wait_for()
     assert opened.said == []
     assert {urlsplit(each).netloc for each in opened.asked} == {urlsplit(address).netloc}
     assert "token" not in found.url
@@ -398,7 +399,7 @@ def test_a_dropped_file_appears_and_its_name_is_only_text(tab: Callable[..., Tab
     found, name = opened.page, "<img src=x onerror=alert(1)>.txt"
     found.set_input_files("#choose", {"name": name, "mimeType": "text/plain", "buffer": b"hello"})
     found.locator("#uploads", has_text="sent in").wait_for()
-    found.locator("#recorded button", has_text="<img src=x").wait_for(timeout=20_000)
+    found.locator("#recorded button", has_text="<img src=x").wait_for()
     assert found.locator("#recorded img, #uploads img").count() == 0
     found.locator("#uploads button").click()
     found.locator("#followed td", has_text="text/plain").first.wait_for()
@@ -477,6 +478,6 @@ def test_empty_views_say_so_and_a_restart_is_survived(
     found.locator("#answer", has_text="does not answer").wait_for()
     taplocal("up", *alone)
     assert page.address(tmp_path, "dev") == url
-    found.locator("#state", has_text="has stopped").wait_for(state="detached", timeout=30_000)
+    found.locator("#state", has_text="has stopped").wait_for(state="detached")
     assert taplocal("call", "GET", "/health", "--user", "a@example.com", *alone).returncode == 0
-    found.locator("#last", has_text="/health").wait_for(timeout=20_000)
+    found.locator("#last", has_text="/health").wait_for()

@@ -263,6 +263,7 @@ def test_a_password_rotates_and_the_database_restarts_under_load(running: WebEnv
         assert wait_until(lambda: running.secret()["password"] != old)
         with pytest.raises(psycopg.OperationalError):
             running.visits(password=old)
+        assert running.available()  # no other one is restarted
         running.rds.reboot_db_instance(DBInstanceIdentifier=running.database)
         assert running.available()
     assert visitors.acknowledged <= running.visits()
