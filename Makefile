@@ -51,6 +51,7 @@ bench: $(VENV)/.bench ## compare with other frameworks, time deployments
 	$(BIN)/python -m benchmarks.bodies
 	$(BIN)/python -m benchmarks.balancer
 	$(BIN)/python -m benchmarks.deploy
+	$(BIN)/python -m benchmarks.dev
 
 load: $(VENV)/.bench ## load the deployed API: a spike of 10,000 in a minute, a ramp (ENV=dev)
 	$(BIN)/python -m taplocal up --env $(ENV) > /dev/null
