@@ -105,6 +105,7 @@ def up(
 ) -> None:
     """Deploy the program, or update what is deployed."""
     console = Console(quiet=as_json)
+    gc.disable()  # the process ends: after the run a collection would take most of a second
     with console.working("deploying"):
         opened, summary = session.up(
             program,
