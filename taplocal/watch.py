@@ -28,6 +28,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pulumi import RunError
 
 from taplocal import session
+from taplocal import state as states
 from taplocal.console import Console
 from taplocal.dev import FUNCTION, Signature, Target
 from taplocal.engine import Deployment
@@ -39,6 +40,7 @@ from taplocal.state import Deployed, State, locked
 from taplocal.steps import Step, Summary
 
 LOOK_SECONDS = 0.02  # between two looks at the files; a change is taken when a look finds no other
+LOCK_SECONDS = 60.0  # for another command, or a snapshot: nobody would try again
 QUIET_SECONDS = 0.3  # without a save, after which the whole program runs
 NAMED = 4  # resources in a line; more are counted
 SERVICE = re.compile(r"pulumi_\w+(\.\w+)?")  # a module of a provider
@@ -297,6 +299,7 @@ def generation(target: Target, seen: dict[str, Signature], answer: Connection, f
     Without any it deploys at once. The `first` one that watches says so. Also answers with the
     modules of providers that the program has used.
     """
+    states.LOCK_SECONDS = LOCK_SECONDS
     gc.disable()  # the process ends with the next run of the program
     sys.dont_write_bytecode = True  # it is told from newer code by the second, and by size
     reads, console = Reads(target), Console()
