@@ -116,7 +116,7 @@ def _shown(target: Target, logs: Logs) -> Callable[[], None]:
     try:
         opened = session.opened(target.program, target.env, target.folder)
         sources = Sources(target.project().main)
-    except (TapLocalError, SyntaxError):
+    except (TapLocalError, OSError, SyntaxError, ValueError):
         return lambda: None
     console = Console()
 

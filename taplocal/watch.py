@@ -44,6 +44,8 @@ LOCK_SECONDS = 60.0  # for another command, or a snapshot: nobody would try agai
 QUIET_SECONDS = 0.3  # without a save, after which the whole program runs
 NAMED = 4  # resources in a line; more are counted
 SERVICE = re.compile(r"pulumi_\w+(\.\w+)?")  # a module of a provider
+#: What reading a program raises that is broken, or just being replaced by an editor.
+UNREADABLE = TapLocalError, OSError, SyntaxError, ValueError
 ROOT = Path(__file__).resolve().parents[1]  # which has tap_stack.py
 PACKAGE = str(Path(__file__).resolve().parent)
 CALL = re.compile(r"^(\w+)\(\)\s*\Z", re.MULTILINE)  # of `init`, a bundle's last line
@@ -242,7 +244,10 @@ def place(error: BaseException, message: str, target: Target) -> tuple[str, int]
             key = re.match(r"\s+(?:[\w-]+:)?(\w+):(\s|$)", line)
             if key and key[1] in words:
                 return str(path), number
-    found = Sources(target.project().main).line(message.partition(" ")[0])
+    try:
+        found = Sources(target.project().main).line(message.partition(" ")[0])
+    except UNREADABLE:
+        return None
     return (str(found[0]), found[1]) if found else None
 
 
