@@ -411,7 +411,7 @@ def test_all_of_it_is_used_by_keyboard(tab: Callable[..., Tab]) -> None:
     found.keyboard.press("Tab")
     assert found.evaluate("document.activeElement.className") == "skip"
     seen = set()
-    for _ in range(200):
+    for _ in range(1_000):  # each listed request, file and alarm is one
         found.keyboard.press("Tab")
         seen.add(found.evaluate("document.activeElement.dataset.part || document.activeElement.id"))
         if "estimate" in seen:
