@@ -430,10 +430,8 @@ class Drawing:
             return f"M{x1:g} {y1:g}C{x1 - 34:g} {y1:g} {x2 - 34:g} {y2:g} {x2:g} {y2:g}"
         step = WIDTH + GAP_X
         forth = 1 if x2 > x1 else -1
-        at, path = (x1 + WIDTH if forth > 0 else x1), ""
-        end = x2 if forth > 0 else x2 + WIDTH
-        path = f"M{at:g} {y1:g}"
-        y = y1
+        at, end = (x1 + WIDTH, x2) if forth > 0 else (x1, x2 + WIDTH)
+        y, path = y1, f"M{at:g} {y1:g}"
         between = range(1, round(abs(x2 - x1) / step))
         for number in between:
             ideal = y1 + (y2 - y1) * number / (len(between) + 1)

@@ -4,14 +4,38 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from taplocal.session import Session
 from taplocal.sources import Sources
 
-WRITERS = re.compile("/aws/lambda/.+|/(?!aws/).+")  # functions and instances
+#: Who writes -> what the names of its log groups look like.
+GROUPS = {
+    "requests": "/aws/vendedlogs/apis/.+",
+    "functions": "/aws/lambda/.+",
+    "instances": "/(?!aws/).+",
+}
+Json = dict[str, Any]
 LATE_MS = 5_000  # an event may come after a newer one: instances send theirs in batches
+
+
+def read(session: Session, writers: Iterable[str], since: int, text: str = "") -> list[Json]:
+    """The events of some writers' log groups since a time (epoch, ms), each with its `log_group`.
+
+    Oldest first; with `text`, those that have it.
+    """
+    wanted = re.compile("|".join(GROUPS[each] for each in writers))
+    paginator = session.cloud.client("logs").get_paginator("filter_log_events")
+    asked: Json = {"filterPattern": json.dumps(text)} if text else {}
+    found = [
+        {"log_group": each.id, **event}
+        for each in session.state.resources.values()
+        if each.type == "aws:cloudwatch/logGroup:LogGroup" and wanted.fullmatch(each.id)
+        for page in paginator.paginate(logGroupName=each.id, startTime=since, **asked)
+        for event in page["events"]
+    ]
+    return sorted(found, key=lambda event: event["timestamp"])
 
 
 class Logs:
@@ -23,17 +47,7 @@ class Logs:
 
     def new(self, opened: Session, sources: Sources) -> Iterator[dict[str, Any]]:
         """What has come since the last call, oldest first; stacks with the program's lines."""
-        paginator = opened.cloud.client("logs").get_paginator("filter_log_events")
-        groups = [
-            each.id
-            for each in opened.state.resources.values()
-            if each.type == "aws:cloudwatch/logGroup:LogGroup" and WRITERS.fullmatch(each.id)
-        ]
-        events = []
-        for log_group in groups:
-            for page in paginator.paginate(logGroupName=log_group, startTime=self._since):
-                events += [{"log_group": log_group, **event} for event in page["events"]]
-        for event in sorted(events, key=lambda event: event["timestamp"]):
+        for event in read(opened, ("functions", "instances"), self._since):
             at = event["timestamp"]
             key = f"{event['logStreamName']} {at} {event['message']}"
             if key not in self._seen:

@@ -4,56 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+from taplocal import logs
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
 
 Json = dict[str, Any]
-#: Which log groups -> what their names look like.
-GROUPS = {
-    "requests": "/aws/vendedlogs/apis/.+",
-    "functions": "/aws/lambda/.+",
-    "instances": "/(?!aws/).+",
-}
 IDS = ("request_id", "requestId", "version_id", "key", "id", "trace_id")
 
 
-def groups(session: Session, *kinds: str) -> list[str]:
-    """The log groups of the stack, of some kinds."""
-    wanted = re.compile("|".join(GROUPS[each] for each in kinds))
-    return [
-        each.id
-        for each in session.state.resources.values()
-        if each.type == "aws:cloudwatch/logGroup:LogGroup" and wanted.fullmatch(each.id)
-    ]
-
-
-def events(session: Session, names: Iterable[str], since: float = 0, text: str = "") -> list[Json]:
-    """The JSON lines of log groups since a time, sorted; with `text`, those that have it."""
-    client = session.cloud.client("logs")
+def events(session: Session, since: float = 0, text: str = "") -> list[Json]:
+    """What API and functions wrote as JSON since a time (epoch, s); with `text`, what has it."""
     found = []
-    asked: Json = {"filterPattern": json.dumps(text)} if text else {}
-    for name in names:
-        pages = client.get_paginator("filter_log_events").paginate(
-            logGroupName=name, startTime=int(since * 1000), **asked
-        )
-        for event in (each for page in pages for each in page["events"]):
-            if (message := _object(event["message"])) is not None:
-                at = event["timestamp"] / 1000
-                found.append({"time": at, "group": name, "message": message})
-    return sorted(found, key=lambda each: each["time"])
-
-
-def _object(text: str) -> Json | None:
-    if not text.startswith("{"):
-        return None
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+    for event in logs.read(session, ("requests", "functions"), int(since * 1000), text):
+        if isinstance(message := logs.maybe_json(event["message"]), dict):
+            at = event["timestamp"] / 1000
+            found.append({"time": at, "group": event["log_group"], "message": message})
+    return found
 
 
 def follow(session: Session, id_: str) -> Json:
@@ -63,11 +32,11 @@ def follow(session: Session, id_: str) -> Json:
     milliseconds; `metrics` are those counted, `alarms` those that they can raise. TapLocalError if
     nothing has this id.
     """
-    names = groups(session, "requests", "functions")
-    lines = [each for each in events(session, names, text=id_) if _has(each["message"], id_)]
     if record := _file(session, id_):
         ids = {record["version_id"], record["key"]}
-        lines = [x for x in events(session, names) if ids & set(map(str, x["message"].values()))]
+        lines = [x for x in events(session) if ids & set(map(str, x["message"].values()))]
+    else:
+        lines = [each for each in events(session, text=id_) if _has(each["message"], id_)]
     if not lines and not record:
         raise TapLocalError(
             f"nothing has the id {json.dumps(id_)}: give the request id of a response "
@@ -119,8 +88,8 @@ def _calls(session: Session, traces: set[str]) -> Iterator[Json]:
     path = session.folder / "traces.jsonl"
     found = []
     for line in path.read_text().splitlines() if traces and path.exists() else ():
-        each = _object(line)
-        if each and each.get("trace_id") in traces:
+        each = logs.maybe_json(line)
+        if isinstance(each, dict) and each.get("trace_id") in traces:
             found.append(each)
     for each in sorted(found, key=lambda x: float(x["start_time"])):
         error: Json = next(iter(each.get("cause", {}).get("exceptions", ())), {})

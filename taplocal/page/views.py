@@ -22,7 +22,7 @@ from taplocal.architecture import Architecture, Drawing
 from taplocal.cloud import Cloud
 from taplocal.errors import TapLocalError
 from taplocal.page.server import View
-from taplocal.page.trace import events, follow, groups
+from taplocal.page.trace import events, follow
 from taplocal.session import Session, deployed_environments, state_path, web_parts
 from taplocal.state import State
 
@@ -129,11 +129,11 @@ class Environment:
 
     def _look(self, since: float) -> Json:
         began = time.time()
-        session, architecture = self.session, self.architecture
+        session = self.session
         alarms = self._alarms()
         waiting, releases = self._waiting(), self._releases()
         since = since or began - LOOK_BACK_SECONDS
-        logged = events(session, groups(session, "requests", "functions"), since - 2)
+        logged = events(session, since - 2)
         return {
             "time": began,
             "since": since,
@@ -149,7 +149,6 @@ class Environment:
             "waiting": sum(waiting.values()),
             "web": web_parts(session.cloud, session.state),
             "releases": releases,
-            "count": len(architecture.parts),
         }
 
     def _alarms(self) -> list[Json]:
@@ -324,7 +323,14 @@ class Environment:
         client = self.session.cloud.client("cloudwatch")
         asked = client.describe_alarm_history(AlarmName=name, HistoryItemType="StateUpdate")
         items = asked["AlarmHistoryItems"]
-        about = next((x["about"] for x in self._alarms() if x["name"] == name), "")
+        about = next(
+            (
+                str(each.inputs.get("alarmDescription", ""))
+                for each in self.session.state.resources.values()
+                if each.type.endswith(":MetricAlarm") and each.inputs["name"] == name
+            ),
+            "",
+        )
         return {
             "history": [
                 {"time": x["Timestamp"].timestamp(), "text": x["HistorySummary"]} for x in items
