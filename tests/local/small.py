@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,6 +17,8 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from taplocal.session import Session
+
+HANG_SECONDS = 30  # a guard against hanging, not a measure of speed
 
 CODE = """
 import json, time
@@ -28,6 +30,15 @@ def handler(event, context):
     time.sleep(float(event.get("sleep", 0)))
     return {"statusCode": 200, "body": json.dumps(event.get("requestContext", {}).get("requestId"))}
 """
+
+
+def eventually(condition: Callable[[], Any], seconds: float = HANG_SECONDS) -> Any:
+    """Waits until something is true, and returns it; fails if it never is."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
 
 
 def code(call: Any) -> str:
@@ -63,7 +74,6 @@ def document(*statements: Mapping[str, Any]) -> str:
     return json.dumps({"Version": "2012-10-17", "Statement": statements})
 
 
-HANG_SECONDS = 30  # a guard against hanging, not a measure of speed
 NOTHING = statement("xray:PutTraceSegments", on="*")
 
 

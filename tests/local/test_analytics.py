@@ -10,10 +10,9 @@ import hashlib
 import io
 import json
 import re
-import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,11 @@ from taplocal import exports, session
 from taplocal.session import Session
 from tests.local.conftest import HANG_SECONDS, ROOT, taplocal
 from tests.local.small import Small, made, statement
+from tests.local.small import eventually as within
 
 NAME = "tap-stack-analytics-dev"
 DATABASE = "tap_stack_analytics_dev"
+eventually = functools.partial(within, seconds=HANG_SECONDS)
 MONTH = f"{datetime.now(UTC):%Y-%m}"
 SETTINGS = {"systems": '["files"]', "files_analytics": "true"}
 
@@ -81,15 +82,6 @@ def items(deployed: Session) -> list[dict[str, Any]]:
     pages = client(deployed, "dynamodb").get_paginator("scan")
     found = pages.paginate(TableName=deployed.outputs["files_table_name"], ConsistentRead=True)
     return [each for page in found for each in page["Items"]]
-
-
-def eventually(condition: Callable[[], Any]) -> Any:
-    """Waits until something is true, and returns it; fails if it never is."""
-    deadline = time.monotonic() + HANG_SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return found
 
 
 def rows(deployed: Session, name: str) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from taplocal.resources.awslambda import Clock, Rollout
 from taplocal.resources.base import includes
 from taplocal.session import Session
 from taplocal.state import Deployed
-from tests.local.small import HANG_SECONDS, NOTHING, Small, code, document, statement
+from tests.local.small import HANG_SECONDS, NOTHING, Small, code, document, eventually, statement
 from tests.local.test_policies import as_role
 
 #: The opposite of this machine's processor, as Lambda calls it.
@@ -69,15 +69,6 @@ def log(small: Small, group: str, words: str = "") -> list[str]:
     """The lines of a log group that have some words."""
     found = small.client("logs").filter_log_events(logGroupName=group)["events"]
     return [each["message"] for each in found if words in each["message"]]
-
-
-def eventually(condition: Callable[[], Any]) -> Any:
-    """Waits until something is true, and returns it; fails if it never is."""
-    deadline = time.monotonic() + HANG_SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return found
 
 
 def invoke(small: Small, qualifier: str = "$LATEST") -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from tap_stack import file_id
 from taplocal import keeper, session
 from taplocal.session import Session
 from tests.environments import ROOT
+from tests.local.small import eventually as within
 
 EXAMPLE = ROOT / "examples" / "file_events"
 SCHEMA = json.loads((ROOT / "docs" / "file-event.schema.json").read_text())
-WAIT_SECONDS = 60  # a guard against hanging
+eventually = functools.partial(within, seconds=60)  # a guard against hanging
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +44,6 @@ def consumer(folder: Path) -> Iterator[Session]:
         yield up(folder)
     finally:
         session.down(EXAMPLE, None, folder=folder, report=lambda step: None)
-
-
-def eventually(condition: Callable[[], Any]) -> Any:
-    """Waits until something is true, and returns it; fails if it never is."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return found
 
 
 def put(consumer: Session, key: str, body: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from itertools import pairwise
 from xml.etree import ElementTree
@@ -11,6 +12,7 @@ import pytest
 from taplocal.architecture import GAP_X, HEIGHT, WIDTH, Architecture, Drawing
 from taplocal.program import run
 from taplocal.project import Project
+from taplocal.state import Deployed
 from tests.stack.conftest import ENVIRONMENTS, REGION, ROOT, Recorder, with_defaults
 
 #: All relations of dev, read one by one beside the program.
@@ -46,10 +48,16 @@ web-fleet-group connects to database-instance
 ELSEWHERE = {"claimed-concurrency", "bastion-logins", "snapshot-missing"}
 
 
-def architecture(env: str, **config: str) -> Architecture:
+@functools.cache
+def deployed(env: str, **config: str) -> dict[str, Deployed]:
+    """What an environment registers, with what AWS would return."""
     recorder = Recorder()
-    run(with_defaults(env, **{"aws:region": REGION, "files_events": "true", **config}), recorder)
-    return Architecture(recorder.deployed)
+    run(with_defaults(env, **{"aws:region": REGION, **config}), recorder)
+    return recorder.deployed
+
+
+def architecture(env: str, **config: str) -> Architecture:
+    return Architecture(deployed(env, files_events="true", **config))
 
 
 def test_the_relations_are_those_of_the_program() -> None:
@@ -83,10 +91,8 @@ def test_every_function_has_a_door_and_somewhere_to_fail_unless_its_caller_waits
 
 
 def test_a_relation_goes_with_the_policy_that_allows_it() -> None:
-    recorder = Recorder()
-    run(with_defaults("dev", **{"aws:region": REGION}), recorder)
-    without = {x: each for x, each in recorder.deployed.items() if "api-items-role" not in x}
-    gone = set(Architecture(recorder.deployed).edges) - set(Architecture(without).edges)
+    without = {x: each for x, each in deployed("dev").items() if "api-items-role" not in x}
+    gone = set(Architecture(deployed("dev")).edges) - set(Architecture(without).edges)
     assert {(x.source, x.target) for x in gone} == {
         ("api-items-function", target)
         for target in ("api-items", "api-paging-key", "files-table", "files-uploads-bucket")
@@ -95,12 +101,10 @@ def test_a_relation_goes_with_the_policy_that_allows_it() -> None:
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_every_alarm_on_a_parts_metric_is_that_parts(env: str) -> None:
-    recorder = Recorder()
-    run(with_defaults(env, **{"aws:region": REGION}), recorder)
-    shown = [name for names in Architecture(recorder.deployed).alarms.values() for name in names]
+    shown = [name for names in Architecture(deployed(env)).alarms.values() for name in names]
     alarms = {
         each.name.removeprefix("monitoring-"): each.inputs["name"]
-        for each in recorder.deployed.values()
+        for each in deployed(env).values()
         if each.type.endswith(":MetricAlarm")
     }
     assert sorted(shown) == sorted(alarms[name] for name in alarms.keys() - ELSEWHERE)
@@ -149,7 +153,5 @@ def test_no_relation_is_drawn_behind_a_part() -> None:
 
 
 def test_the_order_of_registration_changes_nothing() -> None:
-    recorder = Recorder()
-    run(with_defaults("dev", **{"aws:region": REGION}), recorder)
-    turned = Architecture(dict(reversed(recorder.deployed.items())))
-    assert Drawing(turned).svg("x") == Drawing(Architecture(recorder.deployed)).svg("x")
+    turned = Architecture(dict(reversed(deployed("dev").items())))
+    assert Drawing(turned).svg("x") == Drawing(Architecture(deployed("dev"))).svg("x")
