@@ -943,6 +943,12 @@ class Component(pulumi.ComponentResource):
                 aliases=[{"name": target, "zone_id": zone_id, "evaluate_target_health": False}],
             )
 
+    def key_use(self, service: str, *actions: str) -> Statement:
+        """The statement that a role may use the stack's key, through one AWS service alone."""
+        via = Output.format("{0}.{1}.amazonaws.com", service, self.aws_context.region)
+        when = {"StringEquals": {"kms:ViaService": via}}
+        return allow(*(f"kms:{each}" for each in actions), on=self.key.arn, when=when)
+
     def service_role(
         self,
         key: str,
@@ -1011,7 +1017,7 @@ class Component(pulumi.ComponentResource):
             f"Lets the scheduler start {name}",
             "scheduler.amazonaws.com",
             *allowed,
-            allow("kms:Decrypt", on=self.key.arn),
+            self.key_use("scheduler", "Decrypt"),
             when=self.aws_context.same_account,
         )
         again = {"maximum_retry_attempts": 10, "maximum_event_age_in_seconds": 3600}
@@ -1309,6 +1315,12 @@ class Function(Component):
 
     def _role(self, statements: Sequence[Statement]) -> tuple[aws.iam.Role, aws.iam.RolePolicy]:
         queue, streams = self.dead_letter_queue, Output.concat(self.logs.arn, ":*")
+        own = self.aws_context.arn("lambda", f"function:{self.physical_name}")
+        own_variables = {  # of any version
+            "StringLike": {
+                "kms:EncryptionContext:aws:lambda:FunctionArn": [own, Output.concat(own, ":*")]
+            }
+        }
         return self.service_role(
             "role",
             f"What {self.physical_name} may do",
@@ -1316,10 +1328,14 @@ class Function(Component):
             allow("logs:CreateLogStream", "logs:PutLogEvents", on=streams),
             # X-Ray has no resources to name.
             allow("xray:PutTelemetryRecords", "xray:PutTraceSegments", on="*"),
-            allow("kms:Decrypt", "kms:GenerateDataKey", on=self.key.arn),
+            allow("kms:Decrypt", on=self.key.arn, when=own_variables),
             *statements,
-            *([allow("sqs:SendMessage", on=queue.arn)] if queue else []),
+            *(self._dead_letter_statements(queue) if queue else []),
         )
+
+    def _dead_letter_statements(self, queue: aws.sqs.Queue) -> list[Statement]:
+        use = self.key_use("sqs", "Decrypt", "GenerateDataKey")
+        return [allow("sqs:SendMessage", on=queue.arn), use]
 
     def _function(self, code: Code) -> aws.lambda_.Function:
         files = {**code.files, "index.py": bundle(code.handler, code.init)}
@@ -2224,8 +2240,8 @@ class Rollout(pulumi.dynamic.Resource, module="tap", name="Rollout"):
 
 # === Tables =======================================================================================
 
-#: What a function needs of a table's key, beyond what decrypts its own environment.
-TABLE_KEY_USE = actions_of("kms", "DescribeKey Encrypt ReEncryptFrom ReEncryptTo")
+#: What DynamoDB documents that it does with a table's key in the name of who uses the table.
+TABLE_KEY_USE = "Decrypt DescribeKey Encrypt GenerateDataKey ReEncryptFrom ReEncryptTo".split()
 
 
 def index(
@@ -4190,7 +4206,7 @@ class ServerlessApi(Component):
             canary=Canary(probes=[({"dry_run": True}, None)]),
             statements=[
                 allow("ssm:GetParameter", "ssm:PutParameter", on=self.paging_key.arn),
-                allow("kms:Encrypt", on=self.key.arn),
+                self.key_use("ssm", "Decrypt", "Encrypt"),
             ],
             max_event_age_hours=1,
         )
@@ -4235,8 +4251,9 @@ class ServerlessApi(Component):
             statements=[
                 allow(*writes, on=self.items.arn),
                 allow("dynamodb:Query", on=index_arns(self.items, ITEM_INDEXES)),
-                allow(*TABLE_KEY_USE, on=self.key.arn),
+                self.key_use("dynamodb", *TABLE_KEY_USE),
                 allow("ssm:GetParameter", on=self.paging_key.arn),
+                self.key_use("ssm", "Decrypt"),
                 *(self.files.api_statements() if self.files else []),
             ],
             concurrency=self.args.api_concurrency,
@@ -5432,7 +5449,7 @@ class FilePipeline(Component):
                 allow("s3:ListBucket", on=bucket.arn),
                 allow("dynamodb:GetItem", "dynamodb:Query", on=table.arn),
                 allow("dynamodb:PutItem", "dynamodb:UpdateItem", on=table.arn),
-                allow(*TABLE_KEY_USE, on=self.key.arn),
+                self.key_use("dynamodb", *TABLE_KEY_USE),
             ],
             max_event_age_hours=6,
             concurrency=self.args.files_concurrency,
@@ -5468,7 +5485,7 @@ class FilePipeline(Component):
             "Lets pipes publish what becomes of files",
             "pipes.amazonaws.com",
             allow(*reads, on=self.table.stream_arn),
-            allow("kms:Decrypt", on=self.key.arn),
+            self.key_use("dynamodb", "Decrypt"),
             allow("events:PutEvents", on=bus),
             when=context.acting_for(pipes, "ArnEquals"),
         )
@@ -5650,7 +5667,8 @@ class FileAnalytics(Component):
             },
             allow("dynamodb:ExportTableToPointInTime", on=table_arn),
             allow(*writes, on=Output.concat(bucket.arn, f"/{EXPORTS}/*")),
-            allow("kms:GenerateDataKey", on=self.key.arn),
+            self.key_use("dynamodb", "Decrypt"),
+            self.key_use("s3", "Decrypt", "GenerateDataKey"),
             group_name=self.group.name,  # whose metrics are of this schedule alone
             schedule_expression="cron(0 3 * * ? *)",
             description="An export of the files table every night",
@@ -6695,7 +6713,7 @@ class WebTier(Component):
                 statements=[
                     allow("rds-db:connect", on=database.user_arn),
                     allow("secretsmanager:GetSecretValue", on=database.secret_arn),  # to migrate
-                    allow("kms:Decrypt", on=self.key.arn),
+                    self.key_use("secretsmanager", "Decrypt"),
                     *agent_statements(self.logs),
                 ],
                 minimum=args.instances_min,

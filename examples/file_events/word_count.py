@@ -56,7 +56,7 @@ function = Function(
     statements=[
         allow("s3:GetObjectVersion", on=Output.concat(bucket.arn, "/*")),
         allow("dynamodb:PutItem", on=table.arn),
-        allow(*TABLE_KEY_USE, on=encryption.key.arn),
+        encryption.key_use("dynamodb", *TABLE_KEY_USE),
     ],
     max_event_age_hours=6,
 )

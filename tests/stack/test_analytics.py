@@ -53,7 +53,8 @@ def test_a_schedule_exports_the_table_each_night_and_its_role_may_do_exactly_thi
             ["s3:AbortMultipartUpload", "s3:PutObject", "s3:PutObjectAcl"],
             f"arn:aws:test:{REGION}:{ACCOUNT}:Bucket/files-analytics-exports-bucket/AWSDynamoDB/*",
         ),
-        (["kms:GenerateDataKey"], key),
+        (["kms:Decrypt"], key),
+        (["kms:Decrypt", "kms:GenerateDataKey"], key),
         (["kms:Decrypt"], key),
     ]
     role = graph.one("Role", "files-analytics-schedule-role").inputs["assumeRolePolicy"]

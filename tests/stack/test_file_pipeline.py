@@ -74,13 +74,14 @@ def test_the_function_may_do_exactly_this(graph: Graph) -> None:
             arn("LogGroup", "files-records-logs") + ":*",
         ),
         (["xray:PutTelemetryRecords", "xray:PutTraceSegments"], "*"),
-        (["kms:Decrypt", "kms:GenerateDataKey"], key),
+        (["kms:Decrypt"], key),
         (["s3:GetObject", "s3:GetObjectVersion"], f"{bucket}/*"),
         (["s3:ListBucket"], bucket),
         (["dynamodb:GetItem", "dynamodb:Query"], arn("Table", "files-table")),
         (["dynamodb:PutItem", "dynamodb:UpdateItem"], arn("Table", "files-table")),
-        (["kms:DescribeKey", "kms:Encrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo"], key),
+        ([f"kms:{each}" for each in tap_stack.TABLE_KEY_USE], key),
         (["sqs:SendMessage"], arn("Queue", "files-records-dead-letters")),
+        (["kms:Decrypt", "kms:GenerateDataKey"], key),
     ]
 
 

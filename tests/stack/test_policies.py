@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import tap_stack
-from tests.stack.conftest import (
-    Graph,
-    statements,
-)
+from tests.stack.conftest import ACCOUNT, REGION, Graph, statements
 
 DOCUMENTS = ("policy", "assumeRolePolicy")
 
@@ -32,6 +29,31 @@ def test_policies_spell_out_actions_and_resources(graph: Graph) -> None:
                     assert "*" not in action, (each.name, action)
                     if statement.get("Resource") == "*" and not own_key:
                         assert action in STARS, (each.name, action)
+
+
+def test_a_role_may_use_the_key_only_through_services_that_it_may_call(graph: Graph) -> None:
+    key, functions = graph.outputs["key_arn"], f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:"
+    names = {each.inputs["name"] for each in graph.of("aws:lambda/function:Function")}
+    uses = 0
+    for each in graph.of("RolePolicy"):
+        allowed = statements(each.inputs["policy"])
+        services = {action.split(":")[0] for x in allowed for action in x["Action"]}
+        for statement in (x for x in allowed if x["Resource"] == key):
+            uses += 1
+            condition = statement["Condition"]
+            if condition.keys() == {"StringLike"}:
+                # The environment of the function whose role this is, and of no other.
+                own = functions + each.inputs["name"]
+                context = "kms:EncryptionContext:aws:lambda:FunctionArn"
+                assert condition["StringLike"] == {context: [own, f"{own}:*"]}, each.name
+                assert each.inputs["name"] in names
+                continue
+            ((name, value),) = condition["StringEquals"].items()
+            service = value.removesuffix(f".{REGION}.amazonaws.com")
+            assert (name, service in services | {"scheduler"}) == ("kms:ViaService", True), (
+                each.name
+            )
+    assert uses > len(names)
 
 
 def test_trust_and_resource_policies_name_services_and_confine_them(graph: Graph) -> None:

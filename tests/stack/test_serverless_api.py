@@ -45,14 +45,15 @@ def test_the_api_function_may_do_exactly_this(graph: Graph) -> None:
             f"arn:aws:test:{REGION}:{ACCOUNT}:LogGroup/api-items-logs:*",
         ),
         (["xray:PutTelemetryRecords", "xray:PutTraceSegments"], "*"),
-        (["kms:Decrypt", "kms:GenerateDataKey"], key),
+        (["kms:Decrypt"], key),
         (
             ["dynamodb:DeleteItem", "dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:UpdateItem"],
             arn,
         ),
         (["dynamodb:Query"], [f"{arn}/index/by_owner", f"{arn}/index/by_category"]),
-        (["kms:DescribeKey", "kms:Encrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo"], key),
+        ([f"kms:{each}" for each in tap_stack.TABLE_KEY_USE], key),
         (["ssm:GetParameter"], f"arn:aws:test:{REGION}:{ACCOUNT}:Parameter/api-paging-key"),
+        (["kms:Decrypt"], key),
         (["dynamodb:GetItem"], files),
         (["dynamodb:Query"], [files, *(f"{files}/index/{each}" for each in indexes)]),
         (
