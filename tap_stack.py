@@ -5837,17 +5837,19 @@ def execute(statement: str, values: Sequence[Any]) -> list[Any]:
 
 
 def connect(user: str = DATABASE_USER, password: str = "") -> Any:
-    """A new connection over verified TLS, as `user`: with a password, or as IAM lets the role."""
+    """A new connection over verified TLS, as `user`: with a password, or the newest token."""
     import psycopg
 
-    host, port = os.environ["DATABASE_HOST"], int(os.environ["DATABASE_PORT"])
+    try:
+        password = password or Path(os.environ["DATABASE_TOKEN"]).read_text().strip()
+    except OSError as error:  # the instance has just started
+        raise psycopg.OperationalError(f"there is no token yet: {error}") from None
     return psycopg.connect(
-        host=host,
-        port=port,
+        host=os.environ["DATABASE_HOST"],
+        port=int(os.environ["DATABASE_PORT"]),
         dbname=os.environ["DATABASE_NAME"],
         user=user,
-        # Signed here, without a call, and good for 15 minutes.
-        password=password or sdk_client("rds").generate_db_auth_token(host, port, user),
+        password=password,
         sslmode="verify-full",
         sslrootcert=os.environ["DATABASE_CA"],
         connect_timeout=DATABASE_CONNECT_SECONDS,
@@ -5857,15 +5859,27 @@ def connect(user: str = DATABASE_USER, password: str = "") -> Any:
     )
 
 
+def run_command() -> None:
+    """What root runs of this file, with the role of the instance, which the application has not:
+    with the argument `migrate` at its start, with `token` again and again."""
+    commands = {"migrate": migrate, "token": print_token}
+    if command := commands.get(" ".join(sys.argv[1:])):
+        command()
+
+
 def migrate() -> None:
-    """With the argument `migrate`: makes role and table as the master, at an instance's start."""
-    if sys.argv[1:] != ["migrate"]:
-        return
+    """Makes role and table as the database's master."""
     found = sdk_client("secretsmanager").get_secret_value(SecretId=os.environ["SECRET_ARN"])
     secret = json.loads(found["SecretString"])
     with connect(secret["username"], secret["password"]) as made, made.transaction():
         for each in MIGRATIONS:
             made.execute(each)
+
+
+def print_token() -> None:
+    """Prints a token, by which IAM lets the application connect as its user, for 15 minutes."""
+    host, port = os.environ["DATABASE_HOST"], int(os.environ["DATABASE_PORT"])
+    print(sdk_client("rds").generate_db_auth_token(host, port, DATABASE_USER))
 
 
 # === Web environment: Network =====================================================================
@@ -6801,7 +6815,7 @@ def web_script(log_group: str, region: str, secret: str, host: str) -> str:
         port=str(POSTGRES_PORT),
         database=DATABASE_NAME,
         web_port=str(WEB_PORT),
-        source=bundle(web, migrate, INSTANCE_MODULES).rstrip(),
+        source=bundle(web, run_command, INSTANCE_MODULES).rstrip(),
     )
     return f"{install}\n{agent_script(log_group, '/var/log/web.log')}"
 

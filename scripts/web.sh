@@ -20,14 +20,41 @@ DATABASE_HOST=@host@
 DATABASE_PORT=@port@
 DATABASE_NAME=@database@
 DATABASE_CA=/opt/web/rds.pem
+DATABASE_TOKEN=/run/web-token/token
 VARIABLES
 xargs -a /opt/web/environment sh -c 'exec env "$@" SECRET_ARN=@secret@ \
     /opt/web/venv/bin/python /opt/web/index.py migrate' sh
+cat > /etc/systemd/system/web-token.service <<'UNIT'
+[Unit]
+Description=The tokens by which the web application connects to its database
+After=network-online.target
+Wants=network-online.target
+StartLimitIntervalSec=0
+[Service]
+Group=web
+UMask=0027
+RuntimeDirectory=web-token
+RuntimeDirectoryMode=0750
+RuntimeDirectoryPreserve=yes
+EnvironmentFile=/opt/web/environment
+# A token is good for 15 minutes.
+ExecStart=/bin/sh -c 'while /opt/web/venv/bin/python /opt/web/index.py token > /run/web-token/new; \
+    do mv /run/web-token/new /run/web-token/token; sleep 300; done'
+Restart=always
+RestartSec=1
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+CapabilityBoundingSet=
+[Install]
+WantedBy=multi-user.target
+UNIT
 cat > /etc/systemd/system/web.service <<'UNIT'
 [Unit]
 Description=The web application
-After=network-online.target
-Wants=network-online.target
+After=network-online.target web-token.service
+Wants=network-online.target web-token.service
 StartLimitIntervalSec=0
 [Service]
 User=web
@@ -46,6 +73,8 @@ ProtectSystem=strict
 ProtectHome=yes
 PrivateTmp=yes
 PrivateDevices=yes
+# The instance's role, which may read the master's secret, is root's alone.
+IPAddressDeny=169.254.169.254 fd00:ec2::254
 ProtectProc=invisible
 ProtectControlGroups=yes
 ProtectKernelModules=yes
@@ -60,6 +89,6 @@ UNIT
 printf '/var/log/web.log {\n    daily\n    rotate 3\n    copytruncate\n    missingok\n}\n' \
     > /etc/logrotate.d/web
 systemctl daemon-reload
-systemctl enable --now web
+systemctl enable --now web-token web
 curl -sSf -o /dev/null --retry 300 --retry-delay 1 --retry-max-time 300 --retry-all-errors \
     http://127.0.0.1:@web_port@/readyz

@@ -1,9 +1,10 @@
 """Units of systemd, as an instance's user data writes them: what is run, how, and when again.
 
 Of a service: Type (simple, exec, notify, oneshot), ExecStartPre, ExecStart, Environment,
-EnvironmentFile, WorkingDirectory, StandardOutput and StandardError (append:, file:, truncate:, else
-the journal), Restart, RestartSec, StartLimitIntervalSec, StartLimitBurst, KillSignal. What protects
-a unit (ProtectSystem...) needs systemd and is not shown, nor is User: an instance has one user.
+EnvironmentFile, WorkingDirectory, RuntimeDirectory, StandardOutput and StandardError (append:,
+file:, truncate:, else the journal), Restart, RestartSec, StartLimitIntervalSec, StartLimitBurst,
+KillSignal. What protects a unit (ProtectSystem, IPAddressDeny...) needs systemd and is not shown,
+nor are User and Group: an instance has one user.
 """
 
 from __future__ import annotations
@@ -151,6 +152,8 @@ class Unit:
     async def _started(self, command: str) -> Process:
         environment = self.environment()
         argv = words(command, environment)
+        for name in " ".join(self.settings["RuntimeDirectory"]).split():
+            (self._root / "run" / name).mkdir(parents=True, exist_ok=True)
         log = self._output("StandardOutput") or self._root / "journal.log"
         errors = self._output("StandardError") or log
         if errors != log:

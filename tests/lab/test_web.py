@@ -114,6 +114,23 @@ def test_its_unit_is_protected_and_restarts_it(web: Web, record_property: Any) -
     until(web.ready, instance)
 
 
+def test_the_application_has_a_token_and_never_the_role(web: Web) -> None:
+    instance = web.instances[0]
+    (denied,) = re.findall(r"^IPAddressDeny=(.+)$", instance.run("systemctl", "cat", "web"), re.M)
+    assert instance.run("stat", "-c", "%U %G %a", "/run/web-token/token") == "root web 640\n"
+    ttl, url = "X-aws-ec2-metadata-token-ttl-seconds: 60", "http://169.254.169.254/latest/api/token"
+
+    def session(*protected: str) -> str:
+        """A session of the metadata service, which has the role's keys, if it can be had."""
+        run = ("systemd-run", "--quiet", "--wait", "--pipe", *protected)
+        return instance.run(
+            *run, "curl", "-sS", "-m", "5", "-X", "PUT", "-H", ttl, url, check=False
+        )
+
+    assert session("-p", "User=web")
+    assert not session("-p", "User=web", "-p", f"IPAddressDeny={denied}")
+
+
 def test_a_reboot_brings_it_back(web: Web, record_property: Any) -> None:
     started = time.monotonic()
     web.instances[0].reboot()

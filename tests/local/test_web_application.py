@@ -50,7 +50,7 @@ class Application:
         self.postgres, self.password = postgres, postgres.password
         self.name = f"web-{uuid.uuid4().hex[:8]}"
         self.arn = self.secrets.create_secret(Name=self.name, SecretString=self.secret())["ARN"]
-        source = tap_stack.bundle(tap_stack.web, tap_stack.migrate, tap_stack.INSTANCE_MODULES)
+        source = tap_stack.bundle(tap_stack.web, tap_stack.run_command, tap_stack.INSTANCE_MODULES)
         (folder / "index.py").write_text(source)
         self.environment = {
             "PATH": os.environ["PATH"],
@@ -60,10 +60,13 @@ class Application:
             "DATABASE_PORT": str(postgres.port),
             "DATABASE_NAME": tap_stack.DATABASE_NAME,
             "DATABASE_CA": str(postgres.ca),
+            "DATABASE_TOKEN": str(folder / "token"),
             **changes,
         }
         if not changes:
-            self.migrate(folder)
+            self.run(folder, "migrate")
+        token = self.run(folder, "token")
+        Path(self.environment["DATABASE_TOKEN"]).write_text(token)
         script = tap_stack.text_beside("scripts/web.sh")
         (line,) = re.findall(r"bin/gunicorn (.+?) \\?\s*index:web", script, re.DOTALL)
         options = line.replace("\\\n", " ").replace("0.0.0.0:@web_port@", f"127.0.0.1:{self.port}")
@@ -76,10 +79,12 @@ class Application:
         )
         self.until(lambda: self.get("/healthz").status == 200)
 
-    def migrate(self, folder: Path) -> None:
-        """What an instance does before it starts the application."""
-        command = [sys.executable, "index.py", "migrate"]
-        subprocess.run(command, cwd=folder, env=self.environment, check=True, timeout=60)
+    def run(self, folder: Path, command: str) -> str:
+        """What a command prints that an instance runs as root."""
+        argv = [sys.executable, "index.py", command]
+        environment = self.environment
+        ran = subprocess.run(argv, cwd=folder, env=environment, check=True, timeout=60, stdout=-1)
+        return ran.stdout.decode()
 
     def secret(self) -> str:
         """The master's user and password, as RDS has them in the secret."""

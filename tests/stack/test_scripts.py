@@ -100,7 +100,9 @@ def test_the_web_script_installs_the_application_and_starts_it(tmp_path: Path) -
     )
     assert completed.returncode == 0, completed.stderr
     web = tmp_path / "opt/web"
-    source = tap_stack.bundle(tap_stack.web, tap_stack.migrate, tap_stack.INSTANCE_MODULES).rstrip()
+    source = tap_stack.bundle(
+        tap_stack.web, tap_stack.run_command, tap_stack.INSTANCE_MODULES
+    ).rstrip()
     assert (web / "index.py").read_text().rstrip() == source
     assert (web / "requirements.txt").read_text().strip() == tap_stack.text_beside(
         "requirements-web.txt"

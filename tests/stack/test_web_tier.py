@@ -67,7 +67,9 @@ def test_the_balancers_own_name_is_an_output_whatever_the_web_environment_is_cal
 
 def test_the_instances_get_the_application_and_exactly_these_packages() -> None:
     script = user_data(graph_of("dev"), "web-fleet")
-    source = tap_stack.bundle(tap_stack.web, tap_stack.migrate, tap_stack.INSTANCE_MODULES).rstrip()
+    source = tap_stack.bundle(
+        tap_stack.web, tap_stack.run_command, tap_stack.INSTANCE_MODULES
+    ).rstrip()
     assert source in script
     compile(source, "index.py", "exec")
     packages = tap_stack.text_beside("requirements-web.txt").splitlines()
