@@ -7,7 +7,7 @@ JOBS ?= auto
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every command would compile its imports again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint unit stack local page lab smoke bench load cost docs pictures lock clean pr
+.PHONY: help demo dev test lint unit stack local page lab smoke bench load cost docs pictures policy lock clean pr
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,12 +68,15 @@ pictures: $(VENV)/.page ## write the pictures of the page and the recording of t
 	$(BIN)/python docs/screenshots.py
 	$(BIN)/python docs/recording.py
 
+policy: $(VENV)/envs/policy ## install what `pulumi preview --policy-pack policy` needs
+
 lock: $(VENV)/.uv ## renew the lock files (UPGRADE= keeps the versions)
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local -o requirements-local.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test -o requirements-dev.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test --group page --constraint requirements-dev.txt -o requirements-page.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test --group bench -o requirements-bench.txt
+	$(BIN)/uv pip compile $(LOCK) --group policy -o requirements-policy.txt
 	$(BIN)/uv pip compile $(WEB_LOCK) --group web | $(BIN)/python -m ops.lock > $(VENV)/web
 	mv $(VENV)/web requirements-web.txt
 UPGRADE ?= --upgrade
@@ -94,6 +97,12 @@ $(VENV)/.uv:
 		{ echo "tap-stack needs Python 3.11 or later, and $(PYTHON) is none: make PYTHON=/path/to/python3 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	touch $@
+
+# Tools whose packages want other versions than ours have environments of their own.
+$(VENV)/envs/%: requirements-%.txt | $(VENV)/.uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $@
+	$(BIN)/uv pip install --quiet --python $@/bin/python --require-hashes -r $<
 	touch $@
 
 $(VENV)/.%: requirements-%.txt | $(VENV)/.uv

@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from cost import prices, tables  # noqa: E402
 from cost.estimate import with_defaults  # noqa: E402
+from policy import rules  # noqa: E402
 from tap_stack import OUTPUTS, TIERS, TapStackArgs  # noqa: E402
 from taplocal.architecture import SYSTEMS, Architecture, Drawing  # noqa: E402
 from taplocal.differences import DIFFERENCES, by_meaning  # noqa: E402
@@ -168,6 +169,38 @@ def differences() -> Iterator[str]:
         yield ""
 
 
+def rule_rows() -> Iterator[str]:
+    """The rules of each resource type, and those for a resource beside another."""
+    every: list[rules.Rule | rules.Companion] = [*rules.RULES, *rules.COMPANIONS]
+    types = {each.type for each in every}
+    yield f"{len(every)} rules for {len(types)} resource types:"
+    yield ""
+    yield "| resource type | id | what it asks for | source |"
+    yield "| --- | --- | --- | --- |"
+    for each in sorted(every, key=lambda rule: rule.type):
+        yield f"| `{each.type}` | {each.id} | {each.text} | {each.source} |"
+
+
+def exemption_rows() -> Iterator[str]:
+    """Who need not follow a rule, and why."""
+    yield f"{len(rules.EXEMPTIONS)} exemptions:"
+    yield ""
+    yield "| id | resource | environments | why |"
+    yield "| --- | --- | --- | --- |"
+    for each in rules.EXEMPTIONS:
+        yield f"| {each.rule} | `{each.resource}` | {each.tiers} | {each.reason} |"
+
+
+def types_without_rule() -> Iterator[str]:
+    """Resource types that no rule is about, and why."""
+    yield f"{len(rules.WITHOUT_RULE)} resource types have no rule:"
+    yield ""
+    yield "| resource type | why |"
+    yield "| --- | --- |"
+    for kind, reason in rules.WITHOUT_RULE.items():
+        yield f"| `{kind}` | {reason} |"
+
+
 def pictures() -> Iterator[tuple[Path, str]]:
     """The architecture as prod registers it: all of it, and each system with what it touches."""
     recorder = Recorder()
@@ -196,6 +229,11 @@ BLOCKS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     },
     "docs/scaling.md": {"load": tables.load, "parameters": tables.parameter_calls},
     "docs/decisions/0007-files-in-dynamodb.md": {"capacity": tables.capacity},
+    "docs/security.md": {
+        "rules": rule_rows,
+        "exemptions": exemption_rows,
+        "without_rule": types_without_rule,
+    },
     "docs/architecture.md": {"differences": differences, "sections": section_rows},
 }
 

@@ -20,7 +20,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -61,6 +61,7 @@ class Registration:
     replace_on_changes: tuple[str, ...] = ()
     retain_on_delete: bool = False
     secret_outputs: tuple[str, ...] = ()  # which the engine encrypts in its state
+    references: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # input -> URNs
 
 
 class Backend(Protocol):
@@ -151,6 +152,7 @@ def _registration(urn: str, request: Any) -> Registration:
         replace_on_changes=tuple(request.replaceOnChanges),
         retain_on_delete=request.retainOnDelete,
         secret_outputs=tuple(request.additionalSecretOutputs),
+        references={k: tuple(v.urns) for k, v in request.propertyDependencies.items() if v.urns},
     )
 
 

@@ -1,0 +1,1 @@
+"""A Pulumi policy pack: the security rules of the stack, checked before a deployment."""
