@@ -68,10 +68,10 @@ def _version(python: Path) -> str:
     return done.stdout.strip()  # empty for a shim of pyenv that has no such version
 
 
-def locked_packages(folder: Path, python: Path) -> Path:
-    """The Python of a new environment of another Python, with the packages of the lock."""
+def locked_packages(folder: Path, python: Path, lock: str = "requirements-local.txt") -> Path:
+    """The Python of a new environment of some Python, with the packages of a lock."""
     made = bare(folder, python)
-    packages = ["--require-hashes", "-r", str(ROOT / "requirements-local.txt")]
+    packages = ["--require-hashes", "-r", str(ROOT / lock)]
     output_of(UV, "pip", "install", "--quiet", "--python", made, *packages, cwd=folder)
     return made
 
@@ -99,6 +99,12 @@ def as_struct(values: dict[str, Any]) -> Any:
     return struct
 
 
+def address_of(process: subprocess.Popen[str]) -> str:
+    """Where a plugin of the engine listens: the first line that it prints is its port."""
+    assert process.stdout and select.select([process.stdout], [], [], HANG_SECONDS)[0]
+    return f"127.0.0.1:{process.stdout.readline().strip()}"
+
+
 @contextmanager
 def engine_host(python: Path, folder: Path, emulator: Emulator) -> Iterator[Any]:
     """The process that the Pulumi engine starts for dynamic resources, for an emulator's AWS."""
@@ -107,8 +113,7 @@ def engine_host(python: Path, folder: Path, emulator: Emulator) -> Iterator[Any]
         cwd=folder, env=clean(**emulator.environment("us-east-1")), stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        assert process.stdout and select.select([process.stdout], [], [], HANG_SECONDS)[0]
-        with grpc.insecure_channel(f"127.0.0.1:{process.stdout.readline().strip()}") as channel:
+        with grpc.insecure_channel(address_of(process)) as channel:
             stub = provider_pb2_grpc.ResourceProviderStub(channel)
             stub.Configure(provider_pb2.ConfigureRequest())
             yield stub
