@@ -71,12 +71,15 @@ pictures: $(VENV)/.page ## write the pictures of the page and the recording of t
 policy: $(VENV)/envs/policy ## install what `pulumi preview --policy-pack policy` needs
 
 lock: $(VENV)/.uv ## renew the lock files (UPGRADE= keeps the versions)
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile $(LOCK) --group uv -o requirements-uv.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local -o requirements-local.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test -o requirements-dev.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml --constraint requirements-dev.txt -o requirements.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test --group page --constraint requirements-dev.txt -o requirements-page.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test --group bench -o requirements-bench.txt
 	$(BIN)/uv pip compile $(LOCK) --group policy -o requirements-policy.txt
+	$(BIN)/uv pip compile $(LOCK) --group scan --constraint requirements-dev.txt -o requirements-scan.txt
+	$(BIN)/uv pip compile $(LOCK) --group checkov -o requirements-checkov.txt
 	$(BIN)/uv pip compile $(WEB_LOCK) --group web | $(BIN)/python -m ops.lock > $(VENV)/web
 	mv $(VENV)/web requirements-web.txt
 UPGRADE ?= --upgrade
@@ -92,11 +95,11 @@ clean: ## take the local cloud down, remove what was made here
 pr: docs test demo ## all that a change has to pass
 
 # uv installs in seconds what pip takes a minute and a half for.
-$(VENV)/.uv:
+$(VENV)/.uv: requirements-uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "tap-stack needs Python 3.11 or later, and $(PYTHON) is none: make PYTHON=/path/to/python3 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
 # Tools whose packages want other versions than ours have environments of their own.

@@ -115,3 +115,32 @@ def test_the_user_data_of_a_script_is_always_the_same() -> None:
     assert hashlib.sha256(made.encode()).hexdigest() == (
         "41f9003ee9c2ba36d3686f80495ed586c1a3b00a9f8c6279cfe2b10e4d12046f"
     )
+
+
+#: Lock -> why boto3 has another version in it.
+OTHER_BOTO3 = {"requirements-checkov.txt": "checkov asks for exactly this version"}
+
+
+def test_boto3_has_one_version_in_all_locks_or_a_reason() -> None:
+    found = {
+        path.name: set(re.findall(r"^boto(?:3|core)==(\S+)", path.read_text(), re.MULTILINE))
+        for path in ROOT.glob("requirements*.txt")
+    }
+    ours = found["requirements-dev.txt"]
+    assert {name for name, versions in found.items() if versions - ours} == OTHER_BOTO3.keys()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("requirements*.txt")), ids=lambda x: x.name)
+def test_each_lock_has_the_digests_of_its_packages_and_no_host(path: Path) -> None:
+    text = path.read_text()
+    packages = re.findall(r"^\S+==.*?(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert packages
+    assert [each for each in packages if "--hash=sha256:" not in each] == []
+    assert "://" not in text
+
+
+def test_make_installs_nothing_without_its_digest() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    installs = [line for line in makefile.splitlines() if re.search(r"\bpip install\b", line)]
+    assert len(installs) == 3
+    assert [line for line in installs if "--require-hashes" not in line] == []
