@@ -72,11 +72,11 @@ policy: $(VENV)/envs/policy ## install what `pulumi preview --policy-pack policy
 
 lock: $(VENV)/.uv ## renew the lock files (UPGRADE= keeps the versions)
 	$(BIN)/uv pip compile $(LOCK) --group uv -o requirements-uv.txt
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local -o requirements-local.txt
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test -o requirements-dev.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra local -o requirements-local.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra local --group test -o requirements-dev.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --constraint requirements-dev.txt -o requirements.txt
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test --group page --constraint requirements-dev.txt -o requirements-page.txt
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml --group local --group test --group bench -o requirements-bench.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra local --group test --group page --constraint requirements-dev.txt -o requirements-page.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra local --group test --group bench -o requirements-bench.txt
 	$(BIN)/uv pip compile $(LOCK) --group policy -o requirements-policy.txt
 	$(BIN)/uv pip compile $(LOCK) --group scan --constraint requirements-dev.txt -o requirements-scan.txt
 	$(BIN)/uv pip compile $(LOCK) --group checkov -o requirements-checkov.txt

@@ -1,10 +1,11 @@
-"""What pip installs: a package tap_stack with py.typed, or the file itself if editable.
+"""What pip installs: the packages tap_stack, with py.typed, and taplocal; the checkout if editable.
 
 A module of one file cannot carry py.typed (PEP 561), so mypy needs MYPYPATH for an editable one.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ FILES = {
     "queries": "tap_stack/queries",
     "requirements-web.txt": "tap_stack/requirements-web.txt",
     "scripts": "tap_stack/scripts",
+    "docs/operations.md": "tap_stack/docs/operations.md",
 }
+#: What the local cloud has of other packages: at the top level they would be in others' way, too.
+OPS = "ops/__init__.py", "ops/redrive.py", "ops/report.py"
 
 
 class Wheel(BuildHookInterface[Any]):
@@ -34,9 +38,24 @@ class Wheel(BuildHookInterface[Any]):
         """
         if version == "standard":
             self.made = tempfile.TemporaryDirectory()  # it is gone with this object
-            program = Path(self.made.name, PROGRAM)
-            source = Path(self.root, PROGRAM).read_text(encoding="utf-8")
-            for each in MODULES:
-                source = source.replace(f"\nfrom {each} ", f"\nfrom .{each} ")
-            program.write_text(source, encoding="utf-8")
-            build_data["force_include"] |= {**FILES, str(program): "tap_stack/__init__.py"}
+            included = build_data["force_include"]
+            included |= FILES
+            own = "|".join(MODULES)
+            self._include(
+                included, PROGRAM, "tap_stack/__init__.py", rf"^from ({own}) ", r"from .\1 "
+            )
+            for path in sorted(Path(self.root, "taplocal").rglob("*")):
+                name = path.relative_to(self.root).as_posix()
+                if path.suffix == ".py":
+                    self._include(included, name, name, r"^from ops\b", "from taplocal.ops")
+                elif path.is_file() and path.suffix != ".pyc":
+                    included[name] = name
+            included |= {each: f"taplocal/{each}" for each in OPS}
+
+    def _include(self, included: dict[str, str], name: str, to: str, line: str, by: str) -> None:
+        """Includes a file with other lines."""
+        source = Path(self.root, name).read_text(encoding="utf-8")
+        made = Path(self.made.name, to)
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.write_text(re.sub(line, by, source, flags=re.MULTILINE), encoding="utf-8")
+        included[str(made)] = to

@@ -13,7 +13,8 @@ sources.py     finds the lines of functions for the stacks in their logs
 logs.py        reads the logs as they come
 dev.py         deploys what is saved, each change in a process of its own, which is watch.py
 access.py      signs people and machines in and calls the deployed API
-__main__.py    the command line
+commands.py    the commands
+__main__.py    the command line, where it is installed with or without its packages
 
 The program never imports this package; this package knows the program only by running
 it, and by its bundles where they are deployed without a run.

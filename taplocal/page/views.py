@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from taplocal.session import Session, deployed_environments, state_path, web_par
 from taplocal.state import State
 
 Json = dict[str, Any]
-ROOT = Path(__file__).parents[2]
+#: Where openapi.yaml and docs are: beside the program, in a checkout or installed.
+ROOT = Path(str(getattr(find_spec("tap_stack"), "origin", None))).parent
 FRESH_SECONDS = 0.8  # pages that are open at once share a look
 LOOK_BACK_SECONDS = 900.0
 LINES = 200  # of a log, at first
@@ -446,6 +448,8 @@ def section(name: str) -> str:
 
 def cost(env: str) -> Json:
     """The estimate of a month, by the program of this checkout, in a process of its own."""
+    if not (ROOT / "cost").exists():
+        raise TapLocalError("the estimate is made in a checkout of tap-stack: `make cost`")
     command = [sys.executable, "-m", "cost", "--env", env, "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:

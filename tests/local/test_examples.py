@@ -19,11 +19,8 @@ EXAMPLES = sorted(each for each in (ROOT / "examples").iterdir() if each.is_dir(
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a user, with tap_stack installed and with taplocal from the checkout."""
-    python = installed(tmp_path_factory.mktemp("user"))
-    (package,) = python.parents[1].glob("lib/*/site-packages")
-    (package / "zz.pth").write_text(f"{ROOT}\n")  # after tap_stack
-    return python
+    """The Python of a user, with the package installed."""
+    return installed(tmp_path_factory.mktemp("user"))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +39,8 @@ def test_an_example_is_deployed_refreshed_and_destroyed(
     options = ["--program", str(example), "--data", str(tmp_path / "data"), "--json"]
 
     def taplocal(command: str, *more: str) -> Any:
-        return json.loads(output_of(user, "-m", "taplocal", command, *options, *more, cwd=tmp_path))
+        program = user.with_name("taplocal")
+        return json.loads(output_of(program, command, *options, *more, cwd=tmp_path))
 
     assert taplocal("up", "--emulator", str(data))["counts"].keys() == {"created"}
     assert taplocal("up")["counts"].keys() == {"unchanged"}

@@ -27,7 +27,7 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**/*.md", "ope
 COMMENTED = ("*.py", "taplocal/**/*.py", "cost/*.py", "docs/*.py", "ops/*.py", "demo/*.py")
 CODE = (*COMMENTED, "benchmarks/**/*.py", "tests/*.py", "tests/*/*.py", "examples/*/*.py")
 #: Programs that are not ours; of their command lines only the settings are checked.
-PROGRAMS = ("apt-get", "aws", "curl", "git", "pre-commit", "pulumi")
+PROGRAMS = ("apt-get", "aws", "curl", "git", "pip", "pre-commit", "pulumi", "uv", "uvx")
 #: `cost.prices` must be a module of these; other dots stand between identifiers.
 PACKAGES = ("benchmarks", "cost", "demo", "docs", "examples", "ops", "taplocal", "tests")
 #: What is no name of ours -> whose it is, or what it stands for.
@@ -127,7 +127,7 @@ def make_targets() -> set[str]:
 @functools.cache
 def verbs() -> set[str]:
     """The commands of `python -m taplocal`."""
-    tree = ast.parse((ROOT / "taplocal" / "__main__.py").read_text())
+    tree = ast.parse((ROOT / "taplocal" / "commands.py").read_text())
     return {
         node.name
         for node in ast.walk(tree)
@@ -140,7 +140,7 @@ def verbs() -> set[str]:
 def options() -> set[str]:
     """The options of the command lines: texts, or made of a function's arguments."""
     found = {"--help"}
-    for path in paths(("*/__main__.py", "ops/*.py", "benchmarks/*.py")):
+    for path in paths(("*/__main__.py", "taplocal/commands.py", "ops/*.py", "benchmarks/*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.arg):
                 found.add(f"--{node.arg.replace('_', '-')}")

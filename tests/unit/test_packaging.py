@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 
 import tap_stack
 from ops import lock
-from tests.environments import ROOT, installed, output_of
+from tests.environments import ROOT, UV, bare, clean, installed, output_of
 
 PROGRAM = """
 from tap_stack import TapStack, TapStackArgs
@@ -60,12 +62,41 @@ def test_the_installed_package_ships_the_same_functions(python: Path, tmp_path: 
     assert installed_bundles == bundles
 
 
-def test_the_installed_package_is_the_only_name_at_the_top_level(
+def test_the_installed_packages_are_two_names_at_the_top_level_and_a_program(
     python: Path, tmp_path: Path
 ) -> None:
     show = "from importlib.metadata import files; print(*files('tap-stack'), sep='\\n')"
     listed = output_of(python, "-c", show, cwd=tmp_path).split()
-    assert {path.partition("/")[0].partition("-")[0] for path in listed} == {"tap_stack"}
+    names = {path.partition("/")[0].partition("-")[0] for path in listed if path[0] != "."}
+    assert names == {"tap_stack", "taplocal"}
+    assert [path for path in listed if path[0] == "."] == ["../../../bin/taplocal"]
+
+
+def test_the_installed_local_cloud_has_all_that_it_reads(python: Path, tmp_path: Path) -> None:
+    """That it deploys: tests/local/test_examples.py."""
+    show = """
+import importlib, pkgutil, taplocal
+from taplocal.page import views, server
+for each in pkgutil.walk_packages(taplocal.__path__, "taplocal."):
+    if not each.name.endswith(("preload", "__main__", "server.debuggee", "web.shim")):
+        importlib.import_module(each.name)
+print(bool(views.section("files-dead-letters")), (views.ROOT / "openapi.yaml").exists())
+"""
+    assert output_of(python, "-c", show, cwd=tmp_path) == "True True\n"
+
+
+def test_without_its_packages_the_command_says_how_to_install_them(tmp_path: Path) -> None:
+    python = bare(tmp_path / "bare")
+    options = ["--quiet", "--offline", "--no-deps", "--no-build-isolation", "--python", str(python)]
+    with_hatchling = sysconfig.get_path("purelib")
+    output_of(UV, "pip", "install", *options, str(ROOT), cwd=tmp_path, PYTHONPATH=with_hatchling)
+    done = subprocess.run(
+        [python.with_name("taplocal"), "up"],
+        cwd=tmp_path, env=clean(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "typer is not installed: the local cloud needs the extra `local`" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_editable_install_is_the_file_of_the_checkout(tmp_path: Path) -> None:
@@ -89,8 +120,10 @@ def test_the_instances_run_the_packages_that_the_tests_run_with() -> None:
     for line in lines:
         name, digest = line.split(" --hash=")
         assert digest in locked().get(name, ()), f"{name} is stale: run `make lock`"
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = {re.split(r"[\[>=]", each)[0] for each in project["dependency-groups"]["web"]}
+    file = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    web, project = set(file["dependency-groups"]["web"]), file["project"]
+    assert web <= {*project["dependencies"], *project["optional-dependencies"]["local"]}
+    wanted = {re.split(r"[\[>=]", each)[0] for each in web}
     assert wanted <= {line.partition("==")[0] for line in lines}
 
 
