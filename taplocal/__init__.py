@@ -14,7 +14,8 @@ logs.py        reads the logs as they come
 dev.py         deploys what is saved, each change in a process of its own, which is watch.py
 access.py      signs people and machines in and calls the deployed API
 commands.py    the commands
-__main__.py    the command line, where it is installed with or without its packages
+ready.py       the process from which most of them are forked
+__main__.py    the command line
 
 The program never imports this package; this package knows the program only by running
 it, and by its bundles where they are deployed without a run.

@@ -6,9 +6,15 @@ import os
 import threading
 from typing import Any
 
+import boto3
+import botocore.loaders
+import botocore.session
+from botocore.config import Config
+
 from taplocal.emulator import ACCOUNT, Emulator
 from taplocal.errors import UnsupportedError
 
+LOADER = botocore.loaders.create_loader()  # a service's model is read once
 MARKER = "/taplocal/marker"  # the SSM parameter that a restarted emulator has lost
 
 
@@ -40,14 +46,14 @@ class Cloud:
             return self._clients[service]
 
     def _client(self, service: str) -> Any:
-        import boto3
-        from botocore.config import Config
-
         if self._session is None:
+            shared = botocore.session.Session()
+            shared.register_component("data_loader", LOADER)
             self._session = boto3.Session(
                 aws_access_key_id=self.emulator.access_key,
                 aws_secret_access_key=self.emulator.secret_key,
                 region_name=self.region,
+                botocore_session=shared,
             )
         config = Config(
             retries={"mode": "standard", "total_max_attempts": 2},

@@ -185,7 +185,7 @@ def run(project: Project, backend: Backend, preview: bool = False) -> dict[str, 
         await stack.run_in_stack(lambda: _execute(project.main))
 
     try:
-        with working_directory(project.folder), _optimized():
+        with working_directory(project.folder), _interruptible(), _optimized():
             asyncio.run(main())
     except Exception as error:  # noqa: BLE001 - whatever the program raises becomes one clear error
         failure = monitor.failure or error

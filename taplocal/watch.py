@@ -21,13 +21,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 from pulumi import RunError
 
-from taplocal import session
+from taplocal import ready, session
 from taplocal import state as states
 from taplocal.console import Console
 from taplocal.dev import FUNCTION, Signature, Target
@@ -43,7 +43,6 @@ LOOK_SECONDS = 0.02  # between two looks at the files; a change is taken when a 
 LOCK_SECONDS = 60.0  # for another command, or a snapshot: nobody would try again
 QUIET_SECONDS = 0.3  # without a save, after which the whole program runs
 NAMED = 4  # resources in a line; more are counted
-SERVICE = re.compile(r"pulumi_\w+(\.\w+)?")  # a module of a provider
 #: What reading a program raises that is broken, or just being replaced by an editor.
 UNREADABLE = TapLocalError, OSError, SyntaxError, ValueError
 ROOT = Path(__file__).resolve().parents[1]  # which has tap_stack.py
@@ -321,11 +320,5 @@ def generation(target: Target, seen: dict[str, Signature], answer: Connection, f
             deployed = deploy(target, console)
     except KeyboardInterrupt:
         return
-    # A provider's modules are empty until they are used.
-    modules = [
-        name
-        for name, x in list(sys.modules.items())
-        if SERVICE.fullmatch(name) and type(x) is ModuleType
-    ]
     # After an error the program may have read less than it needs.
-    answer.send((reads.files if deployed else {**seen, **reads.files}, modules))
+    answer.send((reads.files if deployed else {**seen, **reads.files}, ready.services()))

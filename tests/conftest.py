@@ -14,6 +14,9 @@ from hypothesis import settings
 settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
 
+# A process of this user's would outlive the tests.
+os.environ["TAPLOCAL_READY"] = "0"
+
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 
 
