@@ -22,6 +22,7 @@ import functools
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -41,6 +42,8 @@ RETRY_SECONDS = 5.0  # after a snapshot that failed
 SAVE_SECONDS = 60  # the longest a snapshot may take
 TELEMETRY_SECONDS = 60.0  # until what agents send is saved, if nothing else changes
 TELEMETRY = ("PutMetricData", "PutLogEvents")  # of an instance, each second
+FORM = b"application/x-www-form-urlencoded"
+ACTION = re.compile(rb"Action=(?!Get\w+Token&)(\w+)")  # those of STS make keys
 READS = ("Get", "List", "Describe", "Query", "Scan", "BatchGet", "Filter", "Lookup", "Head")
 
 
@@ -84,10 +87,15 @@ class Keeper:
                 restored(json.loads((current / "events.json").read_text()))
 
         async def kept(scope: Any, receive: Any, send: Any) -> None:
-            note = self._note(scope)
+            first = [await receive()] if _is_form(scope) else []
+
+            async def received() -> Any:
+                return first.pop() if first else await receive()
+
+            note = self._note(scope, first[0].get("body", b"") if first else b"")
             note()
             try:
-                await inner(scope, receive, send)
+                await inner(scope, received, send)
             finally:
                 note()  # a snapshot since may not have it
 
@@ -107,11 +115,11 @@ class Keeper:
                     self.since = time.time()
                     (self.state / f"unsaved-{self.number}").write_text(str(self.since))
 
-    def _note(self, scope: Any) -> Callable[[], None]:
+    def _note(self, scope: Any, body: bytes = b"") -> Callable[[], None]:
         """What takes note of a request: of one that only reads, nothing."""
-        if scope["type"] != "http" or _reads(scope):
+        if scope["type"] != "http" or _reads(scope, body):
             return lambda: None
-        return self._later if _operation(scope) in TELEMETRY else self.changed
+        return self._later if _operation(scope, body) in TELEMETRY else self.changed
 
     def _later(self) -> None:
         self.telemetry = self.telemetry or time.monotonic()
@@ -212,17 +220,23 @@ class Keeper:
                 shutil.rmtree(path)
 
 
-def _reads(scope: Any) -> bool:
+def _reads(scope: Any, body: bytes) -> bool:
     """Whether a request only reads; a call of an API writes a log at least."""
     if scope["method"] in ("GET", "HEAD", "OPTIONS"):
         return not scope["path"].startswith("/_aws/execute-api/")
-    return _operation(scope).startswith(READS)
+    return _operation(scope, body).startswith(READS)
 
 
-def _operation(scope: Any) -> str:
-    """The operation of a request in one of the JSON protocols; else empty."""
+def _operation(scope: Any, body: bytes) -> str:
+    """The operation of a request in one of the JSON protocols, or of a form; else empty."""
     target = dict(scope["headers"]).get(b"x-amz-target", b"").decode("latin-1")
-    return str(target).rpartition(".")[2]
+    action = ACTION.match(body) if _is_form(scope) else None
+    return action[1].decode() if action else str(target).rpartition(".")[2]
+
+
+def _is_form(scope: Any) -> bool:
+    """Whether a request's body is a form, as in AWS's Query protocol."""
+    return bool(dict(scope.get("headers", ())).get(b"content-type", b"").startswith(FORM))
 
 
 def _sync(path: Path) -> None:

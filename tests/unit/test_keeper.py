@@ -15,6 +15,32 @@ def request(operation: str, method: str = "POST", path: str = "/") -> dict[str, 
     return {"type": "http", "method": method, "path": path, "headers": target}
 
 
+def form(action: str, path: str = "/") -> tuple[dict[str, Any], bytes]:
+    """A request in AWS's Query protocol, or another form."""
+    kind = (b"content-type", b"application/x-www-form-urlencoded; charset=utf-8")
+    return {**request("", path=path), "headers": [kind]}, f"{action}&Version=1".encode()
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes"),
+    [
+        (form("Action=DescribeInstances"), False),
+        (form("Action=GetRole"), False),
+        (form("Action=RunInstances"), True),
+        (form("Action=GetSessionToken"), True),
+        (form("username=Action=DescribeInstances", "/login"), True),
+        (form("Version=1&Action=DescribeInstances"), True),  # nobody writes it so
+        ((request("PutItem"), b"Action=DescribeInstances"), True),
+    ],
+)
+def test_a_form_that_only_reads_is_no_change(
+    tmp_path: Path, asked: tuple[dict[str, Any], bytes], changes: bool
+) -> None:
+    (tmp_path / "state").mkdir()
+    Keeper(tmp_path, list)._note(*asked)()
+    assert (unsaved(tmp_path) is not None) is changes
+
+
 @pytest.mark.parametrize(
     ("scope", "now", "later"),
     [
