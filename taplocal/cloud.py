@@ -15,6 +15,7 @@ from taplocal.emulator import ACCOUNT, Emulator
 from taplocal.errors import UnsupportedError
 
 LOADER = botocore.loaders.create_loader()  # a service's model is read once
+used: set[str] = set()  # the services of which this process has made clients
 MARKER = "/taplocal/marker"  # the SSM parameter that a restarted emulator has lost
 
 
@@ -40,6 +41,7 @@ class Cloud:
 
     def client(self, service: str) -> Any:
         """The boto3 client of a service, as the account's root."""
+        used.add(service)
         with self._lock:
             if service not in self._clients:
                 self._clients[service] = self._client(service)

@@ -107,12 +107,14 @@ def run(name: str) -> int | None:
 
 
 def start() -> None:
-    """Starts the process, with the modules of providers that this one has used."""
+    """Starts the process, with the providers and the services of AWS that this one has used."""
+    from taplocal import cloud
+
     with _connected() as connection:
         if connection or os.environ.get("TAPLOCAL_READY") == "0":
             return
     subprocess.Popen(
-        [sys.executable, "-P", __file__, *services()],
+        [sys.executable, "-P", __file__, json.dumps([services(), sorted(cloud.used)])],
         cwd=PACKAGE.parent,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -128,13 +130,13 @@ def end() -> None:
             connection.sendall(END)
 
 
-def _serve(names: list[str]) -> None:
+def _serve(modules: list[str], clients: list[str]) -> None:
     """Forks for each connection."""
     address = _address()
     address.parent.mkdir(mode=0o700, exist_ok=True)
     with address.with_suffix(".lock").open("w") as alone, socket.socket(socket.AF_UNIX) as listener:
         fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _prepare(names)
+        _prepare(modules, clients)
         gc.collect()
         gc.freeze()  # else a collection in a command copies all its pages
         address.unlink(missing_ok=True)
@@ -152,14 +154,14 @@ def _serve(names: list[str]) -> None:
                         _command(connection)
 
 
-def _prepare(names: list[str]) -> None:
+def _prepare(modules: list[str], clients: list[str]) -> None:
     """Does what most commands would do first."""
     from taplocal import cloud, commands, emulator, watch  # noqa: F401 - for `up`
 
-    load(names)
+    load(modules)
     cloud.isolate()
     nowhere = cloud.Cloud(emulator.Emulator("http://127.0.0.1", "", 0, "none", "none"), "us-east-1")
-    for service in ("ssm", "cognito-idp"):
+    for service in ("ssm", "cognito-idp", *clients):
         nowhere.client(service)
     commands.command()
 
@@ -225,4 +227,4 @@ def _follow(told: io.BufferedReader) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(PACKAGE.parent))  # a script is in no package
-    _serve(sys.argv[1:])
+    _serve(*json.loads(sys.argv[1]))
