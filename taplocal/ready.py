@@ -103,7 +103,10 @@ def run(name: str) -> int | None:
         connection.sendall(
             json.dumps({**told, "argv": sys.argv, "path": sys.path}).encode() + b"\n"
         )
-        return (connection.recv(1) or b"\1")[0]
+        with contextlib.suppress(ConnectionResetError):
+            if status := connection.recv(1):
+                return int(status[0])
+        sys.exit("error: the process of the command was killed")
 
 
 def start() -> None:
@@ -131,10 +134,13 @@ def end() -> None:
 
 
 def _serve(modules: list[str], clients: list[str]) -> None:
-    """Forks for each connection."""
+    """The life of the process, unless there is another."""
     address = _address()
     address.parent.mkdir(mode=0o700, exist_ok=True)
-    with address.with_suffix(".lock").open("w") as alone, socket.socket(socket.AF_UNIX) as listener:
+    if not _own(address.parent):
+        return
+    lock = address.with_suffix(".lock")
+    with lock.open("w") as alone, socket.socket(socket.AF_UNIX) as listener:
         fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _prepare(modules, clients)
         gc.collect()
@@ -144,14 +150,24 @@ def _serve(modules: list[str], clients: list[str]) -> None:
         listener.listen()
         listener.settimeout(LOOK_SECONDS)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        until = time.monotonic() + IDLE_SECONDS
-        while time.monotonic() < until and _address() == address:
-            with contextlib.suppress(TimeoutError):
-                connection, _ = listener.accept()
-                until = time.monotonic() + IDLE_SECONDS
-                with connection:
-                    if not os.fork():
-                        _command(connection)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        try:
+            _accept(listener, address)
+        finally:
+            address.unlink()
+            lock.unlink()
+
+
+def _accept(listener: socket.socket, address: Path) -> None:
+    """Forks for each connection, until none comes or this is no more the installation."""
+    until = time.monotonic() + IDLE_SECONDS
+    while time.monotonic() < until and _address() == address:
+        with contextlib.suppress(TimeoutError):
+            connection, _ = listener.accept()
+            until = time.monotonic() + IDLE_SECONDS
+            with connection:
+                if not os.fork():
+                    _command(connection)
 
 
 def _prepare(modules: list[str], clients: list[str]) -> None:
@@ -213,7 +229,8 @@ def _become(told: dict[str, Any], files: list[int]) -> str:
     os.environ.update(told["environment"])
     time.tzset()
     sys.argv[:], sys.path[:] = told["argv"], told["path"]
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for each in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return str(told["name"])
 

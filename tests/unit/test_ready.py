@@ -145,6 +145,25 @@ def test_commands_with_a_terminal_and_those_who_do_not_want_it_run_alone(
     assert ready.run("taplocal") is None
 
 
+def test_it_ends_when_nobody_needs_it_and_leaves_nothing(tmp_path: Path) -> None:
+    serve = "from taplocal import ready as it; it.IDLE_SECONDS = it.LOOK_SECONDS = 0.1; it._serve([], [])"
+    variables = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", serve], env=variables, timeout=HANG_SECONDS)
+    assert done.returncode == 0
+    (folder,) = tmp_path.iterdir()
+    assert not list(folder.iterdir())
+
+
+def test_it_does_not_listen_in_a_folder_of_others(tmp_path: Path) -> None:
+    folder = tmp_path / f"taplocal-{os.getuid()}"
+    folder.mkdir()
+    folder.chmod(0o755)
+    serve = "from taplocal import ready; ready._serve([], [])"
+    variables = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", serve], env=variables, timeout=HANG_SECONDS, check=True)
+    assert not list(folder.iterdir())
+
+
 def test_another_installation_is_another_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
