@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any, Protocol
 
 import pulumi
@@ -177,12 +177,14 @@ def run(project: Project, backend: Backend, preview: bool = False) -> dict[str, 
         )
     )
 
+    modules: list[dict[str, Any]] = []
+
     async def main() -> None:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(PARALLEL))
         # The first failure is raised below; asyncio need not log those that follow from it.
         loop.set_exception_handler(lambda *_: None)
-        await stack.run_in_stack(lambda: _execute(project.main))
+        await stack.run_in_stack(lambda: modules.append(_execute(project.main)))
 
     try:
         with working_directory(project.folder), _interruptible(), _optimized():
@@ -199,11 +201,17 @@ def run(project: Project, backend: Backend, preview: bool = False) -> dict[str, 
         raise TapLocalError(
             f"the program failed: {type(failure).__name__}: {problem}{where}", at
         ) from failure
+    finally:
+        for names in modules:
+            names.clear()  # Pulumi remembers the program's classes for good, and by them all of it
     return monitor.outputs
 
 
-def _execute(path: Path) -> None:
-    runpy.run_path(str(path), run_name="__main__")
+def _execute(path: Path) -> dict[str, Any]:
+    """Runs the program; the names of its module, of which `runpy` returns a copy."""
+    made = runpy.run_path(str(path), run_name="__main__").values()
+    own = (x for x in made if isinstance(x, FunctionType) and x.__module__ == "__main__")
+    return next((each.__globals__ for each in own), {})
 
 
 def _location(project: Project, failure: BaseException) -> tuple[str, int] | None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import functools
+import hashlib
 import json
+import os
+import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from taplocal.recorder import ACCOUNT, REGION, Recorder
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ("dev", "staging", "prod")
+GRAPHS = "TAP_STACK_GRAPHS"  # variable of the environment
 #: Settings of instances that work without NAT.
 ISOLATED = {
     "image_id": "ami-0123456789abcdef0",
@@ -36,6 +42,7 @@ __all__ = [
     "cloud_config",
     "graph_of",
     "graph_of_program",
+    "recorded",
     "statements",
     "user_data",
     "with_defaults",
@@ -65,7 +72,35 @@ class Graph:
 
 @functools.cache
 def graph_of(env: str, preview: bool = False, **config: str) -> Graph:
-    """The graph of an environment under some settings.
+    """The graph of an environment under some settings, recorded once for all processes of a run."""
+    folder = os.environ.get(GRAPHS)
+    if not folder:  # a test of another folder
+        return recorded(env, preview, **config)
+    asked = repr((env, preview, sorted(config.items())))
+    path = Path(folder, hashlib.sha256(asked.encode()).hexdigest())
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if path.stat().st_size:
+            file.seek(0)
+            return pickle.load(file)  # type: ignore[no-any-return]  # noqa: S301 - written below
+        graph = recorded(env, preview, **config)
+        pickle.dump(graph, file)
+    return graph
+
+
+@pytest.fixture(scope="session", autouse=True)
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where the processes of this run of the tests keep their graphs."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "graphs"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(GRAPHS, str(folder))
+        yield
+
+
+def recorded(env: str, preview: bool = False, **config: str) -> Graph:
+    """The same of a run of its own.
 
     The stack files in the checkout belong to the user: no test reads them.
     """

@@ -10,6 +10,7 @@ from tests.stack.conftest import (
     REGION,
     Graph,
     graph_of,
+    recorded,
     statements,
 )
 
@@ -62,8 +63,7 @@ def test_alarms_of_prod_that_notify_nobody_are_warned_of_at_each_run(
     env: str, emails: str, warned: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
-        graph_of.cache_clear()
-        graph = graph_of(env, alarm_emails=emails, systems="api")
+        graph = recorded(env, alarm_emails=emails, systems="api")
         count = sum(bool(each.inputs["alarmActions"]) for each in graph.of("MetricAlarm"))
         expected = f"alarm_emails is empty: the {count} alarms of {env} notify nobody."
         assert (expected in capsys.readouterr().err) is warned

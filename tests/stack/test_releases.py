@@ -8,7 +8,7 @@ import pytest
 
 import tap_stack
 from taplocal.errors import TapLocalError
-from tests.stack.conftest import Graph, graph_of
+from tests.stack.conftest import Graph, graph_of, recorded
 
 API = '["api"]'
 
@@ -66,7 +66,7 @@ def test_a_guard_may_move_its_own_alias_alone(graph: Graph, env: str) -> None:
 def test_prod_without_canaries_is_warned_of_at_each_up(
     percent: str, warned: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    graph_of("prod", systems=API, canary_percent=percent)
+    recorded("prod", systems=API, canary_percent=percent)
     assert ("no release in prod is watched" in capfd.readouterr().err) == warned
 
 
