@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from typing import Any
 
 import boto3
-import botocore.loaders
-import botocore.session
 from botocore.config import Config
 
 from taplocal.emulator import ACCOUNT, Emulator
 from taplocal.errors import UnsupportedError
 
-LOADER = botocore.loaders.create_loader()  # a service's model is read once
 used: set[str] = set()  # the services of which this process has made clients
 MARKER = "/taplocal/marker"  # the SSM parameter that a restarted emulator has lost
 
@@ -30,33 +28,31 @@ def isolate() -> None:
     )
 
 
+_creating = threading.Lock()  # clients of one session are to be created one at a time
+
+
+@functools.cache
+def _session() -> Any:
+    """The session of all clouds of this process: what it reads of a service, it reads once."""
+    return boto3.Session()
+
+
 class Cloud:
     """The boto3 clients of one emulator, created on first use; safe for threads."""
 
     def __init__(self, emulator: Emulator, region: str):
         self.emulator, self.region, self.account = emulator, region, ACCOUNT
         self._clients: dict[str, Any] = {}
-        self._lock = threading.Lock()
-        self._session: Any = None
 
     def client(self, service: str) -> Any:
         """The boto3 client of a service, as the account's root."""
         used.add(service)
-        with self._lock:
+        with _creating:
             if service not in self._clients:
                 self._clients[service] = self._client(service)
             return self._clients[service]
 
     def _client(self, service: str) -> Any:
-        if self._session is None:
-            shared = botocore.session.Session()
-            shared.register_component("data_loader", LOADER)
-            self._session = boto3.Session(
-                aws_access_key_id=self.emulator.access_key,
-                aws_secret_access_key=self.emulator.secret_key,
-                region_name=self.region,
-                botocore_session=shared,
-            )
         config = Config(
             retries={"mode": "standard", "total_max_attempts": 2},
             connect_timeout=5,
@@ -64,7 +60,14 @@ class Cloud:
             max_pool_connections=32,
             proxies={},
         )
-        return self._session.client(service, endpoint_url=self.emulator.url, config=config)
+        return _session().client(
+            service,
+            endpoint_url=self.emulator.url,
+            config=config,
+            aws_access_key_id=self.emulator.access_key,
+            aws_secret_access_key=self.emulator.secret_key,
+            region_name=self.region,
+        )
 
     def arn(self, service: str, resource: str) -> str:
         """The ARN of a resource in this account and region."""

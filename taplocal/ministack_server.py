@@ -70,6 +70,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     os.umask(0o077)  # tokens' signing keys, functions' code and their files
+    sys.dont_write_bytecode = False  # only functions shall not: else each start compiles MiniStack
     sys.path.insert(0, str(Path(__file__).parents[1]))  # a script is in no package
     from taplocal.errors import TapLocalError
 

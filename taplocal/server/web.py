@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from ministack.core.responses import request_scope
 from ministack.services import acm, alb, autoscaling, cloudwatch, ec2, rds
 
 from taplocal import web as files
+from taplocal.emulator import PREFERRED_PORT as EMULATOR_PORT
 from taplocal.server import databases, metrics, scaling, schedules
 from taplocal.server.guard import App, Body, Message, Receive, Send
 
@@ -155,9 +157,13 @@ def attributes(store: Any, arn: str) -> Json:
 
 
 def base_ports() -> Iterator[int]:
-    """Ports for listener 80 and the next one for 443: those of no load balancer."""
+    """Ports for listener 80 and the next one for 443: those of no load balancer.
+
+    Where the emulator has not its own preferred port, there is another one, which may choose now.
+    """
+    first = PREFERRED_PORT + (int(os.environ["GATEWAY_PORT"]) - EMULATOR_PORT) % 2_048 * 10
     taken = {each.get("BasePort") for each in alb._lbs._data.values()}
-    yield from (each for each in range(PREFERRED_PORT, 65_000, 10) if each not in taken)
+    yield from (each for each in range(first, 65_000, 10) if each not in taken)
 
 
 def create_balancer(parameters: Json) -> Any:

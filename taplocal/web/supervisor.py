@@ -25,6 +25,7 @@ from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))  # a script is in no package
+    sys.dont_write_bytecode = False  # as ministack_server.py
 
 import boto3
 
