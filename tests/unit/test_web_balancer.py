@@ -560,8 +560,10 @@ async def test_an_idle_connection_that_the_target_closed_is_not_used() -> None:
         await w.get()
         (upstream,) = w.members()[0].idle
         assert upstream.alive()
-        (writer,) = w.apps[0].writers
-        writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        at = upstream.transport.get_extra_info("sockname")
+        sockets = [each.get_extra_info("socket") for each in w.apps[0].writers]  # and of checks
+        (ours,) = (each for each in sockets if each.getpeername() == at)
+        ours.shutdown(socket.SHUT_RDWR)
         assert not upstream.alive()
         assert (await w.get())[0] == 200
 
