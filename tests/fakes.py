@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import re
 from collections.abc import Callable
@@ -19,6 +18,13 @@ SORTS = {
     "items": {"by_owner": "created_at", "by_category": "created_at"},
     "files": dict.fromkeys(("by_owner", "by_folder", "by_content_type"), "uploaded_at"),
 }
+
+
+def copied(value: Any) -> Any:
+    """A deep copy of an item, or of a part of it."""
+    if isinstance(value, dict):
+        return {key: copied(each) for key, each in value.items()}
+    return [copied(each) for each in value] if isinstance(value, list) else value
 
 
 def client_error(
@@ -87,7 +93,7 @@ class FakeDynamoDB:
     def get_item(self, **arguments: Any) -> dict[str, Any]:
         self._called("GetItem", arguments)
         item = self._item(arguments)
-        return {**({"Item": copy.deepcopy(item)} if item else {}), **_capacity(1)}
+        return {**({"Item": copied(item)} if item else {}), **_capacity(1)}
 
     def put_item(self, **arguments: Any) -> dict[str, Any]:
         return self._write("PutItem", arguments, self._put)
@@ -148,7 +154,7 @@ class FakeDynamoDB:
         last = {name: page[-1][name] for name in names} if page else {}
         more = {"LastEvaluatedKey": last} if page and len(page) == limit else {}
         left = [each for each in page if _holds(arguments, each, "FilterExpression")]
-        return {"Items": copy.deepcopy(left), **more, **_capacity(0.5)}
+        return {"Items": copied(left), **more, **_capacity(0.5)}
 
     def _called(self, operation: str, arguments: dict[str, Any]) -> None:
         self.calls.append(operation)
@@ -166,7 +172,7 @@ class FakeDynamoDB:
             retries = 1
         self._conditional(operation, arguments, retries)
         return {
-            **({"Attributes": copy.deepcopy(each)} if (each := apply(arguments)) else {}),
+            **({"Attributes": copied(each)} if (each := apply(arguments)) else {}),
             **_capacity(1),
         }
 
@@ -182,7 +188,7 @@ class FakeDynamoDB:
 
     def _put(self, arguments: Item) -> None:
         table = self.tables[arguments["TableName"]]
-        table[_identity(arguments)] = copy.deepcopy(arguments["Item"])
+        table[_identity(arguments)] = copied(arguments["Item"])
 
     def _update(self, arguments: Item) -> Item:
         if arguments["UpdateExpression"].startswith("ADD "):
@@ -198,13 +204,13 @@ class FakeDynamoDB:
                     "N": str(int(item[name]["N"]) + int(values[value.split(" + ")[1]]["N"]))
                 }
             else:
-                item[name] = copy.deepcopy(values[value])
+                item[name] = copied(values[value])
         item.pop(removed, None)
         return item
 
     def _add(self, arguments: Item) -> Item:
         table = self.tables[arguments["TableName"]]
-        item = table.setdefault(_identity(arguments), copy.deepcopy(arguments["Key"]))
+        item = table.setdefault(_identity(arguments), copied(arguments["Key"]))
         for name, value in re.findall(r"(#\w+) (:\w+)", arguments["UpdateExpression"]):
             attribute = arguments["ExpressionAttributeNames"][name]
             before = int(item.get(attribute, {"N": "0"})["N"])

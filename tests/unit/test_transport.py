@@ -37,6 +37,7 @@ from tests.unit.conftest import Api, assert_problem
 
 KEYS = {"aws_access_key_id": "AKIA", "aws_secret_access_key": "secret", "aws_session_token": "tok"}
 REGION, PATIENCE = "eu-west-1", 0.3
+SESSION = boto3.Session(**KEYS, region_name=REGION)  # one, as it reads each service's model once
 HANGS = 60  # seconds after which a call will not end any more
 GET = ("get_item", {"TableName": "items", "Key": {"id": {"S": "täa ☕"}}, "ConsistentRead": True})
 
@@ -170,7 +171,7 @@ def sdk_client(url: str, name: str = "dynamodb") -> Any:
         retries={"mode": "standard", "total_max_attempts": tap_stack.ATTEMPTS},
         connect_timeout=CONNECT_TIMEOUT_SECONDS, read_timeout=PATIENCE, proxies={},
     )  # fmt: skip
-    return boto3.Session(**KEYS, region_name=REGION).client(name, endpoint_url=url, config=config)
+    return SESSION.client(name, endpoint_url=url, config=config)
 
 
 def outcome(client: Any, operation: str, arguments: dict[str, Any]) -> Any:
@@ -398,15 +399,13 @@ def test_the_trace_of_the_call_goes_along(serve: Any, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", ["dynamodb", "ssm"])
 def test_the_endpoint_is_the_sdks(name: str, region: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", region)
-    expected = boto3.Session(**KEYS, region_name=region).client(name).meta.endpoint_url
+    expected = SESSION.client(name, region_name=region).meta.endpoint_url
     assert "://".join(tap_stack.endpoint(name)) == expected
 
 
 def test_the_signature_of_the_form_is_of_its_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BUCKET_NAME", "files-bucket")
-    s3 = boto3.Session(**KEYS, region_name=REGION).client(
-        "s3", config=Config(signature_version="s3v4")
-    )
+    s3 = SESSION.client("s3", config=Config(signature_version="s3v4"))
     fields = s3.generate_presigned_post(Bucket="b", Key="k")["fields"]
     scope = fields["x-amz-credential"].partition("/")[2]
     assert tap_stack.sign(fields["policy"], "secret", scope) == fields["x-amz-signature"]
