@@ -2841,8 +2841,9 @@ def api(event: Event, context: Any) -> Response:
         request.error = problem.__cause__
         response = problem_response(problem, request.id)
     except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets a response
-        request.error = error
-        response = problem_response(Problem(500, "Internal error."), request.id)
+        request.error, passes = error, getattr(error, "transient", False)
+        failed = service_unavailable() if passes else Problem(500, "Internal error.")
+        response = problem_response(failed, request.id)
     print(log_line(request, response["statusCode"], (time.perf_counter() - started) * 1000))
     return response
 
@@ -5120,7 +5121,7 @@ def restore_version(request: Request) -> Response:
     # Tags would need two more actions; who tags objects decides anew.
     copying = {**target, "CopySource": source, "TaggingDirective": "REPLACE"}
     try:
-        copied = within(seconds_left(), functools.partial(client("s3").copy_object, **copying))
+        copied = SdkService(client("s3")).copy_object(**copying)
     except Exception as error:
         if error_code(error) in MISSING_OBJECT_CODES:
             raise no_version() from None
@@ -5158,7 +5159,7 @@ def delete_file(request: Request) -> Response:
     if "deleted_at" in file:
         raise Problem(404, "The file is deleted already.")
     target = {"Bucket": os.environ["BUCKET_NAME"], "Key": file["key"]["S"]}
-    within(seconds_left(), functools.partial(client("s3").delete_object, **target))
+    SdkService(client("s3")).delete_object(**target)
     return respond(204)
 
 

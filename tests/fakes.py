@@ -30,8 +30,9 @@ def copied(value: Any) -> Any:
 def client_error(
     code: str, operation: str, message: str = "", retries: int = 0, **extra: Any
 ) -> ClientError:
-    """The exception that boto3 raises for an error response."""
-    metadata = {"RetryAttempts": retries}
+    """The exception that boto3 raises for an error response; a code may be its status."""
+    status = int(code) if code.isdigit() else 400
+    metadata = {"RetryAttempts": retries, "HTTPStatusCode": status}
     return ClientError(
         {"Error": {"Code": code, "Message": message}, "ResponseMetadata": metadata, **extra},
         operation,

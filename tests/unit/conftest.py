@@ -73,13 +73,32 @@ class Api:
         caller: str = "ann",
         **more: Any,
     ) -> Response:
+        event = self.event(method, path, query, text, headers, caller, **more)
+        response = tap_stack.api(event, self.context)
+        if event["routeKey"] in tap_stack.all_routes():
+            check_response(
+                event["routeKey"], response["statusCode"], response["headers"], response["body"]
+            )
+        return Response(response["statusCode"], response["headers"], response["body"])
+
+    def event(
+        self,
+        method: str,
+        path: str,
+        query: str = "",
+        text: str | None = None,
+        headers: dict[str, str] | None = None,
+        caller: str = "ann",
+        **more: Any,
+    ) -> dict[str, Any]:
+        """What the gateway invokes the function with."""
         route, parameters = f"{method} {path}", None
         if path.count("/") >= 2 and route not in tap_stack.all_routes():
             _, kind, item_id, *rest = path.split("/")
             route, parameters = "/".join([f"{method} ", kind, "{id}", *rest]), {"id": item_id}
         scope = "openid items/read items/write files/read files/write files/report"
         claims = {"sub": caller, "scope": scope}
-        event = {
+        return {
             "routeKey": route if route in tap_stack.all_routes() else "$default",
             "rawPath": path,
             "headers": headers or {},
@@ -94,12 +113,6 @@ class Api:
             },
             **more,
         }
-        response = tap_stack.api(event, self.context)
-        if event["routeKey"] in tap_stack.all_routes():
-            check_response(
-                event["routeKey"], response["statusCode"], response["headers"], response["body"]
-            )
-        return Response(response["statusCode"], response["headers"], response["body"])
 
 
 @pytest.fixture(autouse=True)
