@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 import pulumi
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pulumi.runtime import config as pulumi_config
 
 from tap_stack import TIERS, PerTier, SettingsError, TapStackArgs
@@ -218,3 +221,73 @@ def test_prod_rejects_what_breaks_its_promises_and_dev_does_not(key: str, value:
     TapStackArgs(**{key: value})
     with pytest.raises(SettingsError, match=f"{key} must be .* in prod"):
         TapStackArgs(environment_suffix="prod", **{key: value})
+
+
+# Anything at all
+
+NAMES = sorted(DEFAULTS)
+#: What looks like a value: of another setting, or nearly.
+NEARLY = [
+    "", " ", ",", "[]", "{}", "[[]]", '[""]', '{"a": ["*"]}', "true", "null", "-1", "0", "1e400", "NaN",
+    "10.0.0.0/16", "10.0.0.0/99", "::/0", "0.0.0.0/0", "8-20", "25-3", "eu-west-1a,eu-west-1b", "prod",
+    "prod-eu", "https://", "https://[", "https://a.example:x", "http://localhost:99999", "a@b", "@",
+    "arn:aws:acm:eu-west-1:111122223333:certificate/1", "arn:", "*.example.com", "x" * 300, "\0", "é", "١",
+]  # fmt: skip
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+values = st.recursive(
+    leaves | st.sampled_from(NEARLY),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+texts = st.sampled_from(NEARLY) | st.text(max_size=20) | values.map(json.dumps)
+
+
+def of_setting(key: str) -> st.SearchStrategy[tuple[str, Any]]:
+    """A setting with a value: one that some tier has, one near it, or any."""
+    default = DEFAULTS[key]
+    good = list(default) if isinstance(default, PerTier) else [default]
+    near = st.integers(0, 400) if isinstance(good[0], int) else st.sampled_from(NEARLY)
+    value = st.sampled_from(good) | near | near.map(lambda x: (x,)) | values
+    return st.tuples(st.just(key), value)
+
+
+some_settings = st.lists(st.sampled_from(NAMES).flatmap(of_setting), max_size=6).map(dict)
+
+
+def assert_each_names_its_setting(error: SettingsError, keys: set[str]) -> None:
+    """Fails if a line of an error does not begin with one of its settings."""
+    lines = str(error).split("\n  - ")[1:]
+    assert lines
+    for line in lines:
+        known = re.match("there is no setting (.+?):", line, re.DOTALL) or re.match(r"(\w+)", line)
+        assert known and (known[1] in keys or known[1] in DEFAULTS), line
+
+
+@settings(max_examples=500)
+@given(given_values=some_settings)
+def test_any_value_makes_settings_or_errors_that_name_them(given_values: dict[str, Any]) -> None:
+    try:
+        args = TapStackArgs(**given_values)
+    except SettingsError as error:
+        assert_each_names_its_setting(error, set(given_values))
+    else:
+        assert {key: getattr(args, key) for key in NAMES}
+
+
+@settings(max_examples=300)
+@given(
+    config=st.dictionaries(
+        st.sampled_from(NAMES) | st.from_regex(r"[a-z_]{1,12}", fullmatch=True), texts, max_size=5
+    ),
+    stack=st.sampled_from([*TIERS, "dev-x", "prod-eu", "any", "", "-", "é"]),
+)
+def test_any_configuration_makes_settings_or_errors_that_name_them(
+    config: dict[str, str], stack: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        try:
+            loaded(patched, stack, **config)
+        except SettingsError as error:
+            assert_each_names_its_setting(error, set(config))
