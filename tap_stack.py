@@ -57,7 +57,7 @@ from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperatio
 from json.encoder import encode_basestring
 from math import exp, lgamma
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 from urllib.parse import quote, unquote_plus, urlencode
 
 import pulumi
@@ -206,6 +206,11 @@ class TapStackArgs:
     """The `CostCenter` tag."""
     deletion_protection: bool = setting(PerTier(False, False, True))
     """Refuse to delete tables, files bucket, database, load balancer, user pool and key."""
+    permissions_boundary: str = setting(
+        "", text_like(r"(arn:aws[a-z-]*:iam::\d{12}:policy/\S+)?", "the ARN of a policy, or empty")
+    )
+    """ARN of the policy that bounds what roles of the stack may do, as `bootstrap` makes it; empty
+    for none."""
     hosted_zone_id: str = setting(
         "", text_like(r"(Z[A-Z0-9]{1,31})?", "a hosted zone's id such as Z0123456789ABC, or empty")
     )
@@ -491,7 +496,7 @@ class TapStackArgs:
             raise SettingsError(_mistakes(errors))
 
     @classmethod
-    def load(cls) -> TapStackArgs:
+    def load(cls) -> Self:
         """The settings in the stack's Pulumi configuration, under the names of the fields.
 
         Lists are JSON or separated by commas. Without `environment_suffix` the stack's name is
@@ -969,6 +974,7 @@ class Component(pulumi.ComponentResource):
             name=role_name,
             description=description,
             assume_role_policy=policy(trust(service, "sts:AssumeRole", when=when)),
+            permissions_boundary=self.args.permissions_boundary or None,
         )
         permissions = aws.iam.RolePolicy(
             *self.child(f"{key}-policy"), name=role_name, role=role.name, policy=policy(*statements)

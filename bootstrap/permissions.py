@@ -374,18 +374,25 @@ def deploy_statements(
     ]
 
 
-def plan_statements(stack: Stack, *, state_bucket: str, state_key: str) -> list[Statement]:
+def plan_statements(
+    stack: Stack, *, state_bucket: str, state_key: str, secrets: bool = False
+) -> list[Statement]:
     """What the role of previews may do: read, and no secret.
 
-    `pulumi refresh` reads the paging key and the secrets of app clients, too: it needs the role
-    that deploys.
+    With `secrets` it is what `pulumi refresh` needs, which reads the paging key and the secrets of
+    app clients, too: for workflows of reviewed code alone.
     """
-    reads = every_action("read") - set(SECRETS) - {"kms:Decrypt"}
+    reads = every_action("read")
+    hidden = set() if secrets else set(SECRETS) | {"kms:Decrypt"}
     return [
-        *allowed(reads, stack),
+        *allowed(reads - hidden, stack),
         *_state(stack, state_bucket, state_key, writes=False),
-        _statement("Deny", list(SECRETS), ["*"]),
-        _statement("Deny", ["kms:Decrypt"], [state_key], resource="NotResource"),
+        *([] if secrets else [_statement("Deny", list(SECRETS), ["*"])]),
+        *(
+            []
+            if secrets
+            else [_statement("Deny", ["kms:Decrypt"], [state_key], resource="NotResource")]
+        ),
     ]
 
 

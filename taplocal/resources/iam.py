@@ -1,6 +1,8 @@
-"""IAM: roles and their inline policies."""
+"""IAM: roles, their policies and what bounds them, identity providers."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from taplocal.cloud import Cloud
 from taplocal.resources.base import (
@@ -13,9 +15,11 @@ from taplocal.resources.base import (
     tag_list,
 )
 
+SESSION_SECONDS = 3_600  # of a role, unless it says more: IAM's default
+
 
 class Role(Named):
-    uses = "name description assumeRolePolicy tags"
+    uses = "name description assumeRolePolicy maxSessionDuration permissionsBoundary tags"
     replace_on = "name"
     tag_operation = "iam list_role_tags RoleName Tags"
 
@@ -24,7 +28,9 @@ class Role(Named):
             RoleName=inputs["name"],
             Description=inputs.get("description", ""),
             AssumeRolePolicyDocument=inputs["assumeRolePolicy"],
+            MaxSessionDuration=int(inputs.get("maxSessionDuration") or SESSION_SECONDS),
             Tags=tag_list(inputs.get("tags")),
+            **_bounded(inputs),
         )["Role"]
         return inputs["name"], {"arn": role["Arn"]}
 
@@ -32,7 +38,15 @@ class Role(Named):
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         iam = cloud.client("iam")
-        iam.update_role(RoleName=resource_id, Description=new.get("description", ""))
+        iam.update_role(
+            RoleName=resource_id,
+            Description=new.get("description", ""),
+            MaxSessionDuration=int(new.get("maxSessionDuration") or SESSION_SECONDS),
+        )
+        if bounded := _bounded(new):
+            iam.put_role_permissions_boundary(RoleName=resource_id, **bounded)
+        elif _bounded(old):
+            iam.delete_role_permissions_boundary(RoleName=resource_id)
         iam.update_assume_role_policy(RoleName=resource_id, PolicyDocument=new["assumeRolePolicy"])
         if removed := removed_tags(old, new):
             iam.untag_role(RoleName=resource_id, TagKeys=removed)
@@ -44,6 +58,103 @@ class Role(Named):
         for name in iam.list_role_policies(RoleName=resource_id)["PolicyNames"]:
             iam.delete_role_policy(RoleName=resource_id, PolicyName=name)
         iam.delete_role(RoleName=resource_id)
+
+
+def _bounded(inputs: Inputs) -> dict[str, str]:
+    boundary = inputs.get("permissionsBoundary")
+    return {"PermissionsBoundary": boundary} if boundary else {}
+
+
+class Policy(Named):
+    uses = "name description policy tags"
+    replace_on = "name description"
+    tag_operation = "iam list_policy_tags PolicyArn Tags"
+
+    def name(self, cloud: Cloud, inputs: Inputs) -> str:
+        return f"arn:aws:iam::{cloud.account}:policy/{inputs['name']}"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        made = cloud.client("iam").create_policy(
+            PolicyName=inputs["name"],
+            Description=inputs.get("description", ""),
+            PolicyDocument=inputs["policy"],
+            Tags=tag_list(inputs.get("tags")),
+        )["Policy"]
+        return made["Arn"], {"arn": made["Arn"]}
+
+    def update(
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
+        iam = cloud.client("iam")
+        if old["policy"] != new["policy"]:
+            made = iam.create_policy_version(
+                PolicyArn=resource_id, PolicyDocument=new["policy"], SetAsDefault=True
+            )
+            self._keep(iam, resource_id, made["PolicyVersion"]["VersionId"])
+        if removed := removed_tags(old, new):
+            iam.untag_policy(PolicyArn=resource_id, TagKeys=removed)
+        iam.tag_policy(PolicyArn=resource_id, Tags=tag_list(new.get("tags")))
+        return outputs
+
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        iam = cloud.client("iam")
+        self._keep(iam, resource_id)
+        iam.delete_policy(PolicyArn=resource_id)
+
+    def _keep(self, iam: Any, arn: str, kept: str = "") -> None:
+        """Deletes the versions that are not the default one: a policy has five at most."""
+        for each in iam.list_policy_versions(PolicyArn=arn)["Versions"]:
+            if not each["IsDefaultVersion"] and each["VersionId"] != kept:
+                iam.delete_policy_version(PolicyArn=arn, VersionId=each["VersionId"])
+
+
+class RolePolicyAttachment(Handler):
+    uses = "role policyArn"
+    replace_on = "role policyArn"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        role, arn = inputs["role"], inputs["policyArn"]
+        cloud.client("iam").attach_role_policy(RoleName=role, PolicyArn=arn)
+        return f"{role}:{arn}", {}
+
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("iam").detach_role_policy(
+            RoleName=inputs["role"], PolicyArn=inputs["policyArn"]
+        )
+
+    def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
+        role, arn = inputs["role"], inputs["policyArn"]
+        attached = cloud.client("iam").list_attached_role_policies(RoleName=role)
+        arns = [each["PolicyArn"] for each in attached["AttachedPolicies"]]
+        return f"{role}:{arn}" if arn in arns else None
+
+
+class OpenIdConnectProvider(Named):
+    uses = "url clientIdLists tags"
+    id_input = "url"
+    replace_on = "url"
+    tag_operation = "iam list_open_id_connect_provider_tags OpenIDConnectProviderArn Tags"
+
+    def name(self, cloud: Cloud, inputs: Inputs) -> str:
+        host = inputs["url"].removeprefix("https://")
+        return f"arn:aws:iam::{cloud.account}:oidc-provider/{host}"
+
+    def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
+        arn = cloud.client("iam").create_open_id_connect_provider(
+            Url=inputs["url"],
+            ClientIDList=inputs["clientIdLists"],
+            Tags=tag_list(inputs.get("tags")),
+        )["OpenIDConnectProviderArn"]
+        return arn, {"arn": arn}
+
+    def update(
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
+        self.delete(cloud, resource_id, old, outputs)
+        return self.create(cloud, new)[1]
+
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("iam").delete_open_id_connect_provider(OpenIDConnectProviderArn=resource_id)
 
 
 class RolePolicy(Handler):

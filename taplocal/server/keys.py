@@ -2,8 +2,8 @@
 
 MiniStack checks a key's policy for calls of KMS only. Here, as on AWS, a call that reads or writes
 what such a key encrypts needs the key by the caller's policies or a grant, and by the key's policy,
-with `kms:ViaService` and the service's encryption context; services that deliver on their own need
-the key's policy. A key that is disabled or goes is refused to everybody.
+with `kms:ViaService`, the service's encryption context and the key's tags; services that deliver on
+their own need the key's policy. A key that is disabled or goes is refused to everybody.
 """
 
 from __future__ import annotations
@@ -168,6 +168,7 @@ def refused(
     keys = {
         "kms:ViaService": f"{service}.{get_region()}.amazonaws.com",
         "kms:CallerAccount": principal.account,
+        **{f"aws:ResourceTag/{x['TagKey']}": x["TagValue"] for x in key.get("Tags", [])},
         **{f"kms:EncryptionContext:{name}": value for name, value in context.items()},
     }
     for each in actions:

@@ -1,0 +1,127 @@
+"""The bootstrap program: who may assume its roles, and what a workflow can never reach."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import pytest
+
+from bootstrap import permissions
+from tap_stack import SettingsError
+from taplocal.errors import TapLocalError
+from taplocal.program import Registration, run
+from taplocal.project import Project
+from tests.stack.conftest import ROOT, Recorder, statements
+
+GITHUB = "token.actions.githubusercontent.com"
+REPOSITORY = "acme/tap-stack"
+
+
+@functools.cache
+def bootstrap(**config: str) -> list[Registration]:
+    """What the program registers with these settings."""
+    recorder, given = Recorder(), {"repository": REPOSITORY, **config}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        run(Project.load(ROOT / "bootstrap", "prod-bootstrap", given), recorder)
+    return recorder.resources
+
+
+def of(kind: str, **config: str) -> dict[str, Any]:
+    """Name -> inputs of the resources of a type."""
+    found = [each for each in bootstrap(**config) if each.type.endswith(f":{kind}")]
+    return {str(each.inputs.get("name", each.name)): each.inputs for each in found}
+
+
+def subjects(**config: str) -> dict[str, str]:
+    """Role -> the subject of the tokens of GitHub that may assume it."""
+    found = {}
+    for name, role in of("Role", **config).items():
+        (trusted,) = statements(role["assumeRolePolicy"])
+        if "Federated" in trusted["Principal"]:
+            claims = trusted["Condition"]["StringEquals"]
+            assert claims.keys() == {f"{GITHUB}:aud", f"{GITHUB}:sub"}
+            assert claims[f"{GITHUB}:aud"] == "sts.amazonaws.com"
+            found[name] = claims[f"{GITHUB}:sub"]
+    return found
+
+
+def test_each_role_is_for_one_kind_of_workflow_of_one_repository() -> None:
+    claims = {"plan": "pull_request", "drift": "ref:refs/heads/main"}
+    expected = {}
+    for env in ("dev", "staging", "prod"):
+        for role, claim in {**claims, "deploy": f"environment:{env}"}.items():
+            expected[f"tap-stack-{env}-{role}"] = f"repo:{REPOSITORY}:{claim}"
+    assert subjects() == expected
+
+
+def test_subjects_have_the_ids_of_a_newer_repository() -> None:
+    found = subjects(repository_ids="12/345", environments="dev")
+    assert found["tap-stack-dev-deploy"] == "repo:acme@12/tap-stack@345:environment:dev"
+
+
+def test_policies_fit_and_are_all_attached() -> None:
+    policies, attached = of("Policy"), of("RolePolicyAttachment")
+    roles: dict[str, int] = {}
+    for each in attached.values():
+        roles[each["role"]] = roles.get(each["role"], 0) + 1
+    assert max(roles.values()) <= permissions.ATTACHED
+    for name, each in policies.items():
+        assert permissions.size(json.loads(each["policy"])) <= permissions.DOCUMENT_CHARACTERS
+        assert "region-name-1" not in each["policy"], name  # the key's ARN is in its place
+    boundaries = sum(name.endswith("-boundary") for name in policies)
+    assert len(policies) - boundaries == len(attached) - 1  # the emergency role has AWS's own
+
+
+def test_a_role_of_deployment_cannot_widen_what_it_may_do() -> None:
+    account = "111122223333"
+    for env in ("dev", "staging", "prod"):
+        denied = [
+            each
+            for name, policy in of("Policy").items()
+            if name.startswith(f"tap-stack-{env}-deploy")
+            for each in statements(policy["policy"])
+            if each["Effect"] == "Deny" and each.get("Action") == ["iam:*"]
+        ]
+        (guarded,) = denied
+        assert guarded["Resource"] == [
+            f"arn:aws:iam::{account}:policy/tap-stack-{env}-boundary",
+            f"arn:aws:iam::{account}:role/tap-stack-{env}-*",
+            f"arn:aws:iam::{account}:oidc-provider/{GITHUB}",
+        ]
+
+
+def test_the_emergency_role_wants_a_second_factor_and_tells_everybody() -> None:
+    config = {"alarm_emails": "ops@acme.io"}
+    role = of("Role", **config)["tap-stack-emergency-prod-bootstrap"]
+    (trusted,) = statements(role["assumeRolePolicy"])
+    assert trusted["Condition"] == {
+        "Bool": {"aws:MultiFactorAuthPresent": "true"},
+        "NumericLessThan": {"aws:MultiFactorAuthAge": "3600"},
+    }
+    assert int(role["maxSessionDuration"]) == 3600
+    (rule,) = of("EventRule", **config).values()
+    pattern = json.loads(rule["eventPattern"])
+    assert pattern["detail"]["eventName"] == ["AssumeRole"]
+    (arn,) = pattern["detail"]["requestParameters"]["roleArn"]
+    assert "emergency" in arn
+    (email,) = of("TopicSubscription", **config).values()
+    assert email["endpoint"] == "ops@acme.io"
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ({"repository": ""}, 'repository must be a repository of GitHub such as acme/tap-stack, not ""'),
+        ({"repository": "https://github.com/acme/x"}, "repository must be a repository of GitHub"),
+        ({"repository_ids": "12"}, 'repository_ids must be ids such as 1234/5678, or empty, not "12"'),
+        ({"environments": "test"}, 'environments must be environments such as dev or prod-eu, not ["test"]'),
+        ({"repositry": "a/b"}, "there is no setting repositry: did you mean repository?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_an_error_that_names_it(config: dict[str, str], error: str) -> None:
+    with pytest.raises((TapLocalError, SettingsError)) as raised:
+        bootstrap(**config)
+    assert error in str(raised.value)
