@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENV ?= dev
 JOBS ?= auto
+# A file's tests stay in one process, and so do what it has computed and its local cloud, of 700 MB.
+BY_FILE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every command would compile its imports again
 
 .DEFAULT_GOAL := help
@@ -28,16 +30,16 @@ unit: $(VENV)/.dev ## tests of settings, functions and bundles: no network
 	$(BIN)/pytest -n $(JOBS) tests/unit
 
 stack: $(VENV)/.dev ## tests of the program's resources: no cloud
-	$(BIN)/pytest -n $(JOBS) tests/stack
+	$(BIN)/pytest $(BY_FILE) tests/stack
 
 local: $(VENV)/.dev ## tests of the deployed thing on the local cloud
-	$(BIN)/pytest tests/local
+	$(BIN)/pytest $(BY_FILE) --maxprocesses 4 tests/local
 
 page: $(VENV)/.page ## tests of the page, with a browser (apt-get install chromium)
 	$(BIN)/pytest tests/local/test_page.py
 
 lab: $(VENV)/.dev ## tests of what instances run, as root: real systemd, cloud-init, networks
-	$(BIN)/pytest tests/lab
+	$(BIN)/pytest $(BY_FILE) --maxprocesses 4 tests/lab
 
 smoke: $(VENV)/.dev ## compare the client of AWS with the SDK on a deployed stack (ENV=dev)
 	pulumi stack output --json --stack $(ENV) | $(BIN)/python -m ops.smoke

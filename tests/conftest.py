@@ -19,6 +19,32 @@ os.environ["TAPLOCAL_READY"] = "0"
 
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 
+#: The files whose tests take longest, of these the longest first: side by side with them, the
+#: others fill what is left.
+LONGEST = (
+    "local/test_web_environment.py",
+    "local/test_releases.py",
+    "local/test_cli.py",
+    "local/test_dev.py",
+    "local/test_page.py",
+    "local/test_changes.py",
+    "local/test_names.py",
+    "local/test_web_application.py",
+    "local/test_engine.py",
+    "local/test_file_pipeline.py",
+    "stack/test_docs.py",
+    "stack/test_tap_stack.py",
+    "stack/test_words.py",
+    "lab/test_web.py",
+    "lab/test_nat.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has the longest files begin first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(places)))
+
 
 def listed_reasons() -> set[str]:
     """The first column of the table under "Skipped tests"."""

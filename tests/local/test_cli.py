@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from taplocal import emulator
+from taplocal import emulator, session
 from taplocal.console import hints
 from taplocal.differences import DIFFERENCES, MEANINGS
 from taplocal.session import Session
@@ -34,9 +34,8 @@ def as_json(*arguments: str) -> Any:
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[list[str]]:
     """Options for a local cloud of this test's own, taken down at its end."""
-    options = ["--data", str(tmp_path / "cloud")]
-    yield options
-    taplocal("down", *options)
+    yield ["--data", str(tmp_path / "cloud")]
+    session.down(ROOT, None, folder=tmp_path / "cloud", report=lambda step: None)
 
 
 def test_every_command_prints_json_for_programs(deployed: Session, data: Path) -> None:

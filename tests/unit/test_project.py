@@ -13,6 +13,8 @@ from taplocal.errors import TapLocalError
 from taplocal.program import run
 from taplocal.project import Project
 from taplocal.recorder import Recorder
+from tests.conftest import LONGEST
+from tests.environments import ROOT
 
 PROJECT = """
 name: shop
@@ -160,3 +162,7 @@ def test_the_program_sees_its_stack_and_configuration(folder: Path) -> None:
     )
     outputs = run(Project.load(folder, "staging-eu", {"size": "6"}), Recorder())
     assert outputs == {"stack": "staging-eu", "project": "shop", "size": 6, "region": "eu-west-1"}
+
+
+def test_the_files_of_tests_that_begin_first_are_there() -> None:
+    assert all((ROOT / "tests" / name).is_file() for name in LONGEST)
