@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import inspect
 import os
@@ -132,11 +133,19 @@ def build() -> Path:
     parts = "".join(made_of).encode() + (ROOT / "requirements-dev.txt").read_bytes()
     key = hashlib.sha256(parts).hexdigest()[:12]
     root = Path(sys.prefix) / f"lab-{key}"
-    if not root.exists():
-        for old in Path(sys.prefix).glob("lab-*"):
-            shutil.rmtree(old)
-        _make(new := root.with_name(f"lab-new-{key}"))
-        new.rename(root)
+    with root.with_name("lab.lock").open("w") as alone:
+        fcntl.flock(alone, fcntl.LOCK_EX)  # tests of several files begin at once
+        if not root.exists():
+            for old in Path(sys.prefix).glob("lab-*"):
+                shutil.rmtree(old)
+            _make(new := root.with_name(f"lab-new-{key}"))
+            new.rename(root)
+        _write(root)
+    return root
+
+
+def _write(root: Path) -> None:
+    """Writes what FILES has, where it is another text."""
     for name, text in FILES.items():
         path = root / name
         if path.is_file() and not path.is_symlink() and path.read_text() == text:
@@ -145,7 +154,6 @@ def build() -> Path:
         path.unlink(missing_ok=True)
         path.write_text(text)
         path.chmod(0o755 if text.startswith("#!") else 0o644)
-    return root
 
 
 def _make(new: Path) -> None:
