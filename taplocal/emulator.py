@@ -35,6 +35,7 @@ START_SECONDS = 30
 PORT_ATTEMPTS = 60
 PROGRAM = Path(__file__).with_name("ministack_server.py")
 STOP_SECONDS = 10
+HEALTH_SECONDS = 10  # of one that is there but busy; where nobody listens it is known at once
 #: In the environment: AWS's timing, with metrics that arrive so many seconds late.
 METRICS_DELAY = "TAPLOCAL_METRICS_DELAY"
 
@@ -76,7 +77,9 @@ class Emulator:
     def healthy(self) -> bool:
         """Whether it responds to the health check."""
         try:
-            with urllib.request.urlopen(f"{self.url}/_ministack/health", timeout=2) as response:
+            with urllib.request.urlopen(
+                f"{self.url}/_ministack/health", timeout=HEALTH_SECONDS
+            ) as response:
                 return "services" in json.load(response)
         except (OSError, ValueError, TypeError, http.client.HTTPException):
             return False  # nothing listens there, or no MiniStack

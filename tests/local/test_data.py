@@ -314,6 +314,22 @@ def test_what_is_no_ministack_is_one_line(tmp_path: Path) -> None:
                 emulator.attach(tmp_path, Emulator(url, "marker"))
 
 
+def test_an_emulator_that_takes_its_time_is_there() -> None:
+    body = b'{"services": {}}'
+
+    def answer(connection: socket.socket) -> None:
+        with connection:
+            connection.recv(4096)
+            time.sleep(3)  # as on a busy machine
+            connection.sendall(
+                b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+            )
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: answer(server.accept()[0]), daemon=True).start()
+        assert Emulator(f"http://127.0.0.1:{server.getsockname()[1]}", "marker").healthy()
+
+
 def test_an_up_whose_reader_left_is_partial(own: Own) -> None:
     """As `up | head -1` in the shell."""
     more = "\n".join(f'aws.sqs.Queue("more-{n}", name="more-{n}")' for n in range(50))
