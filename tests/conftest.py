@@ -35,6 +35,9 @@ LONGEST = (
     "stack/test_docs.py",
     "stack/test_tap_stack.py",
     "stack/test_words.py",
+    "unit/test_web_postgres.py",
+    "unit/test_file_pipeline.py",
+    "unit/test_packaging.py",
     "lab/test_web.py",
     "lab/test_nat.py",
 )

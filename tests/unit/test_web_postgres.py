@@ -24,6 +24,7 @@ import pytest
 from cryptography import x509
 
 from taplocal.web import certificates, pg_installed
+from taplocal.web import relay as relay_module
 from taplocal.web.certificates import Authority
 from taplocal.web.pg_installed import DatabaseError, psql
 from taplocal.web.relay import SSL_REQUEST, Relay
@@ -477,7 +478,11 @@ def test_certificates_are_renewed_before_they_end(tmp_path: Path, monkeypatch: p
     assert Authority(tmp_path).issue("a.example").read_bytes() != again
 
 
-def test_a_relay_closes_while_a_client_is_in_its_handshake(tmp_path: Path) -> None:
+def test_a_relay_closes_while_a_client_is_in_its_handshake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "CLOSE_SECONDS", 0.2)  # the client never says goodbye
+
     async def closed() -> int:
         relay = Relay(("a.example",), Authority(tmp_path), lambda *_: True, never_by_token)
         await relay.open("127.0.0.1", 0)
