@@ -152,7 +152,9 @@ def _registration(urn: str, request: Any) -> Registration:
         replace_on_changes=tuple(request.replaceOnChanges),
         retain_on_delete=request.retainOnDelete,
         secret_outputs=tuple(request.additionalSecretOutputs),
-        references={k: tuple(v.urns) for k, v in request.propertyDependencies.items() if v.urns},
+        references={
+            k: tuple(sorted(v.urns)) for k, v in request.propertyDependencies.items() if v.urns
+        },
     )
 
 
