@@ -9,7 +9,7 @@ BY_FILE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every command would compile its imports again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint unit stack local page lab smoke bench load cost docs pictures policy lock clean pr
+.PHONY: help demo dev test lint unit stack local page lab smoke bench load cost docs pictures policy scan sbom lock clean pr
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,16 @@ pictures: $(VENV)/.page ## write the pictures of the page and the recording of t
 
 policy: $(VENV)/envs/policy ## install what `pulumi preview --policy-pack policy` needs
 
+scan: $(VENV)/.dev $(VENV)/envs/scan $(if $(PLAN),$(VENV)/envs/checkov) ## run the security scanners (PLAN=, a Terraform plan of prod)
+	$(BIN)/python -m policy.scan --plan '$(PLAN)'
+
+sbom: $(VENV)/envs/scan ## write what is deployed as bills of materials (CycloneDX)
+	mkdir -p $(SBOM)
+	$(CYCLONEDX) requirements.txt -o $(SBOM)/deployment.cdx.json
+	$(CYCLONEDX) requirements-web.txt -o $(SBOM)/instances.cdx.json
+SBOM := $(VENV)/sbom
+CYCLONEDX := $(VENV)/envs/scan/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --validate
+
 lock: $(VENV)/.uv ## renew the lock files (UPGRADE= keeps the versions)
 	$(BIN)/uv pip compile $(LOCK) --group uv -o requirements-uv.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra local -o requirements-local.txt
@@ -94,7 +104,7 @@ clean: ## take the local cloud down, remove what was made here
 	-[ ! -e $(VENV)/.local ] || $(BIN)/python -m taplocal down
 	rm -rf $(VENV) .taplocal .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-pr: docs test demo ## all that a change has to pass
+pr: docs test scan demo ## all that a change has to pass
 
 # uv installs in seconds what pip takes a minute and a half for.
 $(VENV)/.uv: requirements-uv.txt

@@ -11,22 +11,11 @@ from typing import Any
 import pytest
 
 from policy import rules
+from policy.scan import EVERYTHING
 from taplocal.program import Registration, run
 from taplocal.project import Project
 from tests.stack.conftest import ENVIRONMENTS, ROOT, Recorder, graph_of
 
-#: Settings by which the stack has every resource type that it can have.
-EVERYTHING = {
-    **dict.fromkeys(("files_analytics", "files_events", "files_malware_protection"), "true"),
-    **dict.fromkeys(("threat_protection", "waf"), "true"),
-    "alarm_emails": "ops@tap.dev",
-    "api_domain_name": "api.tap.dev",
-    "bastion_cidrs": "203.0.113.0/24",
-    "cors_origins": "https://app.tap.dev",
-    "domain_name": "app.tap.dev",
-    "hosted_zone_id": "Z0123456789ABC",
-    "interface_endpoints": "ssm,logs",
-}
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").iterdir())
 
 
