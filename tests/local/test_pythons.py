@@ -47,9 +47,10 @@ Graph = dict[str, dict[str, Any]]
 
 
 @functools.cache
-def registered(python: Path) -> dict[str, Graph]:
-    """What the programs register under a Python: urn -> inputs."""
-    said = output_of(python, "-c", REGISTER, *PROGRAMS.values(), cwd=ROOT, PYTHONPATH=str(ROOT))
+def registered(python: Path, root: Path = ROOT, seed: str = "0") -> dict[str, Graph]:
+    """What the programs register under a Python, in a folder, by a seed of hashes: urn -> inputs."""
+    environment = {"PYTHONPATH": str(root), "PYTHONHASHSEED": seed}
+    said = output_of(python, "-c", REGISTER, *PROGRAMS.values(), cwd=root, **environment)
     return dict(zip(PROGRAMS, json.loads(said), strict=True))
 
 
@@ -77,6 +78,19 @@ def test_another_python_registers_the_same_bytes(other: Path, program: str) -> N
     assert there.keys() == here.keys()
     for urn, inputs in here.items():
         assert readable(there[urn]) == readable(inputs), urn
+
+
+def test_another_checkout_registers_the_same_bytes(tmp_path: Path) -> None:
+    """In another folder, written at another time, with sets in another order: pickles too."""
+    there = tmp_path / "elsewhere"
+    for name in output_of(
+        "git", "ls-files", "*.py", "*.y*ml", "*.txt", "queries", "scripts", cwd=ROOT
+    ).split():
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_bytes((ROOT / name).read_bytes())
+    graphs = registered(THIS, there, seed="1")
+    assert sum("code" in each for each in graphs["as __main__"].values()) == 4
+    assert graphs == registered(THIS)
 
 
 @pytest.mark.parametrize("direction", ["shipped here", "shipped there"])
