@@ -9,7 +9,7 @@ BY_FILE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every command would compile its imports again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint unit stack local page lab smoke bench load cost docs pictures policy scan sbom lock clean pr
+.PHONY: help demo dev test lint unit stack local page lab smoke bench load cost docs pictures policy lock clean pr
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,7 @@ pictures: $(VENV)/.page ## write the pictures of the page and the recording of t
 
 policy: $(VENV)/envs/policy ## install what `pulumi preview --policy-pack policy` needs
 
+.PHONY: scan sbom
 scan: $(VENV)/.dev $(VENV)/envs/scan $(if $(PLAN),$(VENV)/envs/checkov) ## run the security scanners (PLAN=, a Terraform plan of prod)
 	$(BIN)/python -m policy.scan --plan '$(PLAN)'
 
