@@ -123,8 +123,15 @@ class State:
 
     def _append(self, changes: dict[str, dict[str, Any] | None]) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        with os.fdopen(os.open(self.journal, flags, 0o600), "w") as file:
-            file.write(json.dumps(changes) + "\n")
+        line = f"{json.dumps(changes)}\n".encode()
+        with os.fdopen(os.open(self.journal, flags, 0o600), "ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                while line:
+                    line = line[file.write(line) :]
+            except OSError as error:  # the disk is full: the next line must not follow half a one
+                file.truncate(size)
+                raise OSError(error.errno, error.strerror, str(self.journal)) from None
 
     def _replay(self) -> None:
         """Replays the journal of an interrupted run; an incomplete last line is discarded."""

@@ -1,0 +1,52 @@
+"""The local cloud's state on a disk that is full: nothing that was written is lost."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from taplocal.state import Deployed, State
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file may become longer: as on a full disk, a part of a write succeeds."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def deployed(name: str) -> Deployed:
+    return Deployed(type="aws:sqs/queue:Queue", name=name, id=name, inputs={}, outputs={})
+
+
+def test_a_journal_whose_disk_was_full_for_a_moment_has_all_other_changes(tmp_path: Path) -> None:
+    state = State(tmp_path / "state.json")
+    state.reset("m", "eu-west-1")
+    state.put("urn:a", deployed("a"))
+    for room in range(1, 40, 3):
+        with (
+            room_for(state.journal.stat().st_size + room),
+            pytest.raises(OSError, match="state.journal"),
+        ):
+            state.put(f"urn:lost-{room}", deployed("b"))
+        state.put(f"urn:{room}", deployed("c"))
+    expected = {"urn:a", *(f"urn:{room}" for room in range(1, 40, 3))}
+    assert set(State(tmp_path / "state.json").resources) == expected == set(state.resources)
+
+
+def test_a_state_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> None:
+    state = State(tmp_path / "state.json")
+    state.reset("m", "eu-west-1")
+    state.put("urn:a", deployed("a"))
+    with room_for(20), pytest.raises(OSError):
+        state.finish({"url": "x"})
+    again = State(tmp_path / "state.json")
+    assert (set(again.resources), again.complete, again.outputs) == ({"urn:a"}, False, {})
