@@ -34,7 +34,7 @@ def test_a_journal_whose_disk_was_full_for_a_moment_has_all_other_changes(tmp_pa
     for room in range(1, 40, 3):
         with (
             room_for(state.journal.stat().st_size + room),
-            pytest.raises(OSError, match="state.journal"),
+            pytest.raises(OSError, match="journal"),
         ):
             state.put(f"urn:lost-{room}", deployed("b"))
         state.put(f"urn:{room}", deployed("c"))
