@@ -87,3 +87,38 @@ def test_the_settings_of_an_alias_are_those_of_its_events_alone(small: Small) ->
     assert small.messages() == []
     fail(small, "live")
     assert len(small.messages()) == 1
+
+
+#: What happens to the process of a function -> its code, and what Lambda says of it.
+DEATHS = {
+    "it is too slow": (
+        "import time\n\ndef handler(event, context):\n    time.sleep(60)",
+        "timed out",
+    ),
+    "it ends": ("import os\n\ndef handler(event, context):\n    os._exit(1)", ""),
+    "it cannot be imported": ("raise RuntimeError('as asked')", "as asked"),
+    "it calls itself": ("def handler(event, context):\n    handler(event, context)", "recursion"),
+    "its result is no JSON": ("def handler(event, context):\n    return object()", ""),
+}
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_an_event_whose_function_dies_is_not_lost_and_counts_as_an_error(
+    small: Small, death: str
+) -> None:
+    (source, told), queue = DEATHS[death], small.arn("sqs", small.name)
+    small.queue()
+    rights = small.role(statement("sqs:SendMessage", on=queue))
+    small.function(source=source, Timeout=1, Role=rights)
+    small.client("lambda").put_function_event_invoke_config(
+        FunctionName=small.name,
+        MaximumRetryAttempts=0,
+        DestinationConfig={"OnFailure": {"Destination": queue}},
+    )
+    fail(small)
+    small.wait_for("AsyncEventsDropped", 1)
+    (message,) = small.messages()
+    letter = json.loads(message["Body"])
+    assert letter["requestPayload"] == {"fail": 1}
+    assert told in json.dumps(letter["responsePayload"])
+    assert small.count("Errors") == 1
