@@ -379,3 +379,33 @@ def test_when_s3_fails_a_caller_knows_and_nothing_is_changed(
     assert cloud.state() == before
     s3.before = lambda *_: None
     assert cloud.request(name).status < 300
+
+
+@pytest.mark.parametrize("hours", [-25, -1, 1, 25])
+def test_a_container_whose_clock_is_wrong_loses_and_repeats_nothing(
+    hours: int, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that respond in turns, one is wrong by so much."""
+    real, wrong = time.time(), itertools.cycle((False, True))
+    clock = {"now": real}
+    monkeypatch.setattr(time, "time", lambda: clock["now"])
+    monkeypatch.setattr(time, "time_ns", lambda: int(clock["now"] * 1e9))
+
+    def call(method: str, path: str, body: Any = None, **headers: str) -> Response:
+        clock["now"] = real + 3_600 * hours * next(wrong)
+        return api(method, path, body, **headers)
+
+    made = {call("POST", "/items", {"n": n}).json["id"] for n in range(6)}
+    for order in ("asc", "desc"):
+        seen, path = list[str](), f"/items?limit=1&order={order}"
+        while path:
+            listed = call("GET", path)
+            seen += [each["id"] for each in listed.json["items"]]
+            path = listed.headers.get("link", "").partition(">")[0].removeprefix("<")
+        assert sorted(seen) == sorted(made)
+    for item in made:
+        assert call("PATCH", f"/items/{item}", {"m": 1}).json["version"] == 2
+    if hours < 24:  # an Idempotency-Key is good for a day
+        first = call("POST", "/items", {"n": 1}, idempotency_key="k")
+        for _ in range(2):
+            assert call("POST", "/items", {"n": 1}, idempotency_key="k").text == first.text

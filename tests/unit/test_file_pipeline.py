@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote_plus
 
@@ -515,6 +516,23 @@ def test_a_deletion_that_is_long_past_waits_for_nothing(pipeline: Pipeline) -> N
     pipeline.s3.remove("ann/a", "v1")
     pipeline(removed("ann/a", "A2", "v1"))
     assert pipeline.table.calls.count("Query") <= 3
+
+
+@pytest.mark.parametrize("skew", [-tap_stack.CLOCK_SKEW_SECONDS, 0, tap_stack.CLOCK_SKEW_SECONDS])
+def test_a_deletion_waits_although_the_clocks_of_s3_and_lambda_differ(
+    pipeline: Pipeline, skew: int
+) -> None:
+    """Its upload's function may be at work for all of its time; 5 s are for this test's own."""
+    pipeline.s3.put("ann/a", "v1", b"x")
+    pipeline.s3.remove("ann/a", "v1")
+
+    def deleted(age: float) -> None:
+        at = datetime.now(UTC) - timedelta(seconds=age + skew)
+        pipeline(removed("ann/a", "A2", "v1", eventTime=f"{at:%Y-%m-%dT%H:%M:%S.%fZ}"))
+
+    with pytest.raises(RecordsFailed, match="v1 is deleted, and not recorded yet"):
+        deleted(tap_stack.FILES_TIMEOUT_SECONDS - 5)
+    deleted(tap_stack.FILES_TIMEOUT_SECONDS + 2 * tap_stack.CLOCK_SKEW_SECONDS)
 
 
 def test_a_deletion_is_recorded_however_busy_its_file_is(pipeline: Pipeline) -> None:
