@@ -17,19 +17,21 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
 from botocore import xform_name
 from botocore.exceptions import ReadTimeoutError
 
 import tap_stack
-from tap_stack import Service, ServiceError
-from tests.fakes import FakeContext, FakeDynamoDB, client_error
+from tap_stack import RecordsFailed, Service, ServiceError
+from tests.fakes import FakeContext, FakeDynamoDB, FakeS3, client_error
 from tests.unit.conftest import ENVIRONMENT, Api, Response, assert_problem
+from tests.unit.test_file_pipeline import Pipeline, created, marked, removed
 from tests.unit.test_files import upload
 from tests.unit.test_transport import HANGS, PATIENCE
 
@@ -64,6 +66,13 @@ class Fault:
     always: bool = False
     status: int = 0  # of the response; 0: that of a day without faults
 
+    @property
+    def patience(self) -> float:
+        """How long a call waits; where none succeeds, a tenth of the time is enough."""
+        if self.does is silence:
+            return PATIENCE / 10 if self.always else PATIENCE
+        return HANGS
+
 
 class Handler(BaseHTTPRequestHandler):
     """DynamoDB and SSM, as fakes, and what goes wrong with their calls."""
@@ -71,6 +80,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1
     cloud: Cloud
+    found: Mapping[str, str] = {}  # headers of an object of S3
 
     def do_POST(self) -> None:
         arguments = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -93,13 +103,45 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(content, status)
 
+    def do_GET(self) -> None:
+        """S3's GetObject and HeadObject."""
+        place, self.found = urlsplit(self.path), {}
+        _, bucket, key = unquote(place.path).split("/", 2)
+        wanted = {"Bucket": bucket, "Key": key, **dict(parse_qsl(place.query))}
+        fault = self.cloud.next_fault()
+        if fault and not fault.after:
+            fault.does(self, b"")
+            return
+        version = wanted.get("versionId") or self.cloud.objects.history[key][-1]
+        found = self.cloud.objects.objects.get((key, version))
+        if not found:
+            self.answer(b"", 404)
+            return
+        self.found = {"etag": '"e"', "x_amz_version_id": version}
+        if fault:
+            fault.does(self, found["body"])
+        else:
+            self.answer(found["body"], 200 if self.command == "HEAD" else 206)
+
+    do_HEAD = do_GET  # noqa: N815 - as its base class wants it
+
+    def refuse(self, code: str, status: int) -> None:
+        """Sends an error, as the service words it."""
+        content = json.dumps({"__type": f"x#{code}", "message": "arn:aws:secret"}).encode()
+        if self.command != "POST":
+            content = (
+                f"<Error><Code>{code}</Code><Message>arn:aws:secret</Message></Error>".encode()
+            )
+            status = 503 if code in tap_stack.THROTTLING_CODES else max(status, 403)
+        self.answer(content, status)
+
     def answer(self, content: bytes, status: int = 200, **headers: str) -> None:
         """Sends a response."""
         self.send_response(status)
-        for name, value in {"content_length": str(len(content)), **headers}.items():
+        for name, value in {"content_length": str(len(content)), **self.found, **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(b"" if self.command == "HEAD" else content)
 
     def end(self, reset: bool = False) -> None:
         """Closes the connection, with FIN or RST."""
@@ -114,8 +156,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def error(code: str, status: int = 400) -> Callable[[Handler, bytes], None]:
-    content = json.dumps({"__type": f"x#{code}", "message": "arn:aws:secret"}).encode()
-    return lambda handler, _: handler.answer(content, status)
+    return lambda handler, _: handler.refuse(code, status)
 
 
 def hang_up(handler: Handler, _: bytes) -> None:
@@ -145,7 +186,7 @@ def page(handler: Handler, _: bytes) -> None:
 
 
 def no_json(handler: Handler, _: bytes) -> None:
-    handler.answer(b"<html>welcome</html>")
+    handler.answer(b"<html>welcome</html>", 200 if handler.command == "POST" else 500)
 
 
 THROTTLED, INTERNAL = error("ThrottlingException"), error("InternalServerError", 500)
@@ -187,6 +228,7 @@ class Cloud:
     file: str
     table: FakeDynamoDB
     ssm: Any
+    objects: FakeS3
     next: str = ""
     fault: Fault | None = None
     at: int = 0  # the call that has the fault
@@ -241,12 +283,11 @@ class Cloud:
 
     def state(self) -> Any:
         """All that is stored."""
-        s3: Any = tap_stack._clients["s3"]
-        return copy.deepcopy((self.table.tables, s3.history))
+        return copy.deepcopy((self.table.tables, self.objects.history))
 
     def restore(self, state: Any) -> None:
         """Goes back to a state."""
-        self.table.tables, tap_stack._clients["s3"].history = copy.deepcopy(state)
+        self.table.tables, self.objects.history = copy.deepcopy(state)
 
 
 def function(environment: dict[str, str], event: dict[str, Any]) -> None:
@@ -263,7 +304,8 @@ def cloud(api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     for name in ("a", "b"):
         assert api("POST", "/items", {"id": name, "category": "c", "n": 1}).status == 201
     upload(api, "ann/f", b"one")
-    made = Cloud(api, upload(api, "ann/f", b"two"), api.table, api.ssm)
+    s3: Any = tap_stack._clients["s3"]
+    made = Cloud(api, upload(api, "ann/f", b"two"), api.table, api.ssm, s3)
     made.next = api("GET", "/items?limit=1").json["next"]
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Faulty", (Handler,), {"cloud": made}))
     server.daemon_threads = True
@@ -306,9 +348,7 @@ def test_under_each_fault_a_caller_knows_and_the_table_holds_all_or_nothing(
         cloud.restore(before)
         ids()
         capsys.readouterr()
-        if fault.does is silence:  # no call is to succeed in a tenth of the time
-            patience = PATIENCE / 10 if fault.always else PATIENCE
-            monkeypatch.setattr(tap_stack, "READ_TIMEOUT_SECONDS", patience)
+        monkeypatch.setattr(tap_stack, "READ_TIMEOUT_SECONDS", fault.patience)
         found = cloud.request(name, fault, at)
         monkeypatch.setattr(tap_stack, "READ_TIMEOUT_SECONDS", HANGS)
         (line,) = capsys.readouterr().out.splitlines()
@@ -371,13 +411,12 @@ def test_when_s3_fails_a_caller_knows_and_nothing_is_changed(
     def fail(*_: Any) -> None:
         raise error
 
-    before, s3 = cloud.state(), tap_stack._clients["s3"]
-    s3.before = fail
+    before, cloud.objects.before = cloud.state(), fail
     found = cloud.request(name)
     assert_problem(found, status)
     assert "secret" not in found.text
     assert cloud.state() == before
-    s3.before = lambda *_: None
+    cloud.objects.before = lambda *_: None
     assert cloud.request(name).status < 300
 
 
@@ -409,3 +448,76 @@ def test_a_container_whose_clock_is_wrong_loses_and_repeats_nothing(
         first = call("POST", "/items", {"n": 1}, idempotency_key="k")
         for _ in range(2):
             assert call("POST", "/items", {"n": 1}, idempotency_key="k").text == first.text
+
+
+#: What happened to a file of two versions -> its event.
+EVENTS: dict[str, dict[str, Any]] = {
+    "an upload": created("ann/f", "F1", "v2"),
+    "a delete marker": marked("ann/f", "F1", "m2"),
+    "a deletion": removed("ann/f", "F1", "v1"),
+}
+
+
+def recorded(cloud: Cloud) -> Any:
+    """What the files table says, whatever revisions and shards it has."""
+    pipeline = Pipeline()
+    pipeline.table = cloud.table
+    items = {
+        key: {name: value for name, value in item.items() if name != "revision"}
+        for key, item in cloud.table.files.items()
+        if not key.startswith("totals#")
+    }
+    return items, pipeline.totals(), pipeline.stored()
+
+
+Deliver = Callable[..., str]
+
+
+@pytest.fixture
+def deliver(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Deliver:
+    """Gives an event to the files function, while a call has a fault: why it failed, or nothing."""
+    clients, clock = {}, {"now": 0.0}
+    for seconds in (HANGS, PATIENCE, PATIENCE / 10):
+        monkeypatch.setattr(tap_stack, "READ_TIMEOUT_SECONDS", seconds)
+        clients[seconds] = tap_stack.sdk_client.__wrapped__("s3")
+    # Time passes in pauses alone, so that what goes on until the time is over does not take it.
+    monkeypatch.setattr(time, "monotonic", lambda: clock["now"])
+    monkeypatch.setattr(time, "sleep", lambda pause: clock.update(now=clock["now"] + pause))
+
+    def delivered(event: dict[str, Any], fault: Fault | None = None, at: int = 0) -> str:
+        cloud.fault, cloud.at, cloud.calls = fault, at, 0
+        seconds = fault.patience if fault else HANGS
+        monkeypatch.setattr(tap_stack, "READ_TIMEOUT_SECONDS", seconds)
+        monkeypatch.setitem(tap_stack._clients, "s3", clients[seconds])
+        try:
+            tap_stack.record_files({"Records": [event]}, FakeContext(HANGS))
+        except RecordsFailed as failure:
+            return str(failure)
+        return ""
+
+    return delivered
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_under_each_fault_an_event_is_recorded_or_fails_and_is_recorded_when_it_comes_again(
+    name: str, cloud: Cloud, deliver: Deliver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cloud.objects.put("ann/f", "v2", b"%PDF-1.7")
+    if name == "a delete marker":
+        cloud.objects.mark("ann/f", "m2")
+    if name == "a deletion":
+        cloud.objects.remove("ann/f", "v1")
+    before = cloud.state()
+    assert deliver(EVENTS[name]) == ""
+    after, calls = recorded(cloud), cloud.calls
+    assert calls >= 3
+    for (what, fault), at in itertools.product(FAULTS.items(), range(calls)):
+        cloud.restore(before)
+        capsys.readouterr()
+        if failed := deliver(EVENTS[name], fault, at):
+            (line,) = capsys.readouterr().out.splitlines()
+            assert json.loads(line)["FilesFailed"] == 1, (what, at)
+            assert deliver(EVENTS[name]) == ""
+        else:
+            assert not fault.always or at, (what, at)
+        assert recorded(cloud) == after, (what, at, failed)
