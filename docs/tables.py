@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from cost import prices, tables  # noqa: E402
 from cost.estimate import with_defaults  # noqa: E402
+from docs import faults  # noqa: E402
 from policy import rules  # noqa: E402
 from tap_stack import OUTPUTS, TIERS, TapStackArgs  # noqa: E402
 from taplocal.architecture import SYSTEMS, Architecture, Drawing  # noqa: E402
@@ -217,6 +218,7 @@ def pictures() -> Iterator[tuple[Path, str]]:
 BLOCKS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     "docs/settings.md": {"settings": settings},
     "docs/outputs.md": {"outputs": outputs},
+    "docs/faults.md": {"faults": faults.rows},
     "docs/cost.md": {
         "systems": tables.systems,
         "resources": tables.resources,
