@@ -30,3 +30,9 @@ def test_each_alarm_of_a_fault_is_there() -> None:
 
 def test_no_fault_stands_twice() -> None:
     assert len({each.fault for each in ALL}) == len(ALL)
+
+
+def test_the_page_says_how_many_faults_each_call_has() -> None:
+    from tests.unit.test_faults import FAULTS as OF_A_CALL
+
+    assert f" {len(OF_A_CALL)} faults of each" in (ROOT / "docs/faults.md").read_text()
