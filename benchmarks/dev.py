@@ -2,7 +2,7 @@
 
 The same change, one word of an answer, by `taplocal dev`, by `taplocal up` again, and of Chalice's
 first example by `chalice local`, in turns. A time is that from the write of the file to the first
-new answer over HTTP.
+new answer over HTTP. Of a setting it is that until a resource has it, the API's log group.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from taplocal import access, session
+from taplocal.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = (
@@ -42,6 +43,7 @@ app = Chalice(app_name="bench")
 def index():
     return {"title": "Not Found"}
 """
+DAYS = 1, 3, 5, 7, 14, 30, 60, 90, 120, 150  # CloudWatch takes no others
 PAUSE_SECONDS = 4.0  # between two saves, so that each meets a candidate at rest
 HANG_SECONDS = 60
 
@@ -61,8 +63,8 @@ def taplocal(*arguments: str) -> list[str]:
 
 
 @contextmanager
-def program() -> Iterator[tuple[Path, Callable[[str], bool]]]:
-    """A copy of the program, deployed, and whether its API answers with a word."""
+def program() -> Iterator[tuple[Path, Session]]:
+    """A copy of the program, deployed."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for each in PROGRAM:
@@ -72,17 +74,18 @@ def program() -> Iterator[tuple[Path, Callable[[str], bool]]]:
         subprocess.run(
             taplocal("up", *options, *SYSTEMS), cwd=ROOT, stdout=subprocess.DEVNULL, check=True
         )
-        opened = session.opened(folder, "dev")
-        token = access.machine_token(opened)
         try:
-            yield (
-                folder,
-                lambda word: word in access.call(opened, "GET", "/items/none", token).body,
-            )
+            yield folder, session.opened(folder, "dev")
         finally:
             subprocess.run(
                 taplocal("down", *options), cwd=ROOT, stdout=subprocess.DEVNULL, check=True
             )
+
+
+def answers_of(opened: Session) -> Callable[[str], bool]:
+    """Whether the API answers with a word."""
+    token = access.machine_token(opened)
+    return lambda word: word in access.call(opened, "GET", "/items/none", token).body
 
 
 @contextmanager
@@ -107,9 +110,9 @@ def save(folder: Path, word: str) -> None:
 
 
 @contextmanager
-def by_dev() -> Iterator[Change]:
-    """`taplocal dev`."""
-    with program() as (folder, answers), ExitStack() as stack:
+def watched() -> Iterator[tuple[Path, Session]]:
+    """A copy of the program, which `taplocal dev` watches."""
+    with program() as (folder, opened), ExitStack() as stack:
         command = [
             "env",
             f"PYTHONPATH={ROOT}",
@@ -117,6 +120,14 @@ def by_dev() -> Iterator[Change]:
         ]
         output = stack.enter_context(running(command, folder))
         until(lambda: "watching" in output.read_text())
+        yield folder, opened
+
+
+@contextmanager
+def by_dev() -> Iterator[Change]:
+    """`taplocal dev`."""
+    with watched() as (folder, opened):
+        answers = answers_of(opened)
 
         def change(word: str) -> None:
             save(folder, word)
@@ -126,9 +137,31 @@ def by_dev() -> Iterator[Change]:
 
 
 @contextmanager
+def by_setting() -> Iterator[Change]:
+    """`taplocal dev`, of a setting of a resource."""
+    with watched() as (folder, opened):
+        settings, logs = folder / "Pulumi.dev.yaml", opened.cloud.client("logs")
+        before = settings.read_text()
+        (group,) = (
+            each.id for each in opened.state.resources.values() if each.name == "api-items-logs"
+        )
+
+        def change(word: str) -> None:
+            days = DAYS[int(word.split()[1]) % len(DAYS)]
+            settings.write_text(f"{before}  tap-stack:log_retention_days: {days}\n")
+            asked = {"logGroupNamePrefix": group}
+            until(
+                lambda: logs.describe_log_groups(**asked)["logGroups"][0]["retentionInDays"] == days
+            )
+
+        yield change
+
+
+@contextmanager
 def by_up() -> Iterator[Change]:
     """`taplocal up` again."""
-    with program() as (folder, answers):
+    with program() as (folder, opened):
+        answers = answers_of(opened)
         command = taplocal("up", "--program", str(folder), *SYSTEMS)
 
         def change(word: str) -> None:
@@ -169,7 +202,12 @@ def by_chalice() -> Iterator[Change]:
         yield change
 
 
-CANDIDATES = {"taplocal dev": by_dev, "taplocal up, again": by_up, "chalice local": by_chalice}
+CANDIDATES = {
+    "taplocal dev": by_dev,
+    "taplocal dev, a setting": by_setting,
+    "taplocal up, again": by_up,
+    "chalice local": by_chalice,
+}
 
 
 def main(rounds: int = 10) -> None:

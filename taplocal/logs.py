@@ -54,10 +54,16 @@ class Logs:
                 self._seen[key] = at
                 self._since = max(self._since, at - LATE_MS)
                 message = maybe_json(event["message"].rstrip())
-                if isinstance(message, dict) and "stack" in message:
-                    message["stack"] = [sources.locate(each) for each in message["stack"]]
+                if isinstance(message, dict):
+                    locate(message, sources)
                 yield {"time": at, "log_group": event["log_group"], "message": message}
         self._seen = {key: at for key, at in self._seen.items() if at >= self._since}
+
+
+def locate(message: Json, sources: Sources) -> None:
+    """Has the stack of a message name the lines of the program."""
+    if "stack" in message:
+        message["stack"] = [sources.locate(each) for each in message["stack"]]
 
 
 def maybe_json(text: str) -> Any:

@@ -81,9 +81,11 @@ def up(
         def connect() -> tuple[Cloud, State]:
             try:
                 held.enter_context(locked(folder))
-                return _connect(folder, env, project.region, other, say)
+                cloud, state = _connect(folder, env, project.region, other, say)
             except OSError as error:
                 raise of_folder(error) from None
+            state.program = str(project.main)
+            return cloud, state
 
         deployment = Deployment(connect, project.region, report)
         summary = deployment.up(project)

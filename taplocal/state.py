@@ -48,6 +48,7 @@ class State:
     def __init__(self, path: Path):
         self.path = path
         self.marker, self.region = "", ""
+        self.program = ""  # the file that was run last
         self.complete = False  # whether the last run reached its end
         self.resources: dict[str, Deployed] = {}
         self.outputs: dict[str, Any] = {}
@@ -61,6 +62,7 @@ class State:
             data = json.loads(self.path.read_text())
             self.marker, self.region = data["marker"], data["region"]
             self.outputs, self.complete = data["outputs"], data.get("complete", True)
+            self.program = data.get("program", "")
             self.resources = {urn: Deployed(**each) for urn, each in data["resources"].items()}
             self._replay()
         except (ValueError, KeyError, TypeError, AttributeError, IsADirectoryError) as error:
@@ -148,6 +150,7 @@ class State:
             "marker": self.marker,
             "region": self.region,
             "complete": self.complete,
+            "program": self.program,
             "outputs": self.outputs,
             "resources": {urn: asdict(each) for urn, each in self.resources.items()},
         }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from taplocal import logs
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
+from taplocal.sources import Sources
 
 Json = dict[str, Any]
 IDS = ("request_id", "requestId", "version_id", "key", "id", "trace_id")
@@ -42,6 +45,11 @@ def follow(session: Session, id_: str) -> Json:
             f"nothing has the id {json.dumps(id_)}: give the request id of a response "
             "(apigw-requestid), the request_id of a log line, or a file's id, key or version"
         )
+    if any("stack" in each["message"] for each in lines):
+        with contextlib.suppress(OSError, SyntaxError, ValueError):  # the program is being changed
+            sources = Sources(Path(session.state.program))
+            for each in lines:
+                logs.locate(each["message"], sources)
     traces = {each["message"].get("trace_id") for each in lines} - {None, ""}
     calls = list(_calls(session, traces))
     metrics = sorted({name for each in lines for name in _metrics(each["message"])})

@@ -118,13 +118,16 @@ def test_a_stack_trace_names_the_lines_of_the_program(deployed: Session, data: P
     assert as_json("call", "GET", path, *user)["status"] == 500
     dynamodb.delete_item(**table, Key={name: item[name] for name in ("id", "owner")})
     messages = [event["message"] for event in as_json("logs", "--data", str(data))]
-    (stack,) = (each["stack"] for each in messages if isinstance(each, dict) and "stack" in each)
+    (failed,) = (each for each in messages if isinstance(each, dict) and "stack" in each)
+    stack = failed["stack"]
     assert len(stack) > 2
     program = (ROOT / "tap_stack.py").read_text().splitlines()
     named = re.fullmatch(r"tap_stack\.py:(\d+) in api", stack[0])
     assert named and program[int(named[1]) - 1].strip() == "response = dispatch(request)"
     printed = taplocal("logs", "--data", str(data)).stdout
     assert "".join(f"    {each}\n" for each in stack) in printed
+    followed = as_json("trace", failed["request_id"], "--data", str(data))["lines"]
+    assert [x["message"]["stack"] for x in followed if "stack" in x["message"]] == [stack]
 
 
 def test_the_printed_url_works_with_plain_curl(deployed: Session, data: Path) -> None:
