@@ -217,7 +217,7 @@ class Deployment:
             if re.search("already (exist|in use)|Duplicate", str(error), re.IGNORECASE):
                 raise TapLocalError(_taken(resource, str(error))) from None
             raise
-        new.pending = ""
+        new.pending, new.changed = "", time.time()
         self.state.put(resource.urn, new)
         self._report(step, started)
         return new
@@ -234,7 +234,12 @@ class Deployment:
         before, after = (handler.owned(x, old.owner) for x in (old.inputs, resource.inputs))
         outputs = handler.update(self.cloud, old.id, before, after, old.outputs)
         new = replace(
-            old, inputs=resource.inputs, outputs=outputs, protect=resource.protect, pending=""
+            old,
+            inputs=resource.inputs,
+            outputs=outputs,
+            protect=resource.protect,
+            pending="",
+            changed=time.time(),
         )
         self.state.put(resource.urn, new)
         self._report(Step("updated", resource.type, resource.name, why=changed), started)

@@ -29,7 +29,8 @@ class Deployed:
 
     `pending` is the operation that was started but not finished (create, update or delete); an
     interrupted run leaves it behind, and the next run repeats the operation. `owner` is the value
-    of the tag by which the resource is known as the one of this record.
+    of the tag by which the resource is known as the one of this record. `changed` is the time of
+    its creation or last update, in seconds since 1970.
     """
 
     type: str
@@ -40,6 +41,7 @@ class Deployed:
     protect: bool = False
     pending: str = ""
     owner: str = ""
+    changed: float = 0.0
 
 
 class State:

@@ -139,9 +139,11 @@ async function picture() {
   });
 }
 function parts() {
+  const made = Math.min(...Object.values(now.parts).map((each) => each.changed)) + 60;  // the first run
   for (const part of document.querySelectorAll(".part")) {
     const said = now.parts[part.dataset.part] || { alarms: 0, text: "" };
-    const text = said.alarms ? `${said.alarms} alarm${said.alarms > 1 ? "s" : ""}` : said.text;
+    const changed = said.changed > made ? `changed ${hour(said.changed)}` : "";
+    const text = said.alarms ? `${said.alarms} alarm${said.alarms > 1 ? "s" : ""}` : said.text || changed;
     let says = part.querySelector(".says");
     if (!says) {
       says = document.createElementNS("http://www.w3.org/2000/svg", "text");
@@ -166,7 +168,7 @@ async function choose(name) {
   await into("part", async () => {
     const part = await ask("/part", { name });
     const list = (items) => items.length ? h("ul", {}, ...items.map((each) => h("li", {}, each))) : null;
-    const known = [["Id", part.id], ["ARN", part.arn], ["How many", part.count > 1 ? part.count : ""], ...Object.entries(part.tags)];
+    const known = [["Id", part.id], ["ARN", part.arn], ["How many", part.count > 1 ? part.count : ""], ["Last change", part.changed ? new Date(part.changed * 1000).toLocaleString() : ""], ...Object.entries(part.tags)];
     const alarmed = part.alarms.map((each) => link(`${each}: ${now.alarms.find((x) => x.name === each)?.state ?? ""}`, () => openAlarm(each)));
     show("part", h("h2", {}, name), h("p", { class: "hint" }, part.kind), list(part.does), list(part.is),
       alarmed.length ? h("h3", {}, "Alarms") : null, list(alarmed),

@@ -19,7 +19,7 @@ from ops.redrive import redrive
 from taplocal import access, snapshots
 from taplocal import emulator as emulators
 from taplocal.access import Response
-from taplocal.architecture import Architecture, Drawing
+from taplocal.architecture import Architecture, Drawing, Part
 from taplocal.cloud import Cloud
 from taplocal.errors import TapLocalError
 from taplocal.page.server import View
@@ -190,10 +190,11 @@ class Environment:
     def _parts(
         self, alarms: list[Json], waiting: Mapping[str, int], releases: list[Json]
     ) -> dict[str, Json]:
-        """Part -> the number of its alarms that fire, and what else there is to say of it."""
+        """Part -> the number of its alarms that fire, its last change, what else there is."""
         firing = [each["part"] for each in alarms if each["state"] == "ALARM"]
         found: dict[str, Json] = {
-            name: {"alarms": firing.count(name), "text": ""} for name in self.architecture.parts
+            name: {"alarms": firing.count(name), "text": "", "changed": self._changed(part)}
+            for name, part in self.architecture.parts.items()
         }
         for name, count in waiting.items():
             found[name]["text"] = f"{count} waiting" if count else ""
@@ -243,6 +244,9 @@ class Environment:
             )
         return found
 
+    def _changed(self, part: Part) -> float:
+        return max(self.session.state.resources[urn].changed for urn in part.urns)
+
     # --- One thing ---
 
     def part(self, name: str) -> Json:
@@ -257,6 +261,7 @@ class Environment:
             "kind": part.kind,
             "id": part.id,
             "count": len(part.urns),
+            "changed": self._changed(part),
             "arn": resource.outputs.get("arn", ""),
             "tags": resource.inputs.get("tags", {}),
             "does": [f"{x.verb} {x.target}" for x in architecture.edges if x.source == name],

@@ -64,6 +64,11 @@ class Mini:
     def write(self, program: str) -> None:
         (self.folder / "mini.py").write_text(textwrap.dedent(program))
 
+    def changed(self) -> dict[str, float]:
+        """The time of each resource's last change."""
+        state = State(session.state_path(session.folder_of(self.folder), "dev"))
+        return {each.name: each.changed for each in state.resources.values()}
+
     def up(self, **config: str) -> Summary:
         return session.up(
             self.folder,
@@ -164,7 +169,10 @@ def test_a_second_run_changes_nothing(mini: Mini) -> None:
 
 def test_a_change_is_made_in_place_and_only_there(mini: Mini) -> None:
     mini.up()
+    before = mini.changed()
     assert mini.steps(size="l") == [("updated", "topic", ("tags",))]
+    after = mini.changed()
+    assert {name for name in after if after[name] > before[name] > 0} == {"topic"}
     topic = mini.deployed.cloud.arn("sns", "mini")
     tags = mini.deployed.cloud.client("sns").list_tags_for_resource(ResourceArn=topic)["Tags"]
     assert {"Key": "size", "Value": "l"} in tags

@@ -230,6 +230,8 @@ def test_what_goes_on_is_shown(deployed: Session, ann: Call) -> None:
     assert {each["name"] for each in live["alarms"]} == alarms
     assert {"api-http", "files-table", "web-fleet-group"} <= live["parts"].keys()
     assert live["parts"]["web-fleet-group"]["text"] == "1 of 1"
+    made = [each["changed"] for each in live["parts"].values()]
+    assert min(made) > 0 and max(made) < time.time()
     assert [x["shares"] for x in live["releases"]] == [{"1": 1}] * 4
     assert live["web"] and live["complete"]
 
