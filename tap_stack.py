@@ -1043,14 +1043,13 @@ class Component(pulumi.ComponentResource):
 
 KEY_USE = actions_of(
     "kms",
-    "Decrypt DescribeKey Encrypt GenerateDataKey GenerateDataKeyWithoutPlaintext ReEncryptFrom "
-    "ReEncryptTo",
+    "Decrypt Encrypt GenerateDataKey GenerateDataKeyWithoutPlaintext ReEncryptFrom ReEncryptTo",
 )
 KEY_MANAGEMENT = actions_of(
     "kms",
-    "CancelKeyDeletion CreateAlias CreateGrant DeleteAlias DisableKey DisableKeyRotation EnableKey "
-    "EnableKeyRotation GetKeyPolicy GetKeyRotationStatus ListGrants ListKeyPolicies "
-    "ListKeyRotations ListResourceTags PutKeyPolicy RevokeGrant RotateKeyOnDemand "
+    "CancelKeyDeletion CreateAlias CreateGrant DeleteAlias DescribeKey DisableKey "
+    "DisableKeyRotation EnableKey EnableKeyRotation GetKeyPolicy GetKeyRotationStatus ListGrants "
+    "ListKeyPolicies ListKeyRotations ListResourceTags PutKeyPolicy RevokeGrant RotateKeyOnDemand "
     "ScheduleKeyDeletion TagResource UntagResource UpdateAlias UpdateKeyDescription",
 )
 #: The services that publish to the encrypted topic, and so need its key.
@@ -1123,7 +1122,7 @@ def volume_statements(scaling_role_arn: Input[str]) -> list[Statement]:
     scaling = {"AWS": scaling_role_arn}
     granted = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
     return [
-        {**allow(*KEY_USE, on="*"), "Principal": scaling},
+        {**allow(*KEY_USE, "kms:DescribeKey", on="*"), "Principal": scaling},
         {**allow("kms:CreateGrant", on="*", when=granted), "Principal": scaling},
     ]
 
@@ -2438,6 +2437,7 @@ class Bucket(Component):
 #: What an instance may do so that Session Manager reaches it; none of it has a resource to name.
 CHANNELS = "CreateControlChannel CreateDataChannel OpenControlChannel OpenDataChannel"
 SESSION_MANAGER = ("ssm:UpdateInstanceInformation", *actions_of("ssmmessages", CHANNELS))
+SCALING_GROUP = "autoScalingGroup:*:autoScalingGroupName/{}".format  # of an ARN
 READY_HOOK, READY_SECONDS = "ready", 900  # an instance that is silent for so long is replaced
 REFRESH_SECONDS = 3_600  # how long instances may take to be replaced
 #: States in which an instance refresh has ended.
@@ -2497,14 +2497,13 @@ class Fleet(Component):
         self.register_outputs({"group_name": self.scaling_group.name})
 
     def _role(self) -> tuple[aws.iam.Role, aws.iam.RolePolicy]:
-        group = f"autoScalingGroup:*:autoScalingGroupName/{self.physical_name}"
-        begin = ("autoscaling:CompleteLifecycleAction", "autoscaling:SetInstanceHealth")
+        group = self.aws_context.arn("autoscaling", SCALING_GROUP(self.physical_name))
         return self.service_role(
             "role",
             f"What instances of {self.physical_name} may do",
             "ec2.amazonaws.com",
             allow(*SESSION_MANAGER, on="*"),
-            allow(*begin, on=self.aws_context.arn("autoscaling", group)),
+            allow("autoscaling:CompleteLifecycleAction", on=group),
             *self.instances.statements,
         )
 
@@ -5454,8 +5453,7 @@ class FilePipeline(Component):
                 allow("s3:GetObject", "s3:GetObjectVersion", on=Output.concat(bucket.arn, "/*")),
                 # Without it S3 responds with 403 where an object is gone, not with 404.
                 allow("s3:ListBucket", on=bucket.arn),
-                allow("dynamodb:GetItem", "dynamodb:Query", on=table.arn),
-                allow("dynamodb:PutItem", "dynamodb:UpdateItem", on=table.arn),
+                allow(*actions_of("dynamodb", "GetItem PutItem Query UpdateItem"), on=table.arn),
                 self.key_use("dynamodb", *TABLE_KEY_USE),
             ],
             max_event_age_hours=6,
@@ -5580,7 +5578,7 @@ class FilePipeline(Component):
 
     def api_statements(self) -> list[Statement]:
         """Statements of the api function, in whose name a form for an upload is signed."""
-        uses = actions_of("s3", "DeleteObject GetObject GetObjectVersion PutObject")
+        uses = ("s3:DeleteObject", "s3:GetObjectVersion", "s3:PutObject")
         return [
             allow("dynamodb:GetItem", on=self.table.arn),
             allow("dynamodb:Query", on=[self.table.arn, *index_arns(self.table, FILE_INDEXES)]),
@@ -6195,8 +6193,9 @@ class Network(Component):
         own = {"aws:ResourceTag/Name": self.args.name(component)}
         unchecked = {**own, "ec2:Attribute/SourceDestCheck": "false"}
         interfaces = arn("ec2", "network-interface/*")
-        tables = [each.id for each in route_tables]
+        group = arn("autoscaling", SCALING_GROUP(self.args.name(component)))
         statements = [
+            allow("autoscaling:SetInstanceHealth", on=group),
             allow("ec2:CreateRoute", "ec2:ReplaceRoute", on=[each.arn for each in route_tables]),
             allow("ec2:AssociateAddress", on=address.arn),
             allow("ec2:AssociateAddress", on=[instances, interfaces], when={"StringEquals": own}),
@@ -6206,7 +6205,7 @@ class Network(Component):
             *self.part(f"nat-{number}"),
             component=component,
             instances=Instances(
-                user_data=Output.all(address.allocation_id, *tables).apply(
+                user_data=Output.all(address.allocation_id, *[x.id for x in route_tables]).apply(
                     lambda known: nat_script(self.args.vpc_cidr, *known)
                 ),
                 after=[*self.rules, *self.public_routes],

@@ -47,7 +47,7 @@ asked: contextvars.ContextVar[tuple[str, Mapping[str, str], bytes]] = contextvar
 caller: contextvars.ContextVar[PrincipalInfo | None] = contextvars.ContextVar("caller")
 CLOUDWATCH = "cloudwatch.amazonaws.com"
 TO_SEND = ("kms:GenerateDataKey", "kms:Decrypt")
-OF_LOGS = (*TO_SEND, "kms:Encrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo", "kms:DescribeKey")
+OF_LOGS = (*TO_SEND, "kms:Encrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo")
 OF_ITEMS = (
     "BatchGetItem BatchWriteItem ConditionCheckItem DeleteItem GetItem PartiQLDelete PartiQLInsert "
     "PartiQLSelect PartiQLUpdate PutItem Query Scan UpdateItem"

@@ -34,35 +34,6 @@ def test_the_table_can_be_named() -> None:
     assert graph_of("dev", table_name="orders").outputs["table_name"] == "orders"
 
 
-def test_the_api_function_may_do_exactly_this(graph: Graph) -> None:
-    arn, key = f"arn:aws:test:{REGION}:{ACCOUNT}:Table/api-items", graph.outputs["key_arn"]
-    files = f"arn:aws:test:{REGION}:{ACCOUNT}:Table/files-table"
-    indexes = ("by_owner", "by_folder", "by_content_type")
-    granted = statements(graph.one("RolePolicy", "api-items-role-policy").inputs["policy"])
-    assert [(each["Action"], each["Resource"]) for each in granted] == [
-        (
-            ["logs:CreateLogStream", "logs:PutLogEvents"],
-            f"arn:aws:test:{REGION}:{ACCOUNT}:LogGroup/api-items-logs:*",
-        ),
-        (["xray:PutTelemetryRecords", "xray:PutTraceSegments"], "*"),
-        (["kms:Decrypt"], key),
-        (
-            ["dynamodb:DeleteItem", "dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:UpdateItem"],
-            arn,
-        ),
-        (["dynamodb:Query"], [f"{arn}/index/by_owner", f"{arn}/index/by_category"]),
-        ([f"kms:{each}" for each in tap_stack.TABLE_KEY_USE], key),
-        (["ssm:GetParameter"], f"arn:aws:test:{REGION}:{ACCOUNT}:Parameter/api-paging-key"),
-        (["kms:Decrypt"], key),
-        (["dynamodb:GetItem"], files),
-        (["dynamodb:Query"], [files, *(f"{files}/index/{each}" for each in indexes)]),
-        (
-            ["s3:DeleteObject", "s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"],
-            f"arn:aws:test:{REGION}:{ACCOUNT}:Bucket/files-uploads-bucket/*",
-        ),
-    ]
-
-
 def test_traffic_goes_to_the_live_alias_and_only_this_api_may_send_it(graph: Graph) -> None:
     alias = graph.one("aws:lambda/alias:Alias", "api-items-live")
     assert alias.inputs["name"] == "live"
