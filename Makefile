@@ -9,10 +9,10 @@ BY_FILE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every command would compile its imports again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint unit stack local page lab smoke bench load cost docs pictures policy lock clean pr
+.PHONY: help demo dev test lint unit stack local page lab prove-iam smoke bench load cost docs pictures policy lock clean pr
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.local ## deploy on this machine and exercise everything (ENV=dev)
 	$(BIN)/python -m demo --env $(ENV)
@@ -40,6 +40,9 @@ page: $(VENV)/.page ## tests of the page, with a browser (apt-get install chromi
 
 lab: $(VENV)/.dev ## tests of what instances run, as root: real systemd, cloud-init, networks
 	$(BIN)/pytest $(BY_FILE) --maxprocesses 4 tests/lab
+
+prove-iam: $(VENV)/.dev ## take each permission away on a local cloud, and see what needs it fail
+	$(BIN)/python -m tests.local.proof
 
 smoke: $(VENV)/.dev ## compare the client of AWS with the SDK on a deployed stack (ENV=dev)
 	pulumi stack output --json --stack $(ENV) | $(BIN)/python -m ops.smoke

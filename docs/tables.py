@@ -30,6 +30,7 @@ from taplocal.architecture import SYSTEMS, Architecture, Drawing  # noqa: E402
 from taplocal.differences import DIFFERENCES, by_meaning  # noqa: E402
 from taplocal.program import run  # noqa: E402
 from taplocal.recorder import Recorder  # noqa: E402
+from tests import needs  # noqa: E402
 
 PROGRAM = ROOT / "tap_stack.py"
 #: Section of tap_stack.py in lower case -> the name of its test files, where it is another one.
@@ -202,6 +203,31 @@ def types_without_rule() -> Iterator[str]:
         yield f"| `{kind}` | {reason} |"
 
 
+def grants() -> Iterator[str]:
+    """What is granted, and what of it `make prove-iam` takes away."""
+    rows = [
+        (holder, need)
+        for holder, found in needs.NEEDS.items()
+        for need in found
+        for _ in need.grants(holder)
+    ]
+    proved, documented = ([x for x in rows if bool(x[1].step) is y] for y in (True, False))
+    roles = {holder for holder, _ in rows if holder.endswith("-role")}
+    yield (
+        f"{len(rows)} grants, an action on a resource each, of {len(roles)} roles and of "
+        f"{len(needs.NEEDS) - len(roles)} policies of resources. `make prove-iam` takes "
+        f"{len(proved)} of them away, and tries what {sum(bool(x.forbidden) for _, x in rows)} "
+        f"conditions forbid. It cannot show {len(documented)}, which are required by"
+    )
+    yield ""
+    yield "| what requires them | grants | of |"
+    yield "| --- | --- | --- |"
+    whys = {need.why: [x for x in documented if x[1].why == need.why] for _, need in documented}
+    for why, found in sorted(whys.items()):
+        holders = ", ".join(f"`{each}`" for each in dict.fromkeys(holder for holder, _ in found))
+        yield f"| {why} | {len(found)} | {holders} |"
+
+
 def pictures() -> Iterator[tuple[Path, str]]:
     """The architecture as prod registers it: all of it, and each system with what it touches."""
     recorder = Recorder()
@@ -235,6 +261,7 @@ BLOCKS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
         "rules": rule_rows,
         "exemptions": exemption_rows,
         "without_rule": types_without_rule,
+        "grants": grants,
     },
     "docs/architecture.md": {"differences": differences, "sections": section_rows},
 }

@@ -27,6 +27,7 @@ def main() -> None:
         events,
         exports,
         forms,
+        further,
         gateway,
         guard,
         keys,
@@ -51,8 +52,9 @@ def main() -> None:
     for each in (policies, athena, releases):
         each.install()
     exports.install(metrics.count)
-    for each in (gateway, permissions, destinations, keys, sizes, versions, forms, workers):
+    for each in (gateway, permissions, destinations, keys, further, sizes, versions, forms):
         each.install()
+    workers.install()
     metrics.install(environments.install())
     alarms.install()
     capacity.install(metrics.count)

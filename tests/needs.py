@@ -35,6 +35,7 @@ class Need:
     `on` is `Kind/name` for a resource of the stack, by its logical name, otherwise an ARN. `why` is
     an operation of the program, or AWS's document that requires it. `step` is what fails on the
     local cloud without it (`tests/local/proof.py`); without one, `why` names AWS's document.
+    `forbidden` is what can be done there without the condition alone.
     """
 
     actions: str
@@ -45,6 +46,7 @@ class Need:
     who: str = ""
     effect: str = "Allow"
     option: str = ""  # only with this setting
+    forbidden: str = ""
 
     def grants(self, holder: str) -> Iterator[Grant]:
         """Each action on each resource."""
@@ -58,7 +60,15 @@ class Need:
 
 # === Words of the table ===========================================================================
 
+#: Functions' logical names -> the part of their names.
+FUNCTIONS = {
+    "api-items": "api",
+    "api-rotation": "rotation",
+    "files-records": "files",
+    "database-snapshots": "snapshots",
+}
 KEY = "Key/encryption-key"
+OF_TABLE = "DescribeKey Encrypt GenerateDataKey".split()
 ACCOUNT: Condition = {"StringEquals": {"aws:SourceAccount": "<account>"}}
 NO_TLS: Condition = {"Bool": {"aws:SecureTransport": "false"}}
 VIA_ROLE = "instance role; IAM user guide, id_roles_use_switch-role-ec2"
@@ -70,6 +80,10 @@ OF_TABLES = "KMS developer guide, services-dynamodb: what DynamoDB requires of a
 OF_AGENT = "managed policy CloudWatchAgentServerPolicy"
 OF_SESSIONS = "Systems Manager user guide, getting-started-create-iam-instance-profile"
 OF_FLOW_LOGS = "VPC user guide, flow-logs-iam-role"
+OF_NAT = "`scripts/nat.sh`, which `tests/lab` runs with the rights of the role"
+OF_SNAPSHOTS = (
+    "service authorization reference: DescribeDBSnapshots is of databases and of snapshots"
+)
 OF_MONITORING = "managed policy AmazonRDSEnhancedMonitoringRole"
 OF_PIPES = "EventBridge user guide, eb-pipes-dynamodb"
 OF_EXPORTS = "DynamoDB developer guide, S3DataExport_Requesting"
@@ -82,6 +96,14 @@ OF_ACCESS_LOGS = "S3 user guide, enable-server-access-logging"
 OF_BALANCER_LOGS = "Elastic Load Balancing user guide, enable-access-logging"
 
 
+def via(service: str, *actions: str, why: str, step: str = "") -> Need:
+    """The use of the key through one service."""
+    when = {"StringEquals": {"kms:ViaService": f"{service}.<region>.amazonaws.com"}}
+    # ReEncrypt needs two actions at once.
+    forbidden = "" if "ReEncryptTo" in actions else "direct use of the key"
+    return Need(f"kms:{' '.join(actions)}", KEY, why, step, when, forbidden=forbidden)
+
+
 def source(arns: str | list[str], operator: str = "ArnLike") -> Condition:
     """The condition that a service of this account acts for one of these."""
     return {**ACCOUNT, operator: {"aws:SourceArn": arns}}
@@ -92,35 +114,37 @@ def trusts(service: str, why: str, when: Condition | None = None, step: str = ""
     return Need("sts:AssumeRole", who=f"{service}.amazonaws.com", why=why, when=when, step=step)
 
 
-def function(name: str, environment: str, *own: Need, dead_letters: str = "") -> list[Need]:
-    """The needs of each function, and its own. `environment` is a step that starts it anew."""
+def function(name: str, *own: Need, dead_letters: bool = True) -> list[Need]:
+    """The needs of each function, and its own."""
+    arn = f"arn:aws:lambda:<region>:<account>:function:tap-stack-{FUNCTIONS[name]}-<env>"
+    own_variables = {"kms:EncryptionContext:aws:lambda:FunctionArn": [arn, f"{arn}:*"]}
     queue = f"Queue/{name}-dead-letters"
-    sends = Need("sqs:SendMessage", queue, "on-failure destination of its events", dead_letters)
+    sends = Need("sqs:SendMessage", queue, "on-failure destination of its events", "letter")
     encrypts = "SQS developer guide, sqs-key-management: producers"
     return [
-        trusts("lambda", EXECUTION_ROLE),
+        trusts("lambda", EXECUTION_ROLE, step="environment"),
         Need("logs:CreateLogStream PutLogEvents", f"LogGroup/{name}-logs:*", EXECUTION_ROLE),
         Need("xray:PutTelemetryRecords PutTraceSegments", "*", "managed policy AWSXRayDaemonWriteAccess"),
-        Need("kms:Decrypt", KEY, "its environment's variables at the start", environment),
-        *([sends, Need("kms:GenerateDataKey", KEY, encrypts, dead_letters)] if dead_letters else []),
+        Need("kms:Decrypt", KEY, "its environment's variables at the start", "environment", {"StringLike": own_variables}, forbidden="direct use of the key"),
+        *([sends, via("sqs", "Decrypt", "GenerateDataKey", why=encrypts, step="letter")] if dead_letters else []),
         *own,
     ]  # fmt: skip
 
 
-def starts(name: str, what: str, step: str) -> list[Need]:
+def starts(name: str, what: str) -> list[Need]:
     """The needs of a schedule that invokes a function."""
     return [
-        trusts("scheduler", f"the schedule of {what}", ACCOUNT, step),
-        Need("lambda:InvokeFunction", f"Alias/{name}-live", f"the schedule of {what}", step),
-        Need("kms:Decrypt", KEY, "the schedule, which is under the key", step),
+        trusts("scheduler", f"the schedule of {what}", ACCOUNT, "schedule"),
+        Need("lambda:InvokeFunction", f"Alias/{name}-live", f"the schedule of {what}", "schedule"),
+        via("scheduler", "Decrypt", why="the schedule, which is under the key", step="schedule"),
     ]
 
 
-def guard(name: str, step: str) -> list[Need]:
+def guard(name: str) -> list[Need]:
     """The needs of the schedule that takes a version's share back."""
     why = "UpdateAlias, 30 minutes after a release that was killed"
-    alias = Need("lambda:UpdateAlias", f"Function/{name}-function", why, step)
-    return [trusts("scheduler", why, ACCOUNT, step), alias]
+    alias = Need("lambda:UpdateAlias", f"Function/{name}-function", why, "guard")
+    return [trusts("scheduler", why, ACCOUNT, "guard"), alias]
 
 
 def fleet(name: str, *own: Need) -> list[Need]:
@@ -132,18 +156,18 @@ def fleet(name: str, *own: Need) -> list[Need]:
         trusts("ec2", VIA_ROLE),
         Need("ssm:UpdateInstanceInformation", "*", OF_SESSIONS),
         Need(f"ssmmessages:{channels}", "*", OF_SESSIONS),
-        Need("autoscaling:CompleteLifecycleAction", f"{group}tap-stack-{name}-<env>", ready, f"{name} ready"),
+        Need("autoscaling:CompleteLifecycleAction", f"{group}tap-stack-{name}-<env>", ready, "ready"),
         *own,
     ]  # fmt: skip
 
 
-def agent(logs: str, step: str) -> list[Need]:
+def agent(logs: str) -> list[Need]:
     """The needs of CloudWatch's agent on an instance."""
     namespace = {"StringEquals": {"cloudwatch:namespace": "CWAgent"}}
     return [
-        Need("cloudwatch:PutMetricData", "*", OF_AGENT, f"{step} metrics", namespace),
-        Need("ec2:DescribeTags", "*", OF_AGENT, f"{step} tags"),
-        Need("logs:CreateLogStream DescribeLogStreams PutLogEvents", f"LogGroup/{logs}:*", OF_AGENT, f"{step} log"),
+        Need("cloudwatch:PutMetricData", "*", OF_AGENT, "metrics", namespace, forbidden="other metrics"),
+        Need("ec2:DescribeTags", "*", OF_AGENT, "tags"),
+        Need("logs:CreateLogStream DescribeLogStreams PutLogEvents", f"LogGroup/{logs}:*", OF_AGENT, "log"),
     ]  # fmt: skip
 
 
@@ -179,10 +203,10 @@ RULES = "arn:aws:events:<region>:<account>:rule/DO-NOT-DELETE-AmazonGuardDutyMal
 GUARDDUTY = "malware-protection-plan.guardduty.amazonaws.com"
 USE = "Decrypt Encrypt GenerateDataKey GenerateDataKeyWithoutPlaintext ReEncryptFrom ReEncryptTo"
 MANAGE = (
-    "CancelKeyDeletion CreateAlias CreateGrant DeleteAlias DisableKey DisableKeyRotation EnableKey "
+    "CancelKeyDeletion CreateGrant DisableKey DisableKeyRotation EnableKey "
     "EnableKeyRotation GetKeyPolicy GetKeyRotationStatus ListGrants ListKeyPolicies "
     "ListKeyRotations ListResourceTags PutKeyPolicy RevokeGrant RotateKeyOnDemand "
-    "ScheduleKeyDeletion TagResource UntagResource UpdateAlias UpdateKeyDescription"
+    "ScheduleKeyDeletion TagResource UntagResource UpdateKeyDescription"
 )
 NAMED_NAT: Condition = {"StringEquals": {"aws:ResourceTag/Name": "tap-stack-nat-<env>"}}
 UNSCANNED = {
@@ -195,14 +219,16 @@ TAG = "GuardDutyMalwareScanStatus"
 NEEDS: dict[str, list[Need]] = {
     "api-items-role": function(
         "api-items",
-        "api environment",
         Need("dynamodb:PutItem", "Table/api-items", "PUT /items/{id}, POST /items", "item put"),
         Need("dynamodb:GetItem", "Table/api-items", "GET /items/{id}", "item get"),
         Need("dynamodb:UpdateItem", "Table/api-items", "PATCH /items/{id}, in a transaction", "item patch"),
         Need("dynamodb:DeleteItem", "Table/api-items", "DELETE /items/{id}", "item delete"),
         Need("dynamodb:Query", "Table/api-items/index/by_owner", "GET /items", "item list"),
         Need("dynamodb:Query", "Table/api-items/index/by_category", "GET /items?category=", "item category"),
-        Need("kms:DescribeKey Encrypt GenerateDataKey ReEncryptFrom ReEncryptTo", KEY, OF_TABLES),
+        via("dynamodb", "Decrypt", why="each item of a table that is under the key", step="item get"),
+        via("dynamodb", *OF_TABLE, why=OF_TABLES),
+        via("dynamodb", "ReEncryptFrom", "ReEncryptTo", why=OF_TABLES),
+        via("ssm", "Decrypt", why="GetParameter of a SecureString", step="item page"),
         Need("ssm:GetParameter", "Parameter/api-paging-key", "GET /items with a limit: the key of page tokens", "item page"),
         Need("dynamodb:GetItem", FILES_TABLE, "GET /files/{id}", "file get"),
         Need("dynamodb:Query", FILES_TABLE, "GET /files/{id}: its versions; GET /files/totals", "file versions"),
@@ -212,18 +238,16 @@ NEEDS: dict[str, list[Need]] = {
         Need("s3:PutObject", f"{FILES}/*", "POST /files: the form is signed with its keys", "file upload"),
         Need("s3:GetObjectVersion", f"{FILES}/*", "GET /files/{id}/content: the URL names a version, and is signed with its keys", "file content"),
         Need("s3:DeleteObject", f"{FILES}/*", "DELETE /files/{id}", "file delete"),
+        dead_letters=False,
     ),
     "api-rotation-role": function(
         "api-rotation",
-        "rotation environment",
         Need("ssm:GetParameter", "Parameter/api-paging-key", "the rotation: the current key", "rotation"),
         Need("ssm:PutParameter", "Parameter/api-paging-key", "the rotation: the new key", "rotation"),
-        Need("kms:Encrypt", KEY, "PutParameter of a SecureString", "rotation"),
-        dead_letters="rotation letter",
+        via("ssm", "Decrypt", "Encrypt", why="GetParameter and PutParameter of a SecureString", step="rotation"),
     ),
     "files-records-role": function(
         "files-records",
-        "files environment",
         Need("s3:GetObjectVersion", f"{FILES}/*", "HeadObject and GetObject of the version that was put", "file record"),
         Need("s3:GetObject", f"{FILES}/*", "HeadObject of the newest version", "file record"),
         Need("s3:ListBucket", FILES, "HeadObject of an object that is gone: 404, not 403", "file gone"),
@@ -231,37 +255,37 @@ NEEDS: dict[str, list[Need]] = {
         Need("dynamodb:PutItem", FILES_TABLE, "a version of a file", "file record"),
         Need("dynamodb:UpdateItem", FILES_TABLE, "the totals of a day", "file record"),
         Need("dynamodb:Query", FILES_TABLE, "the versions of a deleted file", "file removed"),
-        Need("kms:DescribeKey Encrypt ReEncryptFrom ReEncryptTo", KEY, OF_TABLES),
-        dead_letters="files letter",
+        via("dynamodb", "Decrypt", why="each item of a table that is under the key", step="file record"),
+        via("dynamodb", *OF_TABLE, why=OF_TABLES),
+        via("dynamodb", "ReEncryptFrom", "ReEncryptTo", why=OF_TABLES),
     ),
     "database-snapshots-role": function(
         "database-snapshots",
-        "snapshots environment",
         Need("rds:CreateDBSnapshot", ("Instance/database-instance", SNAPSHOTS), "CreateDBSnapshot", "snapshot"),
         Need("rds:AddTagsToResource", SNAPSHOTS, "CreateDBSnapshot with tags", "snapshot",
-             {"StringEquals": {"aws:RequestTag/CreatedBy": "tap-stack-snapshots-<env>"}}),
-        Need("rds:DescribeDBSnapshots", ("Instance/database-instance", SNAPSHOTS), "DescribeDBSnapshots", "snapshot"),
-        Need("rds:DescribeDBSnapshotAttributes", SNAPSHOTS, "the waiter of a deletion"),
-        Need("rds:DeleteDBSnapshot", SNAPSHOTS, "DeleteDBSnapshot of one past retention", "snapshot",
-             {"StringEquals": {"aws:ResourceTag/CreatedBy": "tap-stack-snapshots-<env>"}}),
-        dead_letters="snapshots letter",
+             {"StringEquals": {"aws:RequestTag/CreatedBy": "tap-stack-snapshots-<env>"}}, forbidden="another tag"),
+        Need("rds:DescribeDBSnapshots", "Instance/database-instance", "DescribeDBSnapshots", "snapshot"),
+        Need("rds:DescribeDBSnapshots", SNAPSHOTS, OF_SNAPSHOTS),
+        Need("rds:DescribeDBSnapshotAttributes", SNAPSHOTS, "DescribeDBSnapshotAttributes: one that is shared is not deleted", "snapshot shared"),
+        Need("rds:DeleteDBSnapshot", SNAPSHOTS, "DeleteDBSnapshot of one past retention", "snapshot delete",
+             {"StringEquals": {"aws:ResourceTag/CreatedBy": "tap-stack-snapshots-<env>"}}, forbidden="another's snapshot"),
     ),
-    "api-items-guard-role": guard("api-items", "api guard"),
-    "files-records-guard-role": guard("files-records", "files guard"),
-    "api-rotation-schedule-role": starts("api-rotation", "the rotation", "rotation schedule"),
-    "database-snapshots-schedule-role": starts("database-snapshots", "the snapshots", "snapshot schedule"),
+    "api-items-guard-role": guard("api-items"),
+    "files-records-guard-role": guard("files-records"),
+    "api-rotation-schedule-role": starts("api-rotation", "the rotation"),
+    "database-snapshots-schedule-role": starts("database-snapshots", "the snapshots"),
     "files-analytics-schedule-role": [
         trusts("scheduler", "the nightly export", ACCOUNT, "export"),
         Need("dynamodb:ExportTableToPointInTime", FILES_TABLE, "the nightly export", "export"),
-        Need("s3:AbortMultipartUpload PutObjectAcl", EXPORTS, OF_EXPORTS),
-        Need("s3:PutObject", EXPORTS, OF_EXPORTS, "export"),
-        Need("kms:GenerateDataKey", KEY, "PutObject of an export, which is under the key", "export"),
-        Need("kms:Decrypt", KEY, "the schedule, the table and the export's parts", "export"),
+        Need("s3:AbortMultipartUpload PutObject PutObjectAcl", EXPORTS, OF_EXPORTS, "export"),
+        via("dynamodb", "Decrypt", why="the table, which is under the key", step="export"),
+        via("s3", "Decrypt", "GenerateDataKey", why="PutObject of an export, which is under the key", step="export"),
+        via("scheduler", "Decrypt", why="the schedule, which is under the key", step="export"),
     ],
     "files-events-role": [
         trusts("pipes", OF_PIPES, source([f"arn:aws:pipes:<region>:<account>:pipe/tap-stack-files-{x}-<env>" for x in ("recorded", "deleted")], "ArnEquals"), "file event"),
         Need("dynamodb:DescribeStream GetRecords GetShardIterator ListStreams", f"{FILES_TABLE}/stream/1", OF_PIPES, "file event"),
-        Need("kms:Decrypt", KEY, "GetRecords of a table that is under the key", "file event"),
+        via("dynamodb", "Decrypt", why="GetRecords of a table that is under the key", step="file event"),
         Need("events:PutEvents", "arn:aws:events:<region>:<account>:event-bus/default", "the pipe's target", "file event"),
     ],
     "files-malware-role": [
@@ -284,26 +308,26 @@ NEEDS: dict[str, list[Need]] = {
     ],
     "web-fleet-role": fleet(
         "web",
-        Need("rds-db:connect", "arn:aws:rds-db:<region>:<account>:dbuser:database-instance-resource/app", "the application's tokens", "web connection"),
-        Need("secretsmanager:GetSecretValue", "arn:aws:secretsmanager:<region>:<account>:secret:db", "migrate, at an instance's start", "web secret"),
-        Need("kms:Decrypt", KEY, "GetSecretValue of a secret that is under the key", "web secret"),
-        *agent("web-logs", "web"),
+        Need("rds-db:connect", "arn:aws:rds-db:<region>:<account>:dbuser:database-instance-resource/app", "the application's tokens", "connection"),
+        Need("secretsmanager:GetSecretValue", "arn:aws:secretsmanager:<region>:<account>:secret:db", "migrate, at an instance's start", "secret"),
+        via("secretsmanager", "Decrypt", why="GetSecretValue of a secret that is under the key", step="secret"),
+        *agent("web-logs"),
     ),
-    "bastion-fleet-role": fleet("bastion", *agent("bastion-logs", "bastion")),
+    "bastion-fleet-role": fleet("bastion", *agent("bastion-logs")),
     "network-nat-<n>-role": fleet(
         "nat",
         Need("autoscaling:SetInstanceHealth", "arn:aws:autoscaling:<region>:<account>:autoScalingGroup:*:autoScalingGroupName/tap-stack-nat-<env>",
-             "scripts/nat.sh: an instance that gets nothing out", "nat health"),
-        Need("ec2:CreateRoute ReplaceRoute", "RouteTable/network-private-routes-<n>", "scripts/nat.sh: replace-route || create-route", "nat route"),
-        Need("ec2:AssociateAddress", "Eip/network-nat-address-<n>", "scripts/nat.sh: associate-address", "nat address"),
+             "scripts/nat.sh: an instance that gets nothing out", "health"),
+        Need("ec2:CreateRoute ReplaceRoute", "RouteTable/network-private-routes-<n>", OF_NAT),
+        Need("ec2:AssociateAddress", "Eip/network-nat-address-<n>", OF_NAT),
         Need("ec2:AssociateAddress", ("arn:aws:ec2:<region>:<account>:instance/*", "arn:aws:ec2:<region>:<account>:network-interface/*"),
-             "scripts/nat.sh: associate-address", "nat address", NAMED_NAT),
-        Need("ec2:ModifyInstanceAttribute", "arn:aws:ec2:<region>:<account>:instance/*", "scripts/nat.sh: --no-source-dest-check", "nat check",
-             {"StringEquals": {**NAMED_NAT["StringEquals"], "ec2:Attribute/SourceDestCheck": "false"}}),
+             OF_NAT, when=NAMED_NAT),
+        Need("ec2:ModifyInstanceAttribute", "arn:aws:ec2:<region>:<account>:instance/*", OF_NAT, when={"StringEquals": {**NAMED_NAT["StringEquals"], "ec2:Attribute/SourceDestCheck": "false"}}),
     ),
     "encryption-key": [
-        Need(f"kms:{USE} DescribeKey", "*", OF_USERS, who="arn:aws:iam::<account>:root"),
-        Need(f"kms:{MANAGE}", "*", OF_ADMINISTRATORS, who="arn:aws:iam::<account>:root"),
+        Need(f"kms:{USE} DescribeKey", "*", OF_USERS, "key", who="arn:aws:iam::<account>:root"),
+        Need(f"kms:{MANAGE}", "*", OF_ADMINISTRATORS, "key", who="arn:aws:iam::<account>:root"),
+        Need("kms:CreateAlias DeleteAlias UpdateAlias", "*", OF_ADMINISTRATORS, who="arn:aws:iam::<account>:root"),
         Need(f"kms:{USE} DescribeKey", "*", OF_VOLUMES, who="ServiceLinkedRole/encryption-scaling-role"),
         Need("kms:CreateGrant", "*", OF_VOLUMES, who="ServiceLinkedRole/encryption-scaling-role",
              when={"Bool": {"kms:GrantIsForAWSResource": "true"}}),
@@ -325,10 +349,10 @@ NEEDS: dict[str, list[Need]] = {
     "files-logs-policy": private("files-logs", delivers("files-logs", "files")),
     "files-uploads-policy": private(
         "files-uploads",
-        Need("s3:GetObject GetObjectVersion", f"{FILES}/*", "no file that is not scanned is given out", "file unscanned",
+        Need("s3:GetObject GetObjectVersion", f"{FILES}/*", "no file that is not scanned is given out", "",
              {"ArnNotEquals": UNSCANNED, "StringNotEquals": {f"s3:ExistingObjectTag/{TAG}": ["NO_THREATS_FOUND", "UNSUPPORTED"]}},
              who="*", effect="Deny", option="files_malware_protection"),
-        Need("s3:PutObject PutObjectTagging PutObjectVersionTagging", f"{FILES}/*", "nobody else tags a file as scanned", "file forged",
+        Need("s3:PutObject PutObjectTagging PutObjectVersionTagging", f"{FILES}/*", "nobody else tags a file as scanned", "",
              {"ArnNotEquals": UNSCANNED, "ForAnyValue:StringEquals": {"s3:RequestObjectTagKeys": TAG}},
              who="*", effect="Deny", option="files_malware_protection"),
     ),
@@ -342,9 +366,9 @@ NEEDS: dict[str, list[Need]] = {
     ),
     "api-invoke": [Need("lambda:InvokeFunction", "Live/tap-stack-api-<env>", "each request of the API", "item get", who="apigateway.amazonaws.com",
                         when={"ArnLike": {"aws:SourceArn": "arn:aws:execute-api:<region>:<account>:api/*"}})],
-    "files-invoke": [Need("lambda:InvokeFunction", "Live/tap-stack-files-<env>", "each event of the bucket", "file record", who="s3.amazonaws.com",
+    "files-invoke": [Need("lambda:InvokeFunction", "Live/tap-stack-files-<env>", "each event of the bucket", "file told", who="s3.amazonaws.com",
                           when={**ACCOUNT, "ArnLike": {"aws:SourceArn": FILES}})],
-    "files-scans-invoke": [Need("lambda:InvokeFunction", "Live/tap-stack-files-<env>", "each result of a scan", "file scan", who="events.amazonaws.com",
+    "files-scans-invoke": [Need("lambda:InvokeFunction", "Live/tap-stack-files-<env>", "each result of a scan", "file told", who="events.amazonaws.com",
                                 when={"ArnLike": {"aws:SourceArn": "EventRule/files-scans"}})],
 }  # fmt: skip
 
@@ -360,20 +384,21 @@ def of_table(options: Mapping[str, str]) -> set[Grant]:
     }
 
 
-def of_graph(resources: list[Any], names: Mapping[str, str]) -> set[Grant]:
-    """All grants of the registered policies. `names` are texts that depend on the environment, and
-    what the table has instead; numbers of resources are `<n>` in it."""
+def plain(grant: Grant, names: Mapping[str, str]) -> Grant:
+    """A grant in the table's words. `names` are texts that depend on the environment, and what the
+    table has instead; numbers of resources are `<n>` in it."""
 
-    def plain(text: str) -> str:
+    def named(text: str) -> str:
         for each, name in names.items():
             text = text.replace(each, name)
         text = re.sub(r"\b(nat|routes|address)-\d+", r"\1-<n>", text)
         return text.replace("nat-<n>-<env>", "nat-<env>")
 
-    return {Grant(*map(plain, grant)) for each in resources for grant in _granted(each)}
+    return Grant(*map(named, grant))
 
 
-def _granted(resource: Any) -> Iterator[Grant]:
+def granted(resource: Any) -> Iterator[Grant]:
+    """What the policies of a registered or deployed resource grant, as they say it."""
     inputs = resource.inputs
     if resource.type == "aws:lambda/permission:Permission":
         yield _permission(resource)

@@ -69,13 +69,14 @@ def match_newlines() -> None:
 
 
 def name_log_streams() -> None:
-    """Makes the resource of what concerns a log stream the stream."""
+    """Makes the resource of a call about a log stream the stream, of a list of them all."""
     of_request = iam_actions.extract_resource_arn
 
     def resource(service: str, *request: Any) -> Any:
-        found, body = of_request(service, *request), request[3]
+        found, (headers, body) = of_request(service, *request), request[2:4]
         stream = service == "logs" and iam_actions._safe_json_field(body, "logStreamName")
-        return f"{found}:log-stream:{stream}" if stream else found
+        listed = headers.get("x-amz-target", "").endswith(".DescribeLogStreams")
+        return f"{found}:log-stream:{stream or ''}" if stream or listed else found
 
     iam_actions.extract_resource_arn = resource
 
