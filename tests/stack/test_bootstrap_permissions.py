@@ -77,7 +77,7 @@ WEB_ACLS = r"(amplify|apigateway|apprunner|appsync|cognito-idp|ec2):\w*(?i:webac
 STACK = Stack("aws", REGION, ACCOUNT, "tap-stack", "dev")
 BOUNDARY = f"arn:aws:iam::{ACCOUNT}:policy/tap-stack-boundary"
 DEPLOYER = f"arn:aws:iam::{ACCOUNT}:role/tap-stack-deploy-dev"
-STATE = {
+STATE: dict[str, Any] = {
     "state_bucket": "arn:aws:s3:::tap-stack-state-dev",
     "state_key": f"arn:aws:kms:{REGION}:{ACCOUNT}:key/state",
 }
