@@ -41,8 +41,9 @@ def eventually(condition: Callable[[], Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def scratch() -> Iterator[dict[str, str]]:
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of clients whose process is this module's, which runs."""
+    tmp_path_factory.getbasetemp()  # else pytest would make it in the folder below
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", folder)
         patch.setattr(tempfile, "tempdir", folder)
