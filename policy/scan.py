@@ -212,12 +212,13 @@ SCANNERS: dict[str, Callable[[str], list[Finding]]] = {
 
 
 def table(text: str, scanner: str) -> list[Row]:
-    """The rows of a scanner's table: | `rule` | `where` | why |."""
+    """The rows of a scanner's table: | rule | where | why |, below its head."""
     _, heading, rest = text.partition(f"\n### {scanner}\n")
     if not heading:
         raise ValueError(f"docs/security.md has no heading {scanner}")
     section, _, _ = rest.partition("\n#")
-    return [Row(*x) for x in re.findall(r"^\| `(.+?)` \| `(.+?)` \| (.+) \|$", section, re.M)]
+    lines = re.findall(r"^\| (.+?) \| (.+?) \| (.+) \|$", section, re.MULTILINE)
+    return [Row(*each) for each in lines[2:]]
 
 
 def differences(found: Iterable[Finding], rows: Iterable[Row]) -> list[str]:

@@ -24,19 +24,28 @@ from tests.contract import operations
 from tests.stack.conftest import ENVIRONMENTS, ROOT, graph_of
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**/*.md", "openapi.yaml")
-COMMENTED = ("*.py", "taplocal/**/*.py", "cost/*.py", "docs/*.py", "ops/*.py", "demo/*.py")
-CODE = (
-    *COMMENTED,
-    "policy/*.py",
-    "benchmarks/**/*.py",
-    "tests/*.py",
-    "tests/*/*.py",
-    "examples/*/*.py",
-)
+COMMENTED = (
+    "*.py", "taplocal/**/*.py", "cost/*.py", "docs/*.py", "ops/*.py", "demo/*.py", "policy/*.py",
+    "bootstrap/*.py",
+)  # fmt: skip
+CODE = (*COMMENTED, "benchmarks/**/*.py", "tests/*.py", "tests/*/*.py", "examples/*/*.py")
 #: Programs that are not ours; of their command lines only the settings are checked.
-PROGRAMS = ("apt-get", "aws", "curl", "git", "pip", "pre-commit", "pulumi", "uv", "uvx")
+PROGRAMS = (
+    "apt-get", "aws", "curl", "git", "pip", "pre-commit", "pulumi", "terraform", "uv", "uvx",
+)  # fmt: skip
 #: `cost.prices` must be a module of these; other dots stand between identifiers.
-PACKAGES = ("benchmarks", "cost", "demo", "docs", "examples", "ops", "taplocal", "tests")
+PACKAGES = (
+    "benchmarks",
+    "bootstrap",
+    "cost",
+    "demo",
+    "docs",
+    "examples",
+    "ops",
+    "policy",
+    "taplocal",
+    "tests",
+)
 #: What is no name of ours -> whose it is, or what it stands for.
 FOREIGN = {
     "--install-completion": "Typer, of every command line",

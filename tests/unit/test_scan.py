@@ -19,12 +19,12 @@ PAGE = """
 
 | rule | where | why |
 | --- | --- | --- |
-| `B1` | `a*.py` | because |
-| `B2` | `b.py (2)` | because |
+| B1 | a*.py | because |
+| B2 | b.py (2) | because |
 
 ### other
 
-| `B3` | `c.py` | of the other scanner |
+| B3 | c.py | of the other scanner |
 """
 
 
@@ -43,9 +43,9 @@ def test_a_finding_without_a_row_and_a_row_without_a_finding_are_named() -> None
 def test_each_scanner_has_its_section_and_each_row_a_reason(scanner: str) -> None:
     _, _, section = DOCUMENT.partition(f"\n### {scanner}\n")
     section, _, _ = section.partition("\n#")
-    lines = [x for x in section.splitlines() if x.startswith("| `")]
+    lines = [x for x in section.splitlines() if x.startswith("|")]
     rows = scan.table(DOCUMENT, scanner)
-    assert len(rows) == len(lines)
+    assert len(rows) == max(len(lines) - 2, 0)  # the head
     assert len({each[:2] for each in rows}) == len(rows)
     named = {x.why.split()[1] for x in rows if x.why.startswith("exemption ")}
     assert named <= {each.rule for each in EXEMPTIONS}
