@@ -311,7 +311,7 @@ def item_page(proof: Proof, _role: str) -> None:
 
 def s3_event(name: str, key: str, version: str) -> dict[str, Any]:
     # An older event than S3's own, so that the newest item is looked at, too.
-    sequencer = f"0{uuid.uuid4().hex[:15]}".upper()
+    sequencer = f"{'0' * 16}{uuid.uuid4().hex[:8]}".upper()
     stored = {"key": key, "versionId": version, "sequencer": sequencer}
     of = {"bucket": {"name": ""}, "object": stored}
     return {"eventName": name, "eventTime": "2026-01-01T00:00:00.000Z", "s3": of}
