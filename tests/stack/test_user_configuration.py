@@ -17,7 +17,7 @@ from taplocal.project import Project
 from taplocal.recorder import Recorder
 from tests.stack.conftest import ENVIRONMENTS, ROOT
 
-#: What the README, docs/settings.md and docs/deployment.md tell a user to set.
+#: What the README, docs/settings.md and docs/deploy.md tell a user to set.
 CHOSEN = {
     "aws:region": "eu-north-1",
     "tap-stack:domain_name": "app.your-company.com",
