@@ -9,7 +9,7 @@ BY_FILE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every command would compile its imports again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint unit stack local page lab prove-iam smoke bench load cost docs pictures policy lock clean pr
+.PHONY: help demo dev test lint unit stack local page lab prove-iam smoke bench load cost cost-difference docs pictures policy lock clean pr
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,11 @@ load: $(VENV)/.bench ## load the deployed API: a spike of 10,000 in a minute, a 
 
 cost: $(VENV)/.local ## estimate what a month costs (ENV=dev)
 	$(BIN)/python -m cost --env $(ENV)
+
+cost-difference: $(VENV)/.local ## compare the cost with another commit's (BASE=, LIMIT=, APPROVED=true)
+	$(BIN)/python -m ops.cost_difference --env $(ENV) --base '$(BASE)' --limit $(LIMIT) $(if $(filter true,$(APPROVED)),--approved)
+BASE ?= origin/main
+LIMIT ?= 20
 
 docs: $(VENV)/.dev ## write the tables and drawings that the code already contains
 	$(BIN)/python docs/tables.py
