@@ -25,7 +25,7 @@ from tests.contract import check_response, operations  # noqa: E402
 from tests.local.small import Small, made  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-HANG_SECONDS = 120  # a guard against hanging, not a measure of speed
+HANG_SECONDS = 240  # a guard against hanging, not a measure of speed
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from tests.contract import contract, follow, operations
 from tests.stack.conftest import ROOT, Recorder
 
 
+@pytest.mark.timeout(900)  # it runs the program for each choice of each tier
 def test_generated_files_are_up_to_date() -> None:
     for path, text in tables.files():
         assert path.read_text() == text, f"{path.name} is out of date: run `make docs`"
