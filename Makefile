@@ -39,7 +39,7 @@ page: $(VENV)/.page ## tests of the page, with a browser (apt-get install chromi
 	$(BIN)/pytest tests/local/test_page.py
 
 lab: $(VENV)/.dev ## tests of what instances run, as root: real systemd, cloud-init, networks
-	$(BIN)/pytest $(BY_FILE) --maxprocesses 4 tests/lab
+	$(BIN)/pytest tests/lab
 
 prove-iam: $(VENV)/.dev ## take each permission away on a local cloud, and see what needs it fail
 	$(BIN)/python -m tests.local.proof
