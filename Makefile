@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE  # without bytecode every command would compile
 .PHONY: help demo dev test lint unit stack local page lab prove-iam smoke bench load cost cost-difference docs pictures policy lock clean pr
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.local ## deploy on this machine and exercise everything (ENV=dev)
 	$(BIN)/python -m demo --env $(ENV)

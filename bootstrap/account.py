@@ -336,4 +336,5 @@ def main() -> None:
     pulumi.export("emergency_role_arn", emergency.role.arn)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""GitHub's workflows: pinned, with no more rights than they need, and only of our own commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bootstrap.account import BootstrapArgs
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+#: Workflow -> the role that it assumes, and the claim of its token that bootstrap trusts.
+ROLES = {"preview": "plan", "deploy-one": "deploy", "drift": "drift"}
+
+
+def jobs(path: Path) -> dict[str, Any]:
+    """The jobs of a workflow."""
+    found: dict[str, Any] = yaml.safe_load(path.read_text())["jobs"]
+    return found
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_each_action_is_pinned_and_no_text_of_others_is_run(path: Path) -> None:
+    for job in jobs(path).values():
+        for step in job.get("steps", []):
+            if "uses" in step:
+                assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step["uses"]), step
+            # An expression in a script is pasted into it before the shell reads it.
+            assert "${{" not in step.get("run", ""), step
+            if "checkout" in step.get("uses", ""):
+                assert step["with"]["persist-credentials"] is False
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_each_job_says_its_rights_and_has_an_end(path: Path) -> None:
+    text = yaml.safe_load(path.read_text())
+    assert text["permissions"] in ({}, {"contents": "read"})
+    for name, job in jobs(path).items():
+        assert "uses" in job or "timeout-minutes" in job, name
+        rights = job.get("permissions", text["permissions"])
+        assert rights.get("contents") == "read"
+        assert set(rights.values()) <= {"read", "write"}
+        needs_token = any("configure-aws" in each.get("uses", "") for each in job.get("steps", []))
+        assert ("id-token" in rights) == (needs_token or "uses" in job), name
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_the_role_is_one_that_bootstrap_makes_for_each_environment(name: str) -> None:
+    ((_, job),) = [
+        each for each in jobs(ROOT / f".github/workflows/{name}.yml").items() if each[0] != "scan"
+    ]
+    (assume,) = [each for each in job["steps"] if "configure-aws" in each.get("uses", "")]
+    environment = "inputs.environment" if name == "deploy-one" else "matrix.environment"
+    expected = f"role/tap-stack-${{{{ {environment} }}}}-{ROLES[name]}"
+    assert assume["with"]["role-to-assume"].endswith(expected)
+    environments = list(BootstrapArgs(repository="a/b").environments)
+    if name == "deploy-one":
+        assert job["environment"] == "${{ inputs.environment }}"
+        deploy = jobs(ROOT / ".github/workflows/deploy.yml")
+        assert list(deploy) == environments
+        assert [each.get("needs") for each in deploy.values()] == [None, *environments[:-1]]
+    else:
+        assert job["strategy"]["matrix"]["environment"] == environments
+        assert "environment" not in job  # whose token would name it instead
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_each_target_of_make_exists(path: Path) -> None:
+    runs = [step.get("run", "") for job in jobs(path).values() for step in job.get("steps", [])]
+    for target in re.findall(r"\bmake ([a-z-]+)", "\n".join(runs)):
+        assert target in TARGETS
