@@ -349,9 +349,9 @@ def deploy_statements(
     """What the role that deploys one environment may do.
 
     All arguments but the last are ARNs: `boundary` is the policy that each role it makes has to
-    have, `state_bucket` and `state_key` Pulumi's, `guarded` what it must not change, such as the roles of
-    deployment and the OIDC provider. `protected` keeps it from deleting data: pass the tier's, as
-    in `tier_of(environment) == "prod"`. Costs nothing.
+    have, `state_bucket` and `state_key` are Pulumi's, `guarded` is what it must not change, such as
+    the roles of deployment and the OIDC provider. `protected` keeps it from deleting data: pass the
+    tier's, as in `tier_of(environment) == "prod"`. Costs nothing.
     """
     actions = every_action() - set(STATEFUL if protected else ())
     foreign = {
