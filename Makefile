@@ -44,8 +44,12 @@ lab: $(VENV)/.dev ## tests of what instances run, as root: real systemd, cloud-i
 prove-iam: $(VENV)/.dev ## take each permission away on a local cloud, and see what needs it fail
 	$(BIN)/python -m tests.local.proof
 
-smoke: $(VENV)/.dev ## compare the client of AWS with the SDK on a deployed stack (ENV=dev)
+smoke: $(VENV)/.dev ## walk through a deployed API (URL=, TOKEN=, READ_ONLY=, JSON=), or compare its client with the SDK (ENV=)
+ifdef URL
+	@TOKEN='$(TOKEN)' $(BIN)/python -m ops.walk --url '$(URL)' $(if $(READ_ONLY),--read-only) $(if $(JSON),--json)
+else
 	pulumi stack output --json --stack $(ENV) | $(BIN)/python -m ops.smoke
+endif
 
 bench: $(VENV)/.bench ## compare with other frameworks, time deployments
 	$(BIN)/python -m benchmarks.requests

@@ -1,4 +1,4 @@
-"""`make smoke` against the local cloud; on AWS it has not run yet."""
+"""`make smoke`, of the clients and from outside, against the local cloud; on AWS it has not run yet."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
+from taplocal import access
 from taplocal.session import Session
 from tests.local.conftest import HANG_SECONDS, ROOT
 
@@ -49,3 +52,53 @@ def test_other_input_than_outputs_is_an_error_without_a_trace(deployed: Session)
     done = smoke(deployed, {})
     assert (done.returncode, done.stdout) == (2, "")
     assert "pulumi stack output --json" in done.stderr and "Traceback" not in done.stderr
+
+
+def walk(url: str, token: str = "", *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ops.walk", "--url", url, *options],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANG_SECONDS,
+        env={**os.environ, "TOKEN": token},
+    )  # fmt: skip
+
+
+def test_a_walk_makes_and_deletes_an_item_and_a_file(deployed: Session) -> None:
+    token = access.person_token(deployed, "walker@example.com")
+    done = walk(deployed.outputs["api_url"], token)
+    *lines, last = done.stdout.splitlines()
+    assert (last, done.stderr) == ("all passed", ""), done.stdout
+    assert len(lines) > 30 and all(line.startswith("ok ") for line in lines)
+    assert any(line.startswith("ok     its content is what was sent") for line in lines)
+    for path, key in (("/items", "items"), ("/files", "files")):
+        assert access.call(deployed, "GET", path, token).json()[key] == []
+
+
+def test_a_walk_without_a_token_or_only_to_read_makes_nothing(deployed: Session) -> None:
+    token = access.person_token(deployed, "reader@example.com")
+    for options in ((), ("--read-only",)):
+        done = walk(deployed.outputs["api_url"], token if options else "", *options, "--json")
+        found = json.loads(done.stdout)
+        assert (done.returncode, found["failed"]) == (0, 0), done.stdout
+        assert not [
+            x for x in found["checks"] if x["name"].startswith("POST") and " 401" not in x["name"]
+        ]
+    assert access.call(deployed, "GET", "/items", token).json()["items"] == []
+
+
+def test_a_walk_of_what_does_not_work_names_it(deployed: Session) -> None:
+    done = walk(deployed.outputs["api_url"], "not.a.token")
+    assert done.returncode == 1
+    assert "FAILED GET /items is 200" in done.stdout and "Traceback" not in done.stderr
+    nobody = walk("http://127.0.0.1:9")
+    assert nobody.returncode == 1 and "refused" in nobody.stdout
+
+
+@pytest.mark.parametrize("url", ["http://api.example.com", "ftp://x", "api.example.com", ""])
+def test_a_walk_sends_no_token_in_the_clear(url: str) -> None:
+    done = walk(url, "secret")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        "https" in done.stderr
+        and "secret are" not in done.stderr
+        and "Traceback" not in done.stderr
+    )
