@@ -31,6 +31,7 @@ def account(
 
 
 def up(program: Path, env: str, folder: Path, data: Path, config: dict[str, str]) -> Session:
+    config = {"aws:region": "us-east-1", **config}  # whatever a user has set
     quiet = {"say": lambda text: None, "report": lambda step: None}
     return session.up(program, env, folder=folder, emulator=str(data), config=config, **quiet)[0]
 
@@ -78,7 +79,7 @@ def test_a_role_can_do_no_more_than_its_boundary_whatever_it_is_granted(
 def test_the_bootstrap_program_is_unchanged_when_it_runs_again(
     account: Session, data: Path
 ) -> None:
-    config = {"repository": "acme/tap-stack", "environments": ENV}
+    config = {"aws:region": "us-east-1", "repository": "acme/tap-stack", "environments": ENV}
     again = session.up(
         ROOT / "bootstrap", "prod-bootstrap", folder=account.folder, config=config,
         say=lambda text: None, report=lambda step: None,

@@ -22,10 +22,12 @@ REPOSITORY = "acme/tap-stack"
 @functools.cache
 def bootstrap(**config: str) -> list[Registration]:
     """What the program registers with these settings."""
-    recorder, given = Recorder(), {"repository": REPOSITORY, **config}
+    recorder, folder = Recorder(), ROOT / "bootstrap"
+    name = "tap-stack-bootstrap"  # and not what a user has set in the file of the stack
+    given = {f"{name}:{key}": x for key, x in {"repository": REPOSITORY, **config}.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
-        run(Project.load(ROOT / "bootstrap", "prod-bootstrap", given), recorder)
+        run(Project(folder, name, folder / "account.py", "prod-bootstrap", given), recorder)
     return recorder.resources
 
 
