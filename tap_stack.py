@@ -6943,10 +6943,11 @@ class Monitoring(Component):
         args: TapStackArgs,
         opts: Options = None,
         *,
-        components: Iterable[Component],
+        components: Sequence[Component],
         topic_arn: Input[str],
     ):
         super().__init__(name, args, None, opts, "monitoring")
+        self.components = components
         rows = [(part.alarms(), part.graphs()) for part in components]
         #: Key of the alarm table -> alarm.
         self.metric_alarms = {
@@ -6988,10 +6989,12 @@ class Monitoring(Component):
         )
 
     def _dashboard(self, graphs: Sequence[Graph]) -> aws.cloudwatch.Dashboard:
-        region = self.aws_context.region
+        """Depends on all there is, so that `pulumi destroy` deletes it first: where it is protected
+        nothing is deleted at all."""
+        after, region = (*self.components, *self.metric_alarms.values()), self.aws_context.region
         body = {"widgets": [_widget(region, *each) for each in enumerate(graphs)]}
         return aws.cloudwatch.Dashboard(
-            *self.child("dashboard"),
+            *self.child("dashboard", *after, protect=self.args.deletion_protection),
             dashboard_name=f"{self.args.project}-{self.args.environment_suffix}",
             dashboard_body=Output.json_dumps(body),
         )

@@ -230,3 +230,24 @@ def test_any_component_can_be_monitored_and_has_nothing_to_show_by_default(tmp_p
         for each in graph.of("Dashboard")
     }
     assert titles == {"nothing-dashboard": [], "something-dashboard": ["Queue"]}
+
+
+def first_deleted(graph: Graph) -> set[str]:
+    """What `pulumi destroy` deletes first: its engine takes resources away by layers, first what
+    depends on nothing that is left, and deletes the layers from the last one on."""
+    left, layer = {each.urn: each for each in graph.resources}, set[str]()
+    while left:
+        layer = {
+            urn for urn, each in left.items() if not {*each.depends_on, each.parent} & left.keys()
+        }
+        assert layer, "a circle"
+        names = {left.pop(urn).name for urn in layer}
+    return names
+
+
+def test_prod_is_not_deleted_as_long_as_its_dashboard_is_protected() -> None:
+    for config in ({}, {"systems": "api"}, {"systems": "files"}, {"systems": "web"}):
+        graph = graph_of("prod", **config)
+        assert first_deleted(graph) == {"monitoring-dashboard"}
+        assert graph.one("Dashboard").protect
+    assert not graph_of("dev").one("Dashboard").protect
