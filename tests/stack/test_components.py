@@ -107,6 +107,7 @@ def test_what_must_not_be_lost_is_protected_in_prod_only() -> None:
         "web-balancer",
         "identity-pool",
         "encryption-key",
+        "monitoring-dashboard",  # for the others
     }
     assert protected("dev") == protected("staging") == set()
 
