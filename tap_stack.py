@@ -207,7 +207,7 @@ class TapStackArgs:
     deletion_protection: bool = setting(PerTier(False, False, True))
     """Refuse to delete tables, files bucket, database, load balancer, user pool and key."""
     permissions_boundary: str = setting(
-        "", text_like(r"(arn:aws[a-z-]*:iam::\d{12}:policy/\S+)?", "the ARN of a policy, or empty")
+        "", text_like(r"(arn:aws[a-z-]*:iam::(\d{12}|aws):policy/\S+)?", "a policy's ARN, or empty")
     )
     """ARN of the policy that bounds what roles of the stack may do, as `bootstrap` makes it; empty
     for none."""

@@ -73,6 +73,8 @@ class Policy(Named):
     def name(self, cloud: Cloud, inputs: Inputs) -> str:
         return f"arn:aws:iam::{cloud.account}:policy/{inputs['name']}"
 
+    resource_id = name
+
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         made = cloud.client("iam").create_policy(
             PolicyName=inputs["name"],
@@ -133,11 +135,13 @@ class OpenIdConnectProvider(Named):
     uses = "url clientIdLists tags"
     id_input = "url"
     replace_on = "url"
-    tag_operation = "iam list_open_id_connect_provider_tags OpenIDConnectProviderArn Tags"
+    tag_operation = "iam get_open_id_connect_provider OpenIDConnectProviderArn Tags"
 
     def name(self, cloud: Cloud, inputs: Inputs) -> str:
         host = inputs["url"].removeprefix("https://")
         return f"arn:aws:iam::{cloud.account}:oidc-provider/{host}"
+
+    resource_id = name
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         arn = cloud.client("iam").create_open_id_connect_provider(

@@ -17,6 +17,7 @@ from taplocal.resources.base import OWNER, Handler, Named, Recorded
 from taplocal.resources.ec2 import Rule
 from taplocal.session import Session
 from taplocal.state import State
+from tests.local.small import NOTHING
 
 TAKEN = "its name is taken"
 ALLOWED = {
@@ -116,6 +117,14 @@ NAMED: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "aws:iam/instanceProfile:InstanceProfile": lambda name, own: {
         "name": name,
         "role": own["role"],
+    },
+    "aws:iam/openIdConnectProvider:OpenIdConnectProvider": lambda name, own: {
+        "url": f"https://{name}.example",
+        "clientIdLists": ["sts.amazonaws.com"],
+    },
+    "aws:iam/policy:Policy": lambda name, own: {
+        "name": name,
+        "policy": json.dumps({"Version": "2012-10-17", "Statement": [NOTHING]}),
     },
     "aws:iam/role:Role": lambda name, own: {"name": name, "assumeRolePolicy": TRUST},
     "aws:kms/alias:Alias": lambda name, own: {"name": f"alias/{name}", "targetKeyId": own["key"]},

@@ -62,7 +62,6 @@ CALLS: list[tuple[str, str, str, dict[str, Any], bool]] = [
     (API, "s3", "put_object", OBJECT, True),
     (API, "s3", "put_object", LOG_OBJECT, False),
     (API, "s3", "get_object", OBJECT, False),
-    (API, "s3", "get_object", {**OBJECT, "VersionId": "null"}, True),
     (API, "s3", "get_object", LOG_OBJECT, False),
     (API, "s3", "delete_object", OBJECT, True),
     (API, "s3", "delete_object", {**OBJECT, "VersionId": "null"}, False),

@@ -81,6 +81,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
         "domain_name": "app.acme.io",
         "alternative_names": ["www.acme.io"],
         "hosted_zone_id": "Z0123456789ABCDEFGHIJ",
+        "permissions_boundary": "arn:aws:iam::aws:policy/AdministratorAccess",
         "api_domain_name": "api.acme.io",
         "api_default_endpoint": True,
         "email_from": "shop@acme.io",
