@@ -156,9 +156,9 @@ class Local:
         resources = session.opened(ROOT, "dev", self.folder).state.resources
         assert not [each.name for each in resources.values() if each.pending]
         text = json.dumps({urn: [lasting(x.inputs), x.protect] for urn, x in resources.items()})
-        ids = {
+        ids = {  # of a value that several have, whatever was made first, the same one's name
             value: f"<{each.name} {number}>"
-            for each in resources.values()
+            for _, each in sorted(resources.items())
             for number, value in enumerate([each.id, *texts(each.outputs)])
             if len(value) > 5 and value not in each.inputs.values()
         }
