@@ -95,17 +95,19 @@ class State(Component):
         self.alias = aws.kms.Alias(
             *self.child("alias"), name=f"alias/{args.name('state')}", target_key_id=self.kms_key.id
         )
+        unique_name = self.aws_context.unique_name
+        state, logs = unique_name(args.name("state")), unique_name(args.name("state-logs"))
         self.logs = Bucket(
             *self.part("logs"),
             component="state-logs",
-            physical_name=self.aws_context.unique_name(args.name("state-logs")),
+            physical_name=logs,
             days=args.log_retention_days,
-            access_logs_of=[self.aws_context.unique_name(args.name("state"))],
+            access_logs_of=[state],
         )
         self.bucket = Bucket(
             *self.part("bucket"),
             component="state",
-            physical_name=self.aws_context.unique_name(args.name("state")),
+            physical_name=state,
             under_key=True,
             access_logs_to=self.logs,
         ).bucket

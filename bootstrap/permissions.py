@@ -382,17 +382,15 @@ def plan_statements(
     With `secrets` it is what `pulumi refresh` needs, which reads the paging key and the secrets of
     app clients, too: for workflows of reviewed code alone.
     """
+    own = _state(stack, state_bucket, state_key, writes=False)
     reads = every_action("read")
-    hidden = set() if secrets else set(SECRETS) | {"kms:Decrypt"}
+    if secrets:
+        return [*allowed(reads, stack), *own]
     return [
-        *allowed(reads - hidden, stack),
-        *_state(stack, state_bucket, state_key, writes=False),
-        *([] if secrets else [_statement("Deny", list(SECRETS), ["*"])]),
-        *(
-            []
-            if secrets
-            else [_statement("Deny", ["kms:Decrypt"], [state_key], resource="NotResource")]
-        ),
+        *allowed(reads - set(SECRETS) - {"kms:Decrypt"}, stack),
+        *own,
+        _statement("Deny", list(SECRETS), ["*"]),
+        _statement("Deny", ["kms:Decrypt"], [state_key], resource="NotResource"),
     ]
 
 

@@ -28,6 +28,7 @@ import tap_stack
 
 Call = tuple[str, dict[str, Any], str]  # operation, arguments, the error code that AWS documents
 Outcome = tuple[str, Any]
+Answer = tuple[int, dict[str, str], bytes]  # status, headers by their names in lower case, body
 FOREIGN_ACCOUNT = "111122223333"  # of AWS's documentation; nobody may read its tables
 TIMEOUT_SECONDS = 30
 
@@ -208,11 +209,16 @@ def check_api(stack: Stack) -> Iterator[Check]:
         yield Check("HEAD /health has GET's length", same, f"{status}, {length} for {len(body)}")
 
 
-def get(stack: Stack, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of a response of the API."""
-    request = Request(stack.outputs["api_url"].rstrip("/") + path, method=method)  # noqa: S310
+def get(stack: Stack, method: str, path: str) -> Answer:
+    """What the API answers."""
+    url = stack.outputs["api_url"].rstrip("/") + path
+    return answer(Request(url, method=method), urlopen)  # noqa: S310 - our own output
+
+
+def answer(request: Request, send: Callable[..., Any]) -> Answer:
+    """What a request gets, sent by `urlopen` or its like, whatever the status."""
     try:
-        with urlopen(request, timeout=TIMEOUT_SECONDS) as response:  # noqa: S310 - our own output
+        with send(request, timeout=TIMEOUT_SECONDS) as response:
             found = response.status, response.headers, response.read()
     except HTTPError as error:
         found = error.code, error.headers, error.read()

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Annotated, Any
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -26,7 +25,7 @@ import typer
 from urllib3.filepost import encode_multipart_formdata
 
 import tap_stack
-from ops.smoke import TIMEOUT_SECONDS, Check, report
+from ops.smoke import Check, answer, report
 
 TEXT = b"a line of text\n"
 RECORDED_SECONDS = 60  # how long a file may take to be described
@@ -62,16 +61,9 @@ def send(method: str, url: str, body: bytes | None = None, **headers: str) -> Re
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
         request = Request(url, body, named, method=method)  # noqa: S310 - `main` looks at the scheme
-        with _opener.open(request, timeout=TIMEOUT_SECONDS) as found:
-            return Response(found.status, _lower(found.headers), found.read())
-    except HTTPError as error:
-        return Response(error.code, _lower(error.headers), error.read())
+        return Response(*answer(request, _opener.open))
     except (OSError, HTTPException, ValueError) as error:
         return Response(0, {}, str(error).encode())
-
-
-def _lower(headers: Any) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
 
 
 class Walk:
