@@ -144,6 +144,7 @@ ANYTHING: Rule = (lambda _: True, "anything")
 A_CERTIFICATE = text_like(r"(arn:aws[a-z-]*:acm:\S+)?", "the ARN of an ACM certificate, or empty")
 DOMAIN_NAME = r"(?=.{0,253}$)(([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,})?"
 A_DOMAIN_NAME = text_like(DOMAIN_NAME, "a domain name such as app.example.com, or empty")
+A_PERCENTAGE: Rule = (lambda v: v == 0 or 95 <= v <= 99.99, "95 to 99.99, or 0 for none")
 A_TABLE_NAME = text_like(r"([A-Za-z0-9_.-]{3,255})?", "3 to 255 letters, digits and _.-, or empty")
 A_TAG_VALUE = text_like(f"{TAG}{{1,256}}", "1 to 256 letters, digits, spaces and _.:/=+-@")
 
@@ -477,10 +478,20 @@ class TapStackArgs:
     # Monitoring
     log_retention_days: int = setting(PerTier(14, 90, 365), one_of(*RETENTION_DAYS))
     """Retention of all log groups; {log_storage} a GB and month."""
+    availability_objective: float = setting(PerTier(0, 99.9, 99.9), A_PERCENTAGE)
+    """Percentage of the API's and the web application's requests, of 30 days, that do not fail; 0
+    leaves it out. The burn-rate alarms of both objectives and systems cost {burn_rates} a month."""
+    latency_objective: float = setting(PerTier(0, 99, 99), A_PERCENTAGE)
+    """Percentage that takes `latency_ms` at most; 0 leaves it out."""
+    latency_ms: int = setting(2_000, between(100, 29_000))
+    """What is slow, in milliseconds: for the objective, for alarms, and for releases."""
 
     # Alerts
     alarm_emails: Sequence[str] = setting((), texts_like(EMAIL, "a list of e-mail addresses"))
     """Addresses that alarms and the budget notify; each must be confirmed once."""
+    page_emails: Sequence[str] = setting((), texts_like(EMAIL, "a list of e-mail addresses"))
+    """Addresses of those who are woken up, by the alarms that users feel; empty for those of
+    `alarm_emails`."""
     budget_usd: int = setting(PerTier(300, 400, 850), between(1, 1_000_000))
     """Monthly budget; notifies at 80 % actual and 100 % forecast spend."""
 
@@ -554,6 +565,7 @@ def tier_of(environment: str) -> str:
 TYPES: dict[str, Rule] = {
     "str": (lambda v: isinstance(v, str), "text"),
     "int": (lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
+    "float": (lambda v: isinstance(v, int | float) and not isinstance(v, bool), "a number"),
     "bool": (lambda v: isinstance(v, bool), "true or false"),
     "Sequence[str]": (
         lambda v: isinstance(v, tuple) and all(isinstance(x, str) for x in v),
@@ -900,6 +912,10 @@ class Component(pulumi.ComponentResource):
         """Rows of the alarm table, for Monitoring."""
         return []
 
+    def objectives(self) -> list[Objective]:
+        """Service level objectives, for Monitoring."""
+        return []
+
     def graphs(self) -> list[Graph]:
         """Graphs of the dashboard, for Monitoring."""
         return []
@@ -1147,14 +1163,85 @@ class Alarm:
     datapoints: tuple[int, int] = (1, 1)  # datapoints to alarm, evaluation periods
     treat_missing_data: str = "notBreaching"  # or missing: silence notifies, but not at the start
     runbook: str = ""
+    notifies: str = "ticket"  # or page: users feel it now; or nobody, as part of another alarm
+    queries: Sequence[Json] = ()  # instead of the metric, what `math` returns
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A service level objective: the percentage of a system's requests of 30 days that are good.
+
+    Burn-rate alarms tell how fast its error budget, the bad ones that it allows, is used up.
+    """
+
+    key: str  # names its alarms
+    percentage: float
+    metrics: Mapping[str, tuple[str, Dimensions, str]]  # id -> metric, dimensions, statistic
+    bad: str  # an expression of these ids: the number of bad requests
+    total: str = "requests"  # of all requests
+
+    def alarm(self, rate: BurnRate, window: str) -> Alarm:
+        """Whether the budget burns at this rate in the `long` or the `short` window."""
+        worth = FEW if window == "long" else 1
+        burning = f"IF(bad >= {worth}, 100 * bad / total, 0)"
+        of = {"bad": self.bad, "total": self.total, "burning": burning}
+        queries = math(getattr(rate, window), self.metrics, **of)
+        above = round(rate.rate * (100 - self.percentage), 6)
+        key, runbook = f"{self.key}-{rate.key}-{window}", f"{self.key.partition('-')[0]}-burn-rate"
+        more: Any = {"queries": queries, "notifies": "nobody", "runbook": runbook}
+        return Alarm(key, "Percentage of bad requests", {}, above, **more)
+
+
+#: The expression of slow requests by `quick`, the percentage of those that are not.
+SLOW = "(100 - quick) / 100 * requests"
+
+
+def objective(
+    key: str, percentage: float, metrics: Any, bad: str, total: str = "requests"
+) -> list[Objective]:
+    """An objective, or none where it is 0."""
+    return [Objective(key, percentage, metrics, bad, total)] if percentage else []
+
+
+class BurnRate(NamedTuple):
+    """How many times faster than the objective allows a budget burns, in both of two windows."""
+
+    key: str
+    rate: float
+    long: int  # seconds: how much of the budget is at stake
+    short: int  # seconds: whether it still burns
+    notifies: str
+
+
+#: A page for 2 % of the budget in an hour or 5 % in six, a ticket for 10 % in three days (Google,
+#: The Site Reliability Workbook, "Alerting on SLOs").
+BURN_RATES = (
+    BurnRate("fast-burn", 14.4, 3_600, 300, "page"),
+    BurnRate("burn", 6, 21_600, 1_800, "page"),
+    BurnRate("slow-burn", 1, 259_200, 21_600, "ticket"),
+)
+FEW = 5  # bad requests in the long window are nobody's sleep worth: at low traffic one is 14.4 x
+
+
+def math(period: int, metrics: Mapping[str, Any], **expressions: str) -> list[Json]:
+    """The queries of an alarm on the last of some expressions of metrics."""
+    found: list[Json] = []
+    for name, (path, of_resource, statistic) in metrics.items():
+        namespace, _, metric = path.rpartition("/")
+        of = {"namespace": namespace, "metric_name": metric, "dimensions": of_resource}
+        found.append({"id": name, "metric": {**of, "period": period, "stat": statistic}})
+    found += [{"id": name, "expression": text} for name, text in expressions.items()]
+    found[-1] |= {"label": found[-1]["id"], "return_data": True}
+    return found
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph of the dashboard: metrics as (namespace, name, dimensions, statistic)."""
+    """A graph of a dashboard: metrics as (namespace, name, dimensions, statistic)."""
 
     title: str
     metrics: Sequence[tuple[str, str, Dimensions, str]]
+    overview: bool = False  # on the overview, too
 
 
 def lines(namespace: str, dimensions: Dimensions, *metrics: str) -> list[Any]:
@@ -1163,38 +1250,61 @@ def lines(namespace: str, dimensions: Dimensions, *metrics: str) -> list[Any]:
     return [(namespace, name, dimensions, statistic or "Sum") for name, _, statistic in named]
 
 
+def certificate_alarm(key: str, arn: Input[str]) -> list[Alarm]:
+    """ACM renews a certificate 60 days before its end, if its DNS records are still there."""
+    metric, of, day = "AWS/CertificateManager/DaysToExpiry", {"CertificateArn": arn}, 86_400
+    row = Alarm(key, metric, of, below=45, statistic="Minimum", period=day)
+    return [] if arn == "" else [row]  # an Output has no truth
+
+
 class Alerts(Component):
-    """The encrypted topic of alarms and budget, its e-mail subscriptions, the budget.
+    """The encrypted topics of alarms, one of those that page, their subscriptions, the budget.
 
     Costs nothing worth counting: e-mail is nearly free, and so are an account's first two budgets.
     """
 
     def __init__(self, name: str, args: TapStackArgs, key: Key, opts: Options = None):
         super().__init__(name, args, key, opts, "alerts")
-        self.topic = aws.sns.Topic(
-            *self.child("topic"), name=args.name("alerts"), kms_master_key_id=key.arn
-        )
-        self.topic_policy = self._topic_policy()
-        self.emails = [self._email(address) for address in args.alarm_emails]
+        emails, others = args.alarm_emails, PUBLISHERS[1:]
+        self.topic, self.topic_policy = self._topic("topic", "alerts", emails, *others)
+        self.pages, _ = self._topic("pages", "pages", args.page_emails or emails)
         self.budget = self._budget()
         self.register_outputs({"topic_arn": self.topic.arn})
 
-    def _topic_policy(self) -> aws.sns.TopicPolicy:
-        context, topic = self.aws_context, self.topic.arn
-        alarms = context.acting_for(context.arn("cloudwatch", "alarm:*"))
-        databases = context.acting_for(context.arn("rds", "db:*"))
-        document = policy(
-            trust("cloudwatch.amazonaws.com", "sns:Publish", on=topic, when=alarms),
-            trust("budgets.amazonaws.com", "sns:Publish", on=topic, when=context.same_account),
-            trust("events.rds.amazonaws.com", "sns:Publish", on=topic, when=databases),
-            tls_only("sns:Publish", topic),
-        )
-        return aws.sns.TopicPolicy(*self.child("topic-policy"), arn=topic, policy=document)
+    def alarms(self) -> list[Alarm]:
+        """That a topic cannot deliver, which the other one tells."""
+        failed = "AWS/SNS/NumberOfNotificationsFailed"
+        topics = {
+            name: {"TopicName": x.name}
+            for name, x in (("alerts", self.topic), ("pages", self.pages))
+        }
+        return [
+            Alarm("alerts-undelivered", failed, topics["alerts"], above=0, notifies="page"),
+            Alarm("pages-undelivered", failed, topics["pages"], above=0),
+        ]
 
-    def _email(self, address: str) -> aws.sns.TopicSubscription:
-        options = self.child(f"email-{address}")
-        topic = self.topic.arn
-        return aws.sns.TopicSubscription(*options, topic=topic, protocol="email", endpoint=address)
+    def _topic(
+        self, key: str, name: str, emails: Sequence[str], *others: str
+    ) -> tuple[aws.sns.Topic, aws.sns.TopicPolicy]:
+        """A topic that alarms and other services publish to, and its subscriptions by e-mail."""
+        kms, context = self.key.arn, self.aws_context
+        made = aws.sns.Topic(*self.child(key), name=self.args.name(name), kms_master_key_id=kms)
+        for address in emails:
+            options = self.child(f"{'page' if key == 'pages' else 'email'}-{address}")
+            of: Any = {"topic": made.arn, "protocol": "email", "endpoint": address}
+            aws.sns.TopicSubscription(*options, **of)
+        conditions = {
+            "cloudwatch.amazonaws.com": context.acting_for(context.arn("cloudwatch", "alarm:*")),
+            "budgets.amazonaws.com": context.same_account,
+            "events.rds.amazonaws.com": context.acting_for(context.arn("rds", "db:*")),
+        }
+        publish = [
+            trust(service, "sns:Publish", on=made.arn, when=conditions[service])
+            for service in ("cloudwatch.amazonaws.com", *others)
+        ]
+        document = policy(*publish, tls_only("sns:Publish", made.arn))
+        options = self.child(f"{key}-policy")
+        return made, aws.sns.TopicPolicy(*options, arn=made.arn, policy=document)
 
     def _budget(self) -> aws.budgets.Budget:
         return aws.budgets.Budget(
@@ -2032,6 +2142,7 @@ class RolloutRun(Run):
         ripe = self.clock.monotonic() + self.inputs["bake_seconds"]
         expected, unknown_at = 0, 0.0
         while (now := self.clock.monotonic()) < ripe + LATE_SECONDS:
+            self.announce()
             self.probe()
             self.read_metrics()
             not_evaluated = self.look_at_alarms()
@@ -2044,6 +2155,14 @@ class RolloutRun(Run):
                 return self.verdict()
             self.clock.sleep(WATCH_SECONDS)
         return self.verdict(f"metrics or alarms are more than {LATE_SECONDS} s late; ")
+
+    def announce(self) -> None:
+        """Tells the alarms that wait for its verdict that the watch goes on."""
+        if failures := self.inputs["failures"]:
+            of = [{"Name": "Environment", "Value": failures["environment"]}]
+            data = [{"MetricName": "Releasing", "Dimensions": of, "Value": 1}]
+            space = failures["namespace"]
+            self.call("cloudwatch", "put_metric_data", Namespace=space, MetricData=data)
 
     def probe(self) -> None:
         """Sends our own requests to both versions in turns: the old one shows what is usual."""
@@ -2283,10 +2402,10 @@ def throttle_alarms(key: str, table: aws.dynamodb.Table, indexes: Iterable[str])
     ]
 
 
-def capacity_graph(title: str, table: aws.dynamodb.Table) -> Graph:
+def capacity_graph(title: str, table: aws.dynamodb.Table, overview: bool = False) -> Graph:
     """What is read from and written to a table."""
     kinds = ("ConsumedReadCapacityUnits", "ConsumedWriteCapacityUnits")
-    return Graph(title, lines("AWS/DynamoDB", {"TableName": table.name}, *kinds))
+    return Graph(title, lines("AWS/DynamoDB", {"TableName": table.name}, *kinds), overview)
 
 
 # === Buckets ======================================================================================
@@ -4092,7 +4211,6 @@ class Identity(Component):
 # === Serverless API: Resources ====================================================================
 
 OPEN_ROUTE_RATE = 10  # requests per second of a route that anybody may call
-LATENCY_BOUND_MS = 2_000  # 95 % of the requests must be faster
 CONCURRENCY_BOUND = 800  # of all functions of an account, whose quota is 1,000
 #: Inputs of the paging key's parameter: another one makes a new parameter, and rotates it at once.
 PAGING_KEY_INPUTS: dict[str, Any] = {
@@ -4163,6 +4281,7 @@ class ServerlessApi(Component):
         self.stage = self._stage()
         #: The API's own domain name, and where it must point, if it has one.
         self.domain_target: Output[str] | None = None
+        self.certificate_arn: Input[str] = ""
         self.domain = self._domain() if args.api_domain_name else None
         own = self.domain and Output.concat("https://", self.domain.domain_name)
         #: Base URL of the API.
@@ -4252,7 +4371,7 @@ class ServerlessApi(Component):
                 probes=[probe_request(key, route.scope) for key, route in reads],
                 alarms=["api-5xx", "api-latency", "api-errors"],
                 failures="RequestsFailed",
-                latency_bound_ms=LATENCY_BOUND_MS,
+                latency_bound_ms=self.args.latency_ms,
             ),
             statements=[
                 allow(*writes, on=self.items.arn),
@@ -4286,11 +4405,12 @@ class ServerlessApi(Component):
 
     def _domain(self) -> aws.apigatewayv2.DomainName:
         name = self.args.api_domain_name
+        self.certificate_arn = self.args.api_certificate_arn or self.certificate(name)
         domain = aws.apigatewayv2.DomainName(
             *self.child("domain"),
             domain_name=name,
             domain_name_configuration={
-                "certificate_arn": self.args.api_certificate_arn or self.certificate(name),
+                "certificate_arn": self.certificate_arn,
                 "endpoint_type": "REGIONAL",
                 "security_policy": "TLS_1_2",  # and 1.3
                 "ip_address_type": "dualstack",
@@ -4381,24 +4501,46 @@ class ServerlessApi(Component):
         stage = {"ApiId": self.api.id, "Stage": self.stage.name}
         errors, latency = "AWS/ApiGateway/5xx", "AWS/ApiGateway/Latency"
         p95: dict[str, Any] = {"statistic": "p95", "datapoints": (3, 5)}
-        claimed = "AWS/Lambda/ClaimedAccountConcurrency"
+        claimed, releasing = (
+            "AWS/Lambda/ClaimedAccountConcurrency",
+            f"{self.args.project}/Releasing",
+        )
+        here = {"Environment": self.args.environment_suffix}
         return [
-            Alarm("api-5xx", errors, stage, above=4, period=300),
-            Alarm("api-latency", latency, stage, above=LATENCY_BOUND_MS, **p95),
+            Alarm("api-release", releasing, here, above=0, notifies="nobody"),
+            Alarm("api-5xx", errors, stage, 0.05, statistic="Average", datapoints=(3, 3)),
+            Alarm("api-latency", latency, stage, above=self.args.latency_ms, **p95),
             Alarm("claimed-concurrency", claimed, {}, above=CONCURRENCY_BOUND, statistic="Maximum"),
+            *certificate_alarm("api-certificate", self.certificate_arn),
             *throttle_alarms("items", self.items, ITEM_INDEXES),
             *self.function.alarms(),
             *self.rotation.alarms(),
         ]
 
+    def objectives(self) -> list[Objective]:
+        """That requests succeed, and are quick."""
+        stage, args = {"ApiId": self.api.id, "Stage": self.stage.name}, self.args
+        requests = ("AWS/ApiGateway/Count", stage, "SampleCount")
+        succeed = {"failed": ("AWS/ApiGateway/5xx", stage, "Sum"), "requests": requests}
+        latency = ("AWS/ApiGateway/Latency", stage, f"PR(:{args.latency_ms})")
+        quick = {"quick": latency, "requests": requests}
+        return [
+            *objective("api-availability", args.availability_objective, succeed, "failed"),
+            *objective("api-latency", args.latency_objective, quick, SLOW),
+        ]
+
     def graphs(self) -> list[Graph]:
-        """Requests, latency and operations of the API, its table and functions."""
+        """Objectives, requests, latency and operations of the API, its table and functions."""
         stage = {"ApiId": self.api.id, "Stage": self.stage.name}
         environment = {"Environment": self.args.environment_suffix}
         operations = dict.fromkeys(route.metric for route in self.route_table.values())
         rejected = ("RequestsRejected", "RequestsFailed")
         latency = [f"Latency {each}" for each in ("p50", "p95", "p99")]
+        good = ("5xx Average", f"Latency PR(:{self.args.latency_ms})")
+        concurrency = lines("AWS/Lambda", {}, "ClaimedAccountConcurrency Maximum")
         return [
+            Graph("API objectives", lines("AWS/ApiGateway", stage, *good), overview=True),
+            Graph("Concurrency of the account", concurrency, overview=True),
             Graph("API requests", lines("AWS/ApiGateway", stage, "Count", "4xx", "5xx")),
             Graph("API latency", lines("AWS/ApiGateway", stage, *latency)),
             Graph("Operations", lines(self.args.project, environment, *operations, *rejected)),
@@ -5614,7 +5756,7 @@ class FilePipeline(Component):
         environment = {"Environment": self.args.environment_suffix}
         return [
             Graph("Files", lines(self.args.project, environment, *outcomes)),
-            capacity_graph("Files table", self.table),
+            capacity_graph("Files table", self.table, overview=True),
             *self.function.graphs(),
         ]
 
@@ -6470,6 +6612,10 @@ class Database(Component):
             row("memory", "FreeableMemory", below=0.1 * memory),
             row("connections", "DatabaseConnections", above=round(connections)),
             row("latency", "WriteLatency", above=0.1),
+            row("read-latency", "ReadLatency", above=0.1),
+            row("io-credits", "EBSIOBalance%", below=10),
+            row("byte-credits", "EBSByteBalance%", below=10),
+            row("transaction-ids", "MaximumUsedTransactionIDs", above=1_000_000_000),
             Alarm("snapshot-missing", f"{args.project}/SnapshotsTaken", here, below=1, **hours),
             *self.snapshots.alarms(),
         ]
@@ -6480,7 +6626,7 @@ class Database(Component):
         load = ("CPUUtilization Average", "DatabaseConnections Average")
         room = ("FreeStorageSpace Average", "FreeableMemory Average")
         return [
-            Graph("Database load", lines("AWS/RDS", of, *load)),
+            Graph("Database load", lines("AWS/RDS", of, *load), overview=True),
             Graph("Database room", lines("AWS/RDS", of, *room)),
             *self.snapshots.graphs(),
         ]
@@ -6775,7 +6921,8 @@ class WebTier(Component):
             return Alarm(key, f"AWS/ApplicationELB/{metric}", dimensions, **row)
 
         failures: dict[str, Any] = {"above": 10, "datapoints": (2, 3)}
-        slow: dict[str, Any] = {"above": 1, "statistic": "p95", "datapoints": (3, 5)}
+        slow: dict[str, Any] = {"above": self.args.latency_ms / 1000, "statistic": "p95"}
+        slow |= {"datapoints": (3, 5)}
         # Longer than an instance may take to start (health_check_grace_period).
         unhealthy: dict[str, Any] = {"above": 0, "statistic": "Maximum", "datapoints": (5, 5)}
         too_few: dict[str, Any] = {"below": self.args.instances_min, "statistic": "Minimum"}
@@ -6789,24 +6936,47 @@ class WebTier(Component):
             elb("balancer-rejected", "RejectedConnectionCount", balancer, above=0),
             elb("web-unhealthy", "UnHealthyHostCount", targets, **unhealthy),
             elb("web-hosts", "HealthyHostCount", targets, **too_few),
+            *certificate_alarm("web-certificate", self.certificate_arn),
             Alarm("web-cpu", "AWS/EC2/CPUUtilization", group, 80, statistic="Average", **use),
             Alarm("web-memory", "CWAgent/mem_used_percent", group, **fullest),
             Alarm("web-disk", "CWAgent/disk_used_percent", group, **fullest),
             *self.fleet.alarms(),
         ]
 
+    def objectives(self) -> list[Objective]:
+        """That requests succeed, at the balancer and behind it, and are quick."""
+        balancer, targets, _ = self._dimensions()
+        requests = ("AWS/ApplicationELB/RequestCount", balancer, "Sum")  # which reached a target
+        succeed = {
+            "failed": ("AWS/ApplicationELB/HTTPCode_Target_5XX_Count", targets, "Sum"),
+            "refused": ("AWS/ApplicationELB/HTTPCode_ELB_5XX_Count", balancer, "Sum"),
+            "requests": requests,
+        }
+        bad, total = (f"FILL({x}, 0) + FILL(refused, 0)" for x in ("failed", "requests"))
+        rank = f"PR(:{self.args.latency_ms / 1000:g})"
+        quick = {
+            "quick": ("AWS/ApplicationELB/TargetResponseTime", targets, rank),
+            "requests": requests,
+        }
+        return [
+            *objective("web-availability", self.args.availability_objective, succeed, bad, total),
+            *objective("web-latency", self.args.latency_objective, quick, SLOW),
+        ]
+
     def graphs(self) -> list[Graph]:
-        """Requests, latency, hosts and machines."""
+        """Objective, requests, latency, hosts and machines."""
         balancer, targets, group = self._dimensions()
         alb, counts = "AWS/ApplicationELB", ("RequestCount", "HTTPCode_Target_5XX_Count")
+        good = f"TargetResponseTime PR(:{self.args.latency_ms / 1000:g})"
         times = [f"TargetResponseTime {each}" for each in ("p50", "p95", "p99")]
         hosts = ("HealthyHostCount Maximum", "UnHealthyHostCount Maximum")
         use = lines("CWAgent", group, "mem_used_percent Maximum", "disk_used_percent Maximum")
         return [
+            Graph("Web objectives", lines(alb, targets, good, counts[1]), overview=True),
             Graph("Web requests", lines(alb, balancer, *counts)),
             Graph("Web latency", lines(alb, targets, *times)),
             Graph("Web hosts", lines(alb, targets, *hosts)),
-            Graph("Web machines", lines("AWS/EC2", group, "CPUUtilization Average") + use),
+            Graph("Web machines", lines("AWS/EC2", group, "CPUUtilization Average") + use, True),
         ]
 
 
@@ -6931,10 +7101,15 @@ class Bastion(Component):
 # === Monitoring ===================================================================================
 
 
-class Monitoring(Component):
-    """The alarms and the dashboard of other components.
+#: Component -> the system on whose dashboard it is, unless that is its own.
+DASHBOARDS = {"database": "web"}
 
-    Costs each alarm by the month; the first three dashboards of an account are free.
+
+class Monitoring(Component):
+    """The alarms and the dashboards of other components.
+
+    Alarms notify the topic, or that of pages. Costs each metric of an alarm by the month; of the
+    dashboards, one for each system and an overview, an account has three for nothing.
     """
 
     def __init__(
@@ -6943,71 +7118,140 @@ class Monitoring(Component):
         args: TapStackArgs,
         opts: Options = None,
         *,
-        components: Sequence[Component],
+        components: Iterable[Component],
         topic_arn: Input[str],
+        pages_topic_arn: Input[str] | None = None,
     ):
         super().__init__(name, args, None, opts, "monitoring")
-        self.components = components
-        rows = [(part.alarms(), part.graphs()) for part in components]
+        self.components = list(components)
+        pages = [topic_arn if pages_topic_arn is None else pages_topic_arn]
+        self.topics = {"ticket": [topic_arn], "page": pages, "nobody": []}
+        rows = [row for part in self.components for row in part.alarms()]
         #: Key of the alarm table -> alarm.
-        self.metric_alarms = {
-            row.key: self._alarm(row, topic_arn) for alarms, _ in rows for row in alarms
+        self.metric_alarms = {row.key: self._alarm(row) for row in rows}
+        #: Key -> alarm of a system's objectives.
+        self.burn_alarms = {
+            f"{part.component}-{rate.key}": self._burn_alarm(part, rate)
+            for part in self.components
+            for rate in (BURN_RATES if part.objectives() else ())
         }
         if args.tier == "prod" and not args.alarm_emails:
+            heard = len(self.burn_alarms) + sum(row.notifies != "nobody" for row in rows)
             pulumi.log.warn(
-                f"alarm_emails is empty: the {len(self.metric_alarms)} alarms of "
-                f"{args.environment_suffix} notify nobody. Set it, or subscribe to the topic "
-                f"{args.name('alerts')} yourself"
+                f"alarm_emails is empty: the {heard} alarms of "
+                f"{args.environment_suffix} notify nobody. Set it, or subscribe to the topics "
+                f"{args.name('alerts')} and {args.name('pages')} yourself"
             )
-        self.dashboard = self._dashboard([graph for _, graphs in rows for graph in graphs])
+        self.dashboards = self._dashboards()
+        self.dashboard = self._overview()
         self.register_outputs({"dashboard_name": self.dashboard.dashboard_name})
 
-    def _alarm(self, alarm: Alarm, *actions: Input[str]) -> aws.cloudwatch.MetricAlarm:
-        """The resource of a row of the alarm table; costs by the month."""
-        namespace, _, metric = alarm.metric.rpartition("/")
-        percentile = alarm.statistic.startswith("p")
+    def _alarm(self, alarm: Alarm) -> aws.cloudwatch.MetricAlarm:
+        """The resource of a row of the alarm table."""
         side, threshold = ("below", alarm.below) if alarm.above is None else ("above", alarm.above)
+        actions, what = self.topics[alarm.notifies], alarm.metric.rpartition("/")[2]
         runbook = f"{RUNBOOK}#{alarm.runbook or alarm.key}"
         return aws.cloudwatch.MetricAlarm(
             *self.child(alarm.key),
             name=self.args.name(alarm.key),
-            alarm_description=f"{metric} {side} {threshold:g}. What to do: {runbook}",
-            namespace=namespace,
-            metric_name=metric,
-            dimensions=alarm.dimensions,
-            statistic=None if percentile else alarm.statistic,
-            extended_statistic=alarm.statistic if percentile else None,
+            alarm_description=f"{what} {side} {threshold:g}. What to do: {runbook}",
             comparison_operator="GreaterThanThreshold" if side == "above" else "LessThanThreshold",
             threshold=threshold,
-            period=alarm.period,
             datapoints_to_alarm=alarm.datapoints[0],
             evaluation_periods=alarm.datapoints[1],
             treat_missing_data=alarm.treat_missing_data,
             alarm_actions=actions,
             ok_actions=actions,
             insufficient_data_actions=actions if alarm.treat_missing_data == "missing" else [],
+            **measured(alarm),
         )
 
-    def _dashboard(self, graphs: Sequence[Graph]) -> aws.cloudwatch.Dashboard:
-        """Depends on all there is, so that `pulumi destroy` deletes it first: where it is protected
-        nothing is deleted at all."""
-        after, region = (*self.components, *self.metric_alarms.values()), self.aws_context.region
-        body = {"widgets": [_widget(region, *each) for each in enumerate(graphs)]}
-        return aws.cloudwatch.Dashboard(
-            *self.child("dashboard", *after, protect=self.args.deletion_protection),
-            dashboard_name=f"{self.args.project}-{self.args.environment_suffix}",
-            dashboard_body=Output.json_dumps(body),
+    def _burn_alarm(self, part: Component, rate: BurnRate) -> aws.cloudwatch.CompositeAlarm:
+        """Fires while one of a component's objectives burns its budget in both windows."""
+        rules = []
+        for each in part.objectives():
+            windows = [self._alarm(each.alarm(rate, x)).name for x in ("long", "short")]
+            rules.append(Output.format("(ALARM({0}) AND ALARM({1}))", *windows))
+        key, actions = f"{part.component}-{rate.key}", self.topics[rate.notifies]
+        runbook, share = f"{RUNBOOK}#{part.component}-burn-rate", rate.rate * rate.long / 25_920
+        release = self.metric_alarms.get(f"{part.component}-release")
+        waits: Any = {"alarm": release and release.name, "wait_period": 60, "extension_period": 180}
+        return aws.cloudwatch.CompositeAlarm(
+            *self.child(key),
+            alarm_name=self.args.name(key),
+            alarm_description=f"{share:g} % of the error budget of 30 days was used up in "
+            f"{rate.long // 3600} h, and it burns on. What to do: {runbook}",
+            alarm_rule=Output.all(*rules).apply(" OR ".join),
+            # A release takes its version back itself; who is paged all the same hears of it after.
+            actions_suppressor=waits if release else None,
+            alarm_actions=actions,
+            ok_actions=actions,
         )
 
+    def _dashboards(self) -> dict[str, aws.cloudwatch.Dashboard]:
+        """System -> its dashboard."""
+        graphs: dict[str, list[Graph]] = {}
+        for part in self.components:
+            system = DASHBOARDS.get(part.component, part.component)
+            graphs.setdefault(system, []).extend(part.graphs())
+        return {
+            system: self._dashboard(
+                self.child(f"{system}-dashboard"), self.args.name(system), self._drawn(found)
+            )
+            for system, found in graphs.items()
+            if found
+        }
 
-def _widget(region: Output[str], number: int, graph: Graph) -> Json:
+    def _overview(self) -> aws.cloudwatch.Dashboard:
+        """The alarms that notify somebody, objectives, saturation, charges. Depends on all there
+        is, so that `pulumi destroy` deletes it first: where it is protected nothing is deleted."""
+        graphs = [x for part in self.components for x in part.graphs() if x.overview]
+        charges = lines("AWS/Billing", {"Currency": "USD"}, "EstimatedCharges Maximum")
+        graphs.append(Graph("Estimated charges of the account", charges))
+        alarms: list[Any] = [*self.burn_alarms.values(), *self.metric_alarms.values()]
+        states = {"title": "Alarms", "alarms": [each.arn for each in alarms]}
+        widget = {"type": "alarm", "x": 0, "y": 0, "width": 24, "height": 8, "properties": states}
+        after = [*self.components, *alarms, *self.dashboards.values()]
+        return self._dashboard(
+            self.child("dashboard", *after, protect=self.args.deletion_protection),
+            f"{self.args.project}-{self.args.environment_suffix}",
+            [*([widget] if alarms else []), *self._drawn(graphs, top=8)],
+        )
+
+    def _dashboard(
+        self, made: tuple[str, ResourceOptions], name: str, widgets: list[Json]
+    ) -> aws.cloudwatch.Dashboard:
+        body = Output.json_dumps({"widgets": widgets})
+        return aws.cloudwatch.Dashboard(*made, dashboard_name=name, dashboard_body=body)
+
+    def _drawn(self, graphs: Iterable[Graph], top: int = 0) -> list[Json]:
+        """The graphs as widgets in two columns."""
+        return [_widget(self.aws_context.region, top, *each) for each in enumerate(graphs)]
+
+
+def measured(alarm: Alarm) -> dict[str, Any]:
+    """What an alarm's resource measures. DynamoDB's metrics have no points without a throttle, and
+    an alarm that keeps its state then would hear of one only (PutMetricAlarm, TreatMissingData)."""
+    namespace, _, metric = alarm.metric.rpartition("/")
+    if namespace == "AWS/DynamoDB":
+        of = {"metric": (alarm.metric, alarm.dimensions, alarm.statistic)}
+        return {"metric_queries": math(alarm.period, of, filled="FILL(metric, 0)")}
+    if alarm.queries:
+        return {"metric_queries": alarm.queries}
+    kind = "extended_statistic" if alarm.statistic[0] in "pP" else "statistic"
+    of_metric: Json = {"namespace": namespace, "metric_name": metric, "period": alarm.period}
+    return {**of_metric, "dimensions": alarm.dimensions, kind: alarm.statistic}
+
+
+def _widget(region: Output[str], top: int, number: int, graph: Graph) -> Json:
     """The graph as a widget of a dashboard with two columns."""
     lines = [
         [namespace, name, *(x for pair in dimensions.items() for x in pair), {"stat": statistic}]
         for namespace, name, dimensions, statistic in graph.metrics
     ]
-    place = {"x": number % 2 * 12, "y": number // 2 * 6, "width": 12, "height": 6}
-    content = {"title": graph.title, "metrics": lines, "region": region}
+    place = {"x": number % 2 * 12, "y": top + number // 2 * 6, "width": 12, "height": 6}
+    where = "us-east-1" if graph.metrics[0][0] == "AWS/Billing" else region  # that is its only one
+    content = {"title": graph.title, "metrics": lines, "region": where}
     properties = {**content, "period": 60, "view": "timeSeries"}
     return {"type": "metric", **place, "properties": properties}
 
@@ -7088,6 +7332,7 @@ class TapStack(pulumi.ComponentResource):
         "bastion.fleet.scaling_group.name", "Name of the bastion's Auto Scaling group"
     )
     alerts_topic_arn = StackOutput[str]("alerts.topic.arn", "ARN of the topic of alarms and budget")
+    pages_topic_arn = StackOutput[str]("alerts.pages.arn", "ARN of the topic of alarms that page")
     dashboard_name = StackOutput[str](
         "monitoring.dashboard.dashboard_name", "Name of the CloudWatch dashboard"
     )
@@ -7116,8 +7361,11 @@ class TapStack(pulumi.ComponentResource):
             self._add_api(files, api_handler)
         if "web" in args.systems:
             self._add_web()
-        parts, topic = [*self.components.values()], self.alerts.topic.arn
-        self._add(Monitoring("monitoring", args, self.parented, components=parts, topic_arn=topic))
+        topics: Any = {
+            "topic_arn": self.alerts.topic.arn, "pages_topic_arn": self.alerts.pages.arn
+        }  # fmt: skip
+        parts = [*self.components.values()]
+        self._add(Monitoring("monitoring", args, self.parented, components=parts, **topics))
         values = {name: getattr(self, name) for name in OUTPUTS}
         #: Name -> value of those whose system is there.
         self.outputs = {name: x for name, x in values.items() if x is not None}

@@ -91,6 +91,7 @@ class Stack(NamedTuple):
         return {
             "": {},
             "region": {"StringEquals": here},
+            "measured": {"StringEquals": {"cloudwatch:namespace": self.project}},
             "ours": {"StringLike": ours},
             "ours or untagged": {"StringLikeIfExists": ours},
             "new": {"StringLike": new},
@@ -162,9 +163,13 @@ PLACES: dict[str, tuple[Place, ...]] = {
     "autoscaling:Describe*": (_ANYWHERE,),
     "autoscaling:*": (Place("autoscaling:{here}:autoScalingGroup:*:autoScalingGroupName/{name}"),),
     "budgets:*": (Place("budgets::{account}:budget/{name}"),),
-    "cloudwatch:*Dashboard*": (Place("cloudwatch::{account}:dashboard/{stack}"),),
-    "cloudwatch:DescribeAlarms": (Place("cloudwatch:{here}:alarm:*"),),
+    "cloudwatch:*Dashboard*": (
+        Place("cloudwatch::{account}:dashboard/{stack} cloudwatch::{account}:dashboard/{name}"),
+    ),
+    "cloudwatch:DescribeAlarms": (_ANYWHERE,),  # of composite alarms AWS tells nothing otherwise
     "cloudwatch:GetMetricData": (_ANYWHERE,),
+    "cloudwatch:PutCompositeAlarm": (_ANYWHERE,),  # AWS wants it so
+    "cloudwatch:PutMetricData": (Place("*", "measured"),),
     "cloudwatch:*": (
         Place("cloudwatch:{here}:alarm:{name} cloudwatch:{here}:alarm:TargetTracking-*"),
     ),

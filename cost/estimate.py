@@ -108,6 +108,12 @@ def endpoint(inputs: Mapping[str, Any]) -> float:
     return monthly(prices.INTERFACE_ENDPOINT) * len(inputs.get("subnetIds", []))
 
 
+def alarm(inputs: Mapping[str, Any]) -> float:
+    """An alarm; one on metric math costs each metric in it."""
+    metrics = sum("metric" in each for each in inputs.get("metricQueries", ()))
+    return prices.ALARM * max(1, metrics)
+
+
 def app_client(inputs: Mapping[str, Any]) -> float:
     """A machine's app client; one of people is free."""
     return prices.MACHINE_CLIENT if "client_credentials" in inputs["allowedOauthFlows"] else 0.0
@@ -123,7 +129,8 @@ PRICED: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     "aws:appautoscaling/policy:Policy": ("alarms of target tracking", tracking),
     "aws:autoscaling/group:Group": ("instances, their volumes and metrics", fleet),
     "aws:autoscaling/policy:Policy": ("alarms of target tracking", tracking),
-    "aws:cloudwatch/metricAlarm:MetricAlarm": ("alarms", lambda _: prices.ALARM),
+    "aws:cloudwatch/compositeAlarm:CompositeAlarm": ("alarms", lambda _: prices.COMPOSITE_ALARM),
+    "aws:cloudwatch/metricAlarm:MetricAlarm": ("alarms", alarm),
     "aws:cognito/userPoolClient:UserPoolClient": ("app clients of machines", app_client),
     "aws:dynamodb/table:Table": ("tables, provisioned", table),
     "aws:ec2/eip:Eip": ("public addresses of NAT", lambda _: monthly(prices.PUBLIC_ADDRESS)),

@@ -89,6 +89,7 @@ WAF_RULE = Price(1.00, "WAF, rule or group of rules", "month", "waf/pricing")
 WAF_MILLION = Price(0.60, "WAF, requests", "million", "waf/pricing")
 SECRET = Price(0.40, "Secrets Manager, secret", "month", "secrets-manager/pricing")
 ALARM = Price(0.10, "CloudWatch, standard alarm", "month", CLOUDWATCH)
+COMPOSITE_ALARM = Price(0.50, "CloudWatch, composite alarm", "month", CLOUDWATCH)
 METRIC = Price(0.30, "CloudWatch, custom or detailed metric", "month", CLOUDWATCH)
 LOG_GB = Price(0.50, "CloudWatch Logs, ingestion", "GB", CLOUDWATCH)
 LOG_STORAGE_GB = Price(0.03, "CloudWatch Logs, storage", "GB and month", CLOUDWATCH)
@@ -136,6 +137,8 @@ def web_acl(groups: int) -> float:
 
 #: Placeholder in the text of a setting -> the price as text.
 PLACEHOLDERS = {
+    # Six windows of each objective, with two metrics, or three for the web's availability.
+    "burn_rates": written(6 * (3 * 2 + 3) * ALARM + 6 * COMPOSITE_ALARM),
     "cognito_plus": written(PLUS_USER),
     "database_gb": written(DATABASE_GB),
     "export_gb": written(EXPORT_GB),

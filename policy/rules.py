@@ -371,6 +371,10 @@ TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
     "budgets/budget": (
         ("COST02-BP05", "WA", "notifications[].subscriberSnsTopicArns", SET, []),
     ),
+    "cloudwatch/compositeAlarm": (
+        ("CloudWatch.15", "FSBP", "alarmActions", SET, []),
+        ("CloudWatch.17", "FSBP", "actionsEnabled", other_than(False), False),
+    ),
     "cloudwatch/logGroup": (
         ("CloudWatch.16", "FSBP", "retentionInDays", at_least(365)),
         ("TAP.8", "own: 0 keeps logs for ever", "retentionInDays", at_least(1), 0),
@@ -658,6 +662,9 @@ EXEMPTIONS = tuple(
         ("AutoScaling.2", "network-nat-*-group", "dev", "a NAT instance belongs to one zone"),
         ("AutoScaling.6", "bastion-fleet-group", ALL, "one small instance that can wait"),
         ("AutoScaling.6", "network-nat-*-group", "dev", "one small instance, replaced at once"),
+        ("CloudWatch.15", "monitoring-*-long", "staging prod", "half of a composite alarm"),
+        ("CloudWatch.15", "monitoring-*-short", "staging prod", "the other half"),
+        ("CloudWatch.15", "monitoring-api-release", ALL, "makes others wait: docs/operations.md"),
         ("CloudWatch.16", "*", NOT_PROD, "`log_retention_days`: 14 and 90 days, prod has 365"),
         ("Cognito.1", "identity-pool", ALL, "`threat_protection`: priced by the user"),
         ("Cognito.5", "identity-pool", NOT_PROD, "`mfa`: each person's choice, prod has ON"),

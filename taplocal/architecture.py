@@ -243,7 +243,9 @@ class Architecture:
         """Name of a part -> the names of the alarms on its metrics."""
         found: dict[str, list[str]] = {}
         for _, each in self._of("MetricAlarm"):
-            for name, value in each.inputs.get("dimensions", {}).items():
+            queries = each.inputs.get("metricQueries", ())
+            measured = next((x["metric"] for x in queries if "metric" in x), each.inputs)
+            for name, value in measured.get("dimensions", {}).items():
                 urn = self._by_name.get((DIMENSIONS.get(name, ""), value))
                 if urn and urn in self._part_of:
                     found.setdefault(self._part_of[urn], []).append(each.inputs["name"])

@@ -154,12 +154,13 @@ class Environment:
         }
 
     def _alarms(self) -> list[Json]:
-        pages = self.session.cloud.client("cloudwatch").get_paginator("describe_alarms").paginate()
+        describe = self.session.cloud.client("cloudwatch").get_paginator("describe_alarms")
+        pages = describe.paginate(AlarmTypes=["MetricAlarm", "CompositeAlarm"])
         parts = {x: name for name, names in self.architecture.alarms.items() for x in names}
         own = {
-            each.inputs["name"]
+            each.id
             for each in self.session.state.resources.values()
-            if each.type.endswith(":MetricAlarm")
+            if each.type.endswith((":MetricAlarm", ":CompositeAlarm"))
         }
         return [
             {
@@ -171,7 +172,7 @@ class Environment:
                 "part": parts.get(each["AlarmName"], ""),
             }
             for page in pages
-            for each in page["MetricAlarms"]
+            for each in (*page["MetricAlarms"], *page["CompositeAlarms"])
             if each["AlarmName"] in own
         ]
 
@@ -271,7 +272,7 @@ class Environment:
         }
 
     def dashboard(self, minutes: int) -> list[Json]:
-        """The widgets as the program defines them, each metric with its data.
+        """The graphs as the program defines them, each once, each metric with its data.
 
         The period is the widget's; of a few minutes 10 s, which AWS's metrics of services are not.
         """
@@ -280,9 +281,10 @@ class Environment:
             for each in self.session.state.resources.values()
             if each.type.endswith(":Dashboard")
         ]
-        widgets = [
+        drawn = [
             x["properties"] for body in bodies for x in body["widgets"] if x["type"] == "metric"
         ]
+        widgets = [*{each["title"]: each for each in drawn}.values()]
         queries, ends = [], time.time()
         for number, widget in enumerate(widgets):
             period = 10 if minutes <= 15 else widget["period"]
@@ -334,7 +336,7 @@ class Environment:
             (
                 str(each.inputs.get("alarmDescription", ""))
                 for each in self.session.state.resources.values()
-                if each.type.endswith(":MetricAlarm") and each.inputs["name"] == name
+                if each.type.endswith((":MetricAlarm", ":CompositeAlarm")) and each.id == name
             ),
             "",
         )

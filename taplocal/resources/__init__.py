@@ -49,6 +49,7 @@ HANDLERS: dict[str, Handler] = {
     "aws:autoscaling/policy:Policy": autoscaling.GroupPolicy(),
     "aws:autoscaling/schedule:Schedule": autoscaling.Schedule(),
     "aws:budgets/budget:Budget": budgets.Budget(),
+    "aws:cloudwatch/compositeAlarm:CompositeAlarm": cloudwatch.CompositeAlarm(),
     "aws:cloudwatch/dashboard:Dashboard": cloudwatch.Dashboard(),
     "aws:cloudwatch/eventRule:EventRule": events.Rule(),
     "aws:cloudwatch/eventTarget:EventTarget": events.Target(),

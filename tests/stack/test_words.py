@@ -48,6 +48,8 @@ PACKAGES = (
 )
 #: What is no name of ours -> whose it is, or what it stands for.
 FOREIGN = {
+    "RenewalSummary": "of a certificate, by DescribeCertificate",
+    "pg_stat_statements": "a view of PostgreSQL",
     "--install-completion": "Typer, of every command line",
     "ConcurrentExecutions": "a metric of Lambda that the runbook reads",
     "iam:PassRole": "of whoever runs `pulumi up`",

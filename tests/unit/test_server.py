@@ -13,7 +13,7 @@ import pytest
 from ministack.core import lambda_runtime
 from ministack.services import cloudwatch
 
-from taplocal.server import alarms, metrics, releases, timing
+from taplocal.server import alarms, expressions, metrics, releases, timing
 from taplocal.server import environments as limits
 
 
@@ -67,14 +67,104 @@ def test_missing_data_count_as_the_alarm_says(treated: str, states: str, measure
 
 
 def test_an_alarm_counts_the_periods_that_are_beyond(measured: None) -> None:
-    points = [
-        {"Timestamp": 1_000.0 - 60 * period, "Value": value, "Dimensions": {}}
-        for period, value in enumerate((5, 0, 5))
+    for period, value in enumerate((5, 0, 5)):
+        store("Test", "Errors", value, 60 * period)
+    now = time.time()
+    assert alarms.breaching(alarm(EvaluationPeriods=3), now) == [True, False, True]
+    assert alarms.breaching(alarm(ExtendedStatistic="p95", Threshold=4.0), now) == [True]
+
+
+def store(namespace: str, name: str, value: float, seconds_ago: float) -> None:
+    """A data point of a metric, as old as this."""
+    cloudwatch.record_metric(namespace, name, value, "None", {"Version": "2"})
+    key = (namespace, name, cloudwatch._dims_key({"Version": "2"}))
+    cloudwatch._metric_bucket(key)[-1]["Timestamp"] = time.time() - seconds_ago
+
+
+def test_an_alarm_of_dynamodb_keeps_its_state_without_data(measured: None) -> None:
+    both = [alarm(Namespace="AWS/DynamoDB", StateValue=state) for state in ("OK", "ALARM")]
+    for each in both:
+        alarms.evaluate(each)
+    assert [each["StateValue"] for each in both] == ["OK", "ALARM"]
+
+
+def of_math(metrics: Any, **expressions: str) -> dict[str, Any]:
+    """An alarm on metric math."""
+    queries = [
+        {"Id": x, "MetricStat": {"Metric": metric, "Period": 60, "Stat": "Sum"}}
+        for x, metric in metrics.items()
     ]
-    rule = alarm(EvaluationPeriods=3)
-    assert alarms.breaching(rule, points, 1_000.0) == [True, False, True]
-    slow = alarm(ExtendedStatistic="p95", Threshold=4.0)
-    assert alarms.breaching(slow, points, 1_000.0) == [True]
+    queries += [{"Id": x, "Expression": each} for x, each in expressions.items()]
+    queries = [{**each, "ReturnData": each is queries[-1]} for each in queries]
+    found = alarm(Metrics=queries)
+    return {name: found[name] for name in found if name not in ("MetricName", "Namespace")}
+
+
+def test_an_alarm_of_dynamodb_that_fills_its_gaps_ends(measured: None) -> None:
+    version = [{"Name": "Version", "Value": "2"}]
+    metric = {"Namespace": "Test", "MetricName": "Errors", "Dimensions": version}
+    rule = of_math({"metric": metric}, filled="FILL(metric, 0)")
+    store("Test", "Errors", 1, 0)
+    alarms.evaluate(rule)
+    assert rule["StateValue"] == "ALARM"
+    cloudwatch._metrics.clear()
+    alarms.evaluate(rule)
+    assert rule["StateValue"] == "OK"
+
+
+def test_a_suppressed_alarm_is_heard_a_while_after_its_suppressor(
+    measured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[tuple[str, ...]] = []
+    monkeypatch.setattr(cloudwatch, "_evaluate_all_alarms", lambda: None)
+    monkeypatch.setattr(cloudwatch, "_dispatch_alarm_actions", lambda _, *x: heard.append(x))
+    now = [0.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    alarms.suppress()
+    page = {
+        "AlarmName": "page", "ActionsSuppressor": "release", "StateValue": "ALARM",
+        "ActionsSuppressorWaitPeriod": 60, "ActionsSuppressorExtensionPeriod": 180,
+    }  # fmt: skip
+    release = alarm(AlarmName="release", StateValue="ALARM")
+    monkeypatch.setitem(cloudwatch._composite_alarms, "page", page)
+    monkeypatch.setitem(cloudwatch._alarms, "release", release)
+
+    def after(seconds: float) -> list[tuple[str, ...]]:
+        now[0] += seconds
+        cloudwatch._evaluate_all_alarms()
+        return heard
+
+    cloudwatch._dispatch_alarm_actions(page, "OK", "ALARM", "why")
+    assert after(3_600) == []
+    release["StateValue"] = "OK"
+    assert after(179) == []
+    assert after(1) == [("OK", "ALARM", "why")]
+    heard.clear()
+    cloudwatch._dispatch_alarm_actions(page, "OK", "ALARM", "why")
+    assert after(59) == []  # the suppressor may come
+    page["StateValue"] = "OK"
+    assert after(1) == []  # it is over, and nobody has heard of it
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("a + 2 * b", 8), ("(a + 2) * b", 12), ("a / b", 2 / 3), ("a / 0", None), ("a - none", None),
+        ("FILL(none, 0) + a", 2), ("FILL(a, 0)", 2), ("IF(a >= 2, 100 * a / b, 0)", 200 / 3),
+        ("IF(a > 2, 1, 0)", 0), ("IF(none > 2, 1, 0)", None), ("IF(a < b, none, 0)", None),
+        ("IF(b <= 3, IF(a < 2, 1, 5), 0)", 5),
+    ],
+)  # fmt: skip
+def test_metric_math_is_computed_as_cloudwatch_documents_it(
+    expression: str, value: float | None
+) -> None:
+    assert expressions.value_of(expression, {"a": 2, "b": 3, "none": None}) == value
+
+
+@pytest.mark.parametrize("expression", ["ABS(a)", "a +", "c", "a ** 2", "__import__('os')", "'a'"])
+def test_other_metric_math_is_refused(expression: str) -> None:
+    with pytest.raises(ValueError, match=r"does not understand|is no expression"):
+        expressions.value_of(expression, {"a": 2})
 
 
 def test_equal_values_of_a_second_are_one_point(measured: None) -> None:
