@@ -150,22 +150,17 @@ A_TAG_VALUE = text_like(f"{TAG}{{1,256}}", "1 to 256 letters, digits, spaces and
 
 
 def setting(default: Any, rule: Rule = ANYTHING) -> Any:
-    """A field of TapStackArgs: its default (one, or one per tier), and its rule.
-
-    Its meaning stands below it, where editors and `make docs` find it; `{names}` in it are prices,
-    from `cost/prices.py`.
-    """
+    """A field of TapStackArgs: its default (one, or one per tier), and its rule. Its meaning stands
+    below it, where editors and `make docs` find it; `{names}` in it are of `cost/prices.py`."""
     return field(default=None, metadata={"default": default, "rule": rule})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TapStackArgs:
     """Everything that can be chosen about a stack, validated before any resource exists.
-
     `TapStackArgs(environment_suffix="prod")` has production's defaults, and None stands for the
     default of any field; `TapStackArgs.load()` reads the same names from the Pulumi configuration.
-    Raises SettingsError with all errors at once.
-    """
+    Raises SettingsError with all errors at once."""
 
     # TapStack
     environment_suffix: str = setting(
@@ -508,11 +503,9 @@ class TapStackArgs:
 
     @classmethod
     def load(cls) -> Self:
-        """The settings in the stack's Pulumi configuration, under the names of the fields.
-
-        Lists are JSON or separated by commas. Without `environment_suffix` the stack's name is
-        the environment, if it is one. Raises SettingsError, also for a key that is no setting.
-        """
+        """The settings in the stack's Pulumi configuration, under the names of the fields. Lists
+        are JSON or separated by commas. Without `environment_suffix` the stack's name is the
+        environment, if it is one. Raises SettingsError, also for a key that is no setting."""
         config, stack = pulumi.Config(), pulumi.get_stack()
         types = {each.name: str(each.type) for each in fields(cls)}
         if unknown := _configured_keys(config.name) - types.keys():
@@ -876,11 +869,8 @@ class Key(NamedTuple):
 
 
 class Component(pulumi.ComponentResource):
-    """Base of all parts: typed by its class name, tagged, the parent of its resources.
-
-    `component` is the value of the `Component` tag and part of physical names, `key` what its data
-    is under, if it has any.
-    """
+    """Base of all parts: typed by its class name, tagged, the parent of its resources. `component`
+    is the `Component` tag and part of physical names, `key` what its data is under, if any."""
 
     def __init__(
         self, name: str, args: TapStackArgs, key: Key | None, opts: Options, component: str
@@ -979,11 +969,8 @@ class Component(pulumi.ComponentResource):
         when: Condition = None,
         named: str = "",
     ) -> tuple[aws.iam.Role, aws.iam.RolePolicy]:
-        """A role that an AWS service assumes, under a condition, and its one inline policy.
-
-        `key` is its part of the logical names; `guard-role` is named `<component>-guard`, unless it
-        is `named`.
-        """
+        """A role that an AWS service assumes, under a condition, and its one inline policy. `key`
+        is part of the logical names; `guard-role` is `<component>-guard`, unless it is `named`."""
         role_name = self.args.name(named or f"{self.component}-{key}".removesuffix("-role"))
         role = aws.iam.Role(
             *self.child(key),
@@ -1073,12 +1060,9 @@ PUBLISHERS = ("cloudwatch.amazonaws.com", "budgets.amazonaws.com", "events.rds.a
 
 
 class Encryption(Component):
-    """The customer-managed key of a stack, rotated yearly, and its alias.
-
-    Its policy delegates to IAM, action by action, and lets logs, alarms and budgets of this
-    account, and the databases' events, encrypt what they deliver. Costs the key, by the month, and
-    its requests.
-    """
+    """The customer-managed key of a stack, rotated yearly, and its alias. Its policy delegates to
+    IAM, action by action, and lets logs, alarms and budgets of this account, and the databases'
+    events, encrypt what they deliver. Costs the key, by the month, and its requests."""
 
     def __init__(self, name: str, args: TapStackArgs, opts: Options = None):
         super().__init__(name, args, None, opts, "encryption")
@@ -1537,11 +1521,9 @@ class Function(Component):
 
     def provisioned_concurrency(self, minimum: int, maximum: int) -> aws.appautoscaling.Policy:
         """Keeps environments of the live version warm, between two limits, at 70 % utilization.
-
         Costs GB-seconds for each environment, used or not. Lambda refuses to change their number
         while the alias has weights ("Alias with weights can not be used with Provisioned
-        Concurrency"): the scaling policy tries again, and this waits for the rollout.
-        """
+        Concurrency"): the scaling policy tries again, and this waits for the rollout."""
         self.warm = True
         warm = aws.lambda_.ProvisionedConcurrencyConfig(
             *self.child("warm", self.rollout, ignore_changes=["provisionedConcurrentExecutions"]),
@@ -1945,10 +1927,8 @@ def chance(new: Counts, old: Counts) -> float:
 
 class Run:
     """A rollout of a version. What AWS has is its only state: the next run ends a killed one.
-
     `connect` makes the SDK's client of a service, `inputs` are the resource's, `clock` is `time`,
-    and `say` gets a line at each change.
-    """
+    and `say` gets a line at each change."""
 
     key: str  #: the input with the ARN of what gets the version
     release: Callable[[], str]  #: all steps from where AWS stands; the verdict, or RolloutError
@@ -2134,11 +2114,9 @@ class RolloutRun(Run):
             self.schedule("delete_schedule", none="NotFound")
 
     def watch(self) -> str:
-        """Looks at the version until all that is known of its share is good; the verdict.
-
-        That is: the metrics of the whole `bake_seconds` have come, which those of our own requests
-        show, and the alarms have been evaluated on them.
-        """
+        """Looks at the version until all that is known of its share is good; the verdict. That is:
+        the metrics of the whole `bake_seconds` have come, which those of our own requests show, and
+        the alarms have been evaluated on them."""
         ripe = self.clock.monotonic() + self.inputs["bake_seconds"]
         expected, unknown_at = 0, 0.0
         while (now := self.clock.monotonic()) < ripe + LATE_SECONDS:
@@ -2214,11 +2192,9 @@ class RolloutRun(Run):
 
     def look_at_alarms(self) -> bool:
         """Notes the alarms that fire since the share began; whether one was not evaluated yet.
-
         Metrics are late, so one may still be of a version that was rolled back a moment ago: it
         decides at the end, and before that only with `DOUBT_IN_ALARM`. One that was in ALARM before
-        the share counts again once it has been OK.
-        """
+        the share counts again once it has been OK."""
         wanted, types = list(self.inputs["alarms"]), ["MetricAlarm", "CompositeAlarm", "LogAlarm"]
         found = self.call("cloudwatch", "describe_alarms", AlarmNames=wanted, AlarmTypes=types)
         alarms = {x["AlarmName"]: x for kind in types for x in found.get(f"{kind}s", ())}
@@ -2739,11 +2715,8 @@ class Fleet(Component):
 
 
 class FleetRun(Run):
-    """Gives a group the version of its launch template, instance by instance, or goes back.
-
-    AWS writes the version to the group when the refresh succeeded: until then new instances have
-    the version before.
-    """
+    """Gives a group the version of its launch template, instance by instance, or goes back. AWS
+    writes the version to the group at the end: until then new instances have the one before."""
 
     key = "group"
 
@@ -2814,10 +2787,8 @@ def fleet_provider() -> RolloutProvider:
 
 class FleetRollout(Rollout, module="tap", name="FleetRollout"):
     """The only one that gives a `group` (ARN) another `version` of its launch template.
-
     `preferences` are those of StartInstanceRefresh. Waits until all instances are replaced; fails
-    the update with AWS's reason if the group went back, and the next update tries again.
-    """
+    the update with AWS's reason if the group went back, and the next update tries again."""
 
     maker = fleet_provider
 
@@ -2839,11 +2810,8 @@ def rendered(name: str, /, **values: str) -> str:
 
 
 def encode_user_data(script: str) -> str:
-    """A script as user data: cloud-config that writes and runs it once, in base64.
-
-    Not compressed: the bytes of two zlibs differ, and another text would replace all instances.
-    Raises ValueError above EC2's limit.
-    """
+    """A script as user data: cloud-config that runs it once, in base64; ValueError above the limit.
+    Not compressed: the bytes of two zlibs differ, and another text would replace all instances."""
     config = {
         "write_files": [{"path": SETUP_PATH, "permissions": "0700", "content": script}],
         "runcmd": [["bash", SETUP_PATH]],
@@ -3362,11 +3330,9 @@ def replacement(request: Request, item_id: str, *media_types: str) -> Item:
 
 
 def change_item(request: Request, item_id: str, changed: Callable[[Item], Item]) -> Response:
-    """Writes the changed fields of an item, once, if it is still as it was read.
-
-    Problem 412 if a precondition does not hold, 409 if others change it all the time, and 503 if it
-    is unknown whether the write took place: its response was lost, and another has come after it.
-    """
+    """Writes the changed fields of an item, once, if it is still as it was read. Problem 412 if a
+    precondition does not hold, 409 if others change it all the time, and 503 if it is unknown
+    whether the write took place: its response was lost, and another has come after it."""
     for attempt in range(WRITE_ATTEMPTS):
         item = read_item(request, item_id)
         has_current(request, etag(item))
@@ -3519,11 +3485,8 @@ def second(seconds: int) -> str:
 
 
 class ConditionFailed(Exception):  # noqa: N818 - DynamoDB's word
-    """The condition of a write failed.
-
-    `item` is the item that exists, None if there is none; `repeated` tells that the write was sent
-    more than once, so that an earlier attempt may have succeeded.
-    """
+    """The condition of a write failed. `item` is what exists, if anything; `repeated` tells that
+    the write was sent more than once, so that an earlier attempt may have succeeded."""
 
     def __init__(self, item: Item | None, repeated: bool = False):
         super().__init__("the condition of a write did not hold")
@@ -3650,9 +3613,7 @@ class Page:
         **arguments: Any,
     ) -> None:
         """Reads the items under a partition key, and under a condition on #sort with its values.
-
-        `start_key` is what ExclusiveStartKey needs beyond this key, the sort key and the id.
-        """
+        `start_key` is what ExclusiveStartKey needs beyond this key, the sort key and the id."""
         ((name, value),) = key.items()
         names = {"#key": name, **({"#sort": self.sort} if "#sort" in sort_condition else {})}
         if "next" in self.request.query:
@@ -4075,12 +4036,8 @@ def scopes_of(systems: Sequence[str]) -> list[str]:
 
 class Identity(Component):
     """A Cognito user pool with the API's scopes, a client for people and one for each machine.
-
-    People are invited by an administrator.
-
-    Costs monthly users above 10,000 (the Essentials tier), each machine by the month, and each of
-    its tokens.
-    """
+    People are invited by an administrator. Costs monthly users above 10,000 (the Essentials tier),
+    each machine by the month, and each of its tokens."""
 
     def __init__(self, name: str, args: TapStackArgs, opts: Options = None):
         super().__init__(name, args, None, opts, "identity")
@@ -4799,11 +4756,9 @@ def read_bytes(upload: Upload, offset: int, size: int) -> bytes:
 
 
 def record_version(file: Item) -> str:
-    """Writes a version, the file's newest version and the totals in one transaction.
-
-    A version exists once for each object and sequencer, so a repeated event changes nothing. An
-    event that comes after that of a newer version leaves the newest version as it is.
-    """
+    """Writes a version, the file's newest version and the totals in one transaction. A version
+    exists once for each object and sequencer, so a repeated event changes nothing. An event that
+    comes after that of a newer version leaves the newest version as it is."""
     later = "attribute_not_exists(id) OR sequencer < :sequencer"
     newest = newest_put(newest_item(file), later, {":sequencer": file["sequencer"]})
     version, totals = files_put(file), totals_update(file)
@@ -4824,12 +4779,10 @@ def record_failure(file: Item, reason: str) -> str:
 
 
 def record_deletion(deleted: Upload, marker: bool) -> str:
-    """Records a delete marker, or that a version or a marker is gone; returns the metric.
-
-    A version that is not recorded may be about to be: the function that saw it before it was
-    deleted has ended when FILES_TIMEOUT_SECONDS have passed, for S3 is consistent. Until then this
-    waits a little, then RecordsFailed has Lambda try again; afterwards there is nothing to record.
-    """
+    """Records a delete marker, or that a version or a marker is gone; returns the metric. A version
+    that is not recorded may be about to be: the function that saw it before it was deleted has
+    ended when FILES_TIMEOUT_SECONDS have passed, for S3 is consistent. Until then this waits a
+    little, then RecordsFailed has Lambda try again; afterwards there is nothing to record."""
     file, repeated = deleted.attributes(), True
     if marker and int(deleted.sequencer, 16):
         # S3 answers 405 for one that it still has (HeadObject, S3 API).
@@ -4951,11 +4904,9 @@ def every_page(query: Callable[..., Json], **arguments: Any) -> Iterable[Item]:
 
 
 def transact(writes: list[Write]) -> list[str]:
-    """Writes all or nothing; returns the cancellation codes if a condition failed, else [].
-
-    While DynamoDB throttles, or another transaction is at one of the items, it tries again, for as
-    long as this invocation may wait: docs/decisions/0007.
-    """
+    """Writes all or nothing; returns the cancellation codes if a condition failed, else []. While
+    DynamoDB throttles, or another transaction has one of the items, it tries again, for as long as
+    this invocation may wait: docs/decisions/0007."""
     for attempt in itertools.count():
         try:
             service("dynamodb").transact_write_items(TransactItems=writes)
@@ -5023,13 +4974,9 @@ def files_write(kind: str, **arguments: Any) -> Write:
 
 
 def totals_update(file: Item, prefix: str = "") -> Write:
-    """The write that counts a version in the totals of the owner, day and type of its upload.
-
-    The prefix `deleted_` is for one that is gone.
-
-    A total has 16 shards, by the first digit of the id: transactions that meet on one item are
-    cancelled, and many files of a type are uploaded at once.
-    """
+    """The write that counts a version in the totals of the owner, day and type of its upload; with
+    the prefix `deleted_` one that is gone. A total has 16 shards, by the first digit of the id:
+    transactions that meet on one item are cancelled, and many files of a type come at once."""
     day, shard = file["uploaded_at"]["S"][:10], file["id"]["S"][0]
     record = f"{file['owner']['S']}/{day}/{file['content_type']['S']}/{shard}"
     return files_write(
@@ -5391,10 +5338,8 @@ def total_of(item: Item) -> tuple[str, str, str]:
 
 def list_report(request: Request) -> Response:
     """GET /files/report: what all owners uploaded, and what of it is stored, by day, month, ...
-
     A page sums up one part of the totals: the same group may stand on several pages, which whoever
-    wants it adds up. It costs as much as a page of GET /files/totals.
-    """
+    wants it adds up. It costs as much as a page of GET /files/totals."""
     groups = read_one_of("day", "month", "type", "owner")
     readers = {"by": groups, "from": parse_day, "to": parse_day}
     wanted = read_query(request.query, readers)
@@ -5469,10 +5414,8 @@ def event_template(bucket: Input[str], event: str) -> Output[str]:
 
 class FilePipeline(Component):
     """A bucket whose objects are described in a table, each version once: S3, Lambda, DynamoDB.
-
     Costs the table's provisioned units and those of its three indexes, whatever happens; then for
-    each file two reads of S3 and 100 ms of the function.
-    """
+    each file two reads of S3 and 100 ms of the function."""
 
     def __init__(self, name: str, args: TapStackArgs, key: Key, opts: Options = None):
         super().__init__(name, args, key, opts, "files")
@@ -5773,10 +5716,8 @@ QUERY_GB = 100  # a query that reads more is cancelled
 
 class FileAnalytics(Component):
     """SQL over what is recorded of files: a nightly export of their table, and Athena's queries.
-
     Costs each export by the table's size, and each query by what it reads. Nobody may query by
-    this: docs/operations.md has the policy of who is to.
-    """
+    this: docs/operations.md has the policy of who is to."""
 
     def __init__(
         self, name: str, args: TapStackArgs, key: Key, opts: Options, table: aws.dynamodb.Table
@@ -6099,13 +6040,9 @@ SECURITY_GROUPS = ("balancer", "web", "database", "bastion", "nat", "endpoints")
 
 class Network(Component):
     """A VPC over two or three zones: subnets, routes, NAT, endpoints, security groups, flow logs.
-
     Instances in public subnets reach the internet, those in private ones through NAT, those in
-    isolated ones not at all.
-
-    Costs what the setting `nat` says, interface endpoints by the hour and zone, and flow logs by
-    the GB; the gateway endpoints of S3 and DynamoDB are free.
-    """
+    isolated ones not at all. Costs what the setting `nat` says, interface endpoints by the hour and
+    zone, and flow logs by the GB; the gateway endpoints of S3 and DynamoDB are free."""
 
     def __init__(self, name: str, args: TapStackArgs, key: Key, opts: Options = None):
         super().__init__(name, args, key, opts, "network")
@@ -6681,10 +6618,8 @@ def own_snapshots() -> list[Json]:
 
 def past_retention(snapshots: Iterable[Json], now: float, days: int, keep: int) -> list[str]:
     """The names of the snapshots to delete: older than `days`, and not among the `keep` newest.
-
     Those that failed all go. Those that are still being created or copied, and those that are not
-    manual, neither count nor are deleted. `now` is in seconds since 1970.
-    """
+    manual, neither count nor are deleted. `now` is in seconds since 1970."""
     manual = [each for each in snapshots if each["SnapshotType"] == "manual"]
     failed = [each["DBSnapshotIdentifier"] for each in manual if each["Status"] == "failed"]
     complete = [
@@ -6730,11 +6665,8 @@ TLS_POLICY = "ELBSecurityPolicy-TLS13-1-2-2021-06"
 
 
 class WebTier(Component):
-    """The application behind a load balancer: HTTPS, instances in private subnets, scaling.
-
-    Costs the load balancer and its capacity units by the hour, an IPv4 address in each zone, and
-    the fleet.
-    """
+    """The application behind a load balancer: HTTPS, instances in private subnets, scaling. Costs
+    the balancer and its capacity units by the hour, an IPv4 address in each zone, the fleet."""
 
     def __init__(
         self,
@@ -7033,12 +6965,9 @@ def agent_statements(logs: aws.cloudwatch.LogGroup) -> list[Statement]:
 
 class Bastion(Component):
     """A way in for people: Session Manager, or SSH from known CIDR blocks with a key of one minute.
-
     There is no key pair: EC2 Instance Connect pushes a person's public key for 60 s, if IAM allows
     it. Each login by SSH is logged and alarmed; sessions of Session Manager are in CloudTrail.
-
-    Costs a t4g.micro by the hour, less where `bastion_hours` stop it, and its IPv4 address.
-    """
+    Costs a t4g.micro by the hour, less where `bastion_hours` stop it, and its IPv4 address."""
 
     def __init__(
         self, name: str, args: TapStackArgs, key: Key, opts: Options = None, *, network: Network
@@ -7437,11 +7366,9 @@ class ServiceError(Exception):
 
 class Service:
     """A service whose methods are its operations, with the names and results of the SDK's.
-
     `service("dynamodb").get_item(TableName=..., Key=...)`. A call takes 15 s at most, and no longer
     than the invocation may wait: three attempts with 1 s to connect and 3 s for the rest, pauses up
-    to 1 s and 2 s. Raises ServiceError. For one thread.
-    """
+    to 1 s and 2 s. Raises ServiceError. For one thread."""
 
     def __init__(self, name: str):
         self.name, (self.prefix, self.version) = name, SERVICES[name]
@@ -7650,11 +7577,9 @@ NAMING = ("TableName", "Bucket", "Name", "DBSnapshotIdentifier", "DBInstanceIden
 def trace(
     name: str, action: str, call: Json, began: float, metadata: Json, error: Json | None
 ) -> None:
-    """Sends a call that has ended to the daemon, if this invocation is sampled.
-
-    Takes 40 us then, else 1 us (benchmarks.sdk). `began` is in seconds since 1970; `metadata` and
-    `error` are the SDK's ResponseMetadata and Error. Never fails or waits: a packet may get lost.
-    """
+    """Sends a call that has ended to the daemon, if this invocation is sampled. Takes 40 us then,
+    else 1 us (benchmarks.sdk). `began` is in seconds since 1970; `metadata` and `error` are the
+    SDK's ResponseMetadata and Error. Never fails or waits: a packet may get lost."""
     header = os.environ.get("_X_AMZN_TRACE_ID", "")
     if "Sampled=1" not in header or not (daemon := xray_daemon()):
         return
