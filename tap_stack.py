@@ -7202,70 +7202,53 @@ class StackOutput(Generic[T]):
         return found  # type: ignore[no-any-return]
 
 
+Text = StackOutput[str]
+
+
 class TapStack(pulumi.ComponentResource):
     """The systems of a stack and what they share, composed; `api_handler` may wrap `api`."""
 
-    api_url = StackOutput[str]("api.url", "Base URL of the API")
-    api_domain_target = StackOutput[str](
+    api_url = Text("api.url", "Base URL of the API")
+    api_domain_target = Text(
         "api.domain_target",
         "Where `api_domain_name` must point, as a CNAME, if its hosted zone is not the stack's",
     )
-    table_name = StackOutput[str]("api.items.name", "Name of the items table")
-    function_name = StackOutput[str]("api.function.function.name", "Name of the api function")
-    api_release = StackOutput[str](
-        "api.function.rollout.verdict", "What became of its newest version, and on what evidence"
+    table_name = Text("api.items.name", "Name of the items table")
+    function_name = Text("api.function.function.name", "Name of the api function")
+    api_release = Text("api.function.rollout.verdict", "What became of its newest version, and why")
+    files_bucket_name = Text("files.uploads.bucket.bucket", "Name of the bucket for files")
+    files_table_name = Text("files.table.name", "Name of the table that describes them")
+    files_function_name = Text("files.function.function.name", "Name of the files function")
+    files_dead_letters_url = Text("files.function.dead_letters_url", "URL of its dead-letter queue")
+    files_workgroup_name = Text(
+        "files.analytics.workgroup.name", "Name of the Athena workgroup of files"
     )
-    files_bucket_name = StackOutput[str](
-        "files.uploads.bucket.bucket", "Name of the bucket for files"
-    )
-    files_table_name = StackOutput[str]("files.table.name", "Name of the table that describes them")
-    files_function_name = StackOutput[str](
-        "files.function.function.name", "Name of the function that records them"
-    )
-    files_dead_letters_url = StackOutput[str](
-        "files.function.dead_letters_url", "URL of that function's dead-letter queue"
-    )
-    files_workgroup_name = StackOutput[str](
-        "files.analytics.workgroup.name", "Name of the Athena workgroup with queries of files"
-    )
-    user_pool_id = StackOutput[str]("identity.pool.id", "Id of the Cognito user pool")
-    people_client_id = StackOutput[str](
-        "identity.people.id", "Client id of apps that people sign in to (PKCE)"
-    )
+    user_pool_id = Text("identity.pool.id", "Id of the Cognito user pool")
+    people_client_id = Text("identity.people.id", "Client id of apps that people sign in to (PKCE)")
     machine_client_ids = StackOutput[dict[str, str]](
         "identity.machine_ids",
         "Client id of each machine; its secret is read with cognito-idp:DescribeUserPoolClient",
     )
-    sign_in_url = StackOutput[str](
-        "identity.sign_in_url", "Base URL of `/oauth2/authorize` and `/oauth2/token`"
-    )
-    web_url = StackOutput[str]("web.url", "URL of the web application")
-    web_domain_target = StackOutput[str](
+    sign_in_url = Text("identity.sign_in_url", "Base URL of `/oauth2/authorize`, `/oauth2/token`")
+    web_url = Text("web.url", "URL of the web application")
+    web_domain_target = Text(
         "web.load_balancer.dns_name",
         "The load balancer's name, where `domain_name` must point if its hosted zone is another",
     )
-    vpc_id = StackOutput[str]("network.vpc.id", "Id of the VPC")
-    assets_bucket_name = StackOutput[str](
-        "storage.assets.bucket.bucket", "Name of the bucket of assets"
-    )
-    database_name = StackOutput[str](
-        "database.instance.identifier", "Identifier of the database instance"
-    )
-    database_secret_arn = StackOutput[str](
-        "database.secret_arn", "ARN of the master's secret, which RDS rotates"
-    )
-    snapshots_function_name = StackOutput[str](
+    vpc_id = Text("network.vpc.id", "Id of the VPC")
+    assets_bucket_name = Text("storage.assets.bucket.bucket", "Name of the bucket of assets")
+    database_name = Text("database.instance.identifier", "Identifier of the database instance")
+    database_secret_arn = Text("database.secret_arn", "ARN of the master's secret; RDS rotates it")
+    snapshots_function_name = Text(
         "database.snapshots.function.name", "Name of the snapshot function"
     )
-    bastion_group_name = StackOutput[str](
+    bastion_group_name = Text(
         "bastion.fleet.scaling_group.name", "Name of the bastion's Auto Scaling group"
     )
-    alerts_topic_arn = StackOutput[str]("alerts.topic.arn", "ARN of the topic of alarms and budget")
-    pages_topic_arn = StackOutput[str]("alerts.pages.arn", "ARN of the topic of alarms that page")
-    dashboard_name = StackOutput[str](
-        "monitoring.dashboard.dashboard_name", "Name of the CloudWatch dashboard"
-    )
-    key_arn = StackOutput[str]("encryption.key.arn", "ARN of the customer-managed key")
+    alerts_topic_arn = Text("alerts.topic.arn", "ARN of the topic of alarms and budget")
+    pages_topic_arn = Text("alerts.pages.arn", "ARN of the topic of alarms that page")
+    dashboard_name = Text("monitoring.dashboard.dashboard_name", "Name of the CloudWatch dashboard")
+    key_arn = Text("encryption.key.arn", "ARN of the customer-managed key")
 
     def __init__(
         self,
