@@ -73,11 +73,12 @@ from http_connection import Connection, within
 SYSTEMS = ("api", "files", "web")
 TIERS = ("dev", "staging", "prod")
 ENVIRONMENT = rf"(?=.{{1,16}}$)({'|'.join(TIERS)})(-[a-z0-9]+)*"
-HTTP_API_TIMEOUT_SECONDS = 29  # an HTTP API integration ends at 30 s
+HTTP_API_SECONDS = 29  # an HTTP API integration ends at 30 s
 DATABASE_VERSIONS = ("17", "18")
 #: What web instances and their agents call.
 INSTANCE_SERVICES = {"ec2", "logs", "monitoring", "secretsmanager", "ssm", "ssmmessages"}
 MACHINE_CLIENTS = 49  # an authorizer accepts 50 audiences, that of people among them
+LOCAL_APP, LOCAL_CALLBACK = ("http://localhost:3000",), ("http://localhost:3000/callback",)
 EMAIL = r"[^@\s]+@[^@\s]+\.[^@\s]+"
 RESERVED_TAGS = ("Component", "CreatedBy", "Environment", "Project")
 TAG = r"[\w .:/=+\-@]"  # what IAM, DynamoDB and Lambda all accept in a tag
@@ -141,11 +142,11 @@ def valid_tags(tags: Mapping[str, str]) -> bool:
 
 
 ANYTHING: Rule = (lambda _: True, "anything")
-A_CERTIFICATE = text_like(r"(arn:aws[a-z-]*:acm:\S+)?", "the ARN of an ACM certificate, or empty")
+A_CERTIFICATE = r"arn:aws[a-z-]*:acm:\S+", "the ARN of an ACM certificate"
 DOMAIN_NAME = r"(?=.{0,253}$)(([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,})?"
 A_DOMAIN_NAME = text_like(DOMAIN_NAME, "a domain name such as app.example.com, or empty")
 A_PERCENTAGE: Rule = (lambda v: v == 0 or 95 <= v <= 99.99, "95 to 99.99, or 0 for none")
-A_TABLE_NAME = text_like(r"([A-Za-z0-9_.-]{3,255})?", "3 to 255 letters, digits and _.-, or empty")
+A_TABLE_NAME = r"[A-Za-z0-9_.-]{3,255}", "3 to 255 letters, digits and _.-"
 A_TAG_VALUE = text_like(f"{TAG}{{1,256}}", "1 to 256 letters, digits, spaces and _.:/=+-@")
 
 
@@ -153,6 +154,11 @@ def setting(default: Any, rule: Rule = ANYTHING) -> Any:
     """A field of TapStackArgs: its default (one, or one per tier), and its rule. Its meaning stands
     below it, where editors and `make docs` find it; `{names}` in it are of `cost/prices.py`."""
     return field(default=None, metadata={"default": default, "rule": rule})
+
+
+def optional(pattern: str, expectation: str) -> Any:
+    """A field that is empty by default, or else a text that matches as a whole."""
+    return setting("", text_like(f"({pattern})?", f"{expectation}, or empty"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,14 +208,12 @@ class TapStackArgs:
     """The `CostCenter` tag."""
     deletion_protection: bool = setting(PerTier(False, False, True))
     """Refuse to delete tables, files bucket, database, load balancer, user pool and key."""
-    permissions_boundary: str = setting(
-        "", text_like(r"(arn:aws[a-z-]*:iam::(\d{12}|aws):policy/\S+)?", "a policy's ARN, or empty")
+    permissions_boundary: str = optional(
+        r"arn:aws[a-z-]*:iam::(\d{12}|aws):policy/\S+", "a policy's ARN"
     )
     """ARN of the policy that bounds what roles of the stack may do, as `bootstrap` makes it; empty
     for none."""
-    hosted_zone_id: str = setting(
-        "", text_like(r"(Z[A-Z0-9]{1,31})?", "a hosted zone's id such as Z0123456789ABC, or empty")
-    )
+    hosted_zone_id: str = optional(r"Z[A-Z0-9]{1,31}", "a hosted zone's id such as Z0123456789ABC")
     """Route 53 hosted zone of `domain_name` and `api_domain_name`, which gets their records.
     Without it they are yours to add, and a certificate waits for its own."""
 
@@ -217,15 +221,15 @@ class TapStackArgs:
     api_domain_name: str = setting("", A_DOMAIN_NAME)
     """Domain name of the API; empty for the address that API Gateway gives it. A certificate is
     requested for it, unless `api_certificate_arn` is given."""
-    api_certificate_arn: str = setting("", A_CERTIFICATE)
+    api_certificate_arn: str = optional(*A_CERTIFICATE)
     """ARN of a certificate of `api_domain_name`, in the stack's region."""
     api_default_endpoint: bool = setting(False)
     """Keep the address that API Gateway gives beside `api_domain_name`, until all callers have
     moved."""
-    table_name: str = setting("", A_TABLE_NAME)
+    table_name: str = optional(*A_TABLE_NAME)
     """Name of the items table; empty for `<project>-items-<environment>`."""
     cors_origins: Sequence[str] = setting(
-        PerTier(("http://localhost:3000",), (), ()),
+        PerTier(LOCAL_APP, (), ()),
         texts_like(
             r"\*|https?://[a-z0-9.-]+(:\d{1,5})?",
             "a list of origins such as https://app.example.com, without a path",
@@ -235,16 +239,14 @@ class TapStackArgs:
     prod."""
     throttle_rate: int = setting(PerTier(50, 100, 500), between(1, 10_000, ", the account's limit"))
     """Requests per second that the API admits; more get 429."""
-    throttle_burst: int = setting(
-        PerTier(100, 200, 500), between(1, 5_000, ", the account's limit")
-    )
+    throttle_burst: int = setting(PerTier(100, 200, 500), between(1, 5000, ", the account's limit"))
     """Requests at once that the API admits above the rate."""
     detailed_metrics: bool = setting(PerTier(False, True, True))
     """CloudWatch metrics of each route; six a route, {metric} a month each."""
     memory_mb: int = setting(512, between(128, 10_240))
     """Memory of the api function, 128 to 10240 MB; CPU grows with it, and so does the price."""
     timeout_seconds: int = setting(
-        15, between(5, HTTP_API_TIMEOUT_SECONDS, ": the API ends a request at 30 s")
+        15, between(5, HTTP_API_SECONDS, ": the API ends a request at 30 s")
     )
     """Longest run of the api function, 5 to 29 s; the last second is for the response."""
     api_client: str = setting("signed", one_of("signed", "sdk"))
@@ -263,18 +265,12 @@ class TapStackArgs:
 
     # Identity
     callback_urls: Sequence[str] = setting(
-        PerTier(
-            ("http://localhost:3000/callback",),
-            ("http://localhost:3000/callback",),
-            ("https://app.example.com/callback",),
-        ),
+        PerTier(LOCAL_CALLBACK, LOCAL_CALLBACK, ("https://app.example.com/callback",)),
         redirects(1),
     )
     """Where Cognito may send people after they signed in; https, and outside prod also http on
     localhost."""
-    logout_urls: Sequence[str] = setting(
-        PerTier(("http://localhost:3000",), ("http://localhost:3000",), ()), redirects(0)
-    )
+    logout_urls: Sequence[str] = setting(PerTier(LOCAL_APP, LOCAL_APP, ()), redirects(0))
     """Where Cognito may send people after they signed out, with the same rules."""
     machine_clients: Mapping[str, Sequence[str]] = setting(
         {"default": ("*",)},
@@ -293,15 +289,12 @@ class TapStackArgs:
     mfa: str = setting(PerTier("OPTIONAL", "OPTIONAL", "ON"), one_of("OFF", "OPTIONAL", "ON"))
     """`OFF`, `OPTIONAL` or `ON`: second factor by authenticator app. `OPTIONAL` leaves it to each
     person; never `OFF` in prod."""
-    email_from: str = setting("", text_like(rf"({EMAIL})?", "an e-mail address, or empty"))
+    email_from: str = optional(EMAIL, "an e-mail address")
     """Sender of Cognito's invitations and codes, by SES; empty for Cognito's own sender,
     no-reply@verificationemail.com, with 50 mails a day."""
-    email_identity_arn: str = setting(
-        "",
-        text_like(
-            r"(arn:aws[a-z-]*:ses:[a-z0-9-]+:\d{12}:identity/\S+)?",
-            "an ARN such as arn:aws:ses:eu-west-1:111122223333:identity/example.com, or empty",
-        ),
+    email_identity_arn: str = optional(
+        r"arn:aws[a-z-]*:ses:[a-z0-9-]+:\d{12}:identity/\S+",
+        "an ARN such as arn:aws:ses:eu-west-1:111122223333:identity/example.com",
     )
     """ARN of the SES identity of `email_from`; empty for its domain in the stack's account and
     region."""
@@ -323,16 +316,12 @@ class TapStackArgs:
     """How many of the newest versions of each function are not deleted."""
 
     # File pipeline
-    files_bucket_name: str = setting(
-        "",
-        text_like(
-            r"((?!xn--|sthree-|amzn-s3-demo-)(?!.*(--|-s3alias$))"
-            r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9])?",
-            "3 to 63 lower-case letters, digits and single hyphens, none at an end, or empty",
-        ),
+    files_bucket_name: str = optional(
+        r"(?!xn--|sthree-|amzn-s3-demo-)(?!.*(--|-s3alias$))[a-z0-9][a-z0-9-]{1,61}[a-z0-9]",
+        "3 to 63 lower-case letters, digits and single hyphens, none at an end",
     )
     """Name of the files bucket; empty for `<project>-files-<environment>-<account>`."""
-    files_table_name: str = setting("", A_TABLE_NAME)
+    files_table_name: str = optional(*A_TABLE_NAME)
     """Name of the files table; empty for `<project>-files-<environment>`."""
     files_table_capacity: int = setting(100, between(6, 40_000, ", the quota of a table"))
     """Read and write units of the files table; a file needs 6 write units. {unit_pair} a month for
@@ -399,7 +388,7 @@ class TapStackArgs:
         (), texts_like(rf"(?!$){DOMAIN_NAME}", "a list of domain names such as www.example.com")
     )
     """Further domain names of the web environment, in its certificate and the hosted zone."""
-    certificate_arn: str = setting("", A_CERTIFICATE)
+    certificate_arn: str = optional(*A_CERTIFICATE)
     """ARN of the load balancer's certificate, in the stack's region."""
     waf: bool = setting(False)
     """Amazon's managed rules of AWS WAF before the load balancer; they refuse bodies above 8 KB,
@@ -421,9 +410,7 @@ class TapStackArgs:
     minutes' notice."""
 
     # Fleets
-    image_id: str = setting(
-        "", text_like(r"(ami-[0-9a-f]{8,17})?", "an id such as ami-0123456789abcdef0, or empty")
-    )
+    image_id: str = optional(r"ami-[0-9a-f]{8,17}", "an id such as ami-0123456789abcdef0")
     """AMI of all instances; empty for the Amazon Linux 2023 that was the latest at the first
     deployment. Another one replaces all instances."""
 
@@ -683,67 +670,60 @@ def _cross_field_errors(args: TapStackArgs) -> list[str]:
     return found
 
 
-def _api_errors(args: TapStackArgs) -> list[str]:
-    found, reserved = [], args.api_concurrency
-    if 0 < reserved < args.throttle_burst:
+def _api_errors(args: TapStackArgs) -> Iterable[str]:
+    reserved, burst = args.api_concurrency, args.throttle_burst
+    if 0 < reserved < burst:
         why = "the API rejects excess requests with 429, and Lambda would with 503"
-        pair = f"not {reserved} with a burst of {args.throttle_burst}"
-        found.append(f"api_concurrency must be 0 or throttle_burst at least, {pair}: {why}")
+        pair = f"not {reserved} with a burst of {burst}"
+        yield f"api_concurrency must be 0 or throttle_burst at least, {pair}: {why}"
     low, high = args.provisioned_concurrency_min, args.provisioned_concurrency_max
     if not (1 <= low <= high or low == high == 0):
         limits = "1 to provisioned_concurrency_max, or both must be 0"
-        pair = f"not {low} with a maximum of {high}"
-        found.append(f"provisioned_concurrency_min must be {limits}, {pair}")
+        yield f"provisioned_concurrency_min must be {limits}, not {low} with a maximum of {high}"
     if 0 < reserved < high:
         pair = f"{high} is more than {reserved}"
-        found.append(f"provisioned_concurrency_max must be api_concurrency or less, but {pair}")
-    return found + _caller_errors(args)
+        yield f"provisioned_concurrency_max must be api_concurrency or less, but {pair}"
+    yield from _caller_errors(args)
 
 
-def _caller_errors(args: TapStackArgs) -> list[str]:
+def _caller_errors(args: TapStackArgs) -> Iterable[str]:
     """What is wrong with the API's name, the mail to its people, and its machines."""
-    found = []
     if args.api_certificate_arn and not args.api_domain_name:
-        found.append("api_domain_name must be given with an api_certificate_arn")
+        yield "api_domain_name must be given with an api_certificate_arn"
     if "web" in args.systems and args.api_domain_name == args.domain_name != "":
         why = "a name points to the API or to the load balancer"
-        found.append(f"api_domain_name must not be domain_name, {args.domain_name}: {why}")
+        yield f"api_domain_name must not be domain_name, {args.domain_name}: {why}"
     if args.email_identity_arn and not args.email_from:
-        found.append("email_from must be given with an email_identity_arn")
+        yield "email_from must be given with an email_identity_arn"
     known = scopes_of(args.systems)
     for client, scopes in args.machine_clients.items():
         each_once = 0 < len(scopes) == len(set(scopes)) and set(scopes) <= set(known)
         if not (each_once or list(scopes) == ["*"]):
             expected = f"a list of some of {', '.join(known)}, each once, or *"
-            found.append(f"machine_clients.{client} must be {expected}, not {json.dumps(scopes)}")
-    return found
+            yield f"machine_clients.{client} must be {expected}, not {json.dumps(scopes)}"
 
 
-def _web_errors(args: TapStackArgs) -> list[str]:
-    found = []
+def _web_errors(args: TapStackArgs) -> Iterable[str]:
     try:
         plan_subnets(args.vpc_cidr, args.zones, args.disjoint_cidrs)
     except PlanError as error:
-        found.append(str(error))
+        yield str(error)
     if args.zone_names and len(set(args.zone_names)) != args.zones:
         names = json.dumps(args.zone_names)
-        found.append(f"zone_names must be {args.zones} different ones, as zones says, not {names}")
+        yield f"zone_names must be {args.zones} different ones, as zones says, not {names}"
     if args.plain_http and args.tier != "dev":
-        found.append(f"plain_http must be false in {args.tier}: only dev may do without TLS")
+        yield f"plain_http must be false in {args.tier}: only dev may do without TLS"
     if not (args.plain_http or args.domain_name or args.certificate_arn):
-        found.append("domain_name or certificate_arn must be given, unless plain_http is true")
+        yield "domain_name or certificate_arn must be given, unless plain_http is true"
     if args.instances_min > args.instances_max:
         pair = f"{args.instances_min} is more than instances_max, {args.instances_max}"
-        found.append(f"instances_min must be instances_max or less, but {pair}")
+        yield f"instances_min must be instances_max or less, but {pair}"
     if args.alternative_names and not args.domain_name:
-        found.append("domain_name must be given with alternative_names")
-    found += _isolation_errors(args) if args.nat == "none" else []
+        yield "domain_name must be given with alternative_names"
+    yield from _isolation_errors(args) if args.nat == "none" else ()
     if len(name := args.name("web")) > 32:
-        found.append(
-            f"project and environment_suffix are too long: {name} has {len(name)} "
-            "characters, and the name of a load balancer 32 at most"
-        )
-    return found
+        length = f"{len(name)} characters, and the name of a load balancer 32 at most"
+        yield f"project and environment_suffix are too long: {name} has {length}"
 
 
 def _isolation_errors(args: TapStackArgs) -> Iterable[str]:
@@ -822,16 +802,14 @@ def tagged(tags: Mapping[str, str]) -> ResourceOptions:
     def add(args: pulumi.ResourceTransformationArgs) -> pulumi.ResourceTransformationResult | None:
         if not isinstance(getattr(type(args.resource), "tags", None), property):
             return None
-        props: dict[str, Any] = dict(args.props)
-        own = props.get("tags") or {}
-        if args.type_ != "aws:autoscaling/group:Group":
-            return pulumi.ResourceTransformationResult(
-                {**props, "tags": {**tags, **own}}, args.opts
-            )
-        # Alone among all, an Auto Scaling group has its tags as a list, and may propagate them.
-        merged = {**tags, **{each["key"]: each["value"] for each in own}}
-        listed = [{"key": k, "value": v, "propagate_at_launch": False} for k, v in merged.items()]
-        return pulumi.ResourceTransformationResult({**props, "tags": listed}, args.opts)
+        own: Any = args.props.get("tags") or {}
+        if args.type_ == "aws:autoscaling/group:Group":
+            # Alone among all it has its tags as a list, and may propagate them.
+            pairs = {**tags, **{each["key"]: each["value"] for each in own}}.items()
+            merged: Any = [{"key": k, "value": v, "propagate_at_launch": False} for k, v in pairs]
+        else:
+            merged = {**tags, **own}
+        return pulumi.ResourceTransformationResult({**args.props, "tags": merged}, args.opts)
 
     return ResourceOptions(transformations=[add])
 
@@ -936,10 +914,9 @@ class Component(pulumi.ComponentResource):
                 records=[proof.resource_record_value],
                 ttl=300,
             )
+        wait = pulumi.CustomTimeouts(create="20m")
         return aws.acm.CertificateValidation(
-            *self.child(
-                "certificate-validation", custom_timeouts=pulumi.CustomTimeouts(create="20m")
-            ),
+            *self.child("certificate-validation", custom_timeouts=wait),
             certificate_arn=certificate.arn,
         ).certificate_arn
 

@@ -13,7 +13,7 @@ from tap_stack import (
     DATABASE_SECONDS,
     FILES_TIMEOUT_SECONDS,
     GUARD_SECONDS,
-    HTTP_API_TIMEOUT_SECONDS,
+    HTTP_API_SECONDS,
     PAGING_KEY_STALE_SECONDS,
     READ_TIMEOUT_SECONDS,
     READY_SECONDS,
@@ -99,7 +99,7 @@ FAULTS: dict[str, list[Fault]] = {
             "unit/faults::a_process_that_dies_at_a_call_leaves_all_of_a_write_or_nothing",
         ),
         Fault(
-            "the function is slower than it may be", "503 of the gateway", f"`timeout_seconds` and 1 s more, {HTTP_API_TIMEOUT_SECONDS + 1} s at most", ALL_OR_NOTHING, "api-duration api-5xx",
+            "the function is slower than it may be", "503 of the gateway", f"`timeout_seconds` and 1 s more, {HTTP_API_SECONDS + 1} s at most", ALL_OR_NOTHING, "api-duration api-5xx",
             "local/gateway::a_slow_function_is_given_up_and_the_log_says_so",
         ),
         Fault(
