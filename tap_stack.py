@@ -746,6 +746,7 @@ AttributeValue = dict[str, Any]  # DynamoDB's: {"S": "text"}, {"N": "1"}, ...
 Item = dict[str, AttributeValue]  # of a table, by attribute name
 Scope = tuple[str | None, ...]  # of a paging token: the list, its caller, its filters, its order
 Json = dict[str, Any]  # a JSON object, as AWS's operations take and return them
+Reader = Callable[[str, str], Any]  # a parameter's name and text -> its value, or Problem 400
 Write = dict[str, Any]  # of a DynamoDB transaction
 Statement = dict[str, Any]  # of a policy document
 Condition = Mapping[str, Any] | None  # of a statement, if it has one
@@ -1363,10 +1364,8 @@ class Function(Component):
         #: What callers invoke: the alias `live`, which a rollout moves from version to version.
         self.alias = self._alias()
         #: Dimensions of the metrics of calls through the alias; a smoke test is not one of them.
-        self.alias_dimensions: dict[str, Input[str]] = {
-            "FunctionName": self.function.name,
-            "Resource": Output.concat(self.function.name, ":live"),
-        }
+        live = Output.concat(self.function.name, ":live")
+        self.alias_dimensions = {"FunctionName": self.function.name, "Resource": live}
         self.rollout = self._rollout()
         self.warm = False  # whether it has provisioned concurrency
         self.async_config = self._async_config(max_event_age_hours) if max_event_age_hours else None
@@ -1392,11 +1391,10 @@ class Function(Component):
     def _role(self, statements: Sequence[Statement]) -> tuple[aws.iam.Role, aws.iam.RolePolicy]:
         queue, streams = self.dead_letter_queue, Output.concat(self.logs.arn, ":*")
         own = self.aws_context.arn("lambda", f"function:{self.physical_name}")
-        own_variables = {  # of any version
-            "StringLike": {
-                "kms:EncryptionContext:aws:lambda:FunctionArn": [own, Output.concat(own, ":*")]
-            }
-        }
+        versions = [own, Output.concat(own, ":*")]
+        own_variables = {"kms:EncryptionContext:aws:lambda:FunctionArn": versions}
+        use = self.key_use("sqs", "Decrypt", "GenerateDataKey")
+        letters = [allow("sqs:SendMessage", on=queue.arn), use] if queue else []
         return self.service_role(
             "role",
             f"What {self.physical_name} may do",
@@ -1404,14 +1402,10 @@ class Function(Component):
             allow("logs:CreateLogStream", "logs:PutLogEvents", on=streams),
             # X-Ray has no resources to name.
             allow("xray:PutTelemetryRecords", "xray:PutTraceSegments", on="*"),
-            allow("kms:Decrypt", on=self.key.arn, when=own_variables),
+            allow("kms:Decrypt", on=self.key.arn, when={"StringLike": own_variables}),
             *statements,
-            *(self._dead_letter_statements(queue) if queue else []),
+            *letters,
         )
-
-    def _dead_letter_statements(self, queue: aws.sqs.Queue) -> list[Statement]:
-        use = self.key_use("sqs", "Decrypt", "GenerateDataKey")
-        return [allow("sqs:SendMessage", on=queue.arn), use]
 
     def _function(self, code: Code) -> aws.lambda_.Function:
         files = {**code.files, "index.py": bundle(code.handler, code.init)}
@@ -1654,13 +1648,8 @@ def stack_of(error: BaseException) -> list[str]:
 def metric_line(message: str, metric: str, log_fields: Json, failed: bool) -> str:
     """A JSON log line that counts one of a metric (CloudWatch's embedded metric format)."""
     root = os.environ.get("_X_AMZN_TRACE_ID", "").partition(";")[0].removeprefix("Root=")
-    level = "ERROR" if failed else "INFO"
-    line = {
-        "level": level,
-        "message": message,
-        **log_fields,
-        **({"trace_id": root} if root else {}),
-    }
+    level, traced = "ERROR" if failed else "INFO", {"trace_id": root} if root else {}
+    line = {"level": level, "message": message, **log_fields, **traced}
     timestamp = f'"_aws": {{"Timestamp": {int(time.time() * 1000)}'
     return f"{json.dumps(line)[:-1]}, {timestamp}, {metric_definition(metric, failed)}"
 
@@ -1779,17 +1768,8 @@ def _bound_names(node: ast.stmt) -> set[str]:
             return {name}
         case ast.Import() | ast.ImportFrom():
             return {_bound_by(alias) for alias in node.names}
-        case ast.Assign():
-            targets: Sequence[ast.expr] = node.targets
-        case ast.AnnAssign() | ast.AugAssign():
-            targets = [node.target]
-        case ast.Expr():
-            return set()
-        case _:  # if, try, with ...
-            symbols = symtable.symtable(ast.unparse(node), "<bundle>", "exec").get_symbols()
-            return {x.get_name() for x in symbols if x.is_assigned() or x.is_imported()}
-    nodes = [node for target in targets for node in ast.walk(target)]
-    return {node.id for node in nodes if isinstance(node, ast.Name)}
+    symbols = symtable.symtable(ast.unparse(node), "<bundle>", "exec").get_symbols()
+    return {x.get_name() for x in symbols if x.is_assigned() or x.is_imported()}
 
 
 def _bound_by(alias: ast.alias) -> str:
@@ -2325,12 +2305,10 @@ def index(
     name: str, partition_key: str, sort_key: str, **capacity: int
 ) -> aws.dynamodb.TableGlobalSecondaryIndexArgsDict:
     """A global secondary index that holds all of an item, so that a list needs no second read."""
+    keys = {partition_key: "HASH", sort_key: "RANGE"}
     return {
         "name": name,
-        "key_schemas": [
-            {"attribute_name": partition_key, "key_type": "HASH"},
-            {"attribute_name": sort_key, "key_type": "RANGE"},
-        ],
+        "key_schemas": [{"attribute_name": each, "key_type": keys[each]} for each in keys],
         "projection_type": "ALL",
         **capacity,  # type: ignore[typeddict-item]
     }
@@ -2472,11 +2450,8 @@ class Bucket(Component):
         )
 
     def _lifecycle(self, days: int) -> aws.s3.BucketLifecycleConfiguration:
-        transitions: list[aws.s3.BucketLifecycleConfigurationRuleTransitionArgsDict] = [
-            {"days": after, "storage_class": storage_class}
-            for after, storage_class in TRANSITIONS.items()
-            if not days or after < days
-        ]
+        cooler = {x: kind for x, kind in TRANSITIONS.items() if not days or x < days}
+        transitions = [{"days": x, "storage_class": cooler[x]} for x in cooler]
         enabled: dict[str, Any] = {"status": "Enabled", "filter": {"prefix": ""}}
         noncurrent = {"noncurrent_days": min(self.args.noncurrent_days, days or 3_650)}
         unfinished = {"days_after_initiation": 7}
@@ -2585,20 +2560,12 @@ class Fleet(Component):
         profile = aws.iam.InstanceProfile(*self.child("profile"), name=name, role=self.role.name)
         script = functools.partial(rendered, "start", group=name, hook=READY_HOOK)
         known = Output.all(region=self.aws_context.region, script=instances.user_data)
-        gone = {"delete_on_termination": "true"}
-        volume: Any = {
-            "volume_type": "gp3",
-            "volume_size": 8,
-            "encrypted": "true",
-            "kms_key_id": self.key.arn,
-            **gone,
-        }
-        interface: Any = {
-            "device_index": 0,
-            "associate_public_ip_address": str(instances.public).lower(),
-            "security_groups": [instances.security_group.id],
-            **gone,
-        }
+        gone, public = {"delete_on_termination": "true"}, str(instances.public).lower()
+        volume: Any = {"volume_type": "gp3", "volume_size": 8, **gone}
+        volume |= {"encrypted": "true", "kms_key_id": self.key.arn}
+        interface: Any = {"device_index": 0, "associate_public_ip_address": public, **gone}
+        interface["security_groups"] = [instances.security_group.id]
+        described = ("instance", "volume", "network-interface")
         return aws.ec2.LaunchTemplate(
             # Another image is a choice of its own: no other change must bring it along.
             *self.child("template", ignore_changes=[] if self.args.image_id else ["imageId"]),
@@ -2615,10 +2582,7 @@ class Fleet(Component):
             network_interfaces=[interface],
             monitoring={"enabled": True},
             user_data=known.apply(lambda values: encode_user_data(script(**values))),
-            tag_specifications=[
-                {"resource_type": kind, "tags": tags}
-                for kind in ("instance", "volume", "network-interface")
-            ],
+            tag_specifications=[{"resource_type": kind, "tags": tags} for kind in described],
         )
 
     def _scaling_group(self) -> aws.autoscaling.Group:
@@ -3514,22 +3478,16 @@ PAGE_LIMIT = 1_000_000  # characters of a page; Lambda drops a response above 6 
 FILTERED_READ = 101  # items for a page, whatever a filter leaves of them: as for the longest page
 
 
-def list_query(
-    query: Mapping[str, str], filters: Mapping[str, Callable[[str, str], Any]]
-) -> tuple[dict[str, Any], str, int]:
+def list_query(query: Mapping[str, str], filters: Mapping[str, Reader]) -> tuple[Json, str, int]:
     """The filters that a list request names, its order and its limit, or Problem 400."""
-    values = read_query(
-        query, {**filters, "order": read_one_of("asc", "desc"), "limit": read_limit}
-    )
+    readers = {**filters, "order": read_one_of("asc", "desc"), "limit": read_limit}
+    values = read_query(query, readers)
     given = {name: values[name] for name in filters if name in values}
     return given, values.get("order", "desc"), values.get("limit", 20)
 
 
-def read_query(
-    query: Mapping[str, str], readers: Mapping[str, Callable[[str, str], Any]]
-) -> dict[str, Any]:
-    """The parameters of a request for a page, or Problem 400. Each has a function of name and text,
-    which returns the value or raises Problem."""
+def read_query(query: Mapping[str, str], readers: Mapping[str, Reader]) -> Json:
+    """The parameters of a request for a page, or Problem 400."""
     readers = {**readers, "next": read_text}
     values, found = dict[str, Any](), dict[str, str]()
     for name, text in query.items():
@@ -3546,7 +3504,7 @@ def read_query(
     return values
 
 
-def read_one_of(*choices: str) -> Callable[[str, str], str]:
+def read_one_of(*choices: str) -> Reader:
     """What reads one of these texts."""
 
     def read(name: str, text: str) -> str:
@@ -4067,29 +4025,21 @@ class Identity(Component):
         )
 
     def _server(self, server: str) -> aws.cognito.ResourceServer:
+        own = [(scope, doc) for owner, scope, doc in SCOPES if owner == server]
         return aws.cognito.ResourceServer(
             *self.child(server),
             identifier=server,
             name=server,
             user_pool_id=self.pool.id,
-            scopes=[
-                {"scope_name": s, "scope_description": doc}
-                for owner, s, doc in SCOPES
-                if owner == server
-            ],
+            scopes=[{"scope_name": scope, "scope_description": doc} for scope, doc in own],
         )
 
     def _sender(self) -> aws.cognito.UserPoolEmailConfigurationArgsDict:
-        sender = self.args.email_from
-        if not sender:
+        if not (mail := self.args.email_from):
             return {"email_sending_account": "COGNITO_DEFAULT"}
-        domain = sender.partition("@")[2]
+        domain = mail.partition("@")[2]
         arn = self.args.email_identity_arn or self.aws_context.arn("ses", f"identity/{domain}")
-        return {
-            "email_sending_account": "DEVELOPER",
-            "from_email_address": sender,
-            "source_arn": arn,
-        }
+        return {"email_sending_account": "DEVELOPER", "from_email_address": mail, "source_arn": arn}
 
     def _people(self) -> aws.cognito.UserPoolClient:
         return self._client(
@@ -5248,7 +5198,7 @@ def list_totals(request: Request) -> Response:
     """GET /files/totals: what the caller uploaded, by day and content type, a page at a time."""
     filters, order, limit = list_query(request.query, {"from": parse_day, "to": parse_day})
     last = filters.get("to") or parse_day("to", now()[:10])
-    first = filters.get("from", last)
+    first = filters.get("from") or last
     if not 1 <= (last - first).days + 1 <= TOTALS_DAYS:
         reason = f"from and to are 1 to {TOTALS_DAYS} days, the first one first."
         raise invalid_parameters(dict.fromkeys(filters, reason))
@@ -5407,7 +5357,8 @@ class FilePipeline(Component):
         self.notification = self._notification()
         self.pipes = self._pipes() if args.files_events else {}
         self.scans = self._scans() if args.files_malware_protection else None
-        self.analytics = self._analytics() if args.files_analytics else None
+        exported = (*self.part("analytics"), self.table)
+        self.analytics = FileAnalytics(*exported) if args.files_analytics else None
         self.register_outputs({"bucket_name": self.bucket_name, "table_name": self.table.name})
 
     def _logs(self) -> Bucket:
@@ -5528,16 +5479,12 @@ class FilePipeline(Component):
         source = {"source_arn": bucket.arn, "source_account": self.aws_context.account}
         permission = function.permit(self.child("invoke"), "s3", "s3", **source)
         kinds = ("LifecycleExpiration", "ObjectCreated", "ObjectRemoved")
+        told: Any = {"id": "record-files", "lambda_function_arn": function.alias.arn}
+        told["events"] = [f"s3:{each}:*" for each in kinds]
         return aws.s3.BucketNotification(
             *self.child("notification", permission, *filter(None, [function.async_config])),
             bucket=bucket.bucket,
-            lambda_functions=[
-                {
-                    "id": "record-files",
-                    "lambda_function_arn": function.alias.arn,
-                    "events": [f"s3:{each}:*" for each in kinds],
-                }
-            ],
+            lambda_functions=[told],
             eventbridge=self.args.files_malware_protection or None,  # GuardDuty turns it on
             # S3 tests the permission, and the first events need the retries.
         )
@@ -5617,9 +5564,6 @@ class FilePipeline(Component):
             protected_resource={"s3_bucket": {"bucket_name": bucket.bucket}},
             actions=[{"taggings": [{"status": "ENABLED"}]}],
         )
-
-    def _analytics(self) -> FileAnalytics:
-        return FileAnalytics(*self.part("analytics"), self.table)
 
     def api_environment(self) -> Variables:
         """Environment variables of the api function."""
