@@ -891,10 +891,8 @@ class Component(pulumi.ComponentResource):
 
     def log_group(self, key: str, name: str) -> aws.cloudwatch.LogGroup:
         """An encrypted log group with the stack's retention; `key` is part of its logical name."""
-        days, key_arn = self.args.log_retention_days, self.key.arn
-        return aws.cloudwatch.LogGroup(
-            *self.child(key), name=name, retention_in_days=days, kms_key_id=key_arn
-        )
+        kept: Any = {"retention_in_days": self.args.log_retention_days, "kms_key_id": self.key.arn}
+        return aws.cloudwatch.LogGroup(*self.child(key), name=name, **kept)
 
     def certificate(self, *domain_names: str) -> Output[str]:
         """ARN of a certificate that ACM has issued; waits up to 20 minutes for its DNS records. The
@@ -974,6 +972,8 @@ class Component(pulumi.ComponentResource):
     ) -> aws.appautoscaling.Policy:
         """Scales a dimension of a resource within limits, to keep a predefined metric at a target.
         Application Auto Scaling and its own alarms are free."""
+        tracked: Any = {"predefined_metric_specification": {"predefined_metric_type": metric}}
+        tracked["target_value"] = target
         scaled = aws.appautoscaling.Target(
             *self.child(f"{key}-range", *after),
             service_namespace=dimension.partition(":")[0],
@@ -989,10 +989,7 @@ class Component(pulumi.ComponentResource):
             service_namespace=scaled.service_namespace,
             resource_id=scaled.resource_id,
             scalable_dimension=scaled.scalable_dimension,
-            target_tracking_scaling_policy_configuration={
-                "target_value": target,
-                "predefined_metric_specification": {"predefined_metric_type": metric},
-            },
+            target_tracking_scaling_policy_configuration=tracked,
         )
 
     def scheduled(
@@ -1049,11 +1046,8 @@ class Encryption(Component):
         made = self._key()
         #: What the other components encrypt under.
         self.key = Key(made.arn, *self.scaling_roles)
-        self.alias = aws.kms.Alias(
-            *self.child("alias"),
-            name=f"alias/{args.project}-{args.environment_suffix}",
-            target_key_id=made.key_id,
-        )
+        alias = f"alias/{args.project}-{args.environment_suffix}"
+        self.alias = aws.kms.Alias(*self.child("alias"), name=alias, target_key_id=made.key_id)
         self.register_outputs({"key_arn": made.arn})
 
     def _scaling_role(self) -> aws.iam.ServiceLinkedRole:
@@ -2343,6 +2337,7 @@ def capacity_graph(title: str, table: aws.dynamodb.Table, overview: bool = False
 
 #: Days after which an object moves to a cheaper class; S3 leaves those below 128 KB where they are.
 TRANSITIONS = {30: "STANDARD_IA", 90: "GLACIER_IR"}
+PUBLIC = "block_public_acls block_public_policy ignore_public_acls restrict_public_buckets".split()
 ACCESS_LOGS_SERVICE = "logging.s3.amazonaws.com"
 LOAD_BALANCER_LOGS_SERVICE = "logdelivery.elasticloadbalancing.amazonaws.com"
 
@@ -2377,13 +2372,15 @@ class Bucket(Component):
     ):
         super().__init__(name, args, key, opts, component)
         self.bucket = self._bucket(physical_name)
-        self.public_access_block = self._public_access_block()
-        owner, versions = {"object_ownership": "BucketOwnerEnforced"}, {"status": "Enabled"}
+        private = dict.fromkeys(PUBLIC, True)
+        self.public_access_block = self._setting(
+            aws.s3.BucketPublicAccessBlock, "private", **private
+        )
+        owner = {"object_ownership": "BucketOwnerEnforced"}
         self.ownership = self._setting(aws.s3.BucketOwnershipControls, "ownership", rule=owner)
         self.encryption = self._encryption(under_key)
-        self.versioning = self._setting(
-            aws.s3.BucketVersioning, "versioning", versioning_configuration=versions
-        )
+        versions = {"versioning_configuration": {"status": "Enabled"}}
+        self.versioning = self._setting(aws.s3.BucketVersioning, "versioning", **versions)
         self.policy = self._policy(access_logs_of, load_balancer_logs, unscanned_for)
         self.lifecycle = self._lifecycle(days)
         self.logging = self._logging(access_logs_to) if access_logs_to else None
@@ -2395,11 +2392,6 @@ class Bucket(Component):
             bucket=physical_name,
             force_destroy=self.args.tier == "dev",
         )
-
-    def _public_access_block(self) -> aws.s3.BucketPublicAccessBlock:
-        kinds = ("block_public_acls", "block_public_policy", "ignore_public_acls")
-        every = dict.fromkeys((*kinds, "restrict_public_buckets"), True)
-        return self._setting(aws.s3.BucketPublicAccessBlock, "private", **every)
 
     def _setting(self, kind: Callable[..., T], key: str, **inputs: Any) -> T:
         return kind(*self.child(key), bucket=self.bucket.bucket, **inputs)
@@ -2565,6 +2557,8 @@ class Fleet(Component):
         volume |= {"encrypted": "true", "kms_key_id": self.key.arn}
         interface: Any = {"device_index": 0, "associate_public_ip_address": public, **gone}
         interface["security_groups"] = [instances.security_group.id]
+        by_token: Any = {"http_endpoint": "enabled", "http_tokens": "required"}
+        by_token["http_put_response_hop_limit"] = 1
         described = ("instance", "volume", "network-interface")
         return aws.ec2.LaunchTemplate(
             # Another image is a choice of its own: no other change must bring it along.
@@ -2573,11 +2567,7 @@ class Fleet(Component):
             image_id=self.args.image_id or latest_ami(),
             instance_type=instances.types[0],
             iam_instance_profile={"arn": profile.arn},
-            metadata_options={
-                "http_endpoint": "enabled",
-                "http_tokens": "required",
-                "http_put_response_hop_limit": 1,
-            },
+            metadata_options=by_token,
             block_device_mappings=[{"device_name": "/dev/xvda", "ebs": volume}],
             network_interfaces=[interface],
             monitoring={"enabled": True},
@@ -2587,6 +2577,7 @@ class Fleet(Component):
 
     def _scaling_group(self) -> aws.autoscaling.Group:
         instances, metric = self.instances, aws.autoscaling.Metric
+        moved = ["desiredCapacity", VERSION_PATH]
         template: Any = {
             "launch_template_id": self.template.id,
             "version": self.template.latest_version.apply(str),  # $Latest could not be left again
@@ -2600,9 +2591,7 @@ class Fleet(Component):
         return aws.autoscaling.Group(
             # Within the limits the desired capacity is the scaling policies', and the version the
             # rollout's: what the group has when a refresh begins is what it goes back to.
-            *self.child(
-                "group", *instances.after, ignore_changes=["desiredCapacity", VERSION_PATH]
-            ),
+            *self.child("group", *instances.after, ignore_changes=moved),
             name=self.physical_name,
             min_size=instances.minimum,
             max_size=instances.maximum,
@@ -2737,9 +2726,8 @@ class FleetRollout(Rollout, module="tap", name="FleetRollout"):
 def latest_ami() -> Output[str]:
     """The latest Amazon Linux 2023. Not `resolve:ssm:` in the template, which would be read at each
     launch: two instances could differ, and a refresh could not go back."""
-    return aws.ec2.get_ami_output(
-        most_recent=True, owners=["amazon"], filters=[{"name": "name", "values": [AMI_NAMES]}]
-    ).id
+    named: Any = {"name": "name", "values": [AMI_NAMES]}
+    return aws.ec2.get_ami_output(most_recent=True, owners=["amazon"], filters=[named]).id
 
 
 def rendered(name: str, /, **values: str) -> str:
@@ -2753,10 +2741,8 @@ def rendered(name: str, /, **values: str) -> str:
 def encode_user_data(script: str) -> str:
     """A script as user data: cloud-config that runs it once, in base64; ValueError above the limit.
     Not compressed: the bytes of two zlibs differ, and another text would replace all instances."""
-    config = {
-        "write_files": [{"path": SETUP_PATH, "permissions": "0700", "content": script}],
-        "runcmd": [["bash", SETUP_PATH]],
-    }
+    file = {"path": SETUP_PATH, "permissions": "0700", "content": script}
+    config = {"write_files": [file], "runcmd": [["bash", SETUP_PATH]]}
     text = f"#cloud-config\n{json.dumps(config)}\n".encode()
     if len(text) > USER_DATA_LIMIT:
         raise ValueError(f"user data has {len(text):,} bytes; EC2 accepts {USER_DATA_LIMIT:,}")
@@ -3466,7 +3452,7 @@ def as_problem(error: Exception) -> Exception:
         return item_too_large()
     if code == "ValidationException" or any(each["Code"] == "ValidationError" for each in failed):
         return Problem(422, "DynamoDB cannot store the item.")
-    busy = {each["Code"] for each in failed} & RETRYABLE_CANCELLATIONS
+    busy = {each["Code"] for each in failed} & BUSY_REASONS
     # Without permission, or without the table, another attempt would fail as well.
     return service_unavailable() if error.transient or busy else error
 
@@ -4843,7 +4829,7 @@ def transact(writes: list[Write]) -> list[str]:
             codes = [each.get("Code", "None") for each in reasons]
             if "ConditionalCheckFailed" in codes:
                 return codes
-            passing = RETRYABLE_CANCELLATIONS | THROTTLING_CODES
+            passing = BUSY_REASONS | THROTTLING_CODES
             if passing.isdisjoint([*codes, error_code(error)]) or not may_repeat(attempt):
                 raise
     return []
@@ -5071,21 +5057,14 @@ def list_files(request: Request) -> Response:
     index, key = f"by_{name}", value
     if index not in FILE_INDEXES:
         index, key = "by_owner", "deleted" if name == "deleted" else ""
-    below: Json = {}
+    where: Json = {"TableName": os.environ["FILES_TABLE_NAME"], "IndexName": index}
     if name == "below" and value:
-        below["FilterExpression"] = "folder = :folder OR begins_with(folder, :below)"
+        where["FilterExpression"] = "folder = :folder OR begins_with(folder, :below)"
         values = {**values, ":folder": {"S": value}, ":below": {"S": f"{value}/"}}
     scope = ("files", request.caller, name, value, *times, order)
     page = Page(request, "uploaded_at", order, limit, scope)
-    page.query(
-        {FILE_INDEXES[index]: {"S": f"{request.caller}/{key}"}},
-        condition,
-        values,
-        start_key={"record": {"S": "newest"}},
-        TableName=os.environ["FILES_TABLE_NAME"],
-        IndexName=index,
-        **below,
-    )
+    of = {FILE_INDEXES[index]: {"S": f"{request.caller}/{key}"}}
+    page.query(of, condition, values, start_key={"record": {"S": "newest"}}, **where)
     return page.response("files", file_json)
 
 
@@ -5095,12 +5074,9 @@ def get_file(request: Request) -> Response:
     file = own_file(request)
     scope = ("versions", request.caller, file["id"]["S"], order)
     page = Page(request, "record", order, limit, scope)
-    page.query(
-        {"id": file["id"]},
-        " AND begins_with(#sort, :versions)",
-        {":versions": {"S": "version#"}},
-        TableName=os.environ["FILES_TABLE_NAME"],
-    )
+    condition, values = " AND begins_with(#sort, :versions)", {":versions": {"S": "version#"}}
+    name = os.environ["FILES_TABLE_NAME"]
+    page.query({"id": file["id"]}, condition, values, TableName=name)
     return page.response("versions", file_json, **file_members(file))
 
 
@@ -5441,6 +5417,9 @@ class FilePipeline(Component):
         limits = (minimum, minimum * self.args.files_table_scaling)
         return self.target_tracking(suffix, resource_id, units, used, limits, 70)
 
+    def _names(self) -> Variables:
+        return {"FILES_TABLE_NAME": self.table.name, "BUCKET_NAME": self.uploads.bucket.bucket}
+
     def _function(self) -> Function:
         bucket, table = self.uploads.bucket, self.table
         return Function(
@@ -5450,11 +5429,7 @@ class FilePipeline(Component):
                 handler=record_files,
                 init=open_file_clients,
                 files={SIGNATURES: table_text()},
-                environment={
-                    "FILES_TABLE_NAME": table.name,
-                    "BUCKET_NAME": bucket.bucket,
-                    **metrics_environment(self.args),
-                },
+                environment={**self._names(), **metrics_environment(self.args)},
                 memory_mb=512,
                 timeout_seconds=FILES_TIMEOUT_SECONDS,
             ),
@@ -5568,8 +5543,7 @@ class FilePipeline(Component):
     def api_environment(self) -> Variables:
         """Environment variables of the api function."""
         return {
-            "FILES_TABLE_NAME": self.table.name,
-            "BUCKET_NAME": self.uploads.bucket.bucket,
+            **self._names(),
             "UPLOAD_BYTES": str(self.args.upload_max_mb * 1_000_000),
             "UPLOAD_TYPES": " ".join(self.args.upload_types),
             **({"MALWARE_PROTECTION": "on"} if self.args.files_malware_protection else {}),
@@ -6020,10 +5994,9 @@ class Network(Component):
         )
 
     def _subnets(self) -> dict[str, list[aws.ec2.Subnet]]:
-        zones = aws.get_availability_zones_output(
-            state="available",
-            filters=[{"name": "opt-in-status", "values": ["opt-in-not-required"]}],
-        ).names.apply(lambda known: chosen_zones(self.args, known))
+        usual: Any = {"name": "opt-in-status", "values": ["opt-in-not-required"]}
+        known = aws.get_availability_zones_output(state="available", filters=[usual]).names
+        zones = known.apply(lambda names: chosen_zones(self.args, names))
         return {
             tier: [
                 aws.ec2.Subnet(
@@ -6060,12 +6033,10 @@ class Network(Component):
                     route_table_id=route_tables[tier][number % counts[tier]].id,
                 )
         way, table = {"gateway_id": self.internet_gateway.id}, route_tables["public"][0]
-        self.public_routes = [self._default_route("to-internet", table, **way)]
+        self.public_routes = [self._way_out("to-internet", table, **way)]
         return route_tables
 
-    def _default_route(
-        self, key: str, table: aws.ec2.RouteTable, **way: Input[str]
-    ) -> aws.ec2.Route:
+    def _way_out(self, key: str, table: aws.ec2.RouteTable, **way: Input[str]) -> aws.ec2.Route:
         to: Any = {"route_table_id": table.id, "destination_cidr_block": ANYWHERE, **way}
         return aws.ec2.Route(*self.child(key), **to)
 
@@ -6184,7 +6155,7 @@ class Network(Component):
         self.nat_gateways.append(gateway)
         for each in route_tables:
             key = f"out-{self.route_tables['private'].index(each)}"
-            self.ways_out.append(self._default_route(key, each, nat_gateway_id=gateway.id))
+            self.ways_out.append(self._way_out(key, each, nat_gateway_id=gateway.id))
 
     def _nat_instance(self, number: int, route_tables: Sequence[aws.ec2.RouteTable]) -> None:
         """A fleet of one; the newest takes the address and the routes, which no resource has."""
@@ -7249,9 +7220,7 @@ THROTTLING_CODES = frozenset(
 )
 TRANSIENT_CODES = THROTTLING_CODES | {"RequestTimeout", "RequestTimeoutException"}
 #: Reasons of a cancelled transaction that may succeed a moment later.
-RETRYABLE_CANCELLATIONS = set(
-    "ProvisionedThroughputExceeded ThrottlingError TransactionConflict".split()
-)
+BUSY_REASONS = set("ProvisionedThroughputExceeded ThrottlingError TransactionConflict".split())
 # Botocore's retry quota: an unavailable service is not retried for long.
 RETRY_TOKENS, RETRY_COST, TIMEOUT_COST = 500, 5, 10
 
@@ -7478,22 +7447,20 @@ def signing_key(secret_key: str, scope: str) -> bytes:
 NAMING = ("TableName", "Bucket", "Name", "DBSnapshotIdentifier", "DBInstanceIdentifier")
 
 
-def trace(
-    name: str, action: str, call: Json, began: float, metadata: Json, error: Json | None
-) -> None:
+def trace(name: str, action: str, call: Json, began: float, meta: Json, error: Json | None) -> None:
     """Sends a call that has ended to the daemon, if this invocation is sampled. Takes 40 us then,
-    else 1 us (benchmarks.sdk). `began` is in seconds since 1970; `metadata` and `error` are the
+    else 1 us (benchmarks.sdk). `began` is in seconds since 1970; `meta` and `error` are the
     SDK's ResponseMetadata and Error. Never fails or waits: a packet may get lost."""
     header = os.environ.get("_X_AMZN_TRACE_ID", "")
     if "Sampled=1" not in header or not (daemon := xray_daemon()):
         return
     ids = dict(each.partition("=")[::2] for each in header.split(";"))
-    status, names = metadata.get("HTTPStatusCode"), resource_names(call)
+    status, names = meta.get("HTTPStatusCode"), resource_names(call)
     aws_data = {
         "operation": action,
         "region": os.environ["AWS_REGION"],
-        "request_id": metadata.get("RequestId"),
-        "retries": metadata.get("RetryAttempts", 0),
+        "request_id": meta.get("RequestId"),
+        "retries": meta.get("RetryAttempts", 0),
         "resource_names": names,
         "table_name": names[0] if name == "dynamodb" and len(names) == 1 else None,
     }

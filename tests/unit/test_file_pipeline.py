@@ -654,7 +654,7 @@ def test_what_may_pass_is_left_to_lambda_to_try_again(
 
 
 @pytest.mark.parametrize(
-    "code", [*sorted(tap_stack.RETRYABLE_CANCELLATIONS), "ProvisionedThroughputExceededException"]
+    "code", [*sorted(tap_stack.BUSY_REASONS), "ProvisionedThroughputExceededException"]
 )
 def test_what_dynamodb_cannot_take_yet_is_tried_as_long_as_the_invocation_has_time(
     pipeline: Pipeline, code: str
