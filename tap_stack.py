@@ -1918,13 +1918,11 @@ class Run:
 
 
 class RolloutRun(Run):
-    """Moves an alias to a version: smoke test, a share of the traffic, all of it, or back.
-
-    Until the last step the version before has all the traffic but the share. On an alias with
-    provisioned concurrency that step only begins a shift: Lambda itself gives the old version a
-    weight of 1.0 until the new one is initialized, and leaves it there if that fails
-    (terraform-provider-aws #48116). Both versions must have the same role and dead-letter queue.
-    """
+    """Moves an alias to a version: smoke test, a share of the traffic, all of it, or back. Until
+    the last step the version before has all the traffic but the share. On an alias with provisioned
+    concurrency that step only begins a shift: Lambda itself gives the old version a weight of 1.0
+    until the new one is initialized, and leaves it there if that fails (terraform-provider-aws
+    #48116). Both versions must have the same role and dead-letter queue."""
 
     key = "function"
 
@@ -2272,13 +2270,10 @@ class PortableProvider(pulumi.dynamic.ResourceProvider):
 
 
 class Rollout(pulumi.dynamic.Resource, module="tap", name="Rollout"):
-    """The only one that moves a function's `alias`: to `version`, watched, and back on failure.
-
-    The inputs are those of `Canary`, and how `Function` has them. `failures` is a namespace, a
-    metric and its environment. AWS takes back a share that nobody watches any more as `guard_role`.
-    Fails the update with the reason when the version is not good. Costs its probes and less than a
-    cent for metrics.
-    """
+    """The only one that moves a function's `alias`: to `version`, watched, and back on failure. The
+    inputs are those of `Canary`, and how `Function` has them. `failures` is a namespace, a metric
+    and its environment. AWS takes back a share that nobody watches any more as `guard_role`. Fails
+    the update with the reason when the version is bad. Costs probes, and a cent for metrics."""
 
     maker = rollout_provider
     #: What became of the newest version, and the evidence.
@@ -2337,6 +2332,7 @@ def capacity_graph(title: str, table: aws.dynamodb.Table, overview: bool = False
 
 #: Days after which an object moves to a cheaper class; S3 leaves those below 128 KB where they are.
 TRANSITIONS = {30: "STANDARD_IA", 90: "GLACIER_IR"}
+#: What a bucket can have of public access, all of which is off.
 PUBLIC = "block_public_acls block_public_policy ignore_public_acls restrict_public_buckets".split()
 ACCESS_LOGS_SERVICE = "logging.s3.amazonaws.com"
 LOAD_BALANCER_LOGS_SERVICE = "logdelivery.elasticloadbalancing.amazonaws.com"
@@ -2372,10 +2368,8 @@ class Bucket(Component):
     ):
         super().__init__(name, args, key, opts, component)
         self.bucket = self._bucket(physical_name)
-        private = dict.fromkeys(PUBLIC, True)
-        self.public_access_block = self._setting(
-            aws.s3.BucketPublicAccessBlock, "private", **private
-        )
+        on = dict.fromkeys(PUBLIC, True)
+        self.public_access_block = self._setting(aws.s3.BucketPublicAccessBlock, "private", **on)
         owner = {"object_ownership": "BucketOwnerEnforced"}
         self.ownership = self._setting(aws.s3.BucketOwnershipControls, "ownership", rule=owner)
         self.encryption = self._encryption(under_key)
@@ -5875,13 +5869,10 @@ class PlanError(ValueError):
 
 
 def plan_subnets(cidr: str, zones: int, disjoint: Sequence[str] = ()) -> dict[str, list[str]]:
-    """The CIDR blocks of the subnets of each tier, one for each zone.
-
-    Each tier has a quarter of the block and each zone a quarter of its tier, used or not: another
-    zone, up to four, renumbers nothing, and a quarter of all stays free. Raises PlanError if `cidr`
-    is no CIDR block, is not /16 to /24 (a subnet has 16 addresses at least, a VPC 65,536 at most)
-    or overlaps one of `disjoint`.
-    """
+    """The CIDR blocks of the subnets of each tier, one for each zone. Each tier has a quarter of
+    the block and each zone a quarter of its tier, used or not: another zone, up to four, renumbers
+    nothing, and a quarter of all stays free. Raises PlanError if `cidr` is no CIDR block, is not
+    /16 to /24 (a subnet has 16 addresses or more, a VPC 65,536 or less), overlaps a `disjoint`."""
     try:
         network = ipaddress.IPv4Network(cidr)
         others = [ipaddress.IPv4Network(each) for each in disjoint]
@@ -5980,12 +5971,9 @@ class Network(Component):
 
     def _default_security_group(self) -> aws.ec2.DefaultSecurityGroup:
         """The security group that a VPC comes with, emptied: what names none reaches nothing."""
+        empty: Any = {"ingress": [], "egress": [], "tags": self._named("unused")}
         return aws.ec2.DefaultSecurityGroup(
-            *self.child("default-group"),
-            vpc_id=self.vpc.id,
-            ingress=[],
-            egress=[],
-            tags=self._named("unused"),
+            *self.child("default-group"), vpc_id=self.vpc.id, **empty
         )
 
     def _internet_gateway(self) -> aws.ec2.InternetGateway:
@@ -6257,15 +6245,10 @@ MEMORY_MB = {"micro": 1_024, "small": 2_048, "medium": 4_096, "large": 8_192, "x
 
 
 class Database(Component):
-    """PostgreSQL on RDS in isolated subnets: TLS forced, encrypted, backed up, with snapshots.
-
-    The master password is in a secret that RDS creates and rotates; the application has a user of
-    its own, without a password: IAM lets it in.
-    `topic_arn` is notified of the database's events.
-
-    Costs its instance class by the hour and storage by the GB and month, both twice with a standby,
-    and the secret.
-    """
+    """PostgreSQL on RDS in isolated subnets: TLS forced, encrypted, backed up, with snapshots. The
+    master password is in a secret that RDS creates and rotates; the application has a user of its
+    own, without a password: IAM lets it in. `topic_arn` is notified of the database's events. Costs
+    its class by the hour, storage by the GB and month, both twice with a standby, the secret."""
 
     def __init__(
         self,
@@ -7112,9 +7095,7 @@ class TapStack(pulumi.ComponentResource):
     files_table_name = Text("files.table.name", "Name of the table that describes them")
     files_function_name = Text("files.function.function.name", "Name of the files function")
     files_dead_letters_url = Text("files.function.dead_letters_url", "URL of its dead-letter queue")
-    files_workgroup_name = Text(
-        "files.analytics.workgroup.name", "Name of the Athena workgroup of files"
-    )
+    files_workgroup_name = Text("files.analytics.workgroup.name", "Name of the Athena workgroup")
     user_pool_id = Text("identity.pool.id", "Id of the Cognito user pool")
     people_client_id = Text("identity.people.id", "Client id of apps that people sign in to (PKCE)")
     machine_client_ids = StackOutput[dict[str, str]](
