@@ -207,7 +207,7 @@ class TapStackArgs:
     cost_center: str = setting("engineering", A_TAG_VALUE)
     """The `CostCenter` tag."""
     deletion_protection: bool = setting(PerTier(False, False, True))
-    """Refuse to delete tables, files bucket, database, load balancer, user pool and key."""
+    """Have AWS itself refuse to delete tables, database, load balancer and user pool."""
     permissions_boundary: str = optional(
         r"arn:aws[a-z-]*:iam::(\d{12}|aws):policy/\S+", "a policy's ARN"
     )
@@ -866,7 +866,7 @@ class Component(pulumi.ComponentResource):
 
     def child(self, key: str, *after: pulumi.Resource, **own: Any) -> tuple[str, ResourceOptions]:
         """Logical name and options of a resource of this component, created after others. What
-        holds data passes `protect=self.args.deletion_protection`."""
+        holds data passes `protect=True`: Pulumi refuses to replace or to delete it."""
         return f"{self.name}-{key}", self.after(*after, **own)
 
     def part(self, key: str) -> tuple[str, TapStackArgs, Key, ResourceOptions]:
@@ -890,9 +890,11 @@ class Component(pulumi.ComponentResource):
         return []
 
     def log_group(self, key: str, name: str) -> aws.cloudwatch.LogGroup:
-        """An encrypted log group with the stack's retention; `key` is part of its logical name."""
+        """An encrypted log group with the stack's retention; `key` is part of its logical name. In
+        prod it outlives its resource."""
         kept: Any = {"retention_in_days": self.args.log_retention_days, "kms_key_id": self.key.arn}
-        return aws.cloudwatch.LogGroup(*self.child(key), name=name, **kept)
+        options = self.child(key, retain_on_delete=self.args.tier == "prod")
+        return aws.cloudwatch.LogGroup(*options, name=name, **kept)
 
     def certificate(self, *domain_names: str) -> Output[str]:
         """ARN of a certificate that ACM has issued; waits up to 20 minutes for its DNS records. The
@@ -1063,7 +1065,7 @@ class Encryption(Component):
         return aws.kms.Key(
             *self.child(
                 "key",
-                protect=self.args.deletion_protection,
+                protect=True,
                 retain_on_delete=self.args.tier != "dev",  # the last backups are under it
             ),
             description=f"All data of {self.args.project} in {self.args.environment_suffix}",
@@ -2382,7 +2384,7 @@ class Bucket(Component):
 
     def _bucket(self, physical_name: Input[str]) -> aws.s3.Bucket:
         return aws.s3.Bucket(
-            *self.child("bucket", protect=self.args.deletion_protection),
+            *self.child("bucket", protect=True),
             bucket=physical_name,
             force_destroy=self.args.tier == "dev",
         )
@@ -3981,7 +3983,7 @@ class Identity(Component):
         by_email: Any = {"name": "verified_email", "priority": 1}
         enforced: Any = {"advanced_security_mode": "ENFORCED"}
         return aws.cognito.UserPool(
-            *self.child("pool", protect=self.args.deletion_protection),
+            *self.child("pool", protect=True),
             name=args.name("users"),
             user_pool_tier="PLUS" if args.threat_protection else "ESSENTIALS",
             username_attributes=["email"],
@@ -4155,7 +4157,7 @@ class ServerlessApi(Component):
     def _items(self) -> aws.dynamodb.Table:
         keys = ("id", "created_at", *ITEM_INDEXES.values())
         return aws.dynamodb.Table(
-            *self.child("items", protect=self.args.deletion_protection),
+            *self.child("items", protect=True),
             name=self.args.table_name or self.args.name("items"),
             billing_mode="PAY_PER_REQUEST",
             hash_key="owner",
@@ -5372,7 +5374,7 @@ class FilePipeline(Component):
         return aws.dynamodb.Table(
             *self.child(
                 "table",
-                protect=self.args.deletion_protection,
+                protect=True,
                 # Where it scales, the capacity is the scaler's.
                 ignore_changes=scaled if self.args.files_table_scaling > 1 else [],
             ),
@@ -6319,7 +6321,7 @@ class Database(Component):
         args, name = self.args, self.physical_name
         return aws.rds.Instance(
             # RDS would create the log groups, without retention.
-            *self.child("instance", *self.logs, protect=args.deletion_protection),
+            *self.child("instance", *self.logs, protect=True),
             identifier=name,
             engine="postgres",
             engine_version=args.database_version,
@@ -7008,7 +7010,8 @@ class Monitoring(Component):
 
     def _overview(self) -> aws.cloudwatch.Dashboard:
         """The alarms that notify somebody, objectives, saturation, charges. Depends on all there
-        is, so that `pulumi destroy` deletes it first: where it is protected nothing is deleted."""
+        is, so that `pulumi destroy` deletes it first: as it is protected, nothing is deleted at all
+        without `--ignore-protect`."""
         graphs = [x for part in self.components for x in part.graphs() if x.overview]
         charges = lines("AWS/Billing", {"Currency": "USD"}, "EstimatedCharges Maximum")
         graphs.append(Graph("Estimated charges of the account", charges))
@@ -7017,7 +7020,7 @@ class Monitoring(Component):
         widget = {"type": "alarm", "x": 0, "y": 0, "width": 24, "height": 8, "properties": states}
         after = [*self.components, *alarms, *self.dashboards.values()]
         return self._dashboard(
-            self.child("dashboard", *after, protect=self.args.deletion_protection),
+            self.child("dashboard", *after, protect=True),
             f"{self.args.project}-{self.args.environment_suffix}",
             [*([widget] if alarms else []), *self._drawn(graphs, top=8)],
         )

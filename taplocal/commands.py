@@ -102,6 +102,10 @@ def up(
     explain: Annotated[
         bool, typer.Option("--explain", help="List what is not as on AWS, with the reasons.")
     ] = False,
+    ignore_protect: Annotated[
+        bool,
+        typer.Option("--ignore-protect", help="Replace and delete what is protected, as well."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Deploy the program, or update what is deployed."""
@@ -114,6 +118,7 @@ def up(
             folder=data,
             emulator=other,
             config=dict(_pair(each) for each in config or ()),
+            ignore_protect=ignore_protect,
             say=console.say,
             report=console.step,
         )

@@ -34,6 +34,7 @@ SIGNS = {
     "updated": "[yellow]~[/]",
     "replaced": "[yellow]±[/]",
     "deleted": "[red]-[/]",
+    "kept": "[yellow]=[/]",
 }
 
 

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from types import MappingProxyType
@@ -44,6 +44,7 @@ class Deployment:
         connect: Callable[[], tuple[Cloud, State]],
         region: str,
         report: Callable[[Step], None],
+        ignore_protect: bool = False,
     ):
         self._connect, self._connection = connect, Future[tuple[Cloud, State]]()
         self._connecting = threading.Lock()
@@ -51,7 +52,7 @@ class Deployment:
         self.seen: set[str] = set()
         self.summary = Summary()
         self._lock = threading.Lock()
-        self._force = False
+        self._force, self._ignore_protect = False, ignore_protect
 
     @property
     def connection(self) -> tuple[Cloud, State]:
@@ -93,7 +94,7 @@ class Deployment:
         """Deletes all resources, newest first, protected or not, with their data."""
         self._force = True
         for urn in list(reversed(self.state.resources)):
-            self._delete(urn, protected=False)
+            self._delete(urn)
         return self.summary
 
     def register(self, resource: Registration) -> tuple[str, dict[str, Any]]:
@@ -130,23 +131,18 @@ class Deployment:
             return self._create(
                 handler, resource, Step("created", resource.type, resource.name), started
             )
-        registered = resource
-        for path in resource.ignore_changes:
-            inputs = _with_old_value(
-                path.replace("[*]", ".*").split("."), old.inputs, resource.inputs
-            )
-            resource = replace(resource, inputs=inputs)
+        registered, resource = resource, _with_ignored(resource, old)
         changed = tuple(_changes(old.inputs, resource.inputs, handler.ignored.split()))
-        replace_on = {*handler.replaces(), *resource.replace_on_changes}
-        if replacing := tuple(key for key in changed if key in replace_on):
-            self._check_protected(old)
-            if self._swap_back(handler, resource, old, replace_on):
+        if replacing := _replacing(handler, resource, changed):
+            if resource.protect:
+                self._check_protected(old, *replacing)
+            if self._swap_back(handler, resource, old):
                 return self._apply(handler, registered)
             return self._replace(handler, resource, old, replacing, started)
         if not changed and not old.pending:
             self._report(Step("unchanged", resource.type, resource.name))
-            if old.protect != resource.protect:
-                old.protect = resource.protect
+            if (old.protect, old.retain) != (resource.protect, resource.retain_on_delete):
+                old.protect, old.retain = resource.protect, resource.retain_on_delete
                 self.state.put(resource.urn, old)
             return old
         return self._update(handler, resource, old, changed, started)
@@ -168,9 +164,7 @@ class Deployment:
         step = Step("replaced", resource.type, resource.name, why=why)
         return self._create(handler, resource, step, started, waiting)
 
-    def _swap_back(
-        self, handler: Handler, resource: Registration, old: Deployed, replace_on: set[str]
-    ) -> bool:
+    def _swap_back(self, handler: Handler, resource: Registration, old: Deployed) -> bool:
         """Whether what an interrupted run replaced is what is wanted now: it has the data still.
 
         If not, it is deleted here, as its name may be wanted.
@@ -178,7 +172,7 @@ class Deployment:
         for key in self._waiting(resource.urn):
             earlier = self.state.resources[key]
             changed = _changes(earlier.inputs, resource.inputs, handler.ignored.split())
-            if replace_on.isdisjoint(changed):
+            if not _replacing(handler, resource, changed):
                 waiting = f"{resource.urn}{REPLACED}{old.owner}"
                 self.state.change({key: None, waiting: old, resource.urn: earlier})
                 return True
@@ -207,6 +201,7 @@ class Deployment:
             "",
             resource.inputs,
             protect=resource.protect,
+            retain=resource.retain_on_delete,
             pending="create",
             owner=owner,
         )
@@ -238,6 +233,7 @@ class Deployment:
             inputs=resource.inputs,
             outputs=outputs,
             protect=resource.protect,
+            retain=resource.retain_on_delete,
             pending="",
             changed=time.time(),
         )
@@ -245,18 +241,20 @@ class Deployment:
         self._report(Step("updated", resource.type, resource.name, why=changed), started)
         return new
 
-    def _delete(self, urn: str, protected: bool = True) -> None:
+    def _delete(self, urn: str) -> None:
         old, started = self.state.resources[urn], time.monotonic()
-        if protected:
+        if not self._force and REPLACED not in urn:  # else it was looked at when it was replaced
             self._check_protected(old)
+        kept = old.retain and not old.pending and not self._force
         self._begin(old.type, old.name)
         try:
-            self._delete_remains(urn, old)
+            if not kept:
+                self._delete_remains(urn, old)
         except (ClientError, BotoCoreError) as error:
             raise TapLocalError(f"{old.type} {old.name} cannot be deleted: {error}") from error
         self.state.remove(urn)
         if REPLACED not in urn:  # else its replacement was reported
-            self._report(Step("deleted", old.type, old.name), started)
+            self._report(Step("kept" if kept else "deleted", old.type, old.name), started)
 
     def _mark_pending(self, urn: str, resource: Deployed, step: str) -> None:
         resource.pending = resource.pending if resource.pending == "create" else step
@@ -291,13 +289,9 @@ class Deployment:
         """The keys of what was replaced under a URN and is not deleted yet, oldest first."""
         return [key for key in list(self.state.resources) if key.startswith(urn + REPLACED)]
 
-    def _check_protected(self, old: Deployed) -> None:
-        if old.protect:
-            raise TapLocalError(
-                f"{old.type} {old.name} is protected, and this run would delete it: "
-                "set deletion_protection to false and run `up` first, "
-                "or run `python -m taplocal down`"
-            )
+    def _check_protected(self, old: Deployed, *replacing: str) -> None:
+        if old.protect and not self._ignore_protect:
+            raise TapLocalError(f"{_refusal(old, *replacing)}. {WAY_ON}")
 
     def _note(self, resource: Registration) -> None:
         with self._lock:
@@ -314,6 +308,82 @@ class Deployment:
         with self._lock:
             self.summary.steps.append(step)
             self.report(step)
+
+
+class Plan:
+    """A run that changes nothing, as `pulumi preview`: finds what is protected and would go.
+
+    What is deployed has the outputs of the state, what is new has none.
+    """
+
+    def __init__(self, state: State, region: str):
+        self.state, self.region = state, region
+        self.seen = {each for each in state.resources if REPLACED in each}  # is gone already
+        self.refused: list[str] = []
+
+    def check(self, project: Project) -> None:
+        """Raises TapLocalError with all that is protected and would be replaced or deleted."""
+        run(project, self, preview=True)
+        gone = [x for urn, x in self.state.resources.items() if urn not in self.seen and x.protect]
+        self.refused += map(_refusal, gone)
+        if self.refused:
+            before, now = self.state.settings, project.config
+            changed = sorted(
+                key for key in before.keys() | now.keys() if before.get(key) != now.get(key)
+            )
+            raise TapLocalError(
+                "\n".join(
+                    (
+                        f"data would be lost, so nothing was changed. Settings that changed: "
+                        f"{', '.join(changed)}.",
+                        *(f"  - {each}" for each in sorted(self.refused)),
+                        WAY_ON,
+                    )
+                )
+            )
+
+    def register(self, resource: Registration) -> tuple[str, dict[str, Any]]:
+        """The id and the outputs of what is deployed."""
+        self.seen.add(resource.urn)
+        old = self.state.resources.get(resource.urn)
+        if old is None:
+            return "", {}
+        if old.protect and resource.protect:
+            handler, new = handler_of(old.type, old.name), _with_ignored(resource, old)
+            changed = _changes(old.inputs, new.inputs, handler.ignored.split())
+            if replacing := _replacing(handler, resource, changed):
+                self.refused.append(_refusal(old, *replacing))
+        return old.id, old.outputs
+
+    def invoke(self, token: str, _arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The result of a data source."""
+        return data_source(token, self.region)
+
+
+WAY_ON = (
+    "Take the data along first (docs/operations.md, moving data); "
+    "`--ignore-protect` goes on without it"
+)
+
+
+def _refusal(old: Deployed, *replacing: str) -> str:
+    why = f", as these inputs change: {', '.join(replacing)}" if replacing else ""
+    verb = "replaced" if replacing else "deleted"
+    return f"{old.type} {old.name} ({old.id}) is protected and would be {verb}{why}"
+
+
+def _with_ignored(resource: Registration, old: Deployed) -> Registration:
+    """The registration with the old values where it ignores changes."""
+    for path in resource.ignore_changes:
+        names = path.replace("[*]", ".*").split(".")
+        resource = replace(resource, inputs=_with_old_value(names, old.inputs, resource.inputs))
+    return resource
+
+
+def _replacing(handler: Handler, resource: Registration, changed: Iterable[str]) -> tuple[str, ...]:
+    """Those of the changed inputs that replace the resource."""
+    replace_on = {*handler.replaces(), *resource.replace_on_changes}
+    return tuple(key for key in changed if key in replace_on)
 
 
 def _with_old_value(path: list[str], old: Any, new: Any) -> Any:

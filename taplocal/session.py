@@ -61,6 +61,7 @@ def up(
     folder: Path | None = None,
     emulator: str | None = None,
     config: Mapping[str, str] | None = None,
+    ignore_protect: bool = False,
     say: Callable[[str], None],
     report: Callable[[Step], None],
 ) -> tuple[Session, Summary]:
@@ -68,13 +69,19 @@ def up(
 
     `emulator` is the data folder of another local cloud, whose emulator to use instead. `say`
     prints a message, `report` a finished step. Raises TapLocalError; if the program fails before
-    its first resource, nothing is started or written.
+    its first resource, nothing is started or written. Unless told to `ignore_protect`, changed
+    settings that would replace or delete what is protected are an error before anything changes.
     """
     # Pulumi takes most of a second to import, and few commands need it.
-    from taplocal.engine import Deployment
+    from taplocal.engine import Deployment, Plan
 
     folder = (folder or folder_of(program)).resolve()
     project = Project.load(program.resolve(), env, config)
+    if not ignore_protect and state_path(folder, env).exists():
+        with locked(folder):
+            deployed = State(state_path(folder, env))
+        if deployed.settings != project.config:
+            Plan(deployed, project.region).check(project)
     other = emulators.found(emulator) if emulator else None
     with ExitStack() as held:
 
@@ -84,10 +91,10 @@ def up(
                 cloud, state = _connect(folder, env, project.region, other, say)
             except OSError as error:
                 raise of_folder(error) from None
-            state.program = str(project.main)
+            state.program, state.settings = str(project.main), project.config
             return cloud, state
 
-        deployment = Deployment(connect, project.region, report)
+        deployment = Deployment(connect, project.region, report, ignore_protect)
         summary = deployment.up(project)
     session = Session(*deployment.connection)
     if session.cloud.emulator.owned:

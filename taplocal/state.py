@@ -30,7 +30,8 @@ class Deployed:
     `pending` is the operation that was started but not finished (create, update or delete); an
     interrupted run leaves it behind, and the next run repeats the operation. `owner` is the value
     of the tag by which the resource is known as the one of this record. `changed` is the time of
-    its creation or last update, in seconds since 1970.
+    its creation or last update, in seconds since 1970. A run leaves what it is to
+    `retain` where it is.
     """
 
     type: str
@@ -39,6 +40,7 @@ class Deployed:
     inputs: dict[str, Any]
     outputs: dict[str, Any] = field(default_factory=dict)
     protect: bool = False
+    retain: bool = False
     pending: str = ""
     owner: str = ""
     changed: float = 0.0
@@ -51,6 +53,7 @@ class State:
         self.path = path
         self.marker, self.region = "", ""
         self.program = ""  # the file that was run last
+        self.settings: dict[str, str] = {}  # the configuration of the last complete run
         self.complete = False  # whether the last run reached its end
         self.resources: dict[str, Deployed] = {}
         self.outputs: dict[str, Any] = {}
@@ -64,7 +67,7 @@ class State:
             data = json.loads(self.path.read_text())
             self.marker, self.region = data["marker"], data["region"]
             self.outputs, self.complete = data["outputs"], data.get("complete", True)
-            self.program = data.get("program", "")
+            self.program, self.settings = data.get("program", ""), data.get("settings", {})
             self.resources = {urn: Deployed(**each) for urn, each in data["resources"].items()}
             self._replay()
         except (ValueError, KeyError, TypeError, AttributeError, IsADirectoryError) as error:
@@ -153,6 +156,7 @@ class State:
             "region": self.region,
             "complete": self.complete,
             "program": self.program,
+            "settings": self.settings,
             "outputs": self.outputs,
             "resources": {urn: asdict(each) for urn, each in self.resources.items()},
         }

@@ -12,7 +12,7 @@ BEGUN = "begun"  # the action of a step that is not done yet; a summary has none
 class Step:
     """One operation on a resource, its duration in seconds, and the inputs that caused it."""
 
-    action: str  # created, updated, replaced, unchanged, deleted; or BEGUN
+    action: str  # created, updated, replaced, unchanged, deleted, kept; or BEGUN
     type: str
     name: str
     seconds: float = 0.0
@@ -28,5 +28,5 @@ class Summary:
     seconds: float = 0.0
 
     def counts(self) -> Counter[str]:
-        """How many resources were created, updated, replaced, deleted or unchanged."""
+        """How many resources were created, updated, replaced, deleted, kept or unchanged."""
         return Counter(step.action for step in self.steps)

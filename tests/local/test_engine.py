@@ -35,12 +35,15 @@ pool = aws.cognito.UserPool("pool", name="mini")
 client = aws.cognito.UserPoolClient("client", name="mini", user_pool_id=pool.id)
 api = aws.apigatewayv2.Api("api", name="mini", protocol_type="HTTP")
 stage = aws.apigatewayv2.Stage("stage", api_id=api.id, name="$default", auto_deploy=True)
-table = aws.dynamodb.Table(
-    "table", name="mini", billing_mode="PAY_PER_REQUEST", hash_key="id", attributes=[{"name": "id", "type": "S"}],
-    opts=pulumi.ResourceOptions(protect=config.get("protect") == "yes"),
-)
+if config.get("table") != "none":
+    table = aws.dynamodb.Table(
+        "table", name=config.get("table") or "mini", billing_mode="PAY_PER_REQUEST", hash_key="id",
+        attributes=[{"name": "id", "type": "S"}],
+        opts=pulumi.ResourceOptions(protect=config.get("protect") == "yes"),
+    )
 if config.get("log") != "no":
-    aws.cloudwatch.LogGroup("log", name="/mini", retention_in_days=7)
+    retained = pulumi.ResourceOptions(retain_on_delete=config.get("retain") == "yes")
+    aws.cloudwatch.LogGroup("log", name="/mini", retention_in_days=7, opts=retained)
 pulumi.export("queue_url", queue.url)
 """
 RESOURCES = 10
@@ -53,7 +56,7 @@ class Mini:
         self.folder, self.deployed = folder, deployed
         self.told: list[Step] = []
         self.other = str(deployed.state.path.parents[1])
-        keys = ("size", "queue", "protect", "log")
+        keys = ("size", "queue", "protect", "log", "table", "retain")
         declared = "".join(f"  {key}:\n    type: string\n    default: ''\n" for key in keys)
         (folder / "Pulumi.yaml").write_text(
             f"name: mini\nruntime: python\nmain: mini.py\nconfig:\n{declared}"
@@ -69,12 +72,13 @@ class Mini:
         state = State(session.state_path(session.folder_of(self.folder), "dev"))
         return {each.name: each.changed for each in state.resources.values()}
 
-    def up(self, **config: str) -> Summary:
+    def up(self, ignore_protect: bool = False, **config: str) -> Summary:
         return session.up(
             self.folder,
             "dev",
             emulator=self.other,
             config=config,
+            ignore_protect=ignore_protect,
             say=lambda text: None,
             report=self.told.append,
         )[1]
@@ -82,9 +86,12 @@ class Mini:
     def down(self) -> list[str]:
         return session.down(self.folder, "dev", report=lambda step: None)
 
-    def steps(self, **config: str) -> list[tuple[str, str, tuple[str, ...]]]:
+    def steps(
+        self, ignore_protect: bool = False, **config: str
+    ) -> list[tuple[str, str, tuple[str, ...]]]:
         """What a run did, without the unchanged resources."""
-        steps = [step for step in self.up(**config).steps if step.action != "unchanged"]
+        done = self.up(ignore_protect, **config).steps
+        steps = [step for step in done if step.action != "unchanged"]
         return [(step.action, step.name, step.why) for step in steps]
 
     def exist(self) -> Counter[str]:
@@ -196,12 +203,39 @@ def test_what_the_program_drops_is_deleted(mini: Mini) -> None:
 
 def test_what_is_protected_is_not_deleted_by_a_run(mini: Mini) -> None:
     mini.up(protect="yes")
-    mini.write(PROGRAM.replace('name="mini", billing_mode', 'name="other", billing_mode'))
-    with pytest.raises(TapLocalError, match="table is protected"):
+    mini.write(PROGRAM.replace('or "mini", billing_mode', 'or "other", billing_mode'))
+    with pytest.raises(TapLocalError, match=r"table \(mini\) is protected and would be replaced"):
         mini.up(protect="yes")
     assert mini.exist() == ALL
     mini.write(PROGRAM)
     assert mini.steps(protect="yes") == []
+
+
+def test_settings_that_would_lose_what_is_protected_change_nothing(mini: Mini) -> None:
+    mini.up(protect="yes")
+    before = mini.changed()
+    lost = {"protect": "yes", "size": "l", "table": "other"}
+    with pytest.raises(
+        TapLocalError, match=r"Settings that changed: mini:size, mini:table\.\n  - aws:"
+    ):
+        mini.up(**lost)
+    assert mini.changed() == before
+    replaced = ("replaced", "table", ("name",))
+    assert replaced in mini.steps(ignore_protect=True, **lost)
+    with pytest.raises(TapLocalError, match=r"table \(other\) is protected and would be deleted"):
+        mini.up(protect="yes", size="l", table="none")
+    gone = {**lost, "table": "none"}
+    assert mini.steps(ignore_protect=True, **gone) == [("deleted", "table", ())]
+    mini.up()
+
+
+def test_what_is_to_be_retained_is_left_and_its_name_stays_taken(mini: Mini) -> None:
+    mini.up(retain="yes")
+    assert mini.steps(log="no") == [("kept", "log", ())]
+    assert mini.exist() == ALL
+    with pytest.raises(TapLocalError, match="its name is taken by a resource that this stack did"):
+        mini.up()
+    mini.deployed.cloud.client("logs").delete_log_group(logGroupName="/mini")
 
 
 def test_a_program_that_fails_says_where_and_keeps_what_was_done(mini: Mini) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -13,6 +14,7 @@ import pytest
 
 from tap_stack import TapStackArgs
 from taplocal import session
+from taplocal.errors import TapLocalError
 from taplocal.steps import Summary
 from tests.local.conftest import ROOT
 
@@ -139,14 +141,15 @@ class Local:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def up(self, change: Mapping[str, Any]) -> Summary:
-        """Deploys dev with some settings changed."""
+    def up(self, change: Mapping[str, Any], ignore_protect: bool = True) -> Summary:
+        """Deploys dev with some settings changed, whatever happens to data."""
         config = {key: x if isinstance(x, str) else json.dumps(x) for key, x in change.items()}
         return session.up(
             ROOT,
             "dev",
             folder=self.folder,
             config=config,
+            ignore_protect=ignore_protect,
             say=lambda _: None,
             report=lambda _: None,
         )[1]
@@ -188,3 +191,57 @@ def test_changed_and_back(local: Local, name: str) -> None:
     local.up({})
     after = local.shown()
     assert [urn for urn in {**before, **after} if before.get(urn) != after.get(urn)] == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "lost"),
+    [
+        ("table_name", ["api-items ... replaced, as these inputs change: name"]),
+        ("files_table_name", ["files-table ... replaced, as these inputs change: name"]),
+        (
+            "files_bucket_name",
+            ["files-uploads-bucket ... replaced, as these inputs change: bucket"],
+        ),
+        (
+            "project",
+            [
+                "identity-pool ... replaced, as these inputs change: name",
+                "monitoring-dashboard ... replaced, as these inputs change: dashboardName",
+                *(
+                    f"{each}-bucket ... replaced, as these inputs change: bucket"
+                    for each in ("files-logs", "files-uploads", "storage-assets", "storage-logs")
+                ),
+                *(
+                    f"{each} ... replaced, as these inputs change: name"
+                    for each in ("api-items", "files-table")
+                ),
+                "database-instance ... replaced, as these inputs change: dbSubnetGroupName, identifier",
+            ],
+        ),
+        (
+            "systems",
+            [
+                f"{each} ... deleted"
+                for each in (
+                    "identity-pool",
+                    "api-items",
+                    "database-instance",
+                    "storage-assets-bucket",
+                    "storage-logs-bucket",
+                )
+            ],
+        ),
+    ],
+)
+def test_what_would_lose_data_changes_nothing(local: Local, setting: str, lost: list[str]) -> None:
+    change = {**CHANGES["names"], **CHANGES["systems"]}[setting]
+    before = local.shown()
+    with pytest.raises(TapLocalError, match="nothing was changed") as error:
+        local.up({setting: change, "throttle_rate": 44}, ignore_protect=False)
+    first, *lines, way_on = str(error.value).split("\n")
+    assert f"Settings that changed: tap-stack:{setting}, tap-stack:throttle_rate." in first
+    found = [re.sub(r".* (\S+) \(.*\) is protected and would be", r"\1 ...", x) for x in lines]
+    assert sorted(found) == sorted(lost)
+    assert "docs/operations.md" in way_on
+    assert "--ignore-protect" in way_on
+    assert local.shown() == before

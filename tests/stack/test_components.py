@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -9,12 +10,22 @@ import pulumi_aws as aws
 
 import tap_stack
 from taplocal.program import Registration
+from taplocal.resources import handler_of
+from tests.local.test_settings import CHANGES
 from tests.stack.conftest import (
     ACCOUNT,
     Graph,
     graph_of,
 )
 
+#: What has data that nothing else has.
+STATEFUL = {
+    "aws:cognito/userPool:UserPool",
+    "aws:dynamodb/table:Table",
+    "aws:kms/key:Key",
+    "aws:rds/instance:Instance",
+    "aws:s3/bucket:Bucket",
+}
 TAGS = {"Project", "Environment", "Component", "ManagedBy", "Owner", "CostCenter"}
 
 
@@ -92,11 +103,8 @@ def test_every_resource_has_a_component_as_parent(graph: Graph) -> None:
             assert each.parent in components, each.name
 
 
-def test_what_must_not_be_lost_is_protected_in_prod_only() -> None:
-    def protected(env: str) -> set[str]:
-        return {each.name for each in graph_of(env).custom() if each.protect}
-
-    assert protected("prod") == {
+def test_what_must_not_be_lost_is_protected(graph: Graph, env: str) -> None:
+    assert {each.name for each in graph.custom() if each.protect} == {
         "api-items",
         "files-table",
         "files-uploads-bucket",
@@ -104,12 +112,34 @@ def test_what_must_not_be_lost_is_protected_in_prod_only() -> None:
         "storage-assets-bucket",
         "storage-logs-bucket",
         "database-instance",
-        "web-balancer",
         "identity-pool",
         "encryption-key",
         "monitoring-dashboard",  # for the others
+        *(["web-balancer"] if env == "prod" else []),  # an address that others know
     }
-    assert protected("dev") == protected("staging") == set()
+
+
+def test_what_would_be_replaced_with_its_data_is_protected_and_has_a_setting_for_its_name() -> None:
+    """By the handlers' `replace_on`, which was compared with the plan of AWS's provider."""
+
+    def shown(**config: str) -> dict[str, Registration]:
+        return {x.name: x for x in graph_of("dev", **config).custom() if x.type in STATEFUL}
+
+    before, found = shown(), {}
+    for change in CHANGES.values():
+        config = {key: x if isinstance(x, str) else json.dumps(x) for key, x in change.items()}
+        now = shown(**{**config, "zone_names": "[]"})
+        for name, old in before.items():
+            keys = handler_of(old.type, name).replaces()
+            if name not in now or any(now[name].inputs.get(k) != old.inputs.get(k) for k in keys):
+                assert old.protect, name
+                found[name] = set(change) & {"systems", *CHANGES["names"]}
+    assert found.keys() == before.keys() - {"encryption-key"}  # which has no name
+    assert all(found.values())
+
+
+def test_in_prod_log_groups_outlive_what_writes_them(graph: Graph, env: str) -> None:
+    assert {each.retain_on_delete for each in graph.of("LogGroup")} == {env == "prod"}
 
 
 def test_log_groups_keep_what_the_settings_say(graph: Graph, env: str) -> None:
