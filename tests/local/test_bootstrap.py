@@ -32,7 +32,7 @@ def account(
 
 def up(program: Path, env: str, folder: Path, data: Path, config: dict[str, str]) -> Session:
     config = {"aws:region": "us-east-1", **config}  # whatever a user has set
-    quiet = {"say": lambda text: None, "report": lambda step: None}
+    quiet: dict[str, Any] = {"say": lambda text: None, "report": lambda step: None}
     return session.up(program, env, folder=folder, emulator=str(data), config=config, **quiet)[0]
 
 

@@ -72,13 +72,13 @@ class Mini:
         state = State(session.state_path(session.folder_of(self.folder), "dev"))
         return {each.name: each.changed for each in state.resources.values()}
 
-    def up(self, ignore_protect: bool = False, **config: str) -> Summary:
+    def up(self, *options: str, **config: str) -> Summary:
         return session.up(
             self.folder,
             "dev",
             emulator=self.other,
             config=config,
-            ignore_protect=ignore_protect,
+            ignore_protect="--ignore-protect" in options,
             say=lambda text: None,
             report=self.told.append,
         )[1]
@@ -86,11 +86,9 @@ class Mini:
     def down(self) -> list[str]:
         return session.down(self.folder, "dev", report=lambda step: None)
 
-    def steps(
-        self, ignore_protect: bool = False, **config: str
-    ) -> list[tuple[str, str, tuple[str, ...]]]:
+    def steps(self, *options: str, **config: str) -> list[tuple[str, str, tuple[str, ...]]]:
         """What a run did, without the unchanged resources."""
-        done = self.up(ignore_protect, **config).steps
+        done = self.up(*options, **config).steps
         steps = [step for step in done if step.action != "unchanged"]
         return [(step.action, step.name, step.why) for step in steps]
 
@@ -221,11 +219,11 @@ def test_settings_that_would_lose_what_is_protected_change_nothing(mini: Mini) -
         mini.up(**lost)
     assert mini.changed() == before
     replaced = ("replaced", "table", ("name",))
-    assert replaced in mini.steps(ignore_protect=True, **lost)
+    assert replaced in mini.steps("--ignore-protect", **lost)
     with pytest.raises(TapLocalError, match=r"table \(other\) is protected and would be deleted"):
         mini.up(protect="yes", size="l", table="none")
     gone = {**lost, "table": "none"}
-    assert mini.steps(ignore_protect=True, **gone) == [("deleted", "table", ())]
+    assert mini.steps("--ignore-protect", **gone) == [("deleted", "table", ())]
     mini.up()
 
 
