@@ -14,7 +14,9 @@ import json
 import re
 import sys
 import tokenize
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,19 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cost import prices, tables  # noqa: E402
-from cost.estimate import with_defaults  # noqa: E402
+from cost.estimate import estimate, with_defaults  # noqa: E402
 from docs import faults  # noqa: E402
 from policy import rules  # noqa: E402
 from tap_stack import OUTPUTS, TIERS, TapStackArgs  # noqa: E402
 from taplocal.architecture import SYSTEMS, Architecture, Drawing  # noqa: E402
 from taplocal.differences import DIFFERENCES, by_meaning  # noqa: E402
 from taplocal.program import run  # noqa: E402
+from taplocal.project import Project  # noqa: E402
 from taplocal.recorder import Recorder  # noqa: E402
 from tests import needs  # noqa: E402
 
 PROGRAM = ROOT / "tap_stack.py"
+EXAMPLES = sorted(each for each in (ROOT / "examples").iterdir() if each.is_dir())
 #: Section of tap_stack.py in lower case -> the name of its test files, where it is another one.
 TEST_NAMES = {
     "types and policies": "policies",  # types have no behavior
@@ -241,6 +245,18 @@ def pictures() -> Iterator[tuple[Path, str]]:
 
 
 #: Document -> its generated blocks by name.
+def costs(example: Path) -> Iterator[str]:
+    """What a month of an example costs without traffic, in each of its environments."""
+    names = [each.name.split(".")[1] for each in sorted(example.glob("Pulumi.*.yaml"))]
+    fixed = [estimate(Project.load(example, each)).fixed for each in names]
+    dollars = [sum(map(Counter, each.values()), Counter[str]()) for each in fixed]
+    yield f"| dollars a month without traffic ([prices](../../docs/cost.md)) | {' | '.join(names)} |"
+    yield "| --- |" + " ---: |" * len(names)
+    for what in sorted({key for each in dollars for key in each}):
+        yield f"| {what} | {' | '.join(f'{each[what]:,.2f}' for each in dollars)} |"
+    yield f"| together | {' | '.join(f'{sum(each.values()):,.2f}' for each in dollars)} |"
+
+
 BLOCKS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     "docs/settings.md": {"settings": settings},
     "docs/outputs.md": {"outputs": outputs},
@@ -264,6 +280,7 @@ BLOCKS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
         "grants": grants,
     },
     "docs/architecture.md": {"differences": differences, "sections": section_rows},
+    **{f"examples/{each.name}/README.md": {"cost": partial(costs, each)} for each in EXAMPLES},
 }
 
 

@@ -1,7 +1,6 @@
 """One component alone: the API under another name, with its key, its user pool, and no monitoring.
 
-On AWS:    cd examples/api_only && pip install ../.. && pulumi up
-Locally:   python -m taplocal up --program examples/api_only
+README.md says how it is deployed, and what it costs.
 """
 
 import pulumi

@@ -1,7 +1,6 @@
 """The API and the file pipeline, with two of their resources changed from outside tap_stack.py.
 
-On AWS:    cd examples/custom_resource_options && pip install ../.. && pulumi up
-Locally:   python -m taplocal up --program examples/custom_resource_options
+README.md says how it is deployed, and what it costs.
 """
 
 import pulumi

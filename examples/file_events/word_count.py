@@ -1,7 +1,6 @@
 """A consumer of the files' events: a rule, a function (counter.py) and a table of its own.
 
-On AWS:    cd examples/file_events && PYTHONPATH=../.. pulumi up
-Locally:   python -m taplocal up --program examples/file_events
+README.md says how it is deployed, and what it costs.
 """
 
 import pulumi

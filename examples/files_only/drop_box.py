@@ -1,7 +1,6 @@
 """One component alone: the file pipeline, with its key and alarms on a topic, and no API.
 
-On AWS:    cd examples/files_only && pip install ../.. && pulumi up
-Locally:   python -m taplocal up --program examples/files_only
+README.md says how it is deployed, and what it costs.
 """
 
 import pulumi

@@ -1,7 +1,6 @@
 """The API with a handler of its own, in handler.py: releases of it leave tap_stack.py as it is.
 
-On AWS:    cd examples/own_handler && PYTHONPATH=../.. pulumi up
-Locally:   python -m taplocal up --program examples/own_handler
+README.md says how it is deployed, and what it costs.
 """
 
 import pulumi

@@ -1,7 +1,6 @@
 """Components one by one: a network, a database and a bastion, and no web tier.
 
-On AWS:    cd examples/web_only && pip install ../.. && pulumi up
-Locally:   python -m taplocal up --program examples/web_only
+README.md says how it is deployed, and what it costs.
 """
 
 import pulumi

@@ -140,14 +140,14 @@ def test_a_block_that_a_document_lacks_is_an_error() -> None:
 
 def test_no_generated_file_is_one_that_users_edit() -> None:
     assert not [name for name in tables.BLOCKS if "Pulumi" in name]
-    assert all(name.startswith("docs/") for name in tables.BLOCKS)
+    assert all(name.startswith(("docs/", "examples/")) for name in tables.BLOCKS)
 
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").iterdir()), ids=lambda x: x.name)
+@pytest.mark.parametrize("example", tables.EXAMPLES, ids=lambda x: x.name)
 def test_each_example_registers_and_says_how_it_is_run(
     example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +156,14 @@ def test_each_example_registers_and_says_how_it_is_run(
     project = Project.load(example, "dev", {})
     assert run(project, recorder)
     assert len(recorder.resources) > 30
-    assert f"--program examples/{example.name}" in project.main.read_text()
+    readme = (example / "README.md").read_text()
+    assert readme.startswith(f"# {example.name}\n")
+    assert f"[{project.main.name}]({project.main.name})" in readme
+    for path in example.glob("Pulumi.*.yaml"):
+        env = path.name.split(".")[1]
+        option = "" if env == "dev" else f" --env {env}"
+        assert f"taplocal up --program examples/{example.name}{option}\n" in readme
+        assert f"    pulumi stack init {env}\n" in readme
 
 
 def test_each_test_of_the_lab_has_its_row() -> None:
