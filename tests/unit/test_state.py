@@ -1,4 +1,4 @@
-"""The local cloud's state on a disk that is full: nothing that was written is lost."""
+"""The local cloud's state on a disk that is full, and after a crash: nothing that was written is lost."""
 
 from __future__ import annotations
 
@@ -50,3 +50,23 @@ def test_a_state_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> None
         state.finish({"url": "x"})
     again = State(tmp_path / "state.json")
     assert (set(again.resources), again.complete, again.outputs) == ({"urn:a"}, False, {})
+
+
+def test_half_a_line_of_a_crash_is_given_up_before_another_follows(tmp_path: Path) -> None:
+    state = State(tmp_path / "state.json")
+    state.reset("m", "eu-west-1")
+    state.put("urn:a", deployed("a"))
+    with state.journal.open("ab") as file:
+        file.write(b'{"urn:half": {"type"')
+    for name in "bc":
+        State(state.path).put(f"urn:{name}", deployed(name))
+    assert [*State(state.path).resources] == ["urn:a", "urn:b", "urn:c"]
+
+
+def test_a_whole_journal_is_read_and_left_as_it_is(tmp_path: Path) -> None:
+    state = State(tmp_path / "state.json")
+    state.reset("m", "eu-west-1")
+    state.put("urn:a", deployed("a"))
+    before = state.journal.stat()
+    assert set(State(state.path).resources) == {"urn:a"}
+    assert state.journal.stat() == before, "another process may be writing it"
