@@ -44,6 +44,9 @@ def test_a_log_group_keeps_nothing_beyond_its_retention() -> None:
     group = {"streams": {"a": stream(1, 2, age_days=8), "b": stream(2, 2)}, "retentionInDays": 7}
     bounds.trim_logs(group, NOW)
     assert kept(group) == {"b": ["0", "1"]}
+    group["streams"] = {"c": stream(1, 4, age_days=7)}
+    bounds.trim_logs(group, NOW + 0.002)  # two are older than 7 days, one is exactly so old
+    assert kept(group) == {"c": ["2", "3"]}
 
 
 def test_no_record_of_an_event_outlives_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
