@@ -310,6 +310,19 @@ def test_a_change_killed_at_any_step_is_finished_by_the_next(
     assert mini.up(**change).counts() == {"unchanged": RESOURCES - 1}
 
 
+@pytest.mark.parametrize("step", range(2))
+def test_a_change_killed_and_given_up_is_taken_back(
+    mini: Mini, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    mini.up(size="s")
+    killed(mini, monkeypatch, step, size="xl")  # before the topic has the tag, and with it
+    mini.up(size="s")
+    arn = mini.deployed.cloud.arn("sns", "mini")
+    tags = mini.deployed.cloud.client("sns").list_tags_for_resource(ResourceArn=arn)["Tags"]
+    assert {"Key": "size", "Value": "s"} in tags
+    assert mini.up(size="s").counts() == {"unchanged": RESOURCES}
+
+
 @pytest.mark.parametrize("step", [0, 5, 12])
 def test_down_cleans_up_after_a_killed_run(
     mini: Mini, monkeypatch: pytest.MonkeyPatch, step: int
