@@ -28,7 +28,8 @@ time.sleep(600)
 """
 SAYS = """
 import os, pulumi
-raise pulumi.RunError(" ".join([os.environ["WORD"], os.environ.get("AWS_PROFILE", "-"), os.getcwd()]))
+others = [os.environ.get(name, "-") for name in ("AWS_PROFILE", "OF_WHO_STARTED_IT")]
+raise pulumi.RunError(" ".join([os.environ["WORD"], *others, os.getcwd()]))
 """
 
 
@@ -49,9 +50,11 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         patch.setattr(tempfile, "tempdir", folder)
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.delenv("TAPLOCAL_READY", raising=False)
+        clients = dict(os.environ)
+        patch.setenv("OF_WHO_STARTED_IT", "x")
         ready.start()
         eventually(ready._address().exists)
-        yield dict(os.environ)
+        yield clients
         ready.end()
         eventually(lambda: ready.run("taplocal") is None)
 
@@ -95,7 +98,7 @@ def test_a_command_has_the_clients_folder_environment_and_outputs(
     (program / "program.py").write_text(SAYS)
     environment = {**scratch, "WORD": "hello", "AWS_PROFILE": "mine"}
     out, errors = client(program, environment, "up", "--json").communicate(timeout=HANG_SECONDS)
-    said = f"hello - {program.resolve()}"  # the user's AWS settings are removed there, too
+    said = f"hello - - {program.resolve()}"  # the user's AWS settings are removed there, too
     assert (json.loads(out), errors) == ({"error": said}, f"error: {said}\n")
 
 

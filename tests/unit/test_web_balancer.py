@@ -1124,3 +1124,19 @@ async def test_the_access_log_is_read_by_athena() -> None:
         await w.apply(*w.apps, log=False)
         await w.get()
         assert not w.log()
+
+
+@run
+async def test_the_access_log_counts_the_bytes_of_a_request_and_of_its_answer() -> None:
+    async with world(echo) as w:
+        head = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 9\r\n\r\n"
+        async with w.connection() as (reader, writer):
+            for piece in (head, b"abcd", b"efghi"):
+                writer.write(piece)
+                await asyncio.sleep(0.05)  # else they come as one
+            answer = await reader.read()
+        (line,) = map(fields, w.log())
+        assert (line["received_bytes"], line["sent_bytes"]) == (
+            f"{len(head) + 9}",
+            f"{len(answer)}",
+        )
