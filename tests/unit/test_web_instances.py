@@ -447,6 +447,21 @@ def test_a_unit_that_is_started_too_often_has_failed(run: Run, silent: None) -> 
     run(test)
 
 
+@pytest.mark.parametrize(("more", "state"), [("", "inactive"), ("RemainAfterExit=yes\n", "active")])
+def test_a_oneshot_unit_has_ended_when_it_was_started(
+    run: Run, silent: None, more: str, state: str
+) -> None:
+    async def test(site: Site) -> None:
+        script = unit_script("10").replace("[Service]\n", f"[Service]\nType=oneshot\n{more}")
+        script = script.replace("Restart=always\n", "").replace("sleep 300\n", "")
+        instance = site.instance(script.replace("is-active app", "is-active app || :"))
+        await instance.launch()
+        assert instance.units["app.service"].state == state
+        assert (instance.root / "var/log/app.log").read_text().count("started") == 1
+
+    run(test)
+
+
 def test_settings_of_units() -> None:
     text = "[Service]\nExecStart=a \\\n  b\nExecStart=\nExecStart=c\n;x\nEnvironment=A=1\nEnvironment=B=2"
     assert dict(parsed(text)) == {"ExecStart": ["c"], "Environment": ["A=1", "B=2"]}
