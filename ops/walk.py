@@ -152,14 +152,15 @@ class Walk:
             found = record.json().get("content_type"), record.json().get("size")
             took = f"{found} after {time.monotonic() - seconds:.1f} s"
             yield Check("its record is there", found == ("text/plain", len(TEXT)), took)
-            content = send("GET", self.call("GET", f"{path}/content").headers.get("location", ""))
+            scanned = self._until(lambda: self.call("GET", f"{path}/content"), 409)
+            content = send("GET", scanned.headers.get("location", ""))
             yield Check("its content is what was sent", content.body == TEXT, _shown(content))
         finally:
             yield self.expect(204, "DELETE", path)
 
-    def _until(self, look: Callable[[], Response]) -> Response:
+    def _until(self, look: Callable[[], Response], early: int = 404) -> Response:
         deadline = time.monotonic() + RECORDED_SECONDS
-        while (found := look()).status == 404 and time.monotonic() < deadline:
+        while (found := look()).status == early and time.monotonic() < deadline:
             time.sleep(0.5)
         return found
 

@@ -37,6 +37,7 @@ def main() -> None:
         permissions,
         pipes,
         policies,
+        recovery,
         releases,
         sizes,
         traces,
@@ -52,7 +53,17 @@ def main() -> None:
     for each in (policies, athena, releases):
         each.install()
     exports.install(metrics.count)
-    for each in (gateway, permissions, destinations, keys, further, sizes, versions, forms):
+    for each in (
+        gateway,
+        permissions,
+        destinations,
+        keys,
+        further,
+        sizes,
+        versions,
+        forms,
+        recovery,
+    ):
         each.install()
     workers.install()
     metrics.install(environments.install())

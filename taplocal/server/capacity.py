@@ -116,6 +116,8 @@ class Capacity:
 
 def rate_of(table: Mapping[str, Any], index: str, kind: str) -> float:
     """Units per second of a table or its index; 0 on demand, where nothing is bounded."""
+    if (table.get("BillingModeSummary") or {}).get("BillingMode") == "PAY_PER_REQUEST":
+        return 0.0  # where an index still has the units that it had before
     indexes = table.get("GlobalSecondaryIndexes") or ()
     found = next((each for each in indexes if each["IndexName"] == index), table)
     return float((found.get("ProvisionedThroughput") or {}).get(f"{kind}CapacityUnits", 0))

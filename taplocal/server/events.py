@@ -22,6 +22,7 @@ from ministack.services import eventbridge, lambda_svc
 from taplocal.server import destinations
 from taplocal.server.metrics import count
 from taplocal.server.releases import qualifier_of_call
+from taplocal.server.timing import MINUTE_SECONDS
 
 WORKERS = 2 * (
     os.cpu_count() or 1
@@ -101,7 +102,7 @@ class EventQueue:
         lambda_svc._request_account_id.set(account)
         lambda_svc._request_region.set(region)
         name = config["FunctionName"]
-        age = round((time.monotonic() - event.since) * 1000)
+        age = round((time.monotonic() - event.since) * 60_000 / MINUTE_SECONDS)
         count("AWS/Lambda", {"FunctionName": name}, AsyncEventAge=age)
         result = lambda_svc._execute_function(event.function, event.payload)
         if not result.get("error") or name not in lambda_svc._functions:

@@ -1,7 +1,7 @@
 """How fast the emulator's time passes, beside AWS's.
 
 With TAPLOCAL_METRICS_DELAY (seconds) it has AWS's timing, 100 times faster: metrics arrive so late,
-alarms are evaluated once a minute, and a shift of provisioned concurrency takes a minute.
+alarms are evaluated twice a minute, and a shift of provisioned concurrency takes a minute.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ TIME_SCALE = 100  # times faster than AWS
 METRICS_DELAY = os.environ.get("TAPLOCAL_METRICS_DELAY", "")
 DELAY_SECONDS = float(METRICS_DELAY or 0) / TIME_SCALE  # of metrics
 MINUTE_SECONDS = 60 / TIME_SCALE if METRICS_DELAY else 60
-EVALUATION_SECONDS = MINUTE_SECONDS if METRICS_DELAY else 0  # between two looks at the alarms
+# Between two looks at the alarms: what is in a minute that ends between two is in the next look.
+EVALUATION_SECONDS = MINUTE_SECONDS / 2 if METRICS_DELAY else 0
 WARM_SECONDS = 60 / TIME_SCALE if METRICS_DELAY else 0.2  # AWS: a minute or two
 #: A look at a version takes seconds on a busy machine: the guard must not come between two of them.
 GUARD_SCALE = TIME_SCALE / 10 if METRICS_DELAY else TIME_SCALE

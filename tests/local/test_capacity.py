@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -104,3 +106,33 @@ def test_a_table_on_demand_is_not_bounded(deployed: Session) -> None:
         key = {"owner": {"S": "nobody"}, "id": {"S": f"large-{number}"}}
         client.put_item(TableName=name, Item={**key, "text": {"S": "x" * 390_000}})
         client.delete_item(TableName=name, Key=key)
+
+
+def test_on_demand_nothing_is_bounded_whatever_an_index_had_before(
+    deployed: Session, table: str
+) -> None:
+    client = deployed.cloud.client("dynamodb")
+    client.update_table(TableName=table, BillingMode="PAY_PER_REQUEST")
+    for _ in range(4):
+        client.put_item(TableName=table, Item=item(200, of="a"))
+
+
+def test_a_table_is_restored_as_it_was_at_a_time(deployed: Session, table: str) -> None:
+    client, copy = deployed.cloud.client("dynamodb"), f"{table}-restored"
+    on = {"PointInTimeRecoveryEnabled": True}
+    client.update_continuous_backups(TableName=table, PointInTimeRecoverySpecification=on)
+    before = [{"id": {"S": x}, "of": {"S": "a"}} for x in ("changed", "deleted", "kept")]
+    for each in before:
+        client.put_item(TableName=table, Item=each)
+    time.sleep(1)  # a restore is of a second
+    at = datetime.now(UTC)
+    time.sleep(1)
+    client.put_item(TableName=table, Item={**before[0], "of": {"S": "b"}})
+    client.delete_item(TableName=table, Key={"id": {"S": "deleted"}})
+    client.put_item(TableName=table, Item={"id": {"S": "new"}})
+    client.restore_table_to_point_in_time(
+        SourceTableName=table, TargetTableName=copy, RestoreDateTime=at
+    )
+    found = client.scan(TableName=copy)["Items"]
+    client.delete_table(TableName=copy)
+    assert sorted(found, key=lambda each: each["id"]["S"]) == before
