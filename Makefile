@@ -67,8 +67,8 @@ load: $(VENV)/.bench ## load the deployed API: a spike of 10,000 in a minute, a 
 	$(BIN)/python -m benchmarks.load --env $(ENV)
 	$(BIN)/python -m benchmarks.web_soak --env $(ENV) --requests 20000
 
-cost: $(VENV)/.local ## estimate what a month costs (ENV=dev)
-	$(BIN)/python -m cost --env $(ENV)
+cost: $(VENV)/.local ## estimate what a month costs (ENV=dev, REQUESTS=, FILES=, FILE_MB=, GB_OUT=)
+	$(BIN)/python -m cost --env $(ENV) $(if $(REQUESTS),--requests $(REQUESTS)) $(if $(FILES),--files $(FILES)) $(if $(FILE_MB),--file-mb $(FILE_MB)) $(if $(GB_OUT),--gb-out $(GB_OUT))
 
 cost-difference: $(VENV)/.local ## compare the cost with another commit's (BASE=, LIMIT=, APPROVED=true)
 	$(BIN)/python -m ops.cost_difference --env $(ENV) --base '$(BASE)' --limit $(LIMIT) $(if $(filter true,$(APPROVED)),--approved)

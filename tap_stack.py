@@ -77,7 +77,7 @@ HTTP_API_SECONDS = 29  # an HTTP API integration ends at 30 s
 DATABASE_VERSIONS = ("17", "18")
 #: What web instances and their agents call.
 INSTANCE_SERVICES = {"ec2", "logs", "monitoring", "secretsmanager", "ssm", "ssmmessages"}
-MACHINE_CLIENTS = 49  # an authorizer accepts 50 audiences, that of people among them
+MACHINE_CLIENTS = 48  # an authorizer accepts 50 audiences: those of people and synthetics, too
 LOCAL_APP, LOCAL_CALLBACK = ("http://localhost:3000",), ("http://localhost:3000/callback",)
 EMAIL = r"[^@\s]+@[^@\s]+\.[^@\s]+"
 RESERVED_TAGS = ("Component", "CreatedBy", "Environment", "Project")
@@ -262,6 +262,9 @@ class TapStackArgs:
     month for each environment, with 512 MB."""
     provisioned_concurrency_max: int = setting(PerTier(0, 0, 20), between(0, 10_000))
     """Upper limit of provisioned concurrency; scales at 70 % utilization."""
+    synthetics: bool = setting(PerTier(False, True, True))
+    """Walk through the API [every five minutes](operations.md#synthetics), as a machine of its own:
+    {synthetics} a month."""
 
     # Identity
     callback_urls: Sequence[str] = setting(
@@ -1641,17 +1644,17 @@ def stack_of(error: BaseException) -> list[str]:
     return found[-50:]  # of endless recursion
 
 
-def metric_line(message: str, metric: str, log_fields: Json, failed: bool) -> str:
-    """A JSON log line that counts one of a metric (CloudWatch's embedded metric format)."""
+def metric_line(message: str, metric: str, log_fields: Json, failed: bool, value: int = 1) -> str:
+    """A JSON log line that adds to a metric (CloudWatch's embedded metric format)."""
     root = os.environ.get("_X_AMZN_TRACE_ID", "").partition(";")[0].removeprefix("Root=")
     level, traced = "ERROR" if failed else "INFO", {"trace_id": root} if root else {}
     line = {"level": level, "message": message, **log_fields, **traced}
     timestamp = f'"_aws": {{"Timestamp": {int(time.time() * 1000)}'
-    return f"{json.dumps(line)[:-1]}, {timestamp}, {metric_definition(metric, failed)}"
+    return f"{json.dumps(line)[:-1]}, {timestamp}, {metric_definition(metric, failed, value)}"
 
 
 @functools.cache  # the same in each line: a third of what a line takes
-def metric_definition(metric: str, failed: bool) -> str:
+def metric_definition(metric: str, failed: bool, value: int) -> str:
     """The rest of a line from what the format says of a metric on: the end of a JSON object."""
     by_version = [["Environment", "FunctionVersion"]] if failed else []  # for a release to read
     definition = {
@@ -1660,7 +1663,7 @@ def metric_definition(metric: str, failed: bool) -> str:
         "Metrics": [{"Name": metric, "Unit": "Count"}],
     }
     version = os.environ.get("AWS_LAMBDA_FUNCTION_VERSION")
-    counted = {"Environment": os.environ["ENVIRONMENT"], "FunctionVersion": version, metric: 1}
+    counted = {"Environment": os.environ["ENVIRONMENT"], "FunctionVersion": version, metric: value}
     return f'"CloudWatchMetrics": {json.dumps([definition])}}}, {json.dumps(counted)[1:]}'
 
 
@@ -1677,7 +1680,7 @@ def jitter() -> float:
 # === Bundles ======================================================================================
 
 # What the python3.13 runtime can import.
-LAMBDA_MODULES = sys.stdlib_module_names | {"boto3", "botocore"}
+LAMBDA_MODULES = sys.stdlib_module_names | {"boto3", "botocore", "urllib3"}
 INSTANCE_MODULES = LAMBDA_MODULES | {"psycopg"}  # what requirements-web.txt has
 THIS_MODULE, THIS_FILE = "tap_stack", Path(__file__).resolve()
 IMPORTS = (ast.Import, ast.ImportFrom)
@@ -3964,14 +3967,16 @@ class Identity(Component):
         self.servers = {server: self._server(server) for server in servers}
         self.people = self._people()
         #: Name of each machine -> its app client.
-        self.machines = {name: self._machine(name, x) for name, x in args.machine_clients.items()}
+        machines = args.machine_clients.items()
+        self.machines = {name: self._machine(f"machine-{name}", x) for name, x in machines}
+        self.walkers = [self._machine("synthetics", WALK_SCOPES)] if args.synthetics else []
         self.domain = self._domain()
         #: Issuer of the tokens, as a JWT authorizer wants it.
         self.issuer = Output.concat("https://", self.pool.endpoint)
         ids: Any = {name: each.id for name, each in self.machines.items()}
         self.machine_ids: Output[dict[str, str]] = Output.from_input(ids)
         #: Ids of the clients whose tokens are accepted.
-        self.audience = [self.people.id, *(each.id for each in self.machines.values())]
+        self.audience = [x.id for x in (self.people, *self.machines.values(), *self.walkers)]
         #: Where people sign in and all clients fetch their tokens (OAuth 2.0).
         self.sign_in_url = Output.format(
             "https://{0}.auth.{1}.amazoncognito.com", self.domain.domain, self.aws_context.region
@@ -4035,9 +4040,9 @@ class Identity(Component):
             refresh_token_validity=30,
         )
 
-    def _machine(self, name: str, scopes: Sequence[str]) -> aws.cognito.UserPoolClient:
+    def _machine(self, key: str, scopes: Sequence[str]) -> aws.cognito.UserPoolClient:
         return self._client(
-            f"machine-{name}",
+            key,
             ["client_credentials"],
             self.scopes if "*" in scopes else scopes,
             generate_secret=True,
@@ -4432,6 +4437,136 @@ ACCESS_LOG = {
     "integrationError": "$context.integrationErrorMessage",
     "authorizerError": "$context.authorizer.error",
 }  # fmt: skip
+
+
+# === Serverless API: Synthetics ===================================================================
+
+WALK_SCOPES = ("items/read", "items/write")
+WALK_TOKEN_SECONDS = 3_500  # of the hour for which a token is good
+#: The life of an item: request, the outcome that it must have, value, headers. Braces stand for
+#: what the first response has.
+WALK: Sequence[tuple[str, str, Any, Json]] = (
+    ("POST /items", "201 {id} walk", {"name": "walk"}, {"idempotency-key": "{key}"}),
+    ("POST /items", "201 {id} walk", {"name": "walk"}, {"idempotency-key": "{key}"}),
+    ("GET /items/{id}", "200 {id} walk", None, {}),
+    ("GET /items/{id}", "304", None, {"if-none-match": "{etag}"}),
+    ("GET /items", "200", None, {}),
+    ("PATCH /items/{id}", "412 Precondition Failed", {"name": "x"}, {"if-match": '"another"'}),
+    ("PATCH /items/{id}", "200 {id} changed", {"name": "changed"}, {"if-match": "{etag}"}),
+    ("PATCH /items/{id}", "422 Invalid Fields", {"id": None}, {}),
+    ("DELETE /items/{id}", "204", None, {}),
+    ("GET /items/{id}", "404 Not Found", None, {}),
+)
+
+
+def walk_item(call: Callable[..., tuple[int, Any, Json]]) -> Iterable[tuple[str, str, str]]:
+    """Takes an item through its life: each request, the outcome that it must have, and its own. An
+    outcome is a status, and the item's id and name or the problem's title."""
+    known = {"key": os.urandom(16).hex()}
+    for request, expected, value, headers in WALK:
+        method, path = request.format(**known).split()
+        more = {name: text.format(**known) for name, text in headers.items()}
+        status, named, found = call(method, path, value, **more)
+        known = {"id": found.get("id", ""), "etag": named.get("etag", ""), **known}
+        shown = (found[name] for name in ("id", "name", "title", "message") if name in found)
+        yield (
+            request,
+            " ".join(expected.format(**known).split()),
+            " ".join(map(str, (status, *shown))),
+        )
+        if not known["id"]:
+            return
+
+
+def walk_api(event: Event, context: Any) -> None:
+    """Lambda handler: walks through the API from outside, as a machine of its own.
+
+    Logs each step that failed, and counts 1 for a walk without any, else 0. With
+    `{"dry_run": true}` it does nothing.
+    """
+    start_clock(context)
+    if event.get("dry_run"):
+        return
+    failed: list[tuple[str, str, str]] = []
+    try:
+        call = functools.partial(call_api, walker_token(int(time.time() / WALK_TOKEN_SECONDS)))
+        for each in call("GET", "/items")[2].get("items", []):  # of a walk that was killed
+            call("DELETE", f"/items/{each['id']}")
+        failed.extend(step for step in walk_item(call) if step[1] != step[2])
+    except Exception as error:  # noqa: BLE001 - a step without a response
+        failed.append(("the walk", "its end", format_error(error)))
+    for request, expected, found in failed:
+        print(json.dumps({"level": "ERROR", "message": f"{request}: {found}, not {expected}"}))
+        walker_token.cache_clear()  # which may be the reason
+    print(metric_line("walk", "WalksPassed", {}, failed=False, value=int(not failed)))
+
+
+@functools.lru_cache(1)
+def walker_token(_period: int) -> str:
+    """An access token of the function's app client, whose secret is in no variable and not kept."""
+    ids = {"UserPoolId": os.environ["USER_POOL_ID"], "ClientId": os.environ["CLIENT_ID"]}
+    known = client("cognito-idp").describe_user_pool_client(**ids)["UserPoolClient"]
+    form = {"client_id": known["ClientId"], "client_secret": known["ClientSecret"]}
+    form["grant_type"] = "client_credentials"
+    url = os.environ.get("AWS_ENDPOINT_URL") or os.environ["SIGN_IN_URL"]  # an emulator's is named
+    url += "/oauth2/token"
+    status, _, found = fetch("POST", url, fields=form, encode_multipart=False)
+    if status != 200:
+        raise ValueError(f"POST /oauth2/token: {status} {found}")
+    return str(found["access_token"])
+
+
+def call_api(token: str, method: str, path: str, value: Any = None, **headers: str) -> Any:
+    """A request of the function's own machine."""
+    headers |= {"authorization": f"Bearer {token}", "content-type": "application/json"}
+    body = None if value is None else json.dumps(value)
+    return fetch(method, os.environ["API_URL"] + path, body=body, headers=headers)
+
+
+def fetch(method: str, url: str, **request: Any) -> tuple[int, Any, Json]:
+    """Status, headers and JSON of a response, whatever its status; urllib3's error if there is
+    none."""
+    from urllib3 import PoolManager
+
+    response = PoolManager(timeout=5, retries=False).request(method, url, **request)
+    return response.status, response.headers, json.loads(response.data or "{}")
+
+
+class Synthetics(Function):
+    """A function that walks through the API from outside every five minutes, as a machine of its
+    own: with little traffic it is what the alarms see.
+
+    Costs an app client, its tokens, a metric, and what calls of the API cost.
+    """
+
+    def __init__(self, name: str, *shared: Any, identity: Identity, api_url: Input[str]):
+        self.of = {"Environment": shared[0].environment_suffix}
+        urls: Json = {"API_URL": api_url, "SIGN_IN_URL": identity.sign_in_url}
+        ids: Json = {"CLIENT_ID": identity.walkers[0].id, "USER_POOL_ID": identity.pool.id}
+        environment = {**urls, **ids, **metrics_environment(shared[0])}
+        super().__init__(
+            name,
+            *shared,
+            component="synthetics",
+            code=Code(handler=walk_api, environment=environment, timeout_seconds=90),
+            canary=Canary(probes=[({"dry_run": True}, None)]),
+            statements=[allow("cognito-idp:DescribeUserPoolClient", on=identity.pool.arn)],
+        )
+        # In the middle of the alarm's periods: at their ends two walks could be in one of them.
+        self.timer = self.schedule("cron(2/5 * * * ? *)", "A walk through the API")
+
+    def alarms(self) -> list[Alarm]:
+        """Walks that fail or do not take place, for whatever reason."""
+        rule: Any = {"statistic": "Minimum", "period": 300, "datapoints": (2, 3)}
+        rule |= {"treat_missing_data": "missing", "notifies": "page"}
+        metric = f"{self.args.project}/WalksPassed"
+        return [Alarm("synthetics", metric, self.of, below=1, **rule)]
+
+    def graphs(self) -> list[Graph]:
+        """Walks that passed, and the function's calls."""
+        walks = lines(self.args.project, self.of, "WalksPassed Average")
+        return [Graph("Synthetics", walks), *super().graphs()]
+
 
 # === File pipeline ================================================================================
 # S3 notifies the handler of each object version that is made or deleted; it records what it is.
@@ -7167,6 +7302,8 @@ class TapStack(pulumi.ComponentResource):
         tokens: Any = {"issuer": identity.issuer, "audience": identity.audience}
         api = ServerlessApi("api", *self.shared, **tokens, files=files, handler=handler)
         self._add(identity, api)
+        if self.args.synthetics:
+            self._add(Synthetics("synthetics", *self.shared, identity=identity, api_url=api.url))
 
     def _add_web(self) -> None:
         shared = self.shared

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cost import prices
+from cost.load import ROWS, USUAL, Load
 from cost.prices import monthly
 from taplocal.errors import TapLocalError
 from taplocal.program import Registration, run
@@ -16,7 +17,6 @@ from taplocal.project import Project
 from taplocal.recorder import Recorder
 
 ROOT = Path(__file__).parents[1]
-USE = "a million requests, a million files of 1 MB, 100 GB through NAT and 100 GB of logs"
 #: Setting -> the values that are compared.
 CHOICES = {
     "nat": ("per_az", "single", "instance", "instance_ha"),
@@ -27,14 +27,17 @@ CHOICES = {
     "files_events": ("true",),
     "files_malware_protection": ("true",),
     "files_analytics": ("true",),
+    "detailed_metrics": ("true", "false"),
+    "synthetics": ("true", "false"),
     "waf": ("true",),
 }
 
 
 @dataclass
 class Estimate:
-    """Dollars a month: without traffic, by system and kind of resource, and what traffic adds."""
+    """Dollars a month: without traffic, by system and kind of resource, and what a load adds."""
 
+    load: Load
     fixed: dict[str, dict[str, float]] = field(default_factory=dict)
     by_use: dict[str, float] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
@@ -42,6 +45,10 @@ class Estimate:
     def total(self) -> float:
         """What a month without traffic costs."""
         return sum(sum(rows.values()) for rows in self.fixed.values())
+
+    def together(self) -> float:
+        """The same with the load."""
+        return self.total() + sum(self.by_use.values())
 
 
 def free(_inputs: Mapping[str, Any]) -> float:
@@ -124,6 +131,11 @@ def provisioned_concurrency(inputs: Mapping[str, Any]) -> float:
     return prices.provisioned(inputs["provisionedConcurrentExecutions"], inputs["memory"])
 
 
+def walking(inputs: Mapping[str, Any]) -> float:
+    """The walks through the API, if this schedule starts them; others are too few to count."""
+    return prices.walks() if "-synthetics-" in inputs["name"] else 0.0
+
+
 #: Type -> what it is, and dollars a month of one. A type in neither table fails a test.
 PRICED: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     "aws:appautoscaling/policy:Policy": ("alarms of target tracking", tracking),
@@ -147,57 +159,24 @@ PRICED: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     ),
     "aws:lb/loadBalancer:LoadBalancer": ("load balancer and its public addresses", balancer),
     "aws:rds/instance:Instance": ("database, storage, secret", database),
+    "aws:scheduler/schedule:Schedule": ("walks of synthetics", walking),
     "aws:wafv2/webAcl:WebAcl": ("firewall", lambda x: prices.web_acl(len(x["rules"]))),
 }
-#: Types that cost by use only, and what a month of USE adds for one of them.
-BY_USE = {
-    "aws:apigatewayv2/stage:Stage": ("HTTP API requests", prices.HTTP_API_MILLION),
-    "aws:athena/workgroup:Workgroup": (
-        "analytics: a table of 2 GB each night, 100 queries of 2 GB",
-        60 * prices.EXPORT_GB + 0.2 * prices.QUERY_TB,
-    ),
-    "aws:pipes/pipe:Pipe": (
-        "events of files, a million recorded and deleted",
-        prices.PIPE_MILLION + prices.EVENT_MILLION,
-    ),
-    "aws:guardduty/malwareProtectionPlan:MalwareProtectionPlan": (
-        "scans of files",
-        1_000 * (prices.SCAN_GB + prices.SCAN_THOUSAND),
-    ),
-    "aws:lambda/function:Function": (
-        "Lambda, each function a million times for 10 ms, 512 MB",
-        prices.invocations(1, 0.010),
-    ),
-    "aws:s3/bucketNotification:BucketNotification": (
-        "S3 requests: PUT, HEAD, GET",
-        prices.S3_PUTS + 2 * prices.S3_GETS,
-    ),
-    "aws:ec2/natGateway:NatGateway": (
-        "NAT gateways, 100 GB through each",
-        100 * prices.NAT_GB,
-    ),
-    "aws:lb/loadBalancer:LoadBalancer": (
-        "load balancer: one capacity unit, 100 GB out, 100 GB to other zones",
-        monthly(prices.BALANCER_UNIT) + 100 * (prices.DATA_OUT_GB + 2 * prices.CROSS_ZONE_GB),
-    ),
-}
-#: Type -> what it costs by use that is left out of the estimate.
+#: Type, or logical name -> what it costs by use that is in no row of `cost/load.py`.
 LEFT_OUT = {
-    "aws:apigatewayv2/stage:Stage": "data out of the API",
     "aws:athena/workgroup:Workgroup": "exports as long as they are kept, results of queries",
-    "aws:cognito/userPool:UserPool": "people above 10,000, tokens of machines",
-    "aws:dynamodb/table:Table": "reads and writes on demand, storage, backups",
+    "aws:cognito/userPool:UserPool": "people above 10,000",
+    "aws:dynamodb/table:Table": "items of earlier months, restores",
+    "aws:ec2/flowLog:FlowLog": "logs of network, instances, load balancer and database",
     "aws:ec2/launchTemplate:LaunchTemplate": "CPU credits beyond the baseline of t4g",
     "aws:ec2/vpcEndpoint:VpcEndpoint": "data through interface endpoints",
     "aws:guardduty/malwareProtectionPlan:MalwareProtectionPlan": "requests and tags of scans",
-    "aws:kms/key:Key": "requests to KMS, earlier versions of the key",
-    "aws:lambda/function:Function": "business metrics, data out, X-Ray",
+    "aws:kms/key:Key": "earlier versions of the key",
     "aws:pipes/pipe:Pipe": "reads of a table's stream by pipes",
     "aws:rds/instance:Instance": "storage that RDS adds, backups and snapshots, CPU credits",
-    "aws:s3/bucket:Bucket": "data out of S3, replaced versions, access logs",
-    "aws:scheduler/schedule:Schedule": "invocations by EventBridge Scheduler",
+    "aws:s3/bucket:Bucket": "files of earlier months, replaced versions, access logs",
     "aws:sns/topic:Topic": "notifications",
-    "aws:sqs/queue:Queue": "requests to SQS",
+    "aws:sqs/queue:Queue": "requests to SQS, for what failed",
     "aws:wafv2/webAcl:WebAcl": "requests that WAF looks at",
 }
 #: Types that cost nothing by themselves.
@@ -220,15 +199,18 @@ FREE = {
     "s3/bucketLifecycleConfiguration",
     "s3/bucketLogging", "s3/bucketNotification", "s3/bucketOwnershipControls", "s3/bucketPolicy",
     "s3/bucketPublicAccessBlock", "s3/bucketServerSideEncryptionConfiguration",
-    "s3/bucketVersioning", "scheduler/schedule", "scheduler/scheduleGroup",
+    "s3/bucketVersioning", "scheduler/scheduleGroup",
     "sns/topic", "sns/topicPolicy",
     "sns/topicSubscription", "sqs/queue", "sqs/queuePolicy", "ssm/parameter",
     "vpc/securityGroupEgressRule", "vpc/securityGroupIngressRule", "wafv2/webAclAssociation",
 }  # fmt: skip
+#: Part of a load -> the resource without which there is none.
+NEEDS = {"requests": "api-stage", "files": "files-uploads-bucket"}
 #: Top component -> the system that it belongs to.
 SYSTEMS = {
     "api": "api",
     "identity": "api",
+    "synthetics": "api",
     "files": "files",
     **dict.fromkeys(("network", "storage", "database", "web", "bastion"), "web"),
 }
@@ -240,16 +222,29 @@ def with_defaults(env: str, **config: str) -> Project:
     return Project(ROOT, "tap-stack", ROOT / "tap_stack.py", env, keys)
 
 
-def estimate(project: Project) -> Estimate:
+def estimate(project: Project, use: Load = USUAL) -> Estimate:
     """The estimate of a stack; raises TapLocalError if its settings are wrong."""
+    return priced(recorded(project), use)
+
+
+def recorded(project: Project) -> list[Registration]:
+    """What a stack registers."""
     recorder = Recorder()
     run(project, recorder)
-    found = Estimate()
-    functions = [x.inputs for x in recorder.resources if x.type.endswith("/function:Function")]
+    return recorder.resources
+
+
+def priced(resources: list[Registration], use: Load) -> Estimate:
+    """The estimate of what was registered."""
+    names = {each.name for each in resources}
+    use = replace(use, **{x: 0 for x, needed in NEEDS.items() if needed not in names})
+    found = Estimate(use)
+    routes = sum(x.type == "aws:apigatewayv2/route:Route" for x in resources)
+    functions = [x.inputs for x in resources if x.type.endswith("/function:Function")]
     memory = {each["name"]: each["memorySize"] for each in functions}
-    templates = [x for x in recorder.resources if x.type.endswith("/launchTemplate:LaunchTemplate")]
+    templates = [x for x in resources if x.type.endswith("/launchTemplate:LaunchTemplate")]
     detailed = {f"{x.name}-id" for x in templates if x.inputs["monitoring"]["enabled"]}
-    for each in recorder.resources:
+    for each in resources:
         if not each.custom:
             continue
         part = SYSTEMS.get(each.name.partition("-")[0], "shared")
@@ -257,15 +252,16 @@ def estimate(project: Project) -> Estimate:
         of_others = {
             "memory": memory.get(each.inputs.get("functionName")),
             "detailed": _template_id(each.inputs) in detailed,
+            "routes": routes,
         }
-        if dollars := price({**each.inputs, **of_others}):
+        inputs = {**each.inputs, **of_others}
+        if dollars := price(inputs):
             rows = found.fixed.setdefault(part, {})
             rows[label] = rows.get(label, 0.0) + dollars
-        if each.type in BY_USE:
-            label, dollars = BY_USE[each.type]
-            found.by_use[label] = found.by_use.get(label, 0.0) + dollars
-    _add_volumes(found, recorder.resources)
-    types = {each.type for each in recorder.resources}
+        for key, label, by_use in ROWS:
+            if key in (each.name, each.type) and (dollars := by_use(use, inputs)):
+                found.by_use[label] = found.by_use.get(label, 0.0) + dollars
+    types = {each.type for each in resources}
     found.left_out = [what for kind, what in LEFT_OUT.items() if kind in types]
     return found
 
@@ -276,30 +272,8 @@ def _template_id(inputs: Mapping[str, Any]) -> str:
     return str(template.get("launchTemplateSpecification", {}).get("launchTemplateId", ""))
 
 
-def _add_volumes(found: Estimate, resources: list[Registration]) -> None:
-    """What is stored: 1 TB of files, 100 GB of logs for as long as they are kept."""
-    uploads = [x for x in resources if x.name == "files-uploads-bucket"]
-    found.by_use["S3 storage, 1 TB in each bucket but logs"] = 1_000 * prices.S3_GB * len(uploads)
-    detailed = any(
-        x.inputs["defaultRouteSettings"].get("detailedMetricsEnabled")
-        for x in resources
-        if x.type == "aws:apigatewayv2/stage:Stage"
-    )
-    routes = sum(x.type == "aws:apigatewayv2/route:Route" for x in resources) if detailed else 0
-    if routes:
-        found.by_use["metrics of each route, if all are used"] = (
-            routes * prices.ROUTE_METRICS * prices.METRIC
-        )
-    groups = [x for x in resources if x.type == "aws:cloudwatch/logGroup:LogGroup"]
-    days = max((x.inputs["retentionInDays"] for x in groups), default=0)
-    kept = prices.LOG_STORAGE_GB * 100 * days / 30  # a month's logs, as long as they are kept
-    found.by_use["logs, 100 GB in all"] = 100 * prices.LOG_GB + kept
-
-
 def unpriced(project: Project) -> set[str]:
     """Types that are neither in PRICED nor in FREE."""
-    recorder = Recorder()
-    run(project, recorder)
     # A resource of another provider costs nothing at AWS.
-    kinds = {each.type for each in recorder.resources if each.type.startswith("aws:")}
+    kinds = {each.type for each in recorded(project) if each.type.startswith("aws:")}
     return {each for each in kinds - set(PRICED) if each[4:].rpartition(":")[0] not in FREE}

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from cost import prices
-from cost.estimate import CHOICES, Estimate, estimate, with_defaults
-from cost.prices import Price, monthly, provisioned, written
-from tap_stack import TIERS, TapStackArgs, all_routes
+from cost.estimate import CHOICES, Estimate, estimate, priced, recorded, with_defaults
+from cost.load import ASSUMED, USUAL, Load
+from cost.prices import HOURS, monthly, provisioned, written
+from tap_stack import TIERS, TapStackArgs
 from taplocal.errors import TapLocalError
+from taplocal.program import Registration
 
 SYSTEM_NAMES = ("api", "files", "web", "shared")
-OTHER_ROUTES = 2  # preflights and $default
-OTHER_METRICS = 2  # rejected and failed requests
+#: Those of the documents.
+LOADS = {
+    "small": Load(requests=100_000, files=1_000, gb_out=5),
+    "medium": USUAL,
+    "large": Load(requests=100_000_000, files=10_000_000, gb_out=20_000),
+}
 
 
-@functools.cache
 def of(tier: str) -> Estimate:
     """The estimate of a tier's defaults."""
-    return estimate(with_defaults(tier))
+    return loaded(tier, USUAL)
 
 
 def row(*cells: str) -> str:
@@ -72,26 +77,46 @@ def added(tier: str, name: str, value: str) -> str:
         other = estimate(with_defaults(tier, **{name: value}))
     except TapLocalError:
         return "–"
-    return f"{other.total() - of(tier).total():+,.2f}".replace("-", "−")
+    return f"{other.together() - of(tier).together():+,.2f}".replace("-", "−")
 
 
-def requests() -> Iterator[str]:
-    """What a million requests cost."""
-    written_units, read_units = 0.1 * 3, 0.9  # millions: the table and two indexes; the table
-    metrics = len({metric for _, _, metric in all_routes().values()}) + OTHER_METRICS
-    routes = len(all_routes()) + OTHER_ROUTES
-    yield from head("a million requests", "dollars")
-    yield row("HTTP API", written(prices.HTTP_API_MILLION))
-    yield row("Lambda, 512 MB on arm64, 10 ms each", cents(prices.invocations(1, 0.010)))
-    on_demand = written_units * prices.WRITE_MILLION + read_units * prices.READ_MILLION
-    yield row("DynamoDB on demand, one in ten writes 1 KB to table and indexes", cents(on_demand))
-    yield row("logs, 0.6 KB each in two groups", cents(2 * 0.6 * prices.LOG_GB))
-    yield row(f"business metrics, {metrics} at most, a month", cents(metrics * prices.METRIC))
-    detailed = prices.ROUTE_METRICS * routes
-    yield row(
-        f"`detailed_metrics`, {detailed} if all {routes} routes are used, a month",
-        cents(detailed * prices.METRIC),
-    )
+def by_use() -> Iterator[str]:
+    """What each load adds to a month of prod, by what is paid."""
+    found = [loaded("prod", each).by_use for each in LOADS.values()]
+    yield from head("", *(f"{name}, dollars" for name in LOADS))
+    for what in dearest(found[-1]):
+        yield row(what, *(f"{each.get(what, 0.0):,.2f}" for each in found))
+    sums = (f"**{sum(each.values()):,.2f}**" for each in found)
+    yield row("**together**", *sums)
+
+
+def loads() -> Iterator[str]:
+    """A month of each tier, without traffic and with each load."""
+    yield from head("", *TIERS)
+    yield row("no traffic", *whole(of(tier).total() for tier in TIERS))
+    for name, use in LOADS.items():
+        yield row(f"{name}: {use}", *whole(loaded(tier, use).together() for tier in TIERS))
+
+
+def dearest(dollars: Mapping[str, float]) -> list[str]:
+    """The keys, that of the highest amount first."""
+    return sorted(dollars, key=lambda each: (-dollars[each], each))
+
+
+@functools.cache
+def registered(tier: str) -> list[Registration]:
+    """What a tier registers by its defaults."""
+    return recorded(with_defaults(tier))
+
+
+def loaded(tier: str, use: Load) -> Estimate:
+    """The estimate of a tier with a load."""
+    return priced(registered(tier), use)
+
+
+def assumed() -> Iterator[str]:
+    """What a load does not say."""
+    yield from (f"- {each}" for each in ASSUMED)
 
 
 def left_out() -> Iterator[str]:
@@ -100,14 +125,11 @@ def left_out() -> Iterator[str]:
 
 
 def files() -> Iterator[str]:
-    """What a million files cost."""
-    yield from head("a million files", "dollars")
-    yield row("S3 requests: PUT, HEAD, GET", written(prices.S3_PUTS + 2 * prices.S3_GETS))
-    yield row("Lambda, 512 MB on arm64, 100 ms each", cents(prices.invocations(1, 0.100)))
-    yield row("logs, 0.6 KB each", cents(0.6 * prices.LOG_GB))
-    yield row("storage, a GB and month", written(prices.S3_GB))
-    yield row("the same from the 30th day on", written(prices.S3_INFREQUENT_GB))
-    yield row("the same from the 90th day on", written(prices.S3_ARCHIVE_GB))
+    """What stored files cost, which the lifecycle makes cheaper."""
+    yield from head("a GB of files, a month", "dollars")
+    yield row("at first", written(prices.S3_GB))
+    yield row("from the 30th day on", written(prices.S3_INFREQUENT_GB))
+    yield row("from the 90th day on", written(prices.S3_ARCHIVE_GB))
 
 
 def sign_ins() -> Iterator[str]:
@@ -126,46 +148,25 @@ def cents(dollars: float) -> str:
 
 def unit_prices() -> Iterator[str]:
     """Each unit price with its unit and its page."""
-    yield from head("what", f"dollars, {prices.AS_OF}", "per", "page under aws.amazon.com")
-    named = [each for each in vars(prices).values() if isinstance(each, Price)]
-    by_name = {each.what: each for each in (*named, *prices.HOURLY.values())}  # two may be equal
-    for each in sorted(by_name.values(), key=lambda each: (each.page, each.what)):
-        yield row(each.what, written(each), each.unit, each.page)
+    yield from head("what", "dollars", "per", "page", "compared")
+    for each in sorted(prices.every(), key=lambda each: (each.page, each.what)):
+        page = f"[{each.page}](https://aws.amazon.com/{each.page}/)"
+        yield row(each.what, written(each), each.unit, page, f"{each.page.compared}")
 
 
-def load() -> Iterator[str]:
-    """What a load of the API costs, at 10,000 and at a million requests an hour."""
+def hourly() -> Iterator[str]:
+    """What an API costs at 10,000 and at a million requests an hour."""
+    uses = [Load(requests=each * HOURS, files=0, gb_out=0) for each in (10_000, 1_000_000)]
+    api = recorded(with_defaults("prod", systems='["api"]'))
+    found = [priced(api, each).by_use for each in uses]
+    warm = {"Lambda, provisioned concurrency, 2 and 20": (provisioned(2), provisioned(20))}
     yield from head("", "10,000 an hour, dollars", "1,000,000 an hour, dollars")
-    small, large = 0.01 * prices.HOURS, 1.0 * prices.HOURS  # millions a month
-    yield row("requests", f"{small:.1f} million", f"{large:.0f} million")
-    lines = {
-        "HTTP API": [gateway(x) for x in (small, large)],
-        "Lambda, requests and 50 ms of 512 MB": [
-            prices.invocations(x, 0.050) for x in (small, large)
-        ],
-        "Lambda, provisioned concurrency, 2 and 20": [provisioned(2), provisioned(20)],
-        "DynamoDB, a unit a read, three a write": [
-            x * (0.8 * prices.READ_MILLION + 0.2 * 3 * prices.WRITE_MILLION) for x in (small, large)
-        ],
-        "logs, 1.1 KB a request": [x * 1.1 * prices.LOG_GB for x in (small, large)],
-        "X-Ray, one a second and 5 % of the rest": [traces(x) for x in (small, large)],
-    }
-    for what, amounts in lines.items():
+    for what in dearest(found[-1]):
+        yield row(what, *whole(each[what] for each in found))
+    for what, amounts in warm.items():
         yield row(what, *whole(amounts))
-    sums = map(sum, zip(*lines.values(), strict=True))
+    sums = (sum(x.values()) + y for x, y in zip(found, *warm.values(), strict=True))
     yield row("**together**", *(f"**{each}**" for each in whole(sums)))
-
-
-def gateway(millions: float) -> float:
-    """What the HTTP API costs for so many requests a month."""
-    first = min(millions, 300.0)
-    return first * prices.HTTP_API_MILLION + (millions - first) * prices.HTTP_API_MORE
-
-
-def traces(millions: float) -> float:
-    """What X-Ray costs by its default rule: one request a second and 5 % of the rest."""
-    reservoir = monthly(3600) / prices.MILLION
-    return (reservoir + 0.05 * (millions - reservoir)) * prices.TRACE_MILLION
 
 
 def parameter_calls() -> Iterator[str]:

@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cost import prices, tables  # noqa: E402
+from cost import chart, prices, tables  # noqa: E402
 from cost.estimate import estimate, with_defaults  # noqa: E402
 from docs import faults  # noqa: E402
 from policy import rules  # noqa: E402
@@ -233,7 +233,9 @@ def grants() -> Iterator[str]:
 
 
 def pictures() -> Iterator[tuple[Path, str]]:
-    """The architecture as prod registers it: all of it, and each system with what it touches."""
+    """The costs of each tier; the architecture as prod registers it: all of it, and each system
+    with what it touches."""
+    yield ROOT / "docs/cost.svg", chart.svg({tier: tables.of(tier) for tier in TIERS})
     recorder = Recorder()
     run(with_defaults("prod", files_events="true"), recorder)
     whole = Architecture(recorder.deployed)
@@ -265,13 +267,15 @@ BLOCKS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
         "systems": tables.systems,
         "resources": tables.resources,
         "choices": tables.choices,
-        "requests": tables.requests,
+        "loads": tables.loads,
+        "by_use": tables.by_use,
+        "assumed": tables.assumed,
         "left_out": tables.left_out,
         "files": tables.files,
         "sign_ins": tables.sign_ins,
         "prices": tables.unit_prices,
     },
-    "docs/scaling.md": {"load": tables.load, "parameters": tables.parameter_calls},
+    "docs/scaling.md": {"load": tables.hourly, "parameters": tables.parameter_calls},
     "docs/decisions/0007-files-in-dynamodb.md": {"capacity": tables.capacity},
     "docs/security.md": {
         "rules": rule_rows,

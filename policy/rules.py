@@ -694,6 +694,7 @@ EXEMPTIONS = tuple(
         ("TAP.30", "*-items-function", "dev", "`api_concurrency`: a new account has 10 in all"),
         ("TAP.30", "*-rotation-function", ALL, "runs once in 30 days; reserving takes from others"),
         ("TAP.30", "database-snapshots-function", ALL, "runs once a day; as above"),
+        ("TAP.30", "synthetics-function", "staging prod", "one walk at a time; as above"),
         ("TAP.30", "words-function", "dev", "an example; falls back in its own time"),
         ("WAF.11", "web-firewall", "prod", "metrics and samples; a full log is priced by the GB"),
     )

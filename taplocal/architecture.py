@@ -40,7 +40,7 @@ PARTS = {
 }
 #: System -> the components of its parts, by the first word of their logical names.
 SYSTEMS = {
-    "Serverless API": ("api", "identity"),
+    "Serverless API": ("api", "identity", "synthetics"),
     "File pipeline": ("files",),
     "Web environment": ("web", "network", "storage", "database", "bastion"),
     "Shared": ("encryption", "alerts", "monitoring"),

@@ -66,6 +66,7 @@ FUNCTIONS = {
     "api-rotation": "rotation",
     "files-records": "files",
     "database-snapshots": "snapshots",
+    "synthetics": "synthetics",
 }
 KEY = "Key/encryption-key"
 OF_TABLE = "DescribeKey Encrypt GenerateDataKey".split()
@@ -270,9 +271,15 @@ NEEDS: dict[str, list[Need]] = {
         Need("rds:DeleteDBSnapshot", SNAPSHOTS, "DeleteDBSnapshot of one past retention", "snapshot delete",
              {"StringEquals": {"aws:ResourceTag/CreatedBy": "tap-stack-snapshots-<env>"}}, forbidden="another's snapshot"),
     ),
+    "synthetics-role": function(
+        "synthetics",
+        Need("cognito-idp:DescribeUserPoolClient", "UserPool/identity-pool", "the secret of its app client", "walk"),
+        dead_letters=False,
+    ),
     "api-items-guard-role": guard("api-items"),
     "files-records-guard-role": guard("files-records"),
     "api-rotation-schedule-role": starts("api-rotation", "the rotation"),
+    "synthetics-schedule-role": starts("synthetics", "the walks"),
     "database-snapshots-schedule-role": starts("database-snapshots", "the snapshots"),
     "files-analytics-schedule-role": [
         trusts("scheduler", "the nightly export", ACCOUNT, "export"),

@@ -47,11 +47,12 @@ OPTIONS = {
     "files_analytics": "true",
     "files_events": "true",
     "canary_percent": "10",
+    "synthetics": "true",
     "nat": "instance",
 }
 ADMINISTRATOR = "proof-administrator"  # a role that may do everything
 #: Kinds of resources that the table has by their logical names.
-KINDS = "Alias Bucket Eip Function Instance Key LogGroup Parameter Queue RouteTable Table".split()
+KINDS = "Alias Bucket Eip Function Instance Key LogGroup Parameter Queue RouteTable Table UserPool".split()
 WAIT_SECONDS = 15  # how long a step waits for what an event does
 SCHEDULER, PIPES, LAMBDA = "AWS/Scheduler", "AWS/EventBridge/Pipes", "AWS/Lambda"
 
@@ -446,6 +447,14 @@ def own_snapshot(proof: Proof, tags: list[dict[str, str]]) -> str:
     return name
 
 
+def walk(proof: Proof, _role: str) -> None:
+    """A walk through the API by a function that has no token yet."""
+    name, metric = "synthetics", ("tap-stack", "WalksPassed")
+    before = proof.sum(*metric, Environment=proof.env)
+    proof.invoke(name, {}, proof.fresh(name))
+    expect(proof.sum(*metric, Environment=proof.env) > before, "the walk failed")
+
+
 def run_once(proof: Proof, role: str, target: dict[str, Any], group: str = "default") -> str:
     """A schedule that runs a target in a second, with a role and under the key; its name."""
     at, name = datetime.now(UTC) + timedelta(seconds=1), f"proof-{uuid.uuid4().hex}"
@@ -460,7 +469,7 @@ def run_once(proof: Proof, role: str, target: dict[str, Any], group: str = "defa
 
 def schedule(proof: Proof, role: str) -> None:
     """The schedule of a function invokes it."""
-    name = f"tap-stack-{'rotation' if 'rotation' in role else 'snapshots'}-{proof.env}"
+    name = f"tap-stack-{needs.FUNCTIONS[role.removesuffix('-schedule-role')]}-{proof.env}"
     of, group = {"FunctionName": name}, {"ScheduleGroup": "default"}
     before = proof.sum(LAMBDA, "Invocations", **of)
     failed = proof.sum(SCHEDULER, "TargetErrorCount", **group)
@@ -592,6 +601,7 @@ OF_ROLES: dict[str, OfRole] = {
     "snapshot delete": snapshot_delete,
     "snapshot shared": snapshot_shared,
     "schedule": schedule,
+    "walk": walk,
     "guard": guard,
     "export": export,
     "connection": connection,

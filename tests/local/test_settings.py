@@ -52,6 +52,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
         "provisioned_concurrency_max": 2,
         "snapshot_days": 3,
         "snapshot_keep": 3,
+        "synthetics": True,
         "tags": {"Team": "blue"},
         "throttle_burst": 77,
         "throttle_rate": 33,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+from datetime import date, timedelta
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from cost import prices
+from cost import chart, prices
 from cost.__main__ import main
 from cost.estimate import FREE, LEFT_OUT, PRICED, Estimate, estimate, unpriced
+from cost.load import USUAL, Load
 from cost.tables import unit_prices
 from docs import tables
 from tap_stack import MANAGED_RULES, TapStackArgs
@@ -61,7 +65,8 @@ def test_events_of_files_cost_two_alarms_and_a_price_for_each_million() -> None:
     )
     assert round(with_events.total() - without.total(), 6) == 2 * prices.ALARM
     (added,) = with_events.by_use.keys() - without.by_use.keys()
-    assert with_events.by_use[added] == 2 * priced("file_event")
+    millions = USUAL.files / 1_000_000
+    assert with_events.by_use[added] == pytest.approx(2 * millions * priced("file_event"))
 
 
 def test_malware_protection_costs_two_alarms_and_a_price_for_each_file_and_gb() -> None:
@@ -71,13 +76,15 @@ def test_malware_protection_costs_two_alarms_and_a_price_for_each_file_and_gb() 
     )
     assert round(protected.total() - without.total(), 6) == 2 * prices.ALARM
     (added,) = protected.by_use.keys() - without.by_use.keys()
-    assert protected.by_use[added] == 1_000 * (priced("scan_files") + priced("scan_gb"))
+    assert protected.by_use[added] == 100 * (priced("scan_files") + priced("scan_gb"))
 
 
 def test_every_unit_price_is_in_the_table() -> None:
     rows = "\n".join(unit_prices())
-    named = [each for each in vars(prices).values() if isinstance(each, prices.Price)]
-    assert [each.what for each in named if f"| {each.what} |" not in rows] == []
+    assert len(prices.every()) > 60
+    assert [
+        x.what for x in prices.every() if f"| {x.what} | {prices.written(x)} |" not in rows
+    ] == []
 
 
 def test_nat_costs_by_strategy() -> None:
@@ -120,10 +127,120 @@ def test_what_resources_bring_with_them_is_priced_too() -> None:
     assert round(agents - addresses, 6) == round(2 * 3 * prices.METRIC, 6)
 
 
-def test_metrics_of_each_route_are_by_use() -> None:
-    label = "metrics of each route, if all are used"
-    assert label not in estimate(with_defaults("dev", systems=API)).by_use
-    assert estimate(with_defaults("prod", systems=API)).by_use[label] > 10
+#: Settings and load of a month -> what each thing costs, added up by hand from the unit prices.
+BY_HAND = {
+    "an API with a million requests": (
+        ("dev", API, Load(requests=1_000_000, files=0, gb_out=0)),
+        {
+            "HTTP API, requests": 1.00,
+            "Lambda": 0.533335,  # 0.20, and 25,000 GB-seconds
+            "DynamoDB, reads and writes on demand": 0.475,  # 800,000 and 600,000 units
+            "DynamoDB, what is stored and its backup": 0.19,  # 0.2 GB: three times, and once
+            "logs, as long as they are kept": 0.5654,  # 1.1 GB, for 14 days
+            "X-Ray, traces": 5.00,
+            "KMS, requests": 0.05256,  # two times 8,760
+            "Cognito, tokens of machines": 1.6425,  # 730
+            "metrics of the stack's own, if all are used": 2.70,  # nine
+        },
+    ),
+    "200,000 files of 5 MB, 2 TB out": (
+        ("dev", FILES, Load(requests=7, files=200_000, gb_out=2_000, file_mb=5)),
+        {
+            "S3, requests": 1.32,  # 200,000 PUT, 800,000 GET and HEAD
+            "S3, files stored": 23.00,  # 1,000 GB
+            "Lambda": 0.173334,  # 0.04, and 10,000 GB-seconds
+            "X-Ray, traces": 1.00,
+            "logs, as long as they are kept": 0.06168,  # 0.12 GB, for 14 days
+            "DynamoDB, what is stored and its backup": 0.28,  # 0.4 GB: two times, and once
+            "KMS, requests": 0.02628,
+            "data out to the internet": 180.00,
+            "metrics of the stack's own, if all are used": 1.80,  # six
+        },
+    ),
+    "prod with 500 million requests, 20 million files of 2 MB, 60 TB out": (
+        (
+            "prod",
+            '["api", "files"]',
+            Load(requests=500_000_000, files=20_000_000, gb_out=60_000, file_mb=2),
+        ),
+        {
+            "HTTP API, requests": 480.00,  # 300 million, and 200 million cheaper
+            "metrics of each route, if all are used": 48.60,  # 27 with six each
+            "Lambda": 284.0009,  # 104.00, and 13.5 million GB-seconds
+            "DynamoDB, reads and writes on demand": 237.50,  # 400 and 300 million units
+            "DynamoDB, what is stored and its backup": 123.00,  # 100 GB of items, 40 GB of records
+            "logs, as long as they are kept": 486.13,  # 562 GB, for a year
+            "X-Ray, traces": 142.483,  # 2,628,000 and 5 % of 517,372,000
+            "KMS, requests": 0.07884,
+            "Cognito, tokens of machines": 1.6425,
+            "S3, requests": 128.00,  # 20 million PUT, 70 million GET and HEAD
+            "S3, files stored": 920.00,  # 40,000 GB
+            "data out to the internet": 5_019.20,  # 921.60 and 3,481.60 and 616.00
+            "metrics of the stack's own, if all are used": 6.90,  # 23
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_load_costs_what_it_does_by_hand(name: str) -> None:
+    (env, systems, load), expected = BY_HAND[name]
+    found = estimate(with_defaults(env, systems=systems), load)
+    assert {what: round(dollars, 6) for what, dollars in found.by_use.items()} == expected
+    assert round(found.together() - found.total(), 4) == round(sum(expected.values()), 4)
+
+
+def test_no_load_costs_what_does_not_depend_on_it() -> None:
+    found = estimate(with_defaults("dev", systems=API), Load(requests=0, files=0, gb_out=0))
+    assert {what: round(each, 4) for what, each in found.by_use.items()} == {
+        "Cognito, tokens of machines": 1.6425
+    }
+
+
+def test_synthetics_cost_what_the_setting_says() -> None:
+    without, walked = (
+        estimate(with_defaults("dev", systems=API, synthetics=each)) for each in ("false", "true")
+    )
+    assert round(walked.together() - without.together(), 2) == priced("synthetics") == 8.89
+
+
+@pytest.mark.parametrize(
+    ("days", "warned"), [(180, 0), (181, len({x.page for x in prices.every()}))]
+)
+def test_prices_that_nobody_compared_for_half_a_year_are_a_warning(
+    days: int, warned: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cost.__main__.today", lambda: date(2026, 11, 24) + timedelta(days))
+    main("dev", [f"systems={FILES}"], choices=False, json_=True)
+    printed = capsys.readouterr()
+    assert printed.err.count("warning: the prices of https://aws.amazon.com/") == warned
+    assert warned == 0 or f"{days} days old, of 2026-11-24: compare them" in printed.err
+    assert json.loads(printed.out)["load"]["files"] == 100_000
+
+
+def test_a_load_is_given_as_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    main("dev", [f"systems={API}"], 2_000_000, gb_out=10, choices=False, json_=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["use"] == "2,000,000 requests, 0 files of 1 MB, 10 GB out", (
+        "no files without files"
+    )
+    rows = {each["what"]: each["dollars"] for each in found["by_use"]}
+    assert (rows["HTTP API, requests"], rows["data out to the internet"]) == (2.0, 0.9)
+
+
+def test_bars_fit_a_terminal_and_grow_with_the_dollars() -> None:
+    estimates = {env: estimate(with_defaults(env, systems=API)) for env in ("dev", "prod")}
+    *lines, _ = chart.bars(estimates, 80)
+    assert [len(each) for each in lines] == [80, 80]
+    drawn = [len(re.sub("[^#=+:-]", "", each[17:67])) for each in lines]
+    assert drawn[1] == 50, "the highest has all the room"
+    share = estimates["dev"].together() / estimates["prod"].together()
+    assert drawn[0] == round(50 * share)
+    picture = ElementTree.fromstring(chart.svg(estimates))  # noqa: S314 - it is ours
+    assert "prefers-color-scheme: dark" in chart.svg(estimates)
+    wide = [float(x.get("width", 0)) for x in picture.iter("{http://www.w3.org/2000/svg}rect")]
+    assert round(sum(wide[-5:])) == chart.BAR
+    assert round(sum(wide[-10:-5]) / chart.BAR, 2) == round(share, 2)
 
 
 def test_what_is_left_out_is_told(capsys: pytest.CaptureFixture[str]) -> None:

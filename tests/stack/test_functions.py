@@ -8,9 +8,11 @@ from tests.stack.conftest import (
 )
 
 
-def test_functions_are_current_traced_versioned_and_log_into_their_group(graph: Graph) -> None:
+def test_functions_are_current_traced_versioned_and_log_into_their_group(
+    graph: Graph, env: str
+) -> None:
     groups = {each.inputs["name"] for each in graph.of("LogGroup")}
-    assert len(graph.of("Function")) == 4
+    assert len(graph.of("Function")) == (4 if env == "dev" else 5)  # synthetics
     for each in graph.of("Function"):
         function = each.inputs
         assert (function["runtime"], function["architectures"], function["publish"]) == (

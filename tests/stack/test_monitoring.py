@@ -27,7 +27,7 @@ MEASURED = {
 }
 
 
-HEARTBEATS = {"SnapshotsTaken", "HealthyHostCount"}  # whose silence is the alarm
+HEARTBEATS = {"SnapshotsTaken", "HealthyHostCount", "WalksPassed"}  # whose silence is the alarm
 
 
 METRICS = {
@@ -68,6 +68,7 @@ METRICS = {
         "FilesUnscanned",
         "Releasing",
         "SnapshotsTaken",
+        "WalksPassed",
         *(f"BastionLogins-{env}" for env in ENVIRONMENTS),
     },
 }
@@ -97,7 +98,7 @@ def metrics_of(alarm: Any) -> list[dict[str, Any]]:
 
 
 #: Alarms that wake somebody up, and what is part of another alarm.
-PAGES = r"monitoring-((api|web)-(fast-)?burn|alerts-undelivered)"
+PAGES = r"monitoring-((api|web)-(fast-)?burn|alerts-undelivered|synthetics)"
 PARTS = r"monitoring-((api|web)-(availability|latency)-(fast-burn|burn|slow-burn)-(long|short)|api-release)"
 
 
@@ -259,6 +260,9 @@ def watched(graph: Graph) -> set[tuple[str, ...]]:
 def test_every_function_and_queue_is_watched(graph: Graph) -> None:
     for function in graph.of("Function"):
         name = function.inputs["name"]
+        if function.name == "synthetics-function":  # an error or a throttle of it is a failed walk
+            assert ("tap-stack", "WalksPassed", name.rpartition("-")[2]) in watched(graph)
+            continue
         held_back = function.name == "files-records-function"
         for metric in METRICS["AWS/Lambda"] - ({"Throttles"} if held_back else set()):
             through = () if metric == "Throttles" else (f"{name}:live",)

@@ -22,6 +22,7 @@ OPTIONS = {
     "files_analytics": "true",
     "files_events": "true",
     "canary_percent": "10",
+    "synthetics": "true",
 }
 #: What an environment may have of it.
 ALL = {
@@ -74,6 +75,7 @@ ARNS = {
     "Queue": "sqs:<region>:<account>:{}",
     "RouteTable": "ec2:<region>:<account>:route-table/{}",
     "Table": "dynamodb:<region>:<account>:table/{}",
+    "UserPool": "cognito-idp:<region>:<account>:userpool/{}",
     "Topic": "sns:<region>:<account>:{}",
     "Live": "lambda:<region>:<account>:function:{}:live",  # of a permission
 }

@@ -55,6 +55,8 @@ FOREIGN = {
     "iam:PassRole": "of whoever runs `pulumi up`",
     "-c KEY=VALUE": "placeholders",
     "/oauth2/authorize": "Cognito",
+    "FILE_MB": "a variable of `make cost`",
+    "GB_OUT": "a variable of `make cost`",
     "InvokeFunction": "IAM, where the SDK has invoke",
     "IntegrationLatency": "API Gateway, in CloudWatch",
     "MinimumLength": "AWS, where Pulumi has minimumLength",
