@@ -121,7 +121,7 @@ def custom_metrics(load: Load, dashboard: Inputs) -> float:
     """The metrics of the stack's own on its dashboard, a month of each; that of synthetics is in
     its price."""
     widgets = json.loads(dashboard["dashboardBody"])["widgets"]
-    shown = (line for each in widgets for line in each["properties"]["metrics"])
+    shown = (line for each in widgets for line in each["properties"].get("metrics", ()))
     own = {name for namespace, name, *_ in shown if not namespace.startswith(("AWS/", "CWAgent"))}
     return len(own - {"WalksPassed"}) * prices.METRIC if load.requests or load.files else 0.0
 
