@@ -56,6 +56,7 @@ bench: $(VENV)/.bench ## compare with other frameworks, time deployments
 	$(BIN)/python -m benchmarks.sdk
 	$(BIN)/python -m benchmarks.files
 	$(BIN)/python -m benchmarks.bursts
+	$(BIN)/python -m benchmarks.alarms
 	$(BIN)/python -m benchmarks.content_types
 	$(BIN)/python -m benchmarks.bodies
 	$(BIN)/python -m benchmarks.balancer

@@ -7043,7 +7043,7 @@ class Bastion(Component):
 
 
 #: Component -> the system on whose dashboard it is, unless that is its own.
-DASHBOARDS = {"database": "web"}
+DASHBOARDS = {"database": "web", "synthetics": "api"}
 
 
 class Monitoring(Component):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import alarms
 from tests.stack.conftest import ENVIRONMENTS, REGION, ROOT, Graph, graph_of, graph_of_program
 
 #: Namespace -> resource type whose names or ids its dimensions carry, and the dimension.
@@ -389,4 +390,42 @@ def test_prod_is_not_deleted_as_long_as_its_dashboard_is_protected() -> None:
         graph = graph_of("prod", **config)
         assert first_deleted(graph) == {"monitoring-dashboard"}
         assert graph.one("Dashboard", "monitoring-dashboard").protect
-    assert not graph_of("dev").one("Dashboard", "monitoring-dashboard").protect
+    assert graph_of("dev").one("Dashboard", "monitoring-dashboard").protect
+
+
+# A month of traffic, benchmarks.alarms, with shorter ones
+
+
+def heard(minutes: int, average: float, *incidents: alarms.Incident) -> list[tuple[int, str]]:
+    """What is told in so many minutes, and when; alarms by their keys."""
+    requests = alarms.month(average, incidents, minutes)
+    found = alarms.notifications(graph_of("prod", systems="api"), requests, incidents)
+    return [(at, name.removeprefix("tap-stack-").removesuffix("-prod")) for at, name in found]
+
+
+def test_an_outage_pages_within_minutes_and_good_traffic_never() -> None:
+    assert heard(600, 1_200) == []
+    outage = alarms.Incident("", 300, 40, failed=0.3)
+    first = {name: at for at, name in reversed(heard(600, 1_200, outage))}
+    assert first.keys() == {"api-fast-burn", "api-burn", "api-slow-burn", "api-5xx", "count"}
+    assert 300 <= first["api-fast-burn"] < 310
+
+
+def test_few_failures_of_few_requests_page_nobody() -> None:
+    failing = alarms.Incident("", 100, 4, failed=1)  # each of about four requests
+    assert heard(300, 1, failing) in ([], [(102, "api-5xx")])
+    assert 0 < alarms.month(1, [failing], 300).failed[-1] < 5
+
+
+def test_a_page_waits_for_a_release_and_comes_if_it_burns_on() -> None:
+    release = alarms.Incident("", 300, 4, failed=0.3, release=True)
+    assert (307, "api-fast-burn") in heard(600, 1_200, release)  # three minutes after it
+    short = alarms.Incident("", 300, 1, failed=0.02, release=True)
+    assert heard(600, 1_200, short) == [(300, "count")]
+
+
+def test_the_decision_has_the_simulated_incidents() -> None:
+    text = (ROOT / "docs" / "decisions" / "0014-alarms.md").read_text()
+    rows = text.partition(f"| {' | '.join(alarms.HEADINGS)} |\n")[2].split("\n\n")[0].splitlines()
+    cells = [line.split(" | ")[0].removeprefix("| ") for line in rows[1:]]
+    assert cells == [*(each.what for each in alarms.INCIDENTS), "nothing of these"]
