@@ -3969,7 +3969,7 @@ class Identity(Component):
         #: Name of each machine -> its app client.
         machines = args.machine_clients.items()
         self.machines = {name: self._machine(f"machine-{name}", x) for name, x in machines}
-        self.walkers = [self._machine("synthetics", WALK_SCOPES)] if args.synthetics else []
+        self.walkers = [self._machine("synthetics", self.scopes[:2])] if args.synthetics else []
         self.domain = self._domain()
         #: Issuer of the tokens, as a JWT authorizer wants it.
         self.issuer = Output.concat("https://", self.pool.endpoint)
@@ -4441,10 +4441,8 @@ ACCESS_LOG = {
 
 # === Serverless API: Synthetics ===================================================================
 
-WALK_SCOPES = ("items/read", "items/write")
-WALK_TOKEN_SECONDS = 3_500  # of the hour for which a token is good
-#: The life of an item: request, the outcome that it must have, value, headers. Braces stand for
-#: what the first response has.
+#: The life of an item: request, the outcome that it must have, body, headers. Braces are filled in
+#: from the first response.
 WALK: Sequence[tuple[str, str, Any, Json]] = (
     ("POST /items", "201 {id} walk", {"name": "walk"}, {"idempotency-key": "{key}"}),
     ("POST /items", "201 {id} walk", {"name": "walk"}, {"idempotency-key": "{key}"}),
@@ -4459,40 +4457,35 @@ WALK: Sequence[tuple[str, str, Any, Json]] = (
 )
 
 
-def walk_item(call: Callable[..., tuple[int, Any, Json]]) -> Iterable[tuple[str, str, str]]:
-    """Takes an item through its life: each request, the outcome that it must have, and its own. An
-    outcome is a status, and the item's id and name or the problem's title."""
+def walk_item(url: str, headers: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
+    """Takes an item of an API through its life: each request, the outcome that it must have, and
+    its own. An outcome is a status, and the item's id and name or the problem's title."""
     known = {"key": os.urandom(16).hex()}
-    for request, expected, value, headers in WALK:
+    for request, expected, value, own in WALK:
         method, path = request.format(**known).split()
-        more = {name: text.format(**known) for name, text in headers.items()}
-        status, named, found = call(method, path, value, **more)
+        more = {name: text.format(**known) for name, text in own.items()}
+        body = json.dumps(value) if value else None
+        status, named, found = fetch(method, url + path, body=body, headers={**headers, **more})
         known = {"id": found.get("id", ""), "etag": named.get("etag", ""), **known}
         shown = (found[name] for name in ("id", "name", "title", "message") if name in found)
-        yield (
-            request,
-            " ".join(expected.format(**known).split()),
-            " ".join(map(str, (status, *shown))),
-        )
+        wanted = " ".join(expected.format(**known).split())
+        yield request, wanted, " ".join(map(str, (status, *shown)))
         if not known["id"]:
             return
 
 
-def walk_api(event: Event, context: Any) -> None:
-    """Lambda handler: walks through the API from outside, as a machine of its own.
-
-    Logs each step that failed, and counts 1 for a walk without any, else 0. With
-    `{"dry_run": true}` it does nothing.
-    """
+def walk_api(_event: Event, context: Any) -> None:
+    """Lambda handler: walks through the API from outside, as a machine of its own. Logs each step
+    that failed, and counts 1 for a walk without any, else 0."""
     start_clock(context)
-    if event.get("dry_run"):
-        return
-    failed: list[tuple[str, str, str]] = []
+    url, failed = os.environ["API_URL"], list[tuple[str, ...]]()
     try:
-        call = functools.partial(call_api, walker_token(int(time.time() / WALK_TOKEN_SECONDS)))
-        for each in call("GET", "/items")[2].get("items", []):  # of a walk that was killed
-            call("DELETE", f"/items/{each['id']}")
-        failed.extend(step for step in walk_item(call) if step[1] != step[2])
+        token = walker_token(int(time.time() / 3_500))  # which is good for an hour
+        headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        left = fetch("GET", f"{url}/items", headers=headers)[2].get("items", [])
+        for each in left:  # by a walk that was killed
+            fetch("DELETE", f"{url}/items/{each['id']}", headers=headers)
+        failed.extend(step for step in walk_item(url, headers) if step[1] != step[2])
     except Exception as error:  # noqa: BLE001 - a step without a response
         failed.append(("the walk", "its end", format_error(error)))
     for request, expected, found in failed:
@@ -4516,16 +4509,8 @@ def walker_token(_period: int) -> str:
     return str(found["access_token"])
 
 
-def call_api(token: str, method: str, path: str, value: Any = None, **headers: str) -> Any:
-    """A request of the function's own machine."""
-    headers |= {"authorization": f"Bearer {token}", "content-type": "application/json"}
-    body = None if value is None else json.dumps(value)
-    return fetch(method, os.environ["API_URL"] + path, body=body, headers=headers)
-
-
 def fetch(method: str, url: str, **request: Any) -> tuple[int, Any, Json]:
-    """Status, headers and JSON of a response, whatever its status; urllib3's error if there is
-    none."""
+    """Status, headers and JSON of a response; urllib3's error if there is none."""
     from urllib3 import PoolManager
 
     response = PoolManager(timeout=5, retries=False).request(method, url, **request)
@@ -4534,33 +4519,30 @@ def fetch(method: str, url: str, **request: Any) -> tuple[int, Any, Json]:
 
 class Synthetics(Function):
     """A function that walks through the API from outside every five minutes, as a machine of its
-    own: with little traffic it is what the alarms see.
-
-    Costs an app client, its tokens, a metric, and what calls of the API cost.
-    """
+    own: with little traffic it is what the alarms see. Costs an app client, its tokens, a metric,
+    and what its requests cost."""
 
     def __init__(self, name: str, *shared: Any, identity: Identity, api_url: Input[str]):
-        self.of = {"Environment": shared[0].environment_suffix}
         urls: Json = {"API_URL": api_url, "SIGN_IN_URL": identity.sign_in_url}
         ids: Json = {"CLIENT_ID": identity.walkers[0].id, "USER_POOL_ID": identity.pool.id}
-        environment = {**urls, **ids, **metrics_environment(shared[0])}
+        variables = {**urls, **ids, **metrics_environment(shared[0])}
         super().__init__(
             name,
             *shared,
             component="synthetics",
-            code=Code(handler=walk_api, environment=environment, timeout_seconds=90),
-            canary=Canary(probes=[({"dry_run": True}, None)]),
+            code=Code(handler=walk_api, environment=variables, timeout_seconds=90),
+            canary=Canary(probes=[({}, None)]),
             statements=[allow("cognito-idp:DescribeUserPoolClient", on=identity.pool.arn)],
         )
         # In the middle of the alarm's periods: at their ends two walks could be in one of them.
         self.timer = self.schedule("cron(2/5 * * * ? *)", "A walk through the API")
+        self.of = {"Environment": self.args.environment_suffix}
 
     def alarms(self) -> list[Alarm]:
         """Walks that fail or do not take place, for whatever reason."""
-        rule: Any = {"statistic": "Minimum", "period": 300, "datapoints": (2, 3)}
-        rule |= {"treat_missing_data": "missing", "notifies": "page"}
-        metric = f"{self.args.project}/WalksPassed"
-        return [Alarm("synthetics", metric, self.of, below=1, **rule)]
+        rule: Any = {"period": 300, "datapoints": (2, 3), "treat_missing_data": "missing"}
+        walks, rule["notifies"] = f"{self.args.project}/WalksPassed", "page"
+        return [Alarm("synthetics", walks, self.of, below=1, statistic="Minimum", **rule)]
 
     def graphs(self) -> list[Graph]:
         """Walks that passed, and the function's calls."""
