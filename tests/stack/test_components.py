@@ -120,7 +120,7 @@ def test_what_must_not_be_lost_is_protected(graph: Graph, env: str) -> None:
 
 
 def test_what_would_be_replaced_with_its_data_is_protected_and_has_a_setting_for_its_name() -> None:
-    """By the handlers' `replace_on`, which was compared with the plan of AWS's provider."""
+    """By the handlers' `replace_on`, as a plan of AWS's provider has it; that renames a database."""
 
     def shown(**config: str) -> dict[str, Registration]:
         return {x.name: x for x in graph_of("dev", **config).custom() if x.type in STATEFUL}

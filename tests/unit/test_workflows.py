@@ -56,7 +56,8 @@ def test_the_role_is_one_that_bootstrap_makes_for_each_environment(name: str) ->
     ]
     (assume,) = [each for each in job["steps"] if "configure-aws" in each.get("uses", "")]
     environment = "inputs.environment" if name == "deploy-one" else "matrix.environment"
-    expected = f"role/tap-stack-${{{{ {environment} }}}}-{ROLES[name]}"
+    project = "${{ vars.PROJECT || 'tap-stack' }}"  # a copy has a name of its own
+    expected = f"role/{project}-${{{{ {environment} }}}}-{ROLES[name]}"
     assert assume["with"]["role-to-assume"].endswith(expected)
     environments = list(BootstrapArgs(repository="a/b").environments)
     if name == "deploy-one":
