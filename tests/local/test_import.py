@@ -66,7 +66,7 @@ def up(deployed: Session, tmp_path: Path) -> Iterator[Callable[..., dict[str, st
 
     def up(existing: dict[str, Deployed]) -> dict[str, str]:
         folder.mkdir()
-        emulator = emulators.attach(folder, deployed.cloud.emulator)
+        emulator = emulators.attach(folder, emulators.found(str(deployed.folder)))
         Cloud(emulator, "us-east-1").mark()
         state = State(session.state_path(folder, "dev"))
         state.reset(emulator.marker, "us-east-1")
