@@ -46,6 +46,10 @@ def test_every_command_prints_json_for_programs(deployed: Session, data: Path) -
     status = as_json("status", *options)
     assert (status["deployed"], status["running"], status["unfinished"]) == (True, True, [])
     assert status["api_url"] == outputs["api_url"]
+    variables = as_json("env", *options)
+    shell = f"{taplocal('env', *options).stdout}\necho $AWS_ENDPOINT_URL ${{AWS_PROFILE-none}}"
+    evaluated = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+    assert evaluated.stdout.split() == [variables["AWS_ENDPOINT_URL"], "none"]
     assert as_json("token", *options)["access_token"].count(".") == 2
     named = ("token", "--client", "default", *options)
     assert as_json(*named)["access_token"].count(".") == 2
@@ -256,6 +260,8 @@ def test_a_killed_emulator_is_noticed_and_started_with_its_data(
     assert as_json("up", *own)["counts"].keys() == {"unchanged"}
     assert as_json("call", "GET", "/items", *own)["status"] == 200
     assert as_json("snapshot", "one", *own)["snapshot"] == str(tmp_path / "cloud/snapshots/one")
+    (listed,) = as_json("snapshots", *own)
+    assert (listed["name"], listed["kind"], listed["of"]) == ("one", "everything", "dev")
     assert as_json("down", "--keep-data", *own) == {"stopped": ["dev"]}
     assert as_json("restore", "one", *own) == {"restored": ["dev"]}
     assert as_json("status", *own)["condition"] == "complete"

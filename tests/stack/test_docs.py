@@ -6,9 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-import boto3
 import pytest
-from botocore import xform_name
 
 import tap_stack
 from docs import tables
@@ -69,32 +67,6 @@ def test_links_and_named_files_exist(path: object) -> None:
     text = path.read_text()  # type: ignore[attr-defined]
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", text):
         assert (path.parent / target).exists(), target  # type: ignore[attr-defined]
-
-
-def aws_commands() -> set[str]:
-    """Every command of the AWS CLI in the documents, in a line or in back-ticks."""
-    texts = [path.read_text() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))]
-    pattern = r"(?:^ {4}|`)(aws [a-z-]+ [a-z-]+(?: [^`\n]*)?)"
-    return {each for text in texts for each in re.findall(pattern, text, re.MULTILINE)}
-
-
-@pytest.mark.parametrize("command", sorted(aws_commands()))
-def test_each_command_of_the_aws_cli_has_an_operation_and_its_options(command: str) -> None:
-    _, service, verb, *_ = command.split()
-    client = boto3.client(service, region_name="eu-west-1")
-    options = set(re.findall(r" --([a-z0-9-]+)", re.sub(r"'[^']*'", "", command)))
-    if verb == "wait":
-        waiter = client.get_waiter(command.split()[3].replace("-", "_"))
-        verb = xform_name(waiter.config.operation, "-")
-    (operation,) = (
-        x for x in client.meta.method_to_api_mapping.values() if xform_name(x, "-") == verb
-    )
-    shape = client.meta.service_model.operation_model(operation).input_shape
-    known = {xform_name(each, "-") for each in shape.members}
-    known |= {
-        f"no-{xform_name(k, '-')}" for k, x in shape.members.items() if x.type_name == "boolean"
-    }
-    assert options - known <= {"query", "cli-binary-format"}
 
 
 def test_each_section_has_tests_of_its_name() -> None:
