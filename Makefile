@@ -9,7 +9,7 @@ BY_FILE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every command would compile its imports again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint unit stack local page lab prove-iam smoke bench load cost cost-difference docs pictures policy lock clean pr
+.PHONY: help demo dev test lint unit stack local page lab prove-iam smoke bench load cost cost-difference comment docs pictures policy lock clean pr
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ cost-difference: $(VENV)/.local ## compare the cost with another commit's (BASE=
 	$(BIN)/python -m ops.cost_difference --env $(ENV) --base '$(BASE)' --limit $(LIMIT) $(if $(filter true,$(APPROVED)),--approved)
 BASE ?= origin/main
 LIMIT ?= 20
+
+comment: ## write the cost and the findings of a pull request as its comment (preview.yml)
+	$(PYTHON) -m ops.comment
 
 docs: $(VENV)/.dev ## write the tables and drawings that the code already contains
 	$(BIN)/python docs/tables.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def test_each_job_says_its_rights_and_has_an_end(path: Path) -> None:
 @pytest.mark.parametrize("name", ROLES)
 def test_the_role_is_one_that_bootstrap_makes_for_each_environment(name: str) -> None:
     ((_, job),) = [
-        each for each in jobs(ROOT / f".github/workflows/{name}.yml").items() if each[0] != "scan"
+        each
+        for each in jobs(ROOT / f".github/workflows/{name}.yml").items()
+        if each[0] not in ("scan", "comment")
     ]
     (assume,) = [each for each in job["steps"] if "configure-aws" in each.get("uses", "")]
     environment = "inputs.environment" if name == "deploy-one" else "matrix.environment"
@@ -73,5 +76,35 @@ def test_the_role_is_one_that_bootstrap_makes_for_each_environment(name: str) ->
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_each_target_of_make_exists(path: Path) -> None:
     runs = [step.get("run", "") for job in jobs(path).values() for step in job.get("steps", [])]
-    for target in re.findall(r"\bmake ([a-z-]+)", "\n".join(runs)):
+    for target in re.findall(r"\bmake (?:--silent )?([a-z-]+)", "\n".join(runs)):
         assert target in TARGETS
+
+
+def test_one_job_writes_what_the_others_found_and_installs_nothing() -> None:
+    found = jobs(ROOT / ".github/workflows/preview.yml")
+    comment = found["comment"]
+    assert comment["needs"] == ["preview", "scan"]
+    assert comment["permissions"] == {"contents": "read", "pull-requests": "write"}
+    assert [step.get("run") for step in comment["steps"]] == [None, "make comment"]
+    assert list(found["preview"]["outputs"]) == list(BootstrapArgs(repository="a/b").environments)
+    assert list(found["scan"]["outputs"]) == ["scan"]
+    assert found["scan"]["permissions"] == {"contents": "read"}
+
+
+@pytest.mark.parametrize(("job", "output"), [("preview", "prod"), ("scan", "scan")])
+@pytest.mark.parametrize("code", [0, 1])
+def test_what_is_found_is_an_output_and_fails_the_job_too(
+    tmp_path: Path, job: str, output: str, code: int
+) -> None:
+    steps = jobs(ROOT / ".github/workflows/preview.yml")[job]["steps"]
+    (step,) = [each for each in steps if "id" in each]
+    make = tmp_path / "make"
+    make.write_text(f"#!/bin/bash\necho '| one |'\necho '| two |'\nexit {code}\n")
+    make.chmod(0o755)
+    path, written = f"{tmp_path}:/usr/bin:/bin", tmp_path / "output"
+    variables = {"PATH": path, "GITHUB_OUTPUT": str(written), "ENVIRONMENT": "prod"}
+    command = ["bash", "-e", "-c", step["run"]]  # as GitHub runs a step
+    done = subprocess.run(command, env={**variables, "BASE": "x", "APPROVED": ""}, check=False)
+    assert done.returncode == code
+    name, *lines, end = written.read_text().splitlines()
+    assert (name.partition("<<")[::2], lines) == ((output, end), ["| one |", "| two |"])
