@@ -29,15 +29,17 @@ DOCUMENTS = sorted(
     if path.name != "CHANGELOG.md"  # which says what there was
 )
 MAKEFILE = (ROOT / "Makefile").read_text()
-#: Command of Pulumi -> options of its own: "Pulumi CLI commands", its documentation, June 2026.
+#: Command of Pulumi -> options of its own: "Pulumi CLI commands", its documentation, June 2026, and
+#: `--ignore-protect` of version 3.256.
 PULUMI = {
-    "up": "--yes --skip-preview --diff --refresh --config --target",
-    "preview": "--diff --policy-pack --json --expect-no-changes",
+    "up": "--yes --skip-preview --diff --refresh --config --target --ignore-protect",
+    "preview": "--diff --policy-pack --json --expect-no-changes --import-file",
     "refresh": "--preview-only --expect-no-changes --diff --yes --run-program",
-    "destroy": "--yes --skip-preview --exclude-protected",
+    "destroy": "--yes --skip-preview --exclude-protected --run-program --ignore-protect",
+    "new": "--yes --dir --stack --generate-only",
     "cancel": "--yes",
     "login": "--local",
-    "import": "--file --yes",
+    "import": "--file --yes --generate-code",
     "config set": "--path --secret --plaintext --type",
     "config rm": "--path",
     "stack": "--show-urns --show-ids --show-name --show-secrets",
