@@ -4683,6 +4683,8 @@ def record_upload(upload: Upload, log_fields: Json) -> str:
         return record_failure(file, "The object was gone before it could be read.")
     logged = ("size", "content_type", "declared_type")
     log_fields.update({name: next(iter(file[name].values())) for name in logged})
+    if asked := file["metadata"]["M"].get("request-id"):
+        log_fields["upload_request_id"] = asked["S"]
     return record_version(file)
 
 
@@ -5057,7 +5059,7 @@ def create_upload(request: Request) -> Response:
     size = wanted.get("size")
     least, most = (0, limit) if size is None else (int(size), int(size))
     checksum = {name: wanted[name] for name in CHECKSUMS if name in wanted}
-    form = upload_form(key, wanted["content_type"], least, most, **checksum)
+    form = upload_form(key, wanted["content_type"], least, most, request.id, **checksum)
     body = {"id": file_id(key), **form, "expires_in": UPLOAD_SECONDS}
     return respond(201, json.dumps(body), location=f"/files/{body['id']}", cache_control="no-store")
 
@@ -5095,14 +5097,18 @@ def is_like(pattern: str, value: Any) -> bool:
     return text and bool(re.fullmatch(pattern, value))
 
 
-def upload_form(key: str, content_type: str, least: int, most: int, **checksum: str) -> Json:
-    """URL and fields of a form that S3 takes one object by: "Creating an HTML form", S3 API."""
+def upload_form(
+    key: str, content_type: str, least: int, most: int, request_id: str, **checksum: str
+) -> Json:
+    """URL and fields of a form that S3 takes one object by: "Creating an HTML form", S3 API. The
+    object keeps the request's id, by which its record and log line lead back to it."""
     now, bucket = time.time(), os.environ["BUCKET_NAME"]
     signer, scope, secret_key = signer_fields(now)
     named = {f"x-amz-{name.lower()}": value for name, value in signer.items()}
     for name, value in checksum.items():
         named |= {"x-amz-checksum-algorithm": name.upper(), f"x-amz-checksum-{name}": value}
-    fields = {"Content-Type": content_type, "key": key, **named}
+    traced = {"x-amz-meta-request-id": request_id}
+    fields = {"Content-Type": content_type, "key": key, **traced, **named}
     allowed = [{"bucket": bucket}, *({name: fields[name]} for name in fields)]
     ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now + UPLOAD_SECONDS))
     limits = [*allowed, ["content-length-range", least, most]]
@@ -7024,6 +7030,12 @@ class Bastion(Component):
 # === Monitoring ===================================================================================
 
 
+#: What a saved query says that it reads -> the system of that log group, and how its name begins.
+LOG_GROUPS = {
+    "access": ("api", "/aws/vendedlogs/apis/"),
+    "api": ("api", "/aws/lambda/"),
+    "files": ("files", "/aws/lambda/"),
+}
 #: Component -> the system on whose dashboard it is, unless that is its own.
 DASHBOARDS = {"database": "web", "synthetics": "api"}
 
@@ -7065,6 +7077,7 @@ class Monitoring(Component):
                 f"{args.environment_suffix} notify nobody. Set it, or subscribe to the topics "
                 f"{args.name('alerts')} and {args.name('pages')} yourself"
             )
+        self._save_queries()
         self.dashboards = self._dashboards()
         self.dashboard = self._overview()
         self.register_outputs({"dashboard_name": self.dashboard.dashboard_name})
@@ -7110,6 +7123,21 @@ class Monitoring(Component):
             alarm_actions=actions,
             ok_actions=actions,
         )
+
+    def _save_queries(self) -> None:
+        """Saves queries of Logs Insights, for the questions of an incident."""
+        present = {each.component for each in self.components}
+        for path in sorted(Path(__file__).with_name("queries").glob("logs/*.txt")):
+            read, _, question = path.read_text().removeprefix("# ").partition(": ")
+            groups = [LOG_GROUPS[name] for name in read.split()]
+            names = [begin + self.args.name(x) for x, begin in groups if x in present]
+            if names:
+                aws.cloudwatch.QueryDefinition(
+                    *self.child(f"query-{path.stem}"),
+                    name=f"{self.args.project}/{self.args.environment_suffix}/{path.stem}",
+                    log_group_names=names,
+                    query_string=f"# {question}",
+                )
 
     def _dashboards(self) -> dict[str, aws.cloudwatch.Dashboard]:
         """System -> its dashboard."""

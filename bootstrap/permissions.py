@@ -236,6 +236,7 @@ PLACES: dict[str, tuple[Place, ...]] = {
     "lambda:*": (Place("lambda:{here}:function:{name} lambda:{here}:function:{name}:*"),),
     "logs:*LogDeliver*": (_ANYWHERE,),
     "logs:*ResourcePolic*": (_ANYWHERE,),
+    "logs:*QueryDefinition*": (_ANYWHERE,),
     "logs:DescribeLogGroups": (_ANYWHERE,),
     "logs:*": (Place(_LOGS),),
     "pipes:*": (Place("pipes:{here}:pipe/{name}"),),

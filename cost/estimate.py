@@ -186,7 +186,7 @@ FREE = {
     "apigatewayv2/integration", "apigatewayv2/route", "apigatewayv2/stage",
     "appautoscaling/target", "athena/namedQuery", "athena/workgroup", "autoscaling/schedule",
     "budgets/budget", "cloudwatch/dashboard", "cloudwatch/eventRule", "cloudwatch/eventTarget",
-    "cloudwatch/logGroup", "cloudwatch/logMetricFilter",
+    "cloudwatch/logGroup", "cloudwatch/logMetricFilter", "cloudwatch/queryDefinition",
     "cognito/resourceServer", "cognito/userPool", "cognito/userPoolDomain",
     "ec2/defaultSecurityGroup", "ec2/flowLog", "ec2/internetGateway",
     "ec2/networkInterface", "ec2/route", "ec2/routeTable", "ec2/routeTableAssociation",

@@ -175,6 +175,15 @@ def differences() -> Iterator[str]:
         yield ""
 
 
+def saved_queries() -> Iterator[str]:
+    """The saved queries of Logs Insights, and what they answer."""
+    yield "| query | answers |"
+    yield "| --- | --- |"
+    for path in sorted((ROOT / "queries" / "logs").glob("*.txt")):
+        question = path.read_text().partition("\n")[0].partition(": ")[2]
+        yield f"| `{path.stem}` | {question} |"
+
+
 def rule_rows() -> Iterator[str]:
     """The rules of each resource type, and those for a resource beside another."""
     every: list[rules.Rule | rules.Companion] = [*rules.RULES, *rules.COMPANIONS]
@@ -277,6 +286,7 @@ BLOCKS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     },
     "docs/scaling.md": {"load": tables.hourly, "parameters": tables.parameter_calls},
     "docs/decisions/0007-files-in-dynamodb.md": {"capacity": tables.capacity},
+    "docs/operations.md": {"queries": saved_queries},
     "docs/security.md": {
         "rules": rule_rows,
         "exemptions": exemption_rows,

@@ -621,6 +621,7 @@ WITHOUT_RULE = {
     "cloudwatch/dashboard": "shows metrics, and has no settings of access",
     "cloudwatch/eventRule": "a pattern; the target's permission has a rule",
     "cloudwatch/eventTarget": "a function of the stack, whose permission has a rule",
+    "cloudwatch/queryDefinition": "the text of a query; who runs it needs rights of his own",
     "cloudwatch/logMetricFilter": "counts lines of a log group, which has rules",
     "cognito/resourceServer": "names the scopes that routes ask for",
     "cognito/userPoolDomain": "a name; Cognito serves it with TLS 1.2",

@@ -148,6 +148,11 @@ DIFFERENCES = (
         "the cost is always 0", "budgets/Budget.notifications",
     ),
     Difference(
+        "saved-queries", IDLE, "Logs Insights has the saved queries, and runs them",
+        "they are in the stack's state alone; `taplocal logs` and `taplocal trace` read the logs",
+        "cloudwatch/QueryDefinition",
+    ),
+    Difference(
         "lifecycle", IDLE, "objects expire, and change their storage class",
         "they stay as they are", "s3/BucketLifecycleConfiguration.rules",
     ),

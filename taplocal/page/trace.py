@@ -15,7 +15,7 @@ from taplocal.session import Session
 from taplocal.sources import Sources
 
 Json = dict[str, Any]
-IDS = ("request_id", "requestId", "version_id", "key", "id", "trace_id")
+IDS = ("request_id", "requestId", "upload_request_id", "version_id", "key", "id", "trace_id")
 
 
 def events(session: Session, since: float = 0, text: str = "") -> list[Json]:
@@ -36,7 +36,7 @@ def follow(session: Session, id_: str) -> Json:
     nothing has this id.
     """
     if record := _file(session, id_):
-        ids = {record["version_id"], record["key"]}
+        ids = {record["version_id"], record["key"], record["metadata"].get("request-id")}
         lines = [x for x in events(session) if ids & set(map(str, x["message"].values()))]
     else:
         lines = [each for each in events(session, text=id_) if _has(each["message"], id_)]

@@ -56,6 +56,7 @@ HANDLERS: dict[str, Handler] = {
     "aws:cloudwatch/logGroup:LogGroup": cloudwatch.LogGroup(),
     "aws:cloudwatch/logMetricFilter:LogMetricFilter": cloudwatch.LogMetricFilter(),
     "aws:cloudwatch/metricAlarm:MetricAlarm": cloudwatch.MetricAlarm(),
+    "aws:cloudwatch/queryDefinition:QueryDefinition": cloudwatch.QueryDefinition(),
     "aws:cognito/resourceServer:ResourceServer": cognito.ResourceServer(),
     "aws:cognito/userPool:UserPool": cognito.UserPool(),
     "aws:cognito/userPoolClient:UserPoolClient": cognito.UserPoolClient(),

@@ -8,6 +8,7 @@ from taplocal.resources.base import (
     Inputs,
     Named,
     Outputs,
+    Recorded,
     given,
     removed_tags,
     tag_list,
@@ -163,6 +164,10 @@ class Dashboard(Named):
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         cloud.client("cloudwatch").delete_dashboards(DashboardNames=[resource_id])
+
+
+class QueryDefinition(Recorded):
+    uses = "name logGroupNames queryString"
 
 
 class LogMetricFilter(Handler):

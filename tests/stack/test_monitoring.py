@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import tap_stack
 from benchmarks import alarms
 from tests.stack.conftest import ENVIRONMENTS, REGION, ROOT, Graph, graph_of, graph_of_program
 
@@ -391,6 +392,42 @@ def test_prod_is_not_deleted_as_long_as_its_dashboard_is_protected() -> None:
         assert first_deleted(graph) == {"monitoring-dashboard"}
         assert graph.one("Dashboard", "monitoring-dashboard").protect
     assert graph_of("dev").one("Dashboard", "monitoring-dashboard").protect
+
+
+def test_saved_queries_read_the_logs_that_they_ask_for_fields_that_are_there(env: str) -> None:
+    graph = graph_of(env)
+    logs = {each.inputs["name"] for each in graph.of("LogGroup")}
+    fields = {*tap_stack.ACCESS_LOG, *LOGGED, *ALWAYS}
+    saved = {each.inputs["name"]: each.inputs for each in graph.of("QueryDefinition")}
+    files = (ROOT / "queries" / "logs").glob("*.txt")
+    assert saved.keys() == {f"tap-stack/{env}/{path.stem}" for path in files}
+    for query in saved.values():
+        assert logs >= set(query["logGroupNames"])
+        _, *stages = query["queryString"].splitlines()
+        text = re.sub(r'"[^"]*"|(?<![.\w])\d+[a-z]?', "", "\n".join(stages))
+        words = set(re.findall(r"@?[a-z][\w.]*", text, re.IGNORECASE))
+        named = {x for each in stages for x in re.findall(r" as (\w+)", each)}
+        assert words - named <= fields | SYNTAX, query["name"]
+        assert query["queryString"].startswith("# ")
+
+
+#: Fields of the functions' own lines, of every line, and words of the query language.
+LOGGED = {"caller", "consumed_capacity", "error", "key", "latency_ms", "level", "message", "request_id",
+          "route", "stack", "stack.0", "stack.1", "stack.2", "status", "upload_request_id", "version_id"}  # fmt: skip
+ALWAYS = {"@timestamp", "@message", "@log"}
+SYNTAX = set("fields filter sort limit stats by bin count sum max pct asc desc and or as".split())
+
+
+def test_the_fields_of_queries_are_logged() -> None:
+    program = (ROOT / "tap_stack.py").read_text()
+    for name in LOGGED - {"stack.0", "stack.1", "stack.2"}:
+        assert re.search(rf'"{name}"|\b{name}=', program), name
+
+
+def test_a_stack_without_files_has_no_query_of_them() -> None:
+    saved = graph_of("dev", systems="api").of("QueryDefinition")
+    assert not [x for x in saved if "failed-files" in x.inputs["name"]]
+    assert not [x for x in saved for name in x.inputs["logGroupNames"] if "files" in name]
 
 
 # A month of traffic, benchmarks.alarms, with shorter ones

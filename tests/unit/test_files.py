@@ -140,7 +140,7 @@ def test_the_address_of_a_content_is_the_sdks(s3: Any, key: str) -> None:
 
 @pytest.mark.parametrize("checksum", [{}, {"sha256": "4tD="}])
 def test_the_form_for_an_upload_is_the_sdks(s3: Any, checksum: dict[str, str]) -> None:
-    declared = {"Content-Type": "image/png"}
+    declared = {"Content-Type": "image/png", "x-amz-meta-request-id": "r1"}
     if checksum:
         declared |= {"x-amz-checksum-algorithm": "SHA256", "x-amz-checksum-sha256": "4tD="}
     expected = s3.generate_presigned_post(
@@ -148,7 +148,7 @@ def test_the_form_for_an_upload_is_the_sdks(s3: Any, checksum: dict[str, str]) -
         Conditions=[*({name: declared[name]} for name in declared), ["content-length-range", 0, 10]],
         ExpiresIn=tap_stack.UPLOAD_SECONDS,
     )  # fmt: skip
-    found = upload_form("ann/ä ☕.png", "image/png", 0, 10, **checksum)
+    found = upload_form("ann/ä ☕.png", "image/png", 0, 10, "r1", **checksum)
     assert found["url"] == expected["url"]
     policies = [
         json.loads(base64.b64decode(form["fields"].pop("policy"))) for form in (found, expected)
