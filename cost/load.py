@@ -118,8 +118,8 @@ def items(load: Load, _: Inputs) -> float:
 
 
 def custom_metrics(load: Load, dashboard: Inputs) -> float:
-    """The metrics of the stack's own on its dashboard, a month of each; that of synthetics is in
-    its price."""
+    """The metrics of the stack's own on a system's dashboard, a month of each; that of synthetics
+    is in its price."""
     widgets = json.loads(dashboard["dashboardBody"])["widgets"]
     shown = (line for each in widgets for line in each["properties"].get("metrics", ()))
     own = {name for namespace, name, *_ in shown if not namespace.startswith(("AWS/", "CWAgent"))}
@@ -172,6 +172,7 @@ def balancer(_load: Load, _: Inputs) -> float:
 
 
 LOGS, KMS, LAMBDA = "logs, as long as they are kept", "KMS, requests", "Lambda"
+METRICS = "metrics of the stack's own, if all are used"
 STORED, TRACES = "DynamoDB, what is stored and its backup", "X-Ray, traces"
 #: Type or logical name of a resource, what of it is paid by use, and its price.
 ROWS: tuple[tuple[str, str, Pricing], ...] = (
@@ -186,7 +187,8 @@ ROWS: tuple[tuple[str, str, Pricing], ...] = (
     ("api-items", KMS, keys),
     ("api-paging-key", KMS, keys),
     ("aws:cognito/userPoolClient:UserPoolClient", "Cognito, tokens of machines", tokens),
-    ("monitoring-dashboard", "metrics of the stack's own, if all are used", custom_metrics),
+    ("monitoring-api-dashboard", METRICS, custom_metrics),
+    ("monitoring-files-dashboard", METRICS, custom_metrics),
     ("files-uploads-bucket", "S3, requests", uploads),
     ("files-uploads-bucket", "S3, files stored", lambda load, _: load.file_gb * prices.S3_GB),
     ("files-records-function", LAMBDA, calls("files", FILE_SECONDS)),
