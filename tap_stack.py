@@ -211,8 +211,7 @@ class TapStackArgs:
     permissions_boundary: str = optional(
         r"arn:aws[a-z-]*:iam::(\d{12}|aws):policy/\S+", "a policy's ARN"
     )
-    """ARN of the policy that bounds what roles of the stack may do, as `bootstrap` makes it; empty
-    for none."""
+    """ARN of the policy that bounds what roles of the stack may do; `bootstrap` makes it."""
     hosted_zone_id: str = optional(r"Z[A-Z0-9]{1,31}", "a hosted zone's id such as Z0123456789ABC")
     """Route 53 hosted zone of `domain_name` and `api_domain_name`, which gets their records.
     Without it they are yours to add, and a certificate waits for its own."""
@@ -224,8 +223,7 @@ class TapStackArgs:
     api_certificate_arn: str = optional(*A_CERTIFICATE)
     """ARN of a certificate of `api_domain_name`, in the stack's region."""
     api_default_endpoint: bool = setting(False)
-    """Keep the address that API Gateway gives beside `api_domain_name`, until all callers have
-    moved."""
+    """Keep the address that API Gateway gives beside `api_domain_name`, until all have moved."""
     table_name: str = optional(*A_TABLE_NAME)
     """Name of the items table; empty for `<project>-items-<environment>`."""
     cors_origins: Sequence[str] = setting(
@@ -235,8 +233,7 @@ class TapStackArgs:
             "a list of origins such as https://app.example.com, without a path",
         ),
     )
-    """Origins whose pages may call the API and upload; an empty list turns CORS off. Never `*` in
-    prod."""
+    """Origins whose pages may call the API and upload; none turn CORS off. Never `*` in prod."""
     throttle_rate: int = setting(PerTier(50, 100, 500), between(1, 10_000, ", the account's limit"))
     """Requests per second that the API admits; more get 429."""
     throttle_burst: int = setting(PerTier(100, 200, 500), between(1, 5000, ", the account's limit"))
@@ -263,18 +260,16 @@ class TapStackArgs:
     provisioned_concurrency_max: int = setting(PerTier(0, 0, 20), between(0, 10_000))
     """Upper limit of provisioned concurrency; scales at 70 % utilization."""
     synthetics: bool = setting(PerTier(False, True, True))
-    """Walk through the API [every five minutes](operations.md#synthetics), as a machine of its own:
-    {synthetics} a month."""
+    """Walk through the API [every five minutes](operations.md#synthetics): {synthetics} a month."""
 
     # Identity
     callback_urls: Sequence[str] = setting(
         PerTier(LOCAL_CALLBACK, LOCAL_CALLBACK, ("https://app.example.com/callback",)),
         redirects(1),
     )
-    """Where Cognito may send people after they signed in; https, and outside prod also http on
-    localhost."""
+    """Where Cognito sends people who signed in; https, and outside prod http on localhost, too."""
     logout_urls: Sequence[str] = setting(PerTier(LOCAL_APP, LOCAL_APP, ()), redirects(0))
-    """Where Cognito may send people after they signed out, with the same rules."""
+    """Where it sends people who signed out, with the same rules."""
     machine_clients: Mapping[str, Sequence[str]] = setting(
         {"default": ("*",)},
         (
@@ -287,11 +282,9 @@ class TapStackArgs:
         ),
     )
     """Machines that may call the API, as a JSON object: name -> list of its scopes, or `["*"]` for
-    all scopes of the stack. Each has an app client, a secret and data of its own, and costs
-    {machine_client} a month."""
+    all. Each has an app client, a secret and data of its own, for {machine_client} a month."""
     mfa: str = setting(PerTier("OPTIONAL", "OPTIONAL", "ON"), one_of("OFF", "OPTIONAL", "ON"))
-    """`OFF`, `OPTIONAL` or `ON`: second factor by authenticator app. `OPTIONAL` leaves it to each
-    person; never `OFF` in prod."""
+    """Authenticator app as second factor: `OPTIONAL` leaves it to people; never `OFF` in prod."""
     email_from: str = optional(EMAIL, "an e-mail address")
     """Sender of Cognito's invitations and codes, by SES; empty for Cognito's own sender,
     no-reply@verificationemail.com, with 50 mails a day."""
@@ -299,8 +292,7 @@ class TapStackArgs:
         r"arn:aws[a-z-]*:ses:[a-z0-9-]+:\d{12}:identity/\S+",
         "an ARN such as arn:aws:ses:eu-west-1:111122223333:identity/example.com",
     )
-    """ARN of the SES identity of `email_from`; empty for its domain in the stack's account and
-    region."""
+    """ARN of the SES identity of `email_from`; empty for its domain in this account and region."""
     threat_protection: bool = setting(False)
     """Cognito threat protection; needs the Plus tier, {cognito_plus} for each monthly user."""
 
@@ -330,8 +322,7 @@ class TapStackArgs:
     """Read and write units of the files table; a file needs 6 write units. {unit_pair} a month for
     each pair, and {index_units} for its indexes."""
     files_table_scaling: int = setting(PerTier(1, 1, 4), between(1, 100))
-    """How many times its capacity the files table and its indexes may grow to; 1 turns scaling
-    off."""
+    """How many times its capacity the files table and indexes may grow to; 1 turns scaling off."""
     files_concurrency: int = setting(PerTier(10, 10, 20), between(0, 100_000))
     """Concurrency reserved for the files function; events above it wait. 0 reserves nothing: then a
     burst takes all that the account has, and waits for the table until events are dead letters."""
@@ -344,8 +335,7 @@ class TapStackArgs:
     """Export the files table each night, for [SQL](operations.md#analytics): {export_gb} a GB and
     night, and {query_tb} a TB that queries read. A million files are some 2 GB."""
     noncurrent_days: int = setting(PerTier(7, 30, 90), between(1, 3_650))
-    """Days after which replaced and deleted versions of objects expire, in all buckets; sooner
-    where objects do."""
+    """Days after which replaced and deleted versions of objects expire; sooner where objects do."""
     upload_max_mb: int = setting(100, between(1, 5_000, ", what S3 accepts in one POST"))
     """Largest file that the API lets upload, in MB (1,000,000 bytes)."""
     upload_types: Sequence[str] = setting(
@@ -368,8 +358,7 @@ class TapStackArgs:
     zone_names: Sequence[str] = setting(
         (), texts_like(r"[a-z]+(-[a-z]+)+-\d[a-z]", "a list of zones such as eu-west-1a")
     )
-    """Their names; empty for the first ones of the region. Others replace the subnets, with all
-    that is in them."""
+    """Their names; empty for the region's first. Others replace the subnets and all in them."""
     nat: str = setting(
         PerTier("instance", "single", "per_az"),
         one_of("per_az", "single", "instance", "instance_ha", "none"),
@@ -409,8 +398,7 @@ class TapStackArgs:
     instances_max: int = setting(PerTier(2, 4, 12), between(1, 1_000))
     """Most web instances."""
     spot_percent: int = setting(PerTier(100, 50, 0), between(0, 100))
-    """Share of Spot among the web instances; some {spot_discount} cheaper, and interrupted at two
-    minutes' notice."""
+    """Share of Spot among web instances; {spot_discount} cheaper, ended at two minutes' notice."""
 
     # Fleets
     image_id: str = optional(r"ami-[0-9a-f]{8,17}", "an id such as ami-0123456789abcdef0")
@@ -448,8 +436,7 @@ class TapStackArgs:
             "a list of CIDR blocks such as 203.0.113.0/24, none wider than /8",
         ),
     )
-    """CIDR blocks that may reach the bastion by SSH; with an empty list only Session Manager
-    does."""
+    """CIDR blocks that may reach the bastion by SSH; if empty only Session Manager does."""
     bastion_hours: str = setting(
         PerTier("8-18", "", ""),
         text_like(
@@ -457,8 +444,7 @@ class TapStackArgs:
             "two different hours such as 8-18 or 22-6, or empty for always",
         ),
     )
-    """Hours of working days, in UTC, at which the bastion runs, as `8-18`, or over night, as
-    `22-6`; empty for always."""
+    """Hours of working days (UTC) at which the bastion runs: `8-18`, `22-6`; empty for always."""
 
     # Monitoring
     log_retention_days: int = setting(PerTier(14, 90, 365), one_of(*RETENTION_DAYS))
@@ -902,14 +888,14 @@ class Component(pulumi.ComponentResource):
     def certificate(self, *domain_names: str) -> Output[str]:
         """ARN of a certificate that ACM has issued; waits up to 20 minutes for its DNS records. The
         records are in the stack's hosted zone or, without one, yours to add. Costs nothing."""
-        certificate = aws.acm.Certificate(
+        made = aws.acm.Certificate(
             *self.child("certificate"),
             domain_name=domain_names[0],
             subject_alternative_names=domain_names[1:] or None,
             validation_method="DNS",
         )
         for number in range(len(domain_names) if self.args.hosted_zone_id else 0):
-            proof = certificate.domain_validation_options[number]
+            proof = made.domain_validation_options[number]
             aws.route53.Record(
                 *self.child(f"certificate-record-{number}"),
                 zone_id=self.args.hosted_zone_id,
@@ -920,8 +906,7 @@ class Component(pulumi.ComponentResource):
             )
         wait = pulumi.CustomTimeouts(create="20m")
         return aws.acm.CertificateValidation(
-            *self.child("certificate-validation", custom_timeouts=wait),
-            certificate_arn=certificate.arn,
+            *self.child("certificate-validation", custom_timeouts=wait), certificate_arn=made.arn
         ).certificate_arn
 
     def point(self, domain_name: str, *kinds: str, target: Input[str], zone_id: Input[str]) -> None:
@@ -1310,14 +1295,12 @@ class Code:
 
 @dataclass(frozen=True, kw_only=True)
 class Canary:
-    """How a new version of a function is judged before it takes all traffic.
-
-    It must answer the `probes` first: events that do no harm, each with the status of its response.
-    Then it has a share of the traffic while these are sent again and the alarms of these keys are
-    watched; without any, or where `canary_percent` is 100, it takes all at once. `failures` is the
-    metric of the requests that it answered with an error instead of raising. They must be faster
-    than `latency_bound_ms`, 80 % of the timeout by default.
-    """
+    """How a new version of a function is judged before it takes all traffic. It must answer the
+    `probes` first: events that do no harm, each with the status of its response. Then it has a
+    share of the traffic while these are sent again and the alarms of these keys are watched;
+    without any, or where `canary_percent` is 100, it takes all at once. `failures` is the metric of
+    the requests that it answered with an error instead of raising. They must be faster than
+    `latency_bound_ms`, 80 % of the timeout by default."""
 
     probes: Sequence[tuple[Event, int | None]]
     alarms: Sequence[str] = ()
@@ -1327,14 +1310,10 @@ class Canary:
 
 class Function(Component):
     """A Lambda function from a Python handler: role, log group, published versions, alias `live`.
-
-    `statements` is all that it may do beyond logging, tracing and decrypting its environment.
-    With `max_event_age_hours` it is invoked asynchronously: three attempts within so many hours,
-    then the event and its error go to a queue, which keeps them for 14 days. `concurrency` is
-    reserved for it and cannot be exceeded; 0 reserves nothing.
-
-    Costs calls and GB-seconds (arm64); the queue is free when idle.
-    """
+    `statements` is all that it may do beyond logging, tracing and decrypting its environment. With
+    `max_event_age_hours` it is invoked asynchronously: three attempts within so many hours, then
+    the event and its error go to a queue, which keeps them for 14 days. `concurrency` is reserved
+    for it and cannot be exceeded; 0 reserves nothing. Costs calls and GB-seconds (arm64)."""
 
     RUNTIME = "python3.13"
 
@@ -1694,13 +1673,11 @@ def bundle(
     handler: Handler, init: Callable[[], None] | None = None, modules: Set[str] = LAMBDA_MODULES
 ) -> str:
     """The source of `index.py` for one Lambda function: the definitions that its handler reaches.
-
     Names are resolved from the syntax tree of the handler's own file; what that imports from this
     one or from a file beside it is followed. The text changes only when code that the function runs
     does. Annotations are not followed; they are never evaluated. `init` is called once, as the
     module's last line. Raises BundleError for a name that is neither defined at the top level of
-    its file nor built in, or that is bound twice, and for a module that the runtime does not have.
-    """
+    its file nor built in, or that is bound twice, and for a module that the runtime lacks."""
     reached: dict[str, tuple[Path, ast.stmt]] = {}
     files: dict[Path, list[Path]] = {}  # file -> those whose definitions it uses
     waiting = [(each.__name__, _file(each), _file(each).name) for each in (handler, init) if each]
@@ -2344,16 +2321,12 @@ LOAD_BALANCER_LOGS_SERVICE = "logdelivery.elasticloadbalancing.amazonaws.com"
 
 
 class Bucket(Component):
-    """A private bucket: versioned, encrypted, TLS only, without ACLs, with one lifecycle.
-
-    Encrypted with S3's own keys (AES-256), which log delivery needs, or `under_key`. `days` is
-    when objects expire; 0 is never. `access_logs_of` are the names of buckets that deliver their
-    access logs to this one, and `access_logs_to` is the bucket that it delivers its own to. With
-    `unscanned_for` only these roles, by name, read what GuardDuty has not found harmless, or tag.
-
-    Costs what it stores, by the GB and month, less after the days of TRANSITIONS; S3's own keys
-    cost nothing.
-    """
+    """A private bucket: versioned, encrypted, TLS only, without ACLs, with one lifecycle. Encrypted
+    with S3's own keys (AES-256), which log delivery needs, or `under_key`. `days` is when objects
+    expire; 0 is never. `access_logs_of` are the names of buckets that deliver their access logs to
+    this one, and `access_logs_to` is the bucket that it delivers its own to. With `unscanned_for`
+    only these roles, by name, read what GuardDuty has not found harmless, or tag. Costs what it
+    stores, by the GB and month, less after the days of TRANSITIONS; S3's own keys cost nothing."""
 
     def __init__(
         self,
@@ -2491,6 +2464,7 @@ USER_DATA_LIMIT = 16_384  # bytes, EC2's, before base64
 class Instances:
     """The instances of a fleet: how they start, what they may do, how many there are."""
 
+    component: str  # the fleet's
     user_data: Input[str]  # a script, whose failure has the instance replaced
     after: Sequence[pulumi.Resource] = ()  # what instances need at their start: routes, rules
     security_group: aws.ec2.SecurityGroup
@@ -2507,27 +2481,17 @@ class Instances:
 
 class Fleet(Component):
     """Instances of one kind that replace themselves: launch template, role, Auto Scaling group.
-
     arm64, IMDSv2 with one hop, an encrypted gp3 volume of 8 GB, no key pair: people come by Session
-    Manager or EC2 Instance Connect. An instance comes into service when its user data ends well,
-    or is replaced; the first ones are waited for. A change of the template is a FleetRollout's.
-    Without `image_id` the image is the latest of the first deployment.
-
-    Costs instances by the hour, a volume and, if public, an IPv4 address for each.
-    """
+    Manager or EC2 Instance Connect. An instance comes into service when its user data ends well, or
+    is replaced; the first ones are waited for. A change of the template is a FleetRollout's.
+    Without `image_id` the image is the latest of the first deployment. Costs instances by the hour,
+    a volume and, if public, an IPv4 address for each."""
 
     def __init__(
-        self,
-        name: str,
-        args: TapStackArgs,
-        key: Key,
-        opts: Options = None,
-        *,
-        component: str,
-        instances: Instances,
+        self, name: str, args: TapStackArgs, key: Key, opts: Options = None, *, instances: Instances
     ):
-        super().__init__(name, args, key, opts, component)
-        self.physical_name, self.instances = args.name(component), instances
+        super().__init__(name, args, key, opts, instances.component)
+        self.physical_name, self.instances = args.name(self.component), instances
         self.role, _ = self._role()
         self.template = self._template()
         self.scaling_group = self._scaling_group()
@@ -2577,16 +2541,15 @@ class Fleet(Component):
     def _scaling_group(self) -> aws.autoscaling.Group:
         instances, metric = self.instances, aws.autoscaling.Metric
         moved = ["desiredCapacity", VERSION_PATH]
-        template: Any = {
-            "launch_template_id": self.template.id,
-            "version": self.template.latest_version.apply(str),  # $Latest could not be left again
-        }
-        hook: Any = {
-            "name": READY_HOOK,
-            "lifecycle_transition": "autoscaling:EC2_INSTANCE_LAUNCHING",
-            "default_result": "ABANDON",
-            "heartbeat_timeout": READY_SECONDS,
-        }
+        version = self.template.latest_version.apply(str)  # $Latest could not be left again
+        chosen: Any = {"launch_template_id": self.template.id, "version": version}
+        template: Any = {"launch_template_specification": chosen}
+        template["overrides"] = [{"instance_type": each} for each in instances.types]
+        spread: Any = {"on_demand_percentage_above_base_capacity": 100 - instances.spot_percent}
+        spread["spot_allocation_strategy"] = "price-capacity-optimized"
+        hook: Any = {"name": READY_HOOK, "heartbeat_timeout": READY_SECONDS}
+        hook["lifecycle_transition"] = "autoscaling:EC2_INSTANCE_LAUNCHING"
+        hook["default_result"] = "ABANDON"
         return aws.autoscaling.Group(
             # Within the limits the desired capacity is the scaling policies', and the version the
             # rollout's: what the group has when a refresh begins is what it goes back to.
@@ -2595,16 +2558,7 @@ class Fleet(Component):
             min_size=instances.minimum,
             max_size=instances.maximum,
             vpc_zone_identifiers=[each.id for each in instances.subnets],
-            mixed_instances_policy={
-                "instances_distribution": {
-                    "on_demand_percentage_above_base_capacity": 100 - instances.spot_percent,
-                    "spot_allocation_strategy": "price-capacity-optimized",
-                },
-                "launch_template": {
-                    "launch_template_specification": template,
-                    "overrides": [{"instance_type": each} for each in instances.types],
-                },
-            },
+            mixed_instances_policy={"instances_distribution": spread, "launch_template": template},
             capacity_rebalance=instances.spot_percent > 0,
             target_group_arns=[each.arn for each in instances.target_groups],
             health_check_type="ELB" if instances.target_groups else "EC2",
@@ -2905,8 +2859,7 @@ def matches_path(template: list[str], parts: list[str]) -> bool:
 
 
 def health(_request: Request) -> Response:
-    """GET /health: the gateway and this function respond. It reads no table: who has no token shall
-    use up none of its capacity."""
+    """GET /health: the gateway and this function respond. No table is read for who has no token."""
     return respond(200, '{"status":"ok"}', cache_control="no-store")
 
 
@@ -3524,32 +3477,25 @@ class Page:
         self.items: list[Item] = []
         self.end: Item = {}  # where the query ended, if there is more
 
-    def query(
-        self,
-        key: Item,
-        sort_condition: str = "",
-        values: Item | None = None,
-        start_key: Item | None = None,
-        **arguments: Any,
-    ) -> None:
+    def query(self, key: Item, condition: str, values: Item, start_key: Item, **more: Any) -> None:
         """Reads the items under a partition key, and under a condition on #sort with its values.
         `start_key` is what ExclusiveStartKey needs beyond this key, the sort key and the id."""
         ((name, value),) = key.items()
-        names = {"#key": name, **({"#sort": self.sort} if "#sort" in sort_condition else {})}
+        names = {"#key": name, **({"#sort": self.sort} if "#sort" in condition else {})}
         if "next" in self.request.query:
             position, item_id = verify_page_token(self.request.query["next"], self.scope)
-            start = {"id": {"S": item_id}, **key, self.sort: {"S": position}, **(start_key or {})}
-            arguments["ExclusiveStartKey"] = start
+            start = {"id": {"S": item_id}, **key, self.sort: {"S": position}, **start_key}
+            more["ExclusiveStartKey"] = start
         response = table(
             self.request,
             "query",
-            KeyConditionExpression=f"#key = :value{sort_condition}",
+            KeyConditionExpression=f"#key = :value{condition}",
             ExpressionAttributeNames=names,
-            ExpressionAttributeValues={":value": value, **(values or {})},
+            ExpressionAttributeValues={":value": value, **values},
             ScanIndexForward=self.order == "asc",
             # One more tells whether this page is the last; a filter may leave few of what is read.
-            Limit=FILTERED_READ if "FilterExpression" in arguments else self.limit + 1,
-            **arguments,
+            Limit=FILTERED_READ if "FilterExpression" in more else self.limit + 1,
+            **more,
         )
         self.items, self.end = response["Items"], response.get("LastEvaluatedKey", {})
 
@@ -3987,6 +3933,9 @@ class Identity(Component):
         args = self.args
         by_email: Any = {"name": "verified_email", "priority": 1}
         enforced: Any = {"advanced_security_mode": "ENFORCED"}
+        kinds = ("lowercase", "uppercase", "numbers", "symbols")
+        strong: Any = {"minimum_length": 14, **{f"require_{each}": True for each in kinds}}
+        strong["temporary_password_validity_days"] = 3
         return aws.cognito.UserPool(
             *self.child("pool", protect=True),
             name=args.name("users"),
@@ -3995,14 +3944,7 @@ class Identity(Component):
             username_configuration={"case_sensitive": False},
             auto_verified_attributes=["email"],
             admin_create_user_config={"allow_admin_create_user_only": True},
-            password_policy={
-                "minimum_length": 14,
-                "require_lowercase": True,
-                "require_uppercase": True,
-                "require_numbers": True,
-                "require_symbols": True,
-                "temporary_password_validity_days": 3,
-            },
+            password_policy=strong,
             mfa_configuration=args.mfa,
             software_token_mfa_configuration=None if args.mfa == "OFF" else {"enabled": True},
             account_recovery_setting={"recovery_mechanisms": [by_email]},
@@ -4114,13 +4056,9 @@ def probe_request(route_key: str, scope: str) -> tuple[Event, int]:
 
 class ServerlessApi(Component):
     """Items behind an HTTP API: table, function, paging key and its rotation, routes, access log.
-
-    With a file pipeline, its files as well: forms for uploads, lists, versions and totals.
-    `issuer` and `audience` are of the tokens; `handler` may wrap `api`, in a file of its own.
-
-    Costs requests, and DynamoDB on demand; each item is written to two or three places, the table
-    and its indexes.
-    """
+    With a file pipeline, its files as well: forms for uploads, lists, versions and totals. `issuer`
+    and `audience` are of the tokens; `handler` may wrap `api`, in a file of its own. Costs
+    requests, and DynamoDB on demand: an item is written to the table and one or two indexes."""
 
     def __init__(
         self,
@@ -4693,7 +4631,7 @@ class Upload:
 
     def __init__(self, record: Mapping[str, Any], creation: bool = True):
         try:
-            stored, self.time = record["s3"]["object"], record["eventTime"]
+            stored, self.uploaded_at = record["s3"]["object"], record["eventTime"]
             self.bucket: str = record["s3"]["bucket"]["name"]
             self.key = unquote_plus(stored["key"], errors="strict")
             self.version_id: str = stored.get("versionId") or ""
@@ -4701,8 +4639,8 @@ class Upload:
             sequencer: str = stored["sequencer"] if creation else stored.get("sequencer", "")
             valid = re.fullmatch(f"[0-9A-Fa-f]{{0,{SEQUENCER_DIGITS}}}", sequencer)
             named = self.bucket and self.key and (sequencer or not creation)
-            if not (valid and named and EVENT_TIME.fullmatch(self.time)):
-                raise ValueError(f"sequencer {sequencer!r}, time {self.time!r}")
+            if not (valid and named and EVENT_TIME.fullmatch(self.uploaded_at)):
+                raise ValueError(f"sequencer {sequencer!r}, time {self.uploaded_at!r}")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is no record of an S3 object: {format_error(error)}") from None
         # The longer of two sequencers is not the later one: S3 user guide, "Event message
@@ -4712,8 +4650,8 @@ class Upload:
         self.owner, below, path = self.key.partition("/")
         if not below or len(self.owner.encode()) > OWNER_BYTES:  # then it is nobody's
             self.owner, path = "", self.key
-        self.folder, _, self.file_name = path.rpartition("/")
-        _, dot, extension = self.file_name.lstrip(".").rpartition(".")
+        self.folder, _, self.name = path.rpartition("/")
+        _, dot, extension = self.name.lstrip(".").rpartition(".")
         self.extension = extension.lower() if dot else ""
 
     def object_version(self) -> dict[str, str]:
@@ -4723,18 +4661,9 @@ class Upload:
 
     def attributes(self) -> Item:
         """What is known from the event alone, as attributes of the version's item."""
-        return {
-            "id": {"S": self.id},
-            "record": {"S": f"version#{self.sequencer}"},
-            "sequencer": {"S": self.sequencer},
-            "key": {"S": self.key},
-            "owner": {"S": self.owner},
-            "folder": {"S": self.folder},
-            "name": {"S": self.file_name},
-            "extension": {"S": self.extension},
-            "version_id": {"S": self.version_id},
-            "uploaded_at": {"S": self.time},
-        }
+        names = "id sequencer key owner folder name extension version_id uploaded_at".split()
+        known = {name: {"S": getattr(self, name)} for name in names}
+        return {**known, "record": {"S": f"version#{self.sequencer}"}}
 
 
 def file_id(key: str) -> str:
@@ -4821,7 +4750,7 @@ def record_deletion(deleted: Upload, marker: bool) -> str:
     elif marker:
         repeated = False
     elif version := await_version(file, deleted):
-        once, time = "attribute_not_exists(deleted_at)", {"S": deleted.time}
+        once, time = "attribute_not_exists(deleted_at)", {"S": deleted.uploaded_at}
         writes = [version_update(version, once, deleted_at=time)]
         if "size" in version:  # else it is in no total
             writes.append(totals_update(version, "deleted_"))
@@ -4854,7 +4783,7 @@ def await_version(file: Item, deleted: Upload) -> Item | None:
 
 def is_recent(deleted: Upload) -> bool:
     """Whether a function that read a version before it was deleted may still be at work."""
-    age = datetime.now(UTC) - datetime.fromisoformat(deleted.time)
+    age = datetime.now(UTC) - datetime.fromisoformat(deleted.uploaded_at)
     return age.total_seconds() < FILES_TIMEOUT_SECONDS + CLOCK_SKEW_SECONDS
 
 
@@ -5183,7 +5112,7 @@ def list_files(request: Request) -> Response:
     scope = ("files", request.caller, name, value, *times, order)
     page = Page(request, "uploaded_at", order, limit, scope)
     of = {FILE_INDEXES[index]: {"S": f"{request.caller}/{key}"}}
-    page.query(of, condition, values, start_key={"record": {"S": "newest"}}, **where)
+    page.query(of, condition, values, {"record": {"S": "newest"}}, **where)
     return page.response("files", file_json)
 
 
@@ -5195,7 +5124,7 @@ def get_file(request: Request) -> Response:
     page = Page(request, "record", order, limit, scope)
     condition, values = " AND begins_with(#sort, :versions)", {":versions": {"S": "version#"}}
     name = os.environ["FILES_TABLE_NAME"]
-    page.query({"id": file["id"]}, condition, values, TableName=name)
+    page.query({"id": file["id"]}, condition, values, {}, TableName=name)
     return page.response("versions", file_json, **file_members(file))
 
 
@@ -5476,16 +5405,11 @@ class FilePipeline(Component):
         )
 
     def _cors(self) -> aws.s3.BucketCorsConfiguration:
-        rule: Any = {
-            "allowed_methods": ["POST"],
-            "allowed_origins": self.args.cors_origins,
-            "allowed_headers": ["*"],
-            "expose_headers": ["etag", "x-amz-version-id"],
-            "max_age_seconds": 600,
-        }
-        return aws.s3.BucketCorsConfiguration(
-            *self.child("cors"), bucket=self.uploads.bucket.bucket, cors_rules=[rule]
-        )
+        bucket, origins = self.uploads.bucket.bucket, self.args.cors_origins
+        rule: Any = {"allowed_methods": ["POST"], "allowed_origins": origins}
+        rule |= {"allowed_headers": ["*"], "expose_headers": ["etag", "x-amz-version-id"]}
+        rule["max_age_seconds"] = 600
+        return aws.s3.BucketCorsConfiguration(*self.child("cors"), bucket=bucket, cors_rules=[rule])
 
     def _table(self) -> aws.dynamodb.Table:
         units = self.args.files_table_capacity
@@ -6221,8 +6145,7 @@ class Network(Component):
 
     def _flow_log(self) -> aws.ec2.FlowLog:
         context = self.aws_context
-        log_group_name = f"/aws/vpc/{self.args.name('network')}"
-        logs = self.log_group("flow-logs", log_group_name)
+        logs = self.log_group("flow-logs", f"/aws/vpc/{self.args.name('network')}")
         role, _ = self.service_role(
             "flow-log-role",
             "Lets the VPC write its flow log",
@@ -6287,8 +6210,8 @@ class Network(Component):
         ]
         fleet = Fleet(
             *self.part(f"nat-{number}"),
-            component=component,
             instances=Instances(
+                component=component,
                 user_data=Output.all(address.allocation_id, *[x.id for x in route_tables]).apply(
                     lambda known: nat_script(self.args.vpc_cidr, *known)
                 ),
@@ -6424,8 +6347,7 @@ class Database(Component):
         )
 
     def _logs(self, kind: str) -> aws.cloudwatch.LogGroup:
-        log_group_name = f"/aws/rds/instance/{self.physical_name}/{kind}"
-        return self.log_group(f"{kind}-logs", log_group_name)
+        return self.log_group(f"{kind}-logs", f"/aws/rds/instance/{self.physical_name}/{kind}")
 
     def _monitoring_role(self) -> aws.iam.Role:
         # A log group's creation is authorized on its ARN with a suffix.
@@ -6719,6 +6641,8 @@ class WebTier(Component):
         )
 
     def _target_group(self, network: Network) -> aws.lb.TargetGroup:
+        check: Any = {"path": "/healthz", "matcher": "200", "interval": 10, "timeout": 5}
+        check |= {"healthy_threshold": 2, "unhealthy_threshold": 3}
         return aws.lb.TargetGroup(
             *self.child("targets"),
             name=self.args.name("web"),
@@ -6729,14 +6653,7 @@ class WebTier(Component):
             deregistration_delay=60,
             load_balancing_algorithm_type="least_outstanding_requests",
             # Of the process alone: an unavailable database must not have all instances replaced.
-            health_check={
-                "path": "/healthz",
-                "interval": 10,
-                "timeout": 5,
-                "healthy_threshold": 2,
-                "unhealthy_threshold": 3,
-                "matcher": "200",
-            },
+            health_check=check,
         )
 
     def _listeners(self) -> list[aws.lb.Listener]:
@@ -6801,8 +6718,8 @@ class WebTier(Component):
         }
         return Fleet(
             *self.part("fleet"),
-            component="web",
             instances=Instances(
+                component="web",
                 user_data=Output.all(**values).apply(lambda x: web_script(**x)),
                 after=[*network.rules, *network.ways_out, *network.endpoints, *self.listeners],
                 security_group=network.security_groups["web"],
@@ -6979,8 +6896,8 @@ class Bastion(Component):
         agent = agent_script(log_group_name, "/var/log/secure")
         self.fleet = Fleet(
             *self.part("fleet"),
-            component="bastion",
             instances=Instances(
+                component="bastion",
                 user_data=f"{rendered('bastion')}\n{agent}",
                 after=[*network.rules, *network.public_routes],
                 security_group=network.security_groups["bastion"],
