@@ -25,6 +25,7 @@ COMPARISONS = {
 MISSING = {"breaching": True, "notBreaching": False}
 #: Whose alarms ignore missing data, whatever they are told (PutMetricAlarm, TreatMissingData).
 IGNORING = "AWS/DynamoDB"
+FURTHER = 0.5  # times as many periods are looked at, besides, if several count
 
 #: Composite alarm -> the transition that waits for its suppressor, and until when at least.
 _held = type(cloudwatch._alarms)()
@@ -69,11 +70,17 @@ def value_at(queries: list[Any], number: int, now: float) -> Value:
 
 
 def breaching(alarm: Mapping[str, Any], now: float) -> list[bool]:
-    """For each period that counts, newest first, whether it breaches the threshold."""
+    """For each period that counts, newest first, whether it breaches the threshold. If there are
+    enough data in a few periods more, missing ones do not count, whatever they are treated as."""
     breaches, queries = COMPARISONS[alarm["ComparisonOperator"]], queries_of(alarm)
-    found, treated = [], alarm.get("TreatMissingData", "missing")
-    for number in range(alarm["EvaluationPeriods"]):
-        value = value_at(queries, number, now)
+    wanted, treated = alarm["EvaluationPeriods"], alarm.get("TreatMissingData", "missing")
+    further = round(wanted * FURTHER + 0.5) if wanted > 1 else 0  # AWS: two more than three
+    values = [value_at(queries, x, now) for x in range(wanted + further)]
+    real = [breaches(x, float(alarm["Threshold"])) for x in values if x is not None]
+    if len(real) >= wanted:
+        return real[:wanted]
+    found = []
+    for value in values[:wanted]:
         if value is not None:
             found.append(breaches(value, float(alarm["Threshold"])))
         elif treated in MISSING and alarm.get("Namespace") != IGNORING:

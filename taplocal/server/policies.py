@@ -1,13 +1,15 @@
 """Policies as AWS reads them.
 
 In MiniStack a `*` matches no newline, which S3 allows in keys, `cloudwatch:namespace` and
-`s3:RequestObjectTagKeys` are never there, and what concerns a log stream is allowed by its group's
-ARN, not by `<log group>:*`; `aws:PrincipalArn` is that of a role's session, not the role's. A
-request over loopback, which no network carries, counts as one with TLS.
+`s3:RequestObjectTagKeys` are never there, an object has no tags while it is copied, and what
+concerns a log stream is allowed by its group's ARN, not by `<log group>:*`; `aws:PrincipalArn` is
+that of a role's session, not the role's. A request over loopback, which no network carries, counts
+as one with TLS.
 """
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import json
 import re
@@ -16,8 +18,11 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from ministack.core import iam_actions, iam_evaluator
+from ministack.services import s3
 
 OBJECT_TAGS = "s3:RequestObjectTagKeys"
+#: The object that this request copies, by ARN and version.
+copied: contextvars.ContextVar[tuple[str, str]] = contextvars.ContextVar("copied", default=("", ""))
 SESSION = re.compile(r"arn:aws:sts::(\d+):assumed-role/([^/]+)/.+")
 
 
@@ -26,6 +31,7 @@ def install() -> None:
     match_newlines()
     name_log_streams()
     resolve_principals()
+    name_copied_tags()
     tags = iam_actions.request_tag_context
 
     def context(service: str, action: str, body: bytes, parameters: Any) -> dict[str, Any]:
@@ -79,6 +85,27 @@ def name_log_streams() -> None:
         return f"{found}:log-stream:{stream or ''}" if stream or listed else found
 
     iam_actions.extract_resource_arn = resource
+
+
+def name_copied_tags() -> None:
+    """Makes what a copy reads have its tags."""
+    checks, resources = iam_actions.s3_additional_checks, iam_actions.s3_access_point_resources
+
+    def checked(method: str, path: str, headers: Any, *request: Any) -> Any:
+        copied.set(iam_actions._s3_source_object(headers) or ("", ""))
+        return checks(method, path, headers, *request)
+
+    def named(arn: str) -> Any:
+        source, version = copied.get()
+        if arn != source:
+            return resources(arn)
+        query = {"versionId": [version]} if version else {}
+        place = arn.removeprefix("arn:aws:s3:::").split("/", 1)
+        tags = s3.object_tags_for_condition(*place, query)
+        of_object = {f"s3:ExistingObjectTag/{name}": value for name, value in tags.items()}
+        return [(resource, {**keys, **of_object}) for resource, keys in resources(arn)]
+
+    iam_actions.s3_additional_checks, iam_actions.s3_access_point_resources = checked, named
 
 
 def resolve_principals() -> None:

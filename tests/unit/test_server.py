@@ -74,6 +74,16 @@ def test_an_alarm_counts_the_periods_that_are_beyond(measured: None) -> None:
     assert alarms.breaching(alarm(ExtendedStatistic="p95", Threshold=4.0), now) == [True]
 
 
+def test_a_missing_period_does_not_count_if_there_are_enough_data(measured: None) -> None:
+    """AWS: "the most recent real data points ... from further back than the evaluation periods"."""
+    few = alarm(EvaluationPeriods=3, DatapointsToAlarm=3)
+    for period in (0, 2):
+        store("Test", "Errors", 5, 60 * period)
+    assert alarms.breaching(few, time.time()) == [True, False, True]
+    store("Test", "Errors", 5, 60 * 3)
+    assert alarms.breaching(few, time.time()) == [True, True, True]
+
+
 def store(namespace: str, name: str, value: float, seconds_ago: float) -> None:
     """A data point of a metric, as old as this."""
     cloudwatch.record_metric(namespace, name, value, "None", {"Version": "2"})
