@@ -308,13 +308,14 @@ async def test_a_client_with_http_1_0_gets_what_it_can_read() -> None:
         )
 
 
+HELLO = b"Content-Length: 5\r\n\r\nhello"
 BODIES = {
     "chunked": (
         b"Transfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\nX-Sum: 1\r\n\r\n",
         False,
     ),
     "until the connection closes": (b"\r\nhello", True),
-    "sized": (b"Content-Length: 5\r\n\r\nhello", False),
+    "sized": (HELLO, False),
 }
 
 
@@ -341,6 +342,20 @@ async def test_a_response_of_any_framing_reaches_the_client_whole(name: str) -> 
             if name == "chunked":
                 assert await reader.readuntil(b"\r\n") == b"X-Sum: 1\r\n"
             assert await reader.readuntil(b"\r\n") == b"\r\n"
+
+
+@run
+async def test_a_head_in_pieces_is_put_together() -> None:
+    async def slowly(_app: App, _head: bytes, _reader: Any, writer: asyncio.StreamWriter) -> None:
+        for piece in (b"HTTP/1.1 103 A\r\n\r", b"\nHTTP/1.1 2", b"00 OK\r\nX-A: 1\r\n", HELLO):
+            writer.write(piece)
+            await asyncio.sleep(0.05)  # else they come as one
+
+    async with world(slowly) as w, w.connection() as (reader, writer):
+        for _ in range(2):  # on one connection
+            writer.write(REQUEST)
+            head, body = await response(reader)
+            assert (header(head, b"x-a"), body) == (b"1", b"hello")
 
 
 @pytest.mark.parametrize(
