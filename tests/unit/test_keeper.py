@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,16 @@ def test_a_change_is_announced_at_once_and_telemetry_with_the_next_one(
     keeper._note(scope)()
     assert (unsaved(tmp_path) is not None) is now
     assert (keeper.telemetry is not None) is later
+
+
+def test_a_change_that_was_announced_by_half_counts_from_its_file_s_time(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    assert unsaved(tmp_path) is None
+    (tmp_path / "state/unsaved-1").write_text("2000000000")
+    assert unsaved(tmp_path) == 2_000_000_000
+    (tmp_path / "state/unsaved-2").touch()  # killed before it wrote the time
+    os.utime(tmp_path / "state/unsaved-2", (1_500_000_000, 1_500_000_000))
+    assert unsaved(tmp_path) == 1_500_000_000
+    (tmp_path / "state/unsaved-2").unlink()
+    (tmp_path / "state/unsaved-3").symlink_to("gone")  # as one that was saved meanwhile
+    assert unsaved(tmp_path) == 2_000_000_000
