@@ -121,6 +121,13 @@ def test_such_a_stack_may_have_a_file_of_its_own(folder: Path) -> None:
     assert config_of(folder, "staging-eu")["color"] == "white"
 
 
+def test_without_any_stack_none_is_proposed(folder: Path) -> None:
+    for each in folder.glob("Pulumi.*.yaml"):
+        each.unlink()
+    with pytest.raises(TapLocalError, match=r"no Pulumi.dev.yaml in .*: there is no other either$"):
+        Project.load(folder, "dev")
+
+
 @pytest.mark.parametrize("stack", ["prdo", "stagin-eu", "prdo-dev"])
 def test_an_unknown_environment_names_those_there_are(folder: Path, stack: str) -> None:
     expected = (

@@ -316,3 +316,8 @@ def test_every_outcome_counts_in_one_metric(
 ) -> None:
     api(*call)
     assert json.loads(capsys.readouterr().out)[metric] == 1
+
+
+def test_a_name_of_a_route_or_an_index_is_of_small_letters_digits_and_single_dashes() -> None:
+    assert tap_stack._slug("GET /items/{id}") == "get-items-id"
+    assert tap_stack._slug("by_Owner2") == "by-owner2"
