@@ -1115,10 +1115,9 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Objective:
-    """A service level objective: the percentage of a system's requests of 30 days that are good.
-
-    Burn-rate alarms tell how fast its error budget, the bad ones that it allows, is used up.
-    """
+    """A service level objective: the percentage of a system's requests of 30 days that are good, 0
+    for none. Burn-rate alarms tell how fast its error budget, the bad ones that it allows, is used
+    up."""
 
     key: str  # names its alarms
     percentage: float
@@ -1140,13 +1139,6 @@ class Objective:
 
 #: The expression of slow requests by `quick`, the percentage of those that are not.
 SLOW = "(100 - quick) / 100 * requests"
-
-
-def objective(
-    key: str, percentage: float, metrics: Any, bad: str, total: str = "requests"
-) -> list[Objective]:
-    """An objective, or none where it is 0."""
-    return [Objective(key, percentage, metrics, bad, total)] if percentage else []
 
 
 class BurnRate(NamedTuple):
@@ -1204,35 +1196,29 @@ def certificate_alarm(key: str, arn: Input[str]) -> list[Alarm]:
 
 
 class Alerts(Component):
-    """The encrypted topics of alarms, one of those that page, their subscriptions, the budget.
-
-    Costs nothing worth counting: e-mail is nearly free, and so are an account's first two budgets.
-    """
+    """The encrypted topics of alarms, one of those that page, their subscriptions, the budget. It
+    costs next to nothing: e-mail is nearly free, and so are an account's first two budgets."""
 
     def __init__(self, name: str, args: TapStackArgs, key: Key, opts: Options = None):
         super().__init__(name, args, key, opts, "alerts")
-        emails, others = args.alarm_emails, PUBLISHERS[1:]
-        self.topic, self.topic_policy = self._topic("topic", "alerts", emails, *others)
-        self.pages, _ = self._topic("pages", "pages", args.page_emails or emails)
+        emails, alarms = args.alarm_emails, PUBLISHERS[:1]
+        self.topic, self.topic_policy = self._topic("topic", "alerts", emails, PUBLISHERS)
+        self.pages, _ = self._topic("pages", "pages", args.page_emails or emails, alarms)
         self.budget = self._budget()
         self.register_outputs({"topic_arn": self.topic.arn})
 
     def alarms(self) -> list[Alarm]:
         """That a topic cannot deliver, which the other one tells."""
-        failed = "AWS/SNS/NumberOfNotificationsFailed"
-        topics = {
-            name: {"TopicName": x.name}
-            for name, x in (("alerts", self.topic), ("pages", self.pages))
-        }
+        failed, of = "AWS/SNS/NumberOfNotificationsFailed", "TopicName"
         return [
-            Alarm("alerts-undelivered", failed, topics["alerts"], above=0, notifies="page"),
-            Alarm("pages-undelivered", failed, topics["pages"], above=0),
+            Alarm("alerts-undelivered", failed, {of: self.topic.name}, above=0, notifies="page"),
+            Alarm("pages-undelivered", failed, {of: self.pages.name}, above=0),
         ]
 
     def _topic(
-        self, key: str, name: str, emails: Sequence[str], *others: str
+        self, key: str, name: str, emails: Sequence[str], publishers: Sequence[str]
     ) -> tuple[aws.sns.Topic, aws.sns.TopicPolicy]:
-        """A topic that alarms and other services publish to, and its subscriptions by e-mail."""
+        """A topic that these services publish to, and its subscriptions by e-mail."""
         kms, context = self.key.arn, self.aws_context
         made = aws.sns.Topic(*self.child(key), name=self.args.name(name), kms_master_key_id=kms)
         for address in emails:
@@ -1244,15 +1230,16 @@ class Alerts(Component):
             "budgets.amazonaws.com": context.same_account,
             "events.rds.amazonaws.com": context.acting_for(context.arn("rds", "db:*")),
         }
-        publish = [
-            trust(service, "sns:Publish", on=made.arn, when=conditions[service])
-            for service in ("cloudwatch.amazonaws.com", *others)
-        ]
+        publish = (trust(x, "sns:Publish", on=made.arn, when=conditions[x]) for x in publishers)
         document = policy(*publish, tls_only("sns:Publish", made.arn))
         options = self.child(f"{key}-policy")
         return made, aws.sns.TopicPolicy(*options, arn=made.arn, policy=document)
 
     def _budget(self) -> aws.budgets.Budget:
+        above: Any = {"comparison_operator": "GREATER_THAN", "threshold_type": "PERCENTAGE"}
+        above["subscriber_sns_topic_arns"] = [self.topic.arn]
+        limits = (("ACTUAL", 80), ("FORECASTED", 100))
+        warned: list[Any] = [{**above, "notification_type": x, "threshold": y} for x, y in limits]
         return aws.budgets.Budget(
             *self.child("budget", self.topic_policy),  # AWS tests the topic at its creation
             name=self.args.name("monthly"),
@@ -1262,16 +1249,7 @@ class Alerts(Component):
             time_unit="MONTHLY",
             # Counts what carries the tag, once Project is activated as a cost allocation tag.
             cost_filters=[{"name": "TagKeyValue", "values": [f"user:Project${self.args.project}"]}],
-            notifications=[
-                {
-                    "comparison_operator": "GREATER_THAN",
-                    "notification_type": kind,
-                    "threshold": percent,
-                    "threshold_type": "PERCENTAGE",
-                    "subscriber_sns_topic_arns": [self.topic.arn],
-                }
-                for kind, percent in (("ACTUAL", 80), ("FORECASTED", 100))
-            ],
+            notifications=warned,
         )
 
 
@@ -4310,13 +4288,10 @@ class ServerlessApi(Component):
         stage = {"ApiId": self.api.id, "Stage": self.stage.name}
         errors, latency = "AWS/ApiGateway/5xx", "AWS/ApiGateway/Latency"
         p95: dict[str, Any] = {"statistic": "p95", "datapoints": (3, 5)}
-        claimed, releasing = (
-            "AWS/Lambda/ClaimedAccountConcurrency",
-            f"{self.args.project}/Releasing",
-        )
-        here = {"Environment": self.args.environment_suffix}
+        claimed = "AWS/Lambda/ClaimedAccountConcurrency"
+        here, project = {"Environment": self.args.environment_suffix}, self.args.project
         return [
-            Alarm("api-release", releasing, here, above=0, notifies="nobody"),
+            Alarm("api-release", f"{project}/Releasing", here, above=0, notifies="nobody"),
             Alarm("api-5xx", errors, stage, 0.05, statistic="Average", datapoints=(3, 3)),
             Alarm("api-latency", latency, stage, above=self.args.latency_ms, **p95),
             Alarm("claimed-concurrency", claimed, {}, above=CONCURRENCY_BOUND, statistic="Maximum"),
@@ -4334,8 +4309,8 @@ class ServerlessApi(Component):
         latency = ("AWS/ApiGateway/Latency", stage, f"PR(:{args.latency_ms})")
         quick = {"quick": latency, "requests": requests}
         return [
-            *objective("api-availability", args.availability_objective, succeed, "failed"),
-            *objective("api-latency", args.latency_objective, quick, SLOW),
+            Objective("api-availability", args.availability_objective, succeed, "failed"),
+            Objective("api-latency", args.latency_objective, quick, SLOW),
         ]
 
     def graphs(self) -> list[Graph]:
@@ -4440,8 +4415,7 @@ def walker_token(_period: int) -> str:
     form = {"client_id": known["ClientId"], "client_secret": known["ClientSecret"]}
     form["grant_type"] = "client_credentials"
     url = os.environ.get("AWS_ENDPOINT_URL") or os.environ["SIGN_IN_URL"]  # an emulator's is named
-    url += "/oauth2/token"
-    status, _, found = fetch("POST", url, fields=form, encode_multipart=False)
+    status, _, found = fetch("POST", f"{url}/oauth2/token", fields=form, encode_multipart=False)
     if status != 200:
         raise ValueError(f"POST /oauth2/token: {status} {found}")
     return str(found["access_token"])
@@ -6459,8 +6433,7 @@ class Database(Component):
         connections = 0.8 * memory / 9_531_392
         quarter_hour: dict[str, Any] = {"statistic": "Average", "period": 300, "datapoints": (3, 3)}
         here = {"Environment": args.environment_suffix}
-        hours: dict[str, Any] = {"period": 3600, "datapoints": (26, 26)}
-        hours["treat_missing_data"] = "missing"
+        hours: Any = {"period": 3600, "datapoints": (26, 26), "treat_missing_data": "missing"}
 
         def row(key: str, metric: str, **threshold: Any) -> Alarm:
             return Alarm(f"database-{key}", f"AWS/RDS/{metric}", of, **threshold, **quarter_hour)
@@ -6584,6 +6557,7 @@ MANAGED_RULES = (
     "AWSManagedRulesKnownBadInputsRuleSet",
 )
 TLS_POLICY = "ELBSecurityPolicy-TLS13-1-2-2021-06"
+ALB = "AWS/ApplicationELB/{}"  # a metric of the load balancer
 
 
 class WebTier(Component):
@@ -6765,26 +6739,21 @@ class WebTier(Component):
     def alarms(self) -> list[Alarm]:
         """Failures and latency as callers see them, hosts that fail, machines that are full."""
         balancer, targets, group = self._dimensions()
-
-        def elb(key: str, metric: str, dimensions: Dimensions, **row: Any) -> Alarm:
-            return Alarm(key, f"AWS/ApplicationELB/{metric}", dimensions, **row)
-
-        failures: dict[str, Any] = {"above": 10, "datapoints": (2, 3)}
-        slow: dict[str, Any] = {"above": self.args.latency_ms / 1000, "statistic": "p95"}
-        slow |= {"datapoints": (3, 5)}
+        elb, least, slow = ALB.format, self.args.instances_min, self.args.latency_ms / 1000
+        failures: Any = {"above": 10, "datapoints": (2, 3)}
+        p95: Any = {"statistic": "p95", "datapoints": (3, 5)}
         # Longer than an instance may take to start (health_check_grace_period).
-        unhealthy: dict[str, Any] = {"above": 0, "statistic": "Maximum", "datapoints": (5, 5)}
-        too_few: dict[str, Any] = {"below": self.args.instances_min, "statistic": "Minimum"}
-        too_few |= {"datapoints": (10, 10), "treat_missing_data": "missing"}
-        use: dict[str, Any] = {"period": 300, "datapoints": (3, 3)}
+        unhealthy: Any = {"above": 0, "statistic": "Maximum", "datapoints": (5, 5)}
+        few: Any = {"statistic": "Minimum", "datapoints": (10, 10), "treat_missing_data": "missing"}
+        use: Any = {"period": 300, "datapoints": (3, 3)}
         fullest = {"above": 85, "statistic": "Maximum", **use}  # of the fleet's instances
         return [
-            elb("web-5xx", "HTTPCode_Target_5XX_Count", targets, **failures),
-            elb("balancer-5xx", "HTTPCode_ELB_5XX_Count", balancer, **failures),
-            elb("web-latency", "TargetResponseTime", targets, **slow),
-            elb("balancer-rejected", "RejectedConnectionCount", balancer, above=0),
-            elb("web-unhealthy", "UnHealthyHostCount", targets, **unhealthy),
-            elb("web-hosts", "HealthyHostCount", targets, **too_few),
+            Alarm("web-5xx", elb("HTTPCode_Target_5XX_Count"), targets, **failures),
+            Alarm("balancer-5xx", elb("HTTPCode_ELB_5XX_Count"), balancer, **failures),
+            Alarm("web-latency", elb("TargetResponseTime"), targets, slow, **p95),
+            Alarm("balancer-rejected", elb("RejectedConnectionCount"), balancer, above=0),
+            Alarm("web-unhealthy", elb("UnHealthyHostCount"), targets, **unhealthy),
+            Alarm("web-hosts", elb("HealthyHostCount"), targets, below=least, **few),
             *certificate_alarm("web-certificate", self.certificate_arn),
             Alarm("web-cpu", "AWS/EC2/CPUUtilization", group, 80, statistic="Average", **use),
             Alarm("web-memory", "CWAgent/mem_used_percent", group, **fullest),
@@ -6795,21 +6764,16 @@ class WebTier(Component):
     def objectives(self) -> list[Objective]:
         """That requests succeed, at the balancer and behind it, and are quick."""
         balancer, targets, _ = self._dimensions()
-        requests = ("AWS/ApplicationELB/RequestCount", balancer, "Sum")  # which reached a target
-        succeed = {
-            "failed": ("AWS/ApplicationELB/HTTPCode_Target_5XX_Count", targets, "Sum"),
-            "refused": ("AWS/ApplicationELB/HTTPCode_ELB_5XX_Count", balancer, "Sum"),
-            "requests": requests,
-        }
+        elb, rank = ALB.format, f"PR(:{self.args.latency_ms / 1000:g})"
+        requests = (elb("RequestCount"), balancer, "Sum")  # which reached a target
+        failed = (elb("HTTPCode_Target_5XX_Count"), targets, "Sum")
+        refused = (elb("HTTPCode_ELB_5XX_Count"), balancer, "Sum")
+        succeed = {"failed": failed, "refused": refused, "requests": requests}
         bad, total = (f"FILL({x}, 0) + FILL(refused, 0)" for x in ("failed", "requests"))
-        rank = f"PR(:{self.args.latency_ms / 1000:g})"
-        quick = {
-            "quick": ("AWS/ApplicationELB/TargetResponseTime", targets, rank),
-            "requests": requests,
-        }
+        quick = {"quick": (elb("TargetResponseTime"), targets, rank), "requests": requests}
         return [
-            *objective("web-availability", self.args.availability_objective, succeed, bad, total),
-            *objective("web-latency", self.args.latency_objective, quick, SLOW),
+            Objective("web-availability", self.args.availability_objective, succeed, bad, total),
+            Objective("web-latency", self.args.latency_objective, quick, SLOW),
         ]
 
     def graphs(self) -> list[Graph]:
@@ -6958,11 +6922,9 @@ DASHBOARDS = {"database": "web", "synthetics": "api"}
 
 
 class Monitoring(Component):
-    """The alarms and the dashboards of other components.
-
-    Alarms notify the topic, or that of pages. Costs each metric of an alarm by the month; of the
-    dashboards, one for each system and an overview, an account has three for nothing.
-    """
+    """The alarms and the dashboards of other components. Alarms notify the topic, or that of pages.
+    Costs each metric of an alarm by the month; of the dashboards, one for each system and an
+    overview, an account has three for nothing."""
 
     def __init__(
         self,
@@ -6983,16 +6945,17 @@ class Monitoring(Component):
         self.metric_alarms = {row.key: self._alarm(row) for row in rows}
         #: Key -> alarm of a system's objectives.
         self.burn_alarms = {
-            f"{part.component}-{rate.key}": self._burn_alarm(part, rate)
+            f"{part.component}-{rate.key}": self._burn_alarm(part.component, rate, objectives)
             for part in self.components
-            for rate in (BURN_RATES if part.objectives() else ())
+            if (objectives := [each for each in part.objectives() if each.percentage])
+            for rate in BURN_RATES
         }
         if args.tier == "prod" and not args.alarm_emails:
             heard = len(self.burn_alarms) + sum(row.notifies != "nobody" for row in rows)
+            topics = f"{args.name('alerts')} and {args.name('pages')}"
             pulumi.log.warn(
-                f"alarm_emails is empty: the {heard} alarms of "
-                f"{args.environment_suffix} notify nobody. Set it, or subscribe to the topics "
-                f"{args.name('alerts')} and {args.name('pages')} yourself"
+                f"alarm_emails is empty: the {heard} alarms of {args.environment_suffix} notify "
+                f"nobody. Set it, or subscribe to the topics {topics} yourself"
             )
         self._save_queries()
         self.dashboards = self._dashboards()
@@ -7019,15 +6982,17 @@ class Monitoring(Component):
             **measured(alarm),
         )
 
-    def _burn_alarm(self, part: Component, rate: BurnRate) -> aws.cloudwatch.CompositeAlarm:
+    def _burn_alarm(
+        self, component: str, rate: BurnRate, objectives: Iterable[Objective]
+    ) -> aws.cloudwatch.CompositeAlarm:
         """Fires while one of a component's objectives burns its budget in both windows."""
         rules = []
-        for each in part.objectives():
+        for each in objectives:
             windows = [self._alarm(each.alarm(rate, x)).name for x in ("long", "short")]
             rules.append(Output.format("(ALARM({0}) AND ALARM({1}))", *windows))
-        key, actions = f"{part.component}-{rate.key}", self.topics[rate.notifies]
-        runbook, share = f"{RUNBOOK}#{part.component}-burn-rate", rate.rate * rate.long / 25_920
-        release = self.metric_alarms.get(f"{part.component}-release")
+        key, actions = f"{component}-{rate.key}", self.topics[rate.notifies]
+        runbook, share = f"{RUNBOOK}#{component}-burn-rate", rate.rate * rate.long / 25_920
+        release = self.metric_alarms.get(f"{component}-release")
         waits: Any = {"alarm": release and release.name, "wait_period": 60, "extension_period": 180}
         return aws.cloudwatch.CompositeAlarm(
             *self.child(key),
@@ -7058,16 +7023,14 @@ class Monitoring(Component):
 
     def _dashboards(self) -> dict[str, aws.cloudwatch.Dashboard]:
         """System -> its dashboard."""
-        graphs: dict[str, list[Graph]] = {}
+        name, graphs = self.args.name, dict[str, list[Graph]]()
         for part in self.components:
-            system = DASHBOARDS.get(part.component, part.component)
-            graphs.setdefault(system, []).extend(part.graphs())
+            if found := part.graphs():
+                system = DASHBOARDS.get(part.component, part.component)
+                graphs.setdefault(system, []).extend(found)
         return {
-            system: self._dashboard(
-                self.child(f"{system}-dashboard"), self.args.name(system), self._drawn(found)
-            )
-            for system, found in graphs.items()
-            if found
+            x: self._dashboard(self.child(f"{x}-dashboard"), name(x), self._drawn(graphs[x]))
+            for x in graphs
         }
 
     def _overview(self) -> aws.cloudwatch.Dashboard:
@@ -7211,11 +7174,9 @@ class TapStack(pulumi.ComponentResource):
             self._add_api(files, api_handler)
         if "web" in args.systems:
             self._add_web()
-        topics: Any = {
-            "topic_arn": self.alerts.topic.arn, "pages_topic_arn": self.alerts.pages.arn
-        }  # fmt: skip
+        arns: Any = {"topic_arn": self.alerts.topic.arn, "pages_topic_arn": self.alerts.pages.arn}
         parts = [*self.components.values()]
-        self._add(Monitoring("monitoring", args, self.parented, components=parts, **topics))
+        self._add(Monitoring("monitoring", args, self.parented, components=parts, **arns))
         values = {name: getattr(self, name) for name in OUTPUTS}
         #: Name -> value of those whose system is there.
         self.outputs = {name: x for name, x in values.items() if x is not None}
