@@ -2323,7 +2323,8 @@ class Bucket(Component):
         unscanned_for: Sequence[str] = (),
     ):
         super().__init__(name, args, key, opts, component)
-        self.bucket = self._bucket(physical_name)
+        options, emptied = self.child("bucket", protect=True), args.tier == "dev"
+        self.bucket = aws.s3.Bucket(*options, bucket=physical_name, force_destroy=emptied)
         on = dict.fromkeys(PUBLIC, True)
         self.public_access_block = self._setting(aws.s3.BucketPublicAccessBlock, "private", **on)
         owner = {"object_ownership": "BucketOwnerEnforced"}
@@ -2336,15 +2337,10 @@ class Bucket(Component):
         self.logging = self._logging(access_logs_to) if access_logs_to else None
         self.register_outputs({"bucket_name": self.bucket.bucket})
 
-    def _bucket(self, physical_name: Input[str]) -> aws.s3.Bucket:
-        return aws.s3.Bucket(
-            *self.child("bucket", protect=True),
-            bucket=physical_name,
-            force_destroy=self.args.tier == "dev",
-        )
-
-    def _setting(self, kind: Callable[..., T], key: str, **inputs: Any) -> T:
-        return kind(*self.child(key), bucket=self.bucket.bucket, **inputs)
+    def _setting(
+        self, kind: Callable[..., T], key: str, *after: pulumi.Resource, **inputs: Any
+    ) -> T:
+        return kind(*self.child(key, *after), bucket=self.bucket.bucket, **inputs)
 
     def _encryption(self, under_key: bool) -> aws.s3.BucketServerSideEncryptionConfiguration:
         by_default: Any = {"sse_algorithm": "AES256"}
@@ -2384,12 +2380,9 @@ class Bucket(Component):
             tags = actions_of("s3", "PutObject PutObjectTagging PutObjectVersionTagging")
             statements.append(deny(*reads, on=objects, when=unknown | others))
             statements.append(deny(*tags, on=objects, when=forged | others))
-        return aws.s3.BucketPolicy(
-            *self.child("policy", self.public_access_block),
-            bucket=self.bucket.bucket,
-            policy=policy(*statements),
-            # S3 rejects two changes of a bucket's access at once.
-        )
+        # S3 rejects two changes of a bucket's access at once.
+        kind, after = aws.s3.BucketPolicy, self.public_access_block
+        return self._setting(kind, "policy", after, policy=policy(*statements))
 
     def _lifecycle(self, days: int) -> aws.s3.BucketLifecycleConfiguration:
         cooler = {x: kind for x, kind in TRANSITIONS.items() if not days or x < days}
@@ -2405,20 +2398,14 @@ class Bucket(Component):
             rules.append({**enabled, "id": "expired", "expiration": {"days": days}})
         if transitions:
             rules.append({**enabled, "id": "cooler", "transitions": transitions})
-        return aws.s3.BucketLifecycleConfiguration(
-            *self.child("lifecycle", self.versioning),  # which makes versions noncurrent
-            bucket=self.bucket.bucket,
-            rules=rules,
-        )
+        kind, after = aws.s3.BucketLifecycleConfiguration, self.versioning  # makes them noncurrent
+        return self._setting(kind, "lifecycle", after, rules=rules)
 
     def _logging(self, logs: Bucket) -> aws.s3.BucketLogging:
-        return aws.s3.BucketLogging(
-            *self.child("logging", logs.policy),
-            bucket=self.bucket.bucket,
-            target_bucket=logs.bucket.bucket,
-            target_prefix="access/",
-            target_object_key_format={"partitioned_prefix": {"partition_date_source": "EventTime"}},
-        )
+        by_day = {"partitioned_prefix": {"partition_date_source": "EventTime"}}
+        to: Json = {"target_bucket": logs.bucket.bucket, "target_prefix": "access/"}
+        to["target_object_key_format"] = by_day
+        return self._setting(aws.s3.BucketLogging, "logging", logs.policy, **to)
 
 
 # === Fleets =======================================================================================
@@ -4107,19 +4094,14 @@ class ServerlessApi(Component):
         )
 
     def _rotation(self) -> Function:
+        environment = {"PAGING_KEY": self.paging_key.name, "KEY_ARN": self.key.arn}
+        replace = allow("ssm:GetParameter", "ssm:PutParameter", on=self.paging_key.arn)
         return Function(
             *self.part("rotation"),
             component="rotation",
-            code=Code(
-                handler=rotate_paging_key,
-                environment={"PAGING_KEY": self.paging_key.name, "KEY_ARN": self.key.arn},
-                timeout_seconds=90,
-            ),
+            code=Code(handler=rotate_paging_key, environment=environment, timeout_seconds=90),
             canary=Canary(probes=[({"dry_run": True}, None)]),
-            statements=[
-                allow("ssm:GetParameter", "ssm:PutParameter", on=self.paging_key.arn),
-                self.key_use("ssm", "Decrypt", "Encrypt"),
-            ],
+            statements=[replace, self.key_use("ssm", "Decrypt", "Encrypt")],
             max_event_age_hours=1,
         )
 
@@ -5439,6 +5421,7 @@ class FilePipeline(Component):
 
     def _function(self) -> Function:
         bucket, table = self.uploads.bucket, self.table
+        ignored = {"Records": [{"eventName": "Probe"}]}
         return Function(
             *self.part("records"),
             component="files",
@@ -5450,10 +5433,7 @@ class FilePipeline(Component):
                 memory_mb=512,
                 timeout_seconds=FILES_TIMEOUT_SECONDS,
             ),
-            canary=Canary(
-                probes=[({"Records": [{"eventName": "Probe"}]}, None)],  # which is ignored
-                alarms=["files-errors"],
-            ),
+            canary=Canary(probes=[(ignored, None)], alarms=["files-errors"]),
             statements=[
                 allow("s3:GetObject", "s3:GetObjectVersion", on=Output.concat(bucket.arn, "/*")),
                 # Without it S3 responds with 403 where an object is gone, not with 404.
@@ -5956,9 +5936,12 @@ class Network(Component):
     def __init__(self, name: str, args: TapStackArgs, key: Key, opts: Options = None):
         super().__init__(name, args, key, opts, "network")
         self.plan = plan_subnets(args.vpc_cidr, args.zones, args.disjoint_cidrs)
-        self.vpc = self._vpc()
+        dns: Any = {"enable_dns_support": True, "enable_dns_hostnames": True}
+        tags = self._named("network")
+        self.vpc = aws.ec2.Vpc(*self.child("vpc"), cidr_block=args.vpc_cidr, tags=tags, **dns)
         self.default_security_group = self._default_security_group()
-        self.internet_gateway = self._internet_gateway()
+        here: Any = {"vpc_id": self.vpc.id, "tags": self._named("internet")}
+        self.internet_gateway = aws.ec2.InternetGateway(*self.child("internet"), **here)
         #: Tier -> its subnets, one for each zone.
         self.subnets = self._subnets()
         #: Tier -> its route tables; private subnets have one for each zone.
@@ -5983,25 +5966,11 @@ class Network(Component):
     def _named(self, name: str) -> dict[str, str]:
         return {"Name": self.args.name(name)}  # what the console shows
 
-    def _vpc(self) -> aws.ec2.Vpc:
-        return aws.ec2.Vpc(
-            *self.child("vpc"),
-            cidr_block=self.args.vpc_cidr,
-            enable_dns_support=True,
-            enable_dns_hostnames=True,
-            tags=self._named("network"),
-        )
-
     def _default_security_group(self) -> aws.ec2.DefaultSecurityGroup:
         """The security group that a VPC comes with, emptied: what names none reaches nothing."""
         empty: Any = {"ingress": [], "egress": [], "tags": self._named("unused")}
         return aws.ec2.DefaultSecurityGroup(
             *self.child("default-group"), vpc_id=self.vpc.id, **empty
-        )
-
-    def _internet_gateway(self) -> aws.ec2.InternetGateway:
-        return aws.ec2.InternetGateway(
-            *self.child("internet"), vpc_id=self.vpc.id, tags=self._named("internet")
         )
 
     def _subnets(self) -> dict[str, list[aws.ec2.Subnet]]:
@@ -6170,7 +6139,7 @@ class Network(Component):
     def _nat_instance(self, number: int, route_tables: Sequence[aws.ec2.RouteTable]) -> None:
         """A fleet of one; the newest takes the address and the routes, which no resource has."""
         component, arn = f"nat-{number}" if number else "nat", self.aws_context.arn
-        address, instances = self._address(number), arn("ec2", "instance/*")
+        address, machines = self._address(number), arn("ec2", "instance/*")
         own = {"aws:ResourceTag/Name": self.args.name(component)}
         unchecked = {**own, "ec2:Attribute/SourceDestCheck": "false"}
         interfaces = arn("ec2", "network-interface/*")
@@ -6179,24 +6148,21 @@ class Network(Component):
             allow("autoscaling:SetInstanceHealth", on=group),
             allow("ec2:CreateRoute", "ec2:ReplaceRoute", on=[each.arn for each in route_tables]),
             allow("ec2:AssociateAddress", on=address.arn),
-            allow("ec2:AssociateAddress", on=[instances, interfaces], when={"StringEquals": own}),
-            allow("ec2:ModifyInstanceAttribute", on=instances, when={"StringEquals": unchecked}),
+            allow("ec2:AssociateAddress", on=[machines, interfaces], when={"StringEquals": own}),
+            allow("ec2:ModifyInstanceAttribute", on=machines, when={"StringEquals": unchecked}),
         ]
-        fleet = Fleet(
-            *self.part(f"nat-{number}"),
-            instances=Instances(
-                component=component,
-                user_data=Output.all(address.allocation_id, *[x.id for x in route_tables]).apply(
-                    lambda known: nat_script(self.args.vpc_cidr, *known)
-                ),
-                after=[*self.rules, *self.public_routes],
-                security_group=self.security_groups["nat"],
-                subnets=[self.subnets["public"][number]],
-                types=["t4g.nano"],
-                statements=statements,
-                public=True,
-            ),
+        known = Output.all(address.allocation_id, *(each.id for each in route_tables))
+        instances = Instances(
+            component=component,
+            user_data=known.apply(lambda values: nat_script(self.args.vpc_cidr, *values)),
+            after=[*self.rules, *self.public_routes],
+            security_group=self.security_groups["nat"],
+            subnets=[self.subnets["public"][number]],
+            types=["t4g.nano"],
+            statements=statements,
+            public=True,
         )
+        fleet = Fleet(*self.part(f"nat-{number}"), instances=instances)
         self.nat_fleets.append(fleet)
         self.ways_out.append(fleet.scaling_group)
 
@@ -6399,20 +6365,17 @@ class Database(Component):
         own = self.aws_context.arn("rds", f"snapshot:{self.physical_name}-*")
         has_tag = {"StringEquals": {"aws:ResourceTag/CreatedBy": created_by}}
         requests_tag = {"StringEquals": {"aws:RequestTag/CreatedBy": created_by}}
+        environment = {
+            "DATABASE": instance.identifier,
+            "CREATED_BY": created_by,
+            "SNAPSHOT_DAYS": str(self.args.snapshot_days),
+            "SNAPSHOT_KEEP": str(self.args.snapshot_keep),
+            **metrics_environment(self.args),
+        }
         return Function(
             *self.part("snapshots"),
             component="snapshots",
-            code=Code(
-                handler=take_snapshot,
-                environment={
-                    "DATABASE": instance.identifier,
-                    "CREATED_BY": created_by,
-                    "SNAPSHOT_DAYS": str(self.args.snapshot_days),
-                    "SNAPSHOT_KEEP": str(self.args.snapshot_keep),
-                    **metrics_environment(self.args),
-                },
-                timeout_seconds=120,
-            ),
+            code=Code(handler=take_snapshot, environment=environment, timeout_seconds=120),
             canary=Canary(probes=[({"dry_run": True}, None)]),
             statements=[
                 allow("rds:CreateDBSnapshot", on=[instance.arn, own]),
@@ -6684,34 +6647,28 @@ class WebTier(Component):
 
     def _fleet(self, network: Network, database: Database) -> Fleet:
         args = self.args
-        values = {
-            "log_group": self.logs.name,
-            "region": self.aws_context.region,
-            "secret": database.secret_arn,
-            "host": database.instance.address,
-        }
-        return Fleet(
-            *self.part("fleet"),
-            instances=Instances(
-                component="web",
-                user_data=Output.all(**values).apply(lambda x: web_script(**x)),
-                after=[*network.rules, *network.ways_out, *network.endpoints, *self.listeners],
-                security_group=network.security_groups["web"],
-                subnets=network.subnets["private"],
-                types=args.instance_types,
-                statements=[
-                    allow("rds-db:connect", on=database.user_arn),
-                    allow("secretsmanager:GetSecretValue", on=database.secret_arn),  # to migrate
-                    self.key_use("secretsmanager", "Decrypt"),
-                    *agent_statements(self.logs),
-                ],
-                minimum=args.instances_min,
-                maximum=args.instances_max,
-                spot_percent=args.spot_percent,
-                target_groups=[self.target_group],
-                alarms=[args.name("web-5xx"), args.name("web-unhealthy")],
-            ),
+        values = {"secret": database.secret_arn, "host": database.instance.address}
+        values |= {"log_group": self.logs.name, "region": self.aws_context.region}
+        instances = Instances(
+            component="web",
+            user_data=Output.all(**values).apply(lambda x: web_script(**x)),
+            after=[*network.rules, *network.ways_out, *network.endpoints, *self.listeners],
+            security_group=network.security_groups["web"],
+            subnets=network.subnets["private"],
+            types=args.instance_types,
+            statements=[
+                allow("rds-db:connect", on=database.user_arn),
+                allow("secretsmanager:GetSecretValue", on=database.secret_arn),  # to migrate
+                self.key_use("secretsmanager", "Decrypt"),
+                *agent_statements(self.logs),
+            ],
+            minimum=args.instances_min,
+            maximum=args.instances_max,
+            spot_percent=args.spot_percent,
+            target_groups=[self.target_group],
+            alarms=[args.name("web-5xx"), args.name("web-unhealthy")],
         )
+        return Fleet(*self.part("fleet"), instances=instances)
 
     def _scaling_targets(self) -> list[tuple[str, Json, float]]:
         """Metrics and their targets: average CPU, and requests a minute for each instance."""
@@ -6858,19 +6815,17 @@ class Bastion(Component):
         self.logs = self.log_group("logs", log_group_name)
         self.logins = self._logins()
         agent = agent_script(log_group_name, "/var/log/secure")
-        self.fleet = Fleet(
-            *self.part("fleet"),
-            instances=Instances(
-                component="bastion",
-                user_data=f"{rendered('bastion')}\n{agent}",
-                after=[*network.rules, *network.public_routes],
-                security_group=network.security_groups["bastion"],
-                subnets=network.subnets["public"],
-                types=["t4g.micro"],  # dnf is killed for want of memory on a t4g.nano
-                statements=agent_statements(self.logs),
-                public=True,
-            ),
+        instances = Instances(
+            component="bastion",
+            user_data=f"{rendered('bastion')}\n{agent}",
+            after=[*network.rules, *network.public_routes],
+            security_group=network.security_groups["bastion"],
+            subnets=network.subnets["public"],
+            types=["t4g.micro"],  # dnf is killed for want of memory on a t4g.nano
+            statements=agent_statements(self.logs),
+            public=True,
         )
+        self.fleet = Fleet(*self.part("fleet"), instances=instances)
         self.hours = self._hours() if args.bastion_hours else []
         self.register_outputs({"group_name": self.fleet.scaling_group.name})
 
