@@ -3881,7 +3881,10 @@ class Identity(Component):
         machines = args.machine_clients.items()
         self.machines = {name: self._machine(f"machine-{name}", x) for name, x in machines}
         self.walkers = [self._machine("synthetics", self.scopes[:2])] if args.synthetics else []
-        self.domain = self._domain()
+        # A prefix is unique in its region, in all accounts.
+        prefix = self.aws_context.unique_name(f"{args.project}-{args.environment_suffix}")
+        of: Any = {"domain": prefix, "user_pool_id": self.pool.id}
+        self.domain = aws.cognito.UserPoolDomain(*self.child("domain"), **of)
         #: Issuer of the tokens, as a JWT authorizer wants it.
         self.issuer = Output.concat("https://", self.pool.endpoint)
         ids: Any = {name: each.id for name, each in self.machines.items()}
@@ -3978,13 +3981,6 @@ class Identity(Component):
             **own,
         )
 
-    def _domain(self) -> aws.cognito.UserPoolDomain:
-        # A prefix is unique in its region, in all accounts.
-        prefix = self.aws_context.unique_name(f"{self.args.project}-{self.args.environment_suffix}")
-        return aws.cognito.UserPoolDomain(
-            *self.child("domain"), domain=prefix, user_pool_id=self.pool.id
-        )
-
 
 # === Serverless API: Resources ====================================================================
 
@@ -4005,18 +4001,14 @@ def probe_request(route_key: str, scope: str) -> tuple[Event, int]:
     path, missing = route_key.split()[1], "0" * 40  # what the id of an item and of a file may be
     claims = {"sub": PROBE_ID, "scope": scope}
     # Nobody had anything then: it costs half a read unit.
-    where: Json = {"queryStringParameters": {"to": "2000-01-01"}}
+    where, status = {"queryStringParameters": {"to": "2000-01-01"}}, 200
     if "{id}" in path:
-        where = {"pathParameters": {"id": missing}}
+        where, status = {"pathParameters": {"id": missing}}, 404
     context = {"requestId": PROBE_ID, "http": {"method": "GET"}}
-    event: Event = {
-        "version": "2.0",
-        "routeKey": route_key,
-        "rawPath": path.replace("{id}", missing),
-        **where,
-        "requestContext": {**context, "authorizer": {"jwt": {"claims": claims}}},
-    }
-    return event, 404 if "{id}" in path else 200
+    context["authorizer"] = {"jwt": {"claims": claims}}
+    raw = path.replace("{id}", missing)
+    event: Json = {"version": "2.0", "routeKey": route_key, "rawPath": raw, **where}
+    return {**event, "requestContext": context}, status
 
 
 class ServerlessApi(Component):
@@ -4049,7 +4041,14 @@ class ServerlessApi(Component):
         if maximum := args.provisioned_concurrency_max:
             self.function.provisioned_concurrency(args.provisioned_concurrency_min, maximum)
         self.api = self._api()
-        self.authorizer = self._authorizer(issuer, audience)
+        self.authorizer = aws.apigatewayv2.Authorizer(
+            *self.child("tokens"),
+            name="tokens",
+            api_id=self.api.id,
+            authorizer_type="JWT",
+            identity_sources=["$request.header.Authorization"],
+            jwt_configuration={"issuer": issuer, "audiences": audience},
+        )
         self.integration = self._integration()
         self.routes = self._routes()
         self.stage = self._stage()
@@ -4192,18 +4191,6 @@ class ServerlessApi(Component):
         self.domain_target = made.target_domain_name
         self.point(name, "A", "AAAA", target=self.domain_target, zone_id=made.hosted_zone_id)
         return domain
-
-    def _authorizer(
-        self, issuer: Input[str], audience: Sequence[Input[str]]
-    ) -> aws.apigatewayv2.Authorizer:
-        return aws.apigatewayv2.Authorizer(
-            *self.child("tokens"),
-            name="tokens",
-            api_id=self.api.id,
-            authorizer_type="JWT",
-            identity_sources=["$request.header.Authorization"],
-            jwt_configuration={"issuer": issuer, "audiences": audience},
-        )
 
     def _integration(self) -> aws.apigatewayv2.Integration:
         source_arn = Output.concat(self.api.execution_arn, "/*")
@@ -5328,8 +5315,21 @@ class FilePipeline(Component):
         super().__init__(name, args, key, opts, "files")
         unique_name = self.aws_context.unique_name(args.name("files"))
         self.bucket_name: Input[str] = args.files_bucket_name or unique_name
-        self.logs = self._logs()
-        self.uploads = self._uploads()
+        self.logs = Bucket(
+            *self.part("logs"),
+            component="files-logs",
+            physical_name=self.aws_context.unique_name(args.name("files-logs")),
+            days=args.log_retention_days,
+            access_logs_of=[self.bucket_name],
+        )
+        readers = [args.name("files"), args.name("files-malware")]
+        self.uploads = Bucket(
+            *self.part("uploads"),
+            component="files",
+            physical_name=self.bucket_name,
+            access_logs_to=self.logs,
+            unscanned_for=readers if args.files_malware_protection else (),
+        )
         self.cors = self._cors() if args.cors_origins else None
         self.table = self._table()
         self.scaling = self._scaling() if args.files_table_scaling > 1 else []
@@ -5340,25 +5340,6 @@ class FilePipeline(Component):
         exported = (*self.part("analytics"), self.table)
         self.analytics = FileAnalytics(*exported) if args.files_analytics else None
         self.register_outputs({"bucket_name": self.bucket_name, "table_name": self.table.name})
-
-    def _logs(self) -> Bucket:
-        return Bucket(
-            *self.part("logs"),
-            component="files-logs",
-            physical_name=self.aws_context.unique_name(self.args.name("files-logs")),
-            days=self.args.log_retention_days,
-            access_logs_of=[self.bucket_name],
-        )
-
-    def _uploads(self) -> Bucket:
-        readers = [self.args.name("files"), self.args.name("files-malware")]
-        return Bucket(
-            *self.part("uploads"),
-            component="files",
-            physical_name=self.bucket_name,
-            access_logs_to=self.logs,
-            unscanned_for=readers if self.args.files_malware_protection else (),
-        )
 
     def _cors(self) -> aws.s3.BucketCorsConfiguration:
         bucket, origins = self.uploads.bucket.bucket, self.args.cors_origins
@@ -6250,10 +6231,16 @@ class Database(Component):
     ):
         super().__init__(name, args, key, opts, "database")
         self.physical_name = args.name("database")
-        self.subnets = self._subnets(network)
+        self.subnets = aws.rds.SubnetGroup(
+            *self.child("subnets"),
+            name=self.physical_name,
+            description="The isolated subnets",
+            subnet_ids=[each.id for each in network.subnets["isolated"]],
+        )
         #: Of each version, so that an upgrade's old one is there until the maintenance window.
         self.parameters = {each: self._parameters(each) for each in DATABASE_VERSIONS}
-        self.logs = [self._logs(each) for each in ("postgresql", "upgrade")]
+        kinds, path = ("postgresql", "upgrade"), f"/aws/rds/instance/{self.physical_name}"
+        self.logs = [self.log_group(f"{each}-logs", f"{path}/{each}") for each in kinds]
         self.monitoring_role = self._monitoring_role()
         self.instance = self._instance(network)
         self.events = self._events(topic_arn)
@@ -6266,14 +6253,6 @@ class Database(Component):
         self.schedule = self.snapshots.schedule("cron(30 1 * * ? *)", "A snapshot every night")
         self.register_outputs({"endpoint": self.instance.endpoint})
 
-    def _subnets(self, network: Network) -> aws.rds.SubnetGroup:
-        return aws.rds.SubnetGroup(
-            *self.child("subnets"),
-            name=self.physical_name,
-            description="The isolated subnets",
-            subnet_ids=[each.id for each in network.subnets["isolated"]],
-        )
-
     def _parameters(self, version: str) -> aws.rds.ParameterGroup:
         return aws.rds.ParameterGroup(
             *self.child(f"parameters-{version}"),
@@ -6285,9 +6264,6 @@ class Database(Component):
                 for name, value, method in DATABASE_PARAMETERS
             ],
         )
-
-    def _logs(self, kind: str) -> aws.cloudwatch.LogGroup:
-        return self.log_group(f"{kind}-logs", f"/aws/rds/instance/{self.physical_name}/{kind}")
 
     def _monitoring_role(self) -> aws.iam.Role:
         # A log group's creation is authorized on its ARN with a suffix.
@@ -6539,7 +6515,9 @@ class WebTier(Component):
         database: Database,
     ):
         super().__init__(name, args, key, opts, "web")
-        self.certificate_arn = self._certificate()
+        self.certificate_arn: Input[str] = args.certificate_arn
+        if not (args.certificate_arn or args.plain_http):
+            self.certificate_arn = self.certificate(args.domain_name, *args.alternative_names)
         self.load_balancer = self._load_balancer(network, storage)
         self.target_group = self._target_group(network)
         self.listeners = self._listeners()
@@ -6554,12 +6532,6 @@ class WebTier(Component):
         #: URL of the application.
         self.url = Output.concat(f"{scheme}://", args.domain_name or self.load_balancer.dns_name)
         self.register_outputs({"url": self.url})
-
-    def _certificate(self) -> Input[str]:
-        args = self.args
-        if args.certificate_arn or args.plain_http:
-            return args.certificate_arn
-        return self.certificate(args.domain_name, *args.alternative_names)
 
     def _load_balancer(self, network: Network, storage: Storage) -> aws.lb.LoadBalancer:
         logs = storage.logs
