@@ -820,9 +820,8 @@ class AwsContext:
 
     def arn(self, service: str, resource: Input[str]) -> Output[str]:
         """The ARN of a resource in this account and region."""
-        return Output.format(
-            "arn:{0}:{1}:{2}:{3}:{4}", self.partition, service, self.region, self.account, resource
-        )
+        parts = (self.partition, service, self.region, self.account, resource)
+        return Output.format("arn:{0}:{1}:{2}:{3}:{4}", *parts)
 
     def unique_name(self, name: str) -> Output[str]:
         """A name that no other account has: buckets of all accounts share one namespace."""
@@ -945,10 +944,8 @@ class Component(pulumi.ComponentResource):
             assume_role_policy=policy(trust(service, "sts:AssumeRole", when=when)),
             permissions_boundary=self.args.permissions_boundary or None,
         )
-        permissions = aws.iam.RolePolicy(
-            *self.child(f"{key}-policy"), name=role_name, role=role.name, policy=policy(*statements)
-        )
-        return role, permissions
+        options, document = self.child(f"{key}-policy"), policy(*statements)
+        return role, aws.iam.RolePolicy(*options, name=role_name, role=role.name, policy=document)
 
     def target_tracking(
         self,
@@ -1050,12 +1047,9 @@ class Encryption(Component):
         )
 
     def _key(self) -> aws.kms.Key:
+        kept = self.args.tier != "dev"  # the last backups are under it
         return aws.kms.Key(
-            *self.child(
-                "key",
-                protect=True,
-                retain_on_delete=self.args.tier != "dev",  # the last backups are under it
-            ),
+            *self.child("key", protect=True, retain_on_delete=kept),
             description=f"All data of {self.args.project} in {self.args.environment_suffix}",
             enable_key_rotation=True,
             deletion_window_in_days=30 if self.args.deletion_protection else 7,
@@ -1337,11 +1331,9 @@ class Function(Component):
             kms_master_key_id=self.key.arn,
             message_retention_seconds=14 * 24 * 3600,
         )
-        aws.sqs.QueuePolicy(
-            *self.child("dead-letters-policy"),
-            queue_url=queue.url,
-            policy=policy(tls_only("sqs:*", queue.arn)),  # a Deny: of all actions
-        )
+        document = policy(tls_only("sqs:*", queue.arn))  # a Deny: of all actions
+        options = self.child("dead-letters-policy")
+        aws.sqs.QueuePolicy(*options, queue_url=queue.url, policy=document)
         return queue
 
     def _role(self, statements: Sequence[Statement]) -> tuple[aws.iam.Role, aws.iam.RolePolicy]:
@@ -3593,9 +3585,7 @@ ROTATION_ATTEMPTS = 6
 
 def rotate_paging_key(event: Event, context: Any) -> None:
     """Lambda handler: puts a new paging key before the current one, drops older ones.
-
-    With `{"dry_run": true}` it only reads them.
-    """
+    With `{"dry_run": true}` it only reads them."""
     start_clock(context)
     for attempt in range(1, ROTATION_ATTEMPTS + 1):
         try:
@@ -3892,9 +3882,8 @@ class Identity(Component):
         #: Ids of the clients whose tokens are accepted.
         self.audience = [x.id for x in (self.people, *self.machines.values(), *self.walkers)]
         #: Where people sign in and all clients fetch their tokens (OAuth 2.0).
-        self.sign_in_url = Output.format(
-            "https://{0}.auth.{1}.amazoncognito.com", self.domain.domain, self.aws_context.region
-        )
+        url, region = "https://{0}.auth.{1}.amazoncognito.com", self.aws_context.region
+        self.sign_in_url = Output.format(url, self.domain.domain, region)
         self.register_outputs({"user_pool_id": self.pool.id})
 
     def _pool(self) -> aws.cognito.UserPool:
@@ -4184,9 +4173,8 @@ class ServerlessApi(Component):
                 "ip_address_type": "dualstack",
             },
         )
-        aws.apigatewayv2.ApiMapping(
-            *self.child("mapping"), api_id=self.api.id, domain_name=domain.id, stage=self.stage.name
-        )
+        joined: Any = {"api_id": self.api.id, "domain_name": domain.id, "stage": self.stage.name}
+        aws.apigatewayv2.ApiMapping(*self.child("mapping"), **joined)
         made: Any = domain.domain_name_configuration
         self.domain_target = made.target_domain_name
         self.point(name, "A", "AAAA", target=self.domain_target, zone_id=made.hosted_zone_id)
@@ -4482,11 +4470,9 @@ def open_file_clients() -> None:
 
 def record_files(event: Event, context: Any) -> None:
     """Lambda handler of S3's notifications and GuardDuty's scans: records each version once.
-
     All records of the event are processed, whatever becomes of the others. Raises RecordsFailed if
     some failed, so that Lambda retries the event, twice, and then puts it into the dead-letter
-    queue; those that succeeded are recognised and not counted again.
-    """
+    queue; those that succeeded are recognised and not counted again."""
     start_clock(context)
     told = event if isinstance(event, dict) else {}
     records = [told] if "detail" in told else told.get("Records")  # an event of EventBridge is one
@@ -5354,14 +5340,11 @@ class FilePipeline(Component):
         own = {"write_capacity": -(-units // 2), "read_capacity": -(-units // 4)}
         scaled = ["readCapacity", "writeCapacity"]
         scaled += [f"globalSecondaryIndexes[*].{each}" for each in scaled]
+        # Where it scales, the capacity is the scaler's.
+        moved = scaled if self.args.files_table_scaling > 1 else []
         keys = ("id", "record", "uploaded_at", *FILE_INDEXES.values())
         return aws.dynamodb.Table(
-            *self.child(
-                "table",
-                protect=True,
-                # Where it scales, the capacity is the scaler's.
-                ignore_changes=scaled if self.args.files_table_scaling > 1 else [],
-            ),
+            *self.child("table", protect=True, ignore_changes=moved),
             name=self.args.files_table_name or self.args.name("files"),
             billing_mode="PROVISIONED",
             read_capacity=units,
@@ -5507,10 +5490,8 @@ class FilePipeline(Component):
             event_pattern=Output.json_dumps(pattern),
         )
         invoke = function.permit(self.child("scans-invoke"), "scans", "events", source_arn=rule.arn)
-        arn, target_id = function.alias.arn, "record-scans"
-        target = aws.cloudwatch.EventTarget(
-            *self.child("scans-target", invoke), rule=rule.name, target_id=target_id, arn=arn
-        )
+        told: Any = {"rule": rule.name, "target_id": "record-scans", "arn": function.alias.arn}
+        target = aws.cloudwatch.EventTarget(*self.child("scans-target", invoke), **told)
         return aws.guardduty.MalwareProtectionPlan(
             *self.child("malware-protection", permissions, target, self.notification),
             role=role.arn,
@@ -5608,9 +5589,8 @@ class FileAnalytics(Component):
         self.url = Output.concat("s3://", self.exports.bucket.bucket)
         self.group = aws.scheduler.ScheduleGroup(*self.child("group"), name=self.physical_name)
         self.schedule = self._schedule(table.arn)
-        self.database = aws.glue.CatalogDatabase(
-            *self.child("database"), name=self.physical_name.replace("-", "_")
-        )  # Athena reads no hyphens in it
+        database_name = self.physical_name.replace("-", "_")  # Athena reads no hyphens in it
+        self.database = aws.glue.CatalogDatabase(*self.child("database"), name=database_name)
         self.catalog = self._catalog()
         self.workgroup = self._workgroup()
         self.queries = [self._query(each) for each in QUERIES]
@@ -5950,9 +5930,8 @@ class Network(Component):
     def _default_security_group(self) -> aws.ec2.DefaultSecurityGroup:
         """The security group that a VPC comes with, emptied: what names none reaches nothing."""
         empty: Any = {"ingress": [], "egress": [], "tags": self._named("unused")}
-        return aws.ec2.DefaultSecurityGroup(
-            *self.child("default-group"), vpc_id=self.vpc.id, **empty
-        )
+        options = self.child("default-group")
+        return aws.ec2.DefaultSecurityGroup(*options, vpc_id=self.vpc.id, **empty)
 
     def _subnets(self) -> dict[str, list[aws.ec2.Subnet]]:
         usual: Any = {"name": "opt-in-status", "values": ["opt-in-not-required"]}
@@ -6280,6 +6259,8 @@ class Database(Component):
 
     def _instance(self, network: Network) -> aws.rds.Instance:
         args, name = self.args, self.physical_name
+        # The VPC's id is new in each life of the stack, and so is the name.
+        final = Output.concat(f"{name}-final-", network.vpc.id)
         return aws.rds.Instance(
             # RDS would create the log groups, without retention.
             *self.child("instance", *self.logs, protect=True),
@@ -6312,10 +6293,7 @@ class Database(Component):
             delete_automated_backups=not args.deletion_protection,
             deletion_protection=args.deletion_protection,
             skip_final_snapshot=args.tier == "dev",
-            # The VPC's id is new in each life of the stack, and so is the name.
-            final_snapshot_identifier=(
-                None if args.tier == "dev" else Output.concat(f"{name}-final-", network.vpc.id)
-            ),
+            final_snapshot_identifier=None if args.tier == "dev" else final,
             auto_minor_version_upgrade=True,
             apply_immediately=args.tier == "dev",
             enabled_cloudwatch_logs_exports=["postgresql", "upgrade"],
@@ -6408,11 +6386,9 @@ class Database(Component):
 
 def take_snapshot(event: Event, context: Any) -> Json:
     """Lambda handler: deletes its own snapshots past retention, then takes the day's.
-
     In this order, because RDS refuses one above the region's quota. With `{"dry_run": true}` it
     only says what it would do. Raises RDS's error when the snapshot could not be taken; one that
-    could not be deleted is tried again the next day.
-    """
+    could not be deleted is tried again the next day."""
     start_clock(context)
     dry_run = bool(event.get("dry_run"))
     name = f"{os.environ['DATABASE']}-{time.strftime('%Y-%m-%d', time.gmtime())}"
@@ -6611,10 +6587,8 @@ class WebTier(Component):
             rules=rules,
             visibility_config=seen(self.args.name("web")),
         )
-        balancer = self.load_balancer.arn
-        aws.wafv2.WebAclAssociation(
-            *self.child("firewall-association"), resource_arn=balancer, web_acl_arn=acl.arn
-        )
+        options, balancer = self.child("firewall-association"), self.load_balancer.arn
+        aws.wafv2.WebAclAssociation(*options, resource_arn=balancer, web_acl_arn=acl.arn)
         return acl
 
     def _fleet(self, network: Network, database: Database) -> Fleet:
@@ -6785,7 +6759,14 @@ class Bastion(Component):
         super().__init__(name, args, key, opts, "bastion")
         log_group_name = f"/{args.name('bastion')}"
         self.logs = self.log_group("logs", log_group_name)
-        self.logins = self._logins()
+        metric = f"BastionLogins-{args.environment_suffix}"
+        self.logins = aws.cloudwatch.LogMetricFilter(
+            *self.child("logins"),
+            name=args.name("bastion-logins"),
+            log_group_name=self.logs.name,
+            pattern='"Accepted publickey"',
+            metric_transformation={"namespace": args.project, "name": metric, "value": "1"},
+        )
         agent = agent_script(log_group_name, "/var/log/secure")
         instances = Instances(
             component="bastion",
@@ -6800,16 +6781,6 @@ class Bastion(Component):
         self.fleet = Fleet(*self.part("fleet"), instances=instances)
         self.hours = self._hours() if args.bastion_hours else []
         self.register_outputs({"group_name": self.fleet.scaling_group.name})
-
-    def _logins(self) -> aws.cloudwatch.LogMetricFilter:
-        name = f"BastionLogins-{self.args.environment_suffix}"
-        return aws.cloudwatch.LogMetricFilter(
-            *self.child("logins"),
-            name=self.args.name("bastion-logins"),
-            log_group_name=self.logs.name,
-            pattern='"Accepted publickey"',
-            metric_transformation={"namespace": self.args.project, "name": name, "value": "1"},
-        )
 
     def _hours(self) -> list[aws.autoscaling.Schedule]:
         begin, end = map(int, self.args.bastion_hours.split("-"))
