@@ -4345,8 +4345,8 @@ def walk_item(url: str, headers: Mapping[str, str]) -> Iterable[tuple[str, str, 
 
 
 def walk_api(_event: Event, context: Any) -> None:
-    """Lambda handler: walks through the API from outside, as a machine of its own. Logs each step
-    that failed, and counts 1 for a walk without any, else 0."""
+    """Lambda handler: walks through the API from outside, as a machine of its own.
+    Logs each step that failed, and counts 1 for a walk without any, else 0."""
     start_clock(context)
     url, failed = os.environ["API_URL"], list[tuple[str, ...]]()
     try:
