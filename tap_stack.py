@@ -2345,15 +2345,12 @@ class Bucket(Component):
         return self._setting(kind, "encryption", rules=[rule])
 
     def _policy(
-        self,
-        access_logs_of: Sequence[Input[str]],
-        load_balancer_logs: bool,
-        unscanned_for: Sequence[str],
+        self, access_logs_of: Sequence[Input[str]], balancer: bool, unscanned_for: Sequence[str]
     ) -> aws.s3.BucketPolicy:
         context, bucket = self.aws_context, self.bucket.arn
         objects = Output.concat(bucket, "/*")
         statements = [tls_only("s3:*", [bucket, objects])]
-        if load_balancer_logs:
+        if balancer:
             when = context.acting_for(context.arn("elasticloadbalancing", "loadbalancer/*"))
             logs = Output.concat(bucket, "/balancer/AWSLogs/", context.account, "/*")
             statements.append(trust(LOAD_BALANCER_LOGS_SERVICE, "s3:PutObject", on=logs, when=when))
@@ -2672,12 +2669,9 @@ def encode_user_data(script: str) -> str:
 #   Idempotency-Key      idempotency#<digest of     item_id, item_created_at and revision of what it
 #                        the key>                   created, fingerprint of the body, expires_at
 #
-# and two indexes, both with all attributes and sorted by created_at, for GET /items:
-#
-#   by_owner             owner                      all items of a caller
-#   by_category          owner_category             those of one category
+# For GET /items two indexes have all attributes, sorted by created_at.
 
-#: Index of the items table -> its partition key.
+#: Index of the items table -> its partition key: all items of a caller, those of one category.
 ITEM_INDEXES = {"by_owner": "owner", "by_category": "owner_category"}
 ITEM_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")  # what a URL carries unescaped, RFC 3986
 ETAG = r'(?:W/)?"[^"\x00-\x20\x7f]*"'
@@ -4433,13 +4427,10 @@ class Synthetics(Function):
 #                                      <shard>                 deleted_bytes of them
 #
 # GET /files/{id} reads newest and versions, GET /files/totals the totals, GET /files the indexes,
-# which hold the newest versions with all attributes, sorted by uploaded_at:
-#
-#   by_owner           files_of      <owner>/, or <owner>/deleted
-#   by_folder          folder_of     <owner>/<folder>
-#   by_content_type    type_of       <owner>/<content type>
+# which hold the newest versions with all attributes, sorted by uploaded_at.
 
-#: Index of the files table -> its partition key.
+#: Index of the files table -> its partition key: `<owner>/`, and behind it `deleted`, the folder or
+#: the content type.
 FILE_INDEXES = {"by_owner": "files_of", "by_folder": "folder_of", "by_content_type": "type_of"}
 START_BYTES = 65_536  # of an object in one read; there are two at most, however large it is
 MISSING_OBJECT_CODES = {"404", "405", "MethodNotAllowed", "NoSuchKey", "NoSuchVersion"}
@@ -4846,9 +4837,7 @@ def newest_put(newest: Item, condition: str, values: Item) -> Write:
     return files_put(revised, condition, **values)
 
 
-def files_put(
-    item: Item, condition: str = "attribute_not_exists(id)", **values: AttributeValue
-) -> Write:
+def files_put(item: Item, condition: str = "attribute_not_exists(id)", **values: Any) -> Write:
     """A conditional put into the files table, by default of an item that must be new."""
     optional = {"ExpressionAttributeValues": values} if values else {}
     return files_write("Put", Item=item, ConditionExpression=condition, **optional)
@@ -5340,8 +5329,7 @@ class FilePipeline(Component):
         own = {"write_capacity": -(-units // 2), "read_capacity": -(-units // 4)}
         scaled = ["readCapacity", "writeCapacity"]
         scaled += [f"globalSecondaryIndexes[*].{each}" for each in scaled]
-        # Where it scales, the capacity is the scaler's.
-        moved = scaled if self.args.files_table_scaling > 1 else []
+        moved = scaled if self.args.files_table_scaling > 1 else []  # by the scaler
         keys = ("id", "record", "uploaded_at", *FILE_INDEXES.values())
         return aws.dynamodb.Table(
             *self.child("table", protect=True, ignore_changes=moved),
@@ -5912,10 +5900,8 @@ class Network(Component):
         needed = (group for group in SECURITY_GROUPS if optional.get(group, True))
         self.security_groups = {group: self._security_group(group) for group in needed}
         self.rules = self._rules()
-        self.endpoints = [
-            *map(self._gateway_endpoint, ("s3", "dynamodb")),
-            *map(self._interface_endpoint, args.interface_endpoints),
-        ]
+        gateways = map(self._gateway_endpoint, ("s3", "dynamodb"))
+        self.endpoints = [*gateways, *map(self._interface_endpoint, args.interface_endpoints)]
         self.flow_log = self._flow_log()
         self.nat_gateways: list[aws.ec2.NatGateway] = []
         self.nat_fleets: list[Fleet] = []
@@ -5929,9 +5915,8 @@ class Network(Component):
 
     def _default_security_group(self) -> aws.ec2.DefaultSecurityGroup:
         """The security group that a VPC comes with, emptied: what names none reaches nothing."""
-        empty: Any = {"ingress": [], "egress": [], "tags": self._named("unused")}
-        options = self.child("default-group")
-        return aws.ec2.DefaultSecurityGroup(*options, vpc_id=self.vpc.id, **empty)
+        own: Any = {"ingress": [], "egress": [], "tags": self._named("unused")}
+        return aws.ec2.DefaultSecurityGroup(*self.child("default-group"), vpc_id=self.vpc.id, **own)
 
     def _subnets(self) -> dict[str, list[aws.ec2.Subnet]]:
         usual: Any = {"name": "opt-in-status", "values": ["opt-in-not-required"]}
