@@ -125,8 +125,7 @@ def one_of(*values: Any) -> Rule:
 
 
 def redirects(least: int) -> Rule:
-    """URLs that Cognito may redirect to. RFC 8252, 7.3: an app on the user's own machine gets its
-    code on the loopback interface."""
+    """URLs that Cognito may redirect to; an app on a person's machine has localhost (RFC 8252)."""
     url = r"(?=.{1,1024}$)(https://[^\s/#]+|http://localhost(:\d{1,5})?)(/[^\s#]*)?"
     words = "https or http on localhost, without a fragment, of up to 1,024 characters"
     are_urls, _ = texts_like(url, words)
@@ -247,8 +246,7 @@ class TapStackArgs:
     )
     """Longest run of the api function, 5 to 29 s; the last second is for the response."""
     api_client: str = setting("signed", one_of("signed", "sdk"))
-    """How all functions call DynamoDB and SSM: `signed`, the program's own client, or `sdk`, boto3,
-    with a cold start five times as long."""
+    """How functions call DynamoDB and SSM: `signed`, our client, or `sdk`: a slower start."""
     idempotency_hours: int = setting(24, between(1, 168))
     """How long an `Idempotency-Key` is remembered."""
     api_concurrency: int = setting(PerTier(0, 200, 500), between(0, 100_000))
@@ -299,14 +297,12 @@ class TapStackArgs:
     # Releases
     canary_percent: int = setting(PerTier(100, 10, 10), between(1, 100))
     """Share of the traffic that a new version of a function has while it is watched; 100 shifts all
-    at once, unwatched: for one release only, set `UNWATCHED_RELEASE=1` in the environment of
-    `pulumi up`."""
+    at once, unwatched: for one release only, set the variable `UNWATCHED_RELEASE=1`."""
     canary_minutes: int = setting(PerTier(1, 5, 5), between(1, 120))
     """How long the new version has its share at least, 5 minutes outside dev; then the release
     waits for the metrics of that time, which take one to four minutes."""
     canary_inconclusive: str = setting("promote", one_of("promote", "roll_back"))
-    """What becomes of a version whose share was too few requests to judge: `promote` or
-    `roll_back`. Its release says how many."""
+    """What becomes of a version with too few requests to judge: `promote` or `roll_back`."""
     versions_kept: int = setting(5, between(2, 100))
     """How many of the newest versions of each function are not deleted."""
 
@@ -1830,8 +1826,7 @@ def chance(new: Counts, old: Counts) -> float:
 
 class Run:
     """A rollout of a version. What AWS has is its only state: the next run ends a killed one.
-    `connect` makes the SDK's client of a service, `inputs` are the resource's, `clock` is `time`,
-    and `say` gets a line at each change."""
+    `connect` makes the SDK's clients, `clock` is `time`, `say` gets a line at each change."""
 
     key: str  #: the input with the ARN of what gets the version
     release: Callable[[], str]  #: all steps from where AWS stands; the verdict, or RolloutError
@@ -2015,9 +2010,8 @@ class RolloutRun(Run):
             self.schedule("delete_schedule", none="NotFound")
 
     def watch(self) -> str:
-        """Looks at the version until all that is known of its share is good; the verdict. That is:
-        the metrics of the whole `bake_seconds` have come, which those of our own requests show, and
-        the alarms have been evaluated on them."""
+        """Looks at the version until all that is known of its share is good; the verdict. Then the
+        metrics of all `bake_seconds` have come, as our own requests show, and alarms have them."""
         ripe = self.clock.monotonic() + self.inputs["bake_seconds"]
         expected, unknown_at = 0, 0.0
         while (now := self.clock.monotonic()) < ripe + LATE_SECONDS:
@@ -2208,8 +2202,7 @@ def rollout_provider() -> RolloutProvider:
 
 
 class PortableProvider(pulumi.dynamic.ResourceProvider):
-    """Pickles a provider as source: refresh and destroy start from the state alone, in any folder,
-    and bytecode of one Python crashes another."""
+    """Pickles a provider as source: refresh and destroy have the state alone, in any Python."""
 
     def __init__(self, maker: Callable[[], RolloutProvider]) -> None:
         super().__init__()
@@ -3720,8 +3713,7 @@ def marshal(value: Any) -> AttributeValue:
 
 
 class Marshaller:
-    """Converts values until they are larger than an item can be. Sizes are those of the developer
-    guide, "DynamoDB item sizes and formats"."""
+    """Converts values up to an item's size: developer guide, "DynamoDB item sizes and formats"."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -4382,8 +4374,7 @@ def fetch(method: str, url: str, **request: Any) -> tuple[int, Any, Json]:
 
 class Synthetics(Function):
     """A function that walks through the API from outside every five minutes, as a machine of its
-    own: with little traffic it is what the alarms see. Costs an app client, its tokens, a metric,
-    and what its requests cost."""
+    own: what alarms see without traffic. Costs an app client, tokens, a metric, its requests."""
 
     def __init__(self, name: str, *shared: Any, identity: Identity, api_url: Input[str]):
         urls: Json = {"API_URL": api_url, "SIGN_IN_URL": identity.sign_in_url}
@@ -6975,8 +6966,7 @@ def _widget(region: Output[str], top: int, number: int, graph: Graph) -> Json:
 
 
 class StackOutput(Generic[T]):
-    """An output of TapStack: an attribute, None where its system is left out. `path` leads to its
-    value: a component's name, then attributes."""
+    """An attribute of TapStack, None without its system. `path`: a component, then attributes."""
 
     def __init__(self, path: str, doc: str):
         self.path, self.doc = path.split("."), doc
