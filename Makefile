@@ -9,7 +9,7 @@ BY_FILE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every command would compile its imports again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint unit stack local page lab prove-iam smoke bench load cost cost-difference comment docs pictures policy lock clean pr
+.PHONY: help demo dev test lint unit stack local page lab prove-iam drill smoke bench load cost cost-difference comment docs pictures policy lock clean pr
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ lab: $(VENV)/.dev ## tests of what instances run, as root: real systemd, cloud-i
 
 prove-iam: $(VENV)/.dev ## take each permission away on a local cloud, and see what needs it fail
 	$(BIN)/python -m tests.local.proof
+
+drill: $(VENV)/.dev ## bring each alarm about on a local cloud, recover as the runbook says (NAME=, one of them)
+	$(BIN)/python -m tests.local.drills $(NAME)
 
 smoke: $(VENV)/.dev ## walk through a deployed API (URL=, TOKEN=, READ_ONLY=, JSON=), or compare its client with the SDK (ENV=)
 ifdef URL
