@@ -909,7 +909,8 @@ UNMEASURED_THERE = {
     "no certificate comes to its end": "api-certificate web-certificate",
 }
 THERE = {
-    "nat": "single", "bastion_hours": "", "synthetics": "true", "plain_http": "false", "domain_name": "app.example.com", "api_domain_name": "api.example.com",
+    "nat": "single", "bastion_hours": "", "synthetics": "true", "plain_http": "false",
+    "domain_name": "app.example.com", "api_domain_name": "api.example.com",
     "provisioned_concurrency_min": "1", "provisioned_concurrency_max": "1",
 }  # fmt: skip
 
@@ -1171,7 +1172,9 @@ def perform(site: Site, drill: Drill, say: Say) -> Iterator[Result]:
     finally:
         began = time.monotonic()
         next(steps, None)
-    site.wait_for_calm(drill.alarms, drill.calm_seconds)
+    # The last ones look at three days: 40 minutes here, longer than anybody waits.
+    ending = [key for key in drill.alarms if not key.endswith("slow-burn-long")]
+    site.wait_for_calm(ending, drill.calm_seconds)
     seconds = time.monotonic() - began
     site.serves()
     say(f"{drill.recovered}: all OK after {seconds:.1f} s, and it serves")
