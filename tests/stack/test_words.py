@@ -83,7 +83,7 @@ FOREIGN = {
     "If-None-Match": "HTTP",
     "If-None-Match: *": "HTTP",
     "Idempotency-Key": "HTTP",
-    "pg_stat_activity": "PostgreSQL",
+    "pg_stat_activity pg_terminate_backend": "PostgreSQL",
     "work_mem": "PostgreSQL",
     "Task timed out": "Lambda",
     "requestPayload": "Lambda's record of a failed event",
