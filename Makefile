@@ -47,6 +47,12 @@ prove-iam: $(VENV)/.dev ## take each permission away on a local cloud, and see w
 drill: $(VENV)/.dev ## bring each alarm about on a local cloud, recover as the runbook says (NAME=, one of them)
 	$(BIN)/python -m tests.local.drills $(NAME)
 
+.PHONY: mutants
+mutants: $(VENV)/.mutants ## break the logic in a sample of places, and see a test fail each time (SEED=, COUNT=, AGAIN=)
+	$(BIN)/python -m tests.mutants --seed $(SEED) --count $(COUNT) $(if $(AGAIN),--again)
+SEED ?= 1
+COUNT ?= 300
+
 smoke: $(VENV)/.dev ## walk through a deployed API (URL=, TOKEN=, READ_ONLY=, JSON=), or compare its client with the SDK (ENV=)
 ifdef URL
 	@TOKEN='$(TOKEN)' $(BIN)/python -m ops.walk --url '$(URL)' $(if $(READ_ONLY),--read-only) $(if $(JSON),--json)
@@ -108,6 +114,7 @@ lock: $(VENV)/.uv ## renew the lock files (UPGRADE= keeps the versions)
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra local --group test -o requirements-dev.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --constraint requirements-dev.txt -o requirements.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra local --group test --group page --constraint requirements-dev.txt -o requirements-page.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra local --group test --group mutants --constraint requirements-dev.txt -o requirements-mutants.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra local --group test --group bench -o requirements-bench.txt
 	$(BIN)/uv pip compile $(LOCK) --group policy -o requirements-policy.txt
 	$(BIN)/uv pip compile $(LOCK) --group scan --constraint requirements-dev.txt -o requirements-scan.txt

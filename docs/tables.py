@@ -241,6 +241,27 @@ def grants() -> Iterator[str]:
         yield f"| {why} | {len(found)} | {holders} |"
 
 
+def mutants() -> Iterator[str]:
+    """What the last `make mutants` has found."""
+    found = json.loads((ROOT / "tests/mutants.json").read_text())
+    tried, survived = found["tried"], found["survived"]
+    count = sum(tried.values())
+    rest = "" if count >= 300 else " The rest of the sample of 300 has not run yet."
+    parts = " and ".join(f"{n} of `{part}`" for part, n in sorted(tried.items()))
+    yield (
+        f"{count} mutants, {parts}, by seed {found['seed']} out of {found['mutants']:,}: "
+        f"{count - len(survived)} are killed, {1 - len(survived) / count:.1%}.{rest} {found['elsewhere']:,} more "
+        f"are in what no unit test runs of the local cloud. These survive:"
+    )
+    yield ""
+    yield "| where | line | as a mutant | why no test fails |"
+    yield "| --- | --- | --- | --- |"
+    for each in sorted(survived, key=lambda x: (x["file"], x["function"])):
+        lines = (f"`{each[x] or 'nothing'}`".replace("|", "\\|") for x in ("before", "after"))
+        where = f"{each['file']}, `{each['function']}`" if each["function"] else each["file"]
+        yield f"| {where} | {' | '.join(lines)} | {each['why']} |"
+
+
 def pictures() -> Iterator[tuple[Path, str]]:
     """The costs of each tier; the architecture as prod registers it: all of it, and each system
     with what it touches."""
@@ -292,6 +313,7 @@ BLOCKS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
         "exemptions": exemption_rows,
         "without_rule": types_without_rule,
         "grants": grants,
+        "mutants": mutants,
     },
     "docs/architecture.md": {"differences": differences, "sections": section_rows},
     **{f"examples/{each.name}/README.md": {"cost": partial(costs, each)} for each in EXAMPLES},

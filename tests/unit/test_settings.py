@@ -175,6 +175,8 @@ def test_own_tags_are_merged_with_the_standard_ones() -> None:
         ("api_certificate_arn", "arn:aws:iam::111122223333:server-certificate/a"),
         ("hosted_zone_id", "example.com"),
         ("email_identity_arn", "arn:aws:sns:eu-west-1:111122223333:identity/a.b"),
+        ("instance_types", []),
+        ("instance_types", ["t4g.small", "t3.micro"]),
         ("mfa", "on"),
         ("threat_protection", "yes"),
         ("throttle_rate", 0),
@@ -206,6 +208,12 @@ def test_all_errors_come_at_once() -> None:
         "throttle_rate",
         "mfa",
     ]
+
+
+def test_one_name_does_not_point_to_the_api_and_to_the_load_balancer() -> None:
+    names = {"api_domain_name": "a.tap.dev", "domain_name": "a.tap.dev"}
+    with pytest.raises(SettingsError, match=r"must not be domain_name, a\.tap\.dev"):
+        TapStackArgs(**names)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
