@@ -110,6 +110,7 @@ class FakeAws:
         self.schedules: dict[str, dict[str, Any]] = {}
         self.smoked: list[str] = []
         self.said: list[str] = []
+        self.announced: list[float] = []  # when a release said that it is watched
         self.busy = self.expired = self.throttled = 0
         self.killed_at, self.after, self.dead = -1, False, False
         self.warm_seconds, self.shift_seconds = 0.0, 0.0  # of a shift, and left of the one going on
@@ -227,6 +228,12 @@ class FakeAws:
             ]
             for kind in AlarmTypes
         }
+
+    def put_metric_data(self, Namespace: str, MetricData: list[dict[str, Any]]) -> None:
+        self.check()
+        (data,) = MetricData
+        assert (Namespace, data["MetricName"], data["Value"]) == ("tap", "Releasing", 1)
+        self.announced.append(self.now)
 
     def get_metric_data(
         self, MetricDataQueries: list[dict[str, Any]], StartTime: float, EndTime: float
@@ -405,6 +412,14 @@ def test_a_good_version_has_its_share_and_then_everything(cloud: FakeAws) -> Non
     assert 0.05 < cloud.served["2"] / sum(cloud.served.values()) < 0.15
     assert "promoted: " in verdict and cloud.said[-1] == verdict
     assert not cloud.schedules
+
+
+def test_a_release_says_each_minute_that_it_is_watched(cloud: FakeAws) -> None:
+    inputs = cloud.inputs(cloud.publish("good"))
+    cloud.release("2")
+    said = cloud.announced
+    assert said[-1] - said[0] >= inputs["bake_seconds"]
+    assert max(later - earlier for earlier, later in itertools.pairwise(said)) < 60
 
 
 def test_fishers_test_is_the_one_of_the_textbooks() -> None:
