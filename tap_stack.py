@@ -607,7 +607,11 @@ NAMES = {
 def reject_placeholders(args: TapStackArgs) -> None:
     """Raises SettingsError for names of nobody (RFC 2606), defaults among them, on AWS. A provider
     with `aws:endpoints`, which the local cloud sets, reaches another cloud."""
-    names = ["alarm_emails", *(name for each in args.systems for name in NAMES.get(each, ()))]
+    names = [
+        "alarm_emails",
+        "page_emails",
+        *(name for each in args.systems for name in NAMES.get(each, ())),
+    ]
     values = {name: getattr(args, name) for name in names}
     found = [
         f"{name} must be your own, not {json.dumps(value)}: example.com is a placeholder"

@@ -99,6 +99,7 @@ DIMENSIONS = {
     "FunctionName": "Function",
     "TableName": "Table",
     "QueueName": "Queue",
+    "TopicName": "Topic",
     "ApiId": "Api",
     "LoadBalancer": "LoadBalancer",
     "AutoScalingGroupName": "Group",

@@ -343,6 +343,11 @@ NEEDS: dict[str, list[Need]] = {
         *(Need("kms:Decrypt GenerateDataKey", "*", OF_TOPICS, who=f"{each}.amazonaws.com", when=ACCOUNT)
           for each in ("budgets", "cloudwatch", "events.rds")),
     ],
+    "alerts-pages-policy": [
+        Need("sns:Publish", "Topic/alerts-pages", "each page", who="cloudwatch.amazonaws.com",
+             when=source("arn:aws:cloudwatch:<region>:<account>:alarm:*")),
+        only_tls("sns:Publish", "Topic/alerts-pages"),
+    ],
     "alerts-topic-policy": [
         Need("sns:Publish", "Topic/alerts-topic", "each alarm", who="cloudwatch.amazonaws.com",
              when=source("arn:aws:cloudwatch:<region>:<account>:alarm:*")),

@@ -45,7 +45,9 @@ web-balancer logs to storage-logs-bucket
 web-fleet-group connects to database-instance
 """
 #: Alarms on no part's metrics: of the account, of a log, of this environment.
-ELSEWHERE = {"claimed-concurrency", "bastion-logins", "snapshot-missing", "synthetics"}
+ELSEWHERE = {
+    "api-release", "bastion-logins", "claimed-concurrency", "snapshot-missing", "synthetics", "web-certificate",
+}  # fmt: skip
 
 
 @functools.cache

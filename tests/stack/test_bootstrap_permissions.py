@@ -273,7 +273,6 @@ NAMED = {
     "aws:autoscaling/group:Group": ("name", "autoscaling:{here}:autoScalingGroup:1:autoScalingGroupName/{}"),
     "aws:budgets/budget:Budget": ("name", "budgets::{account}:budget/{}"),
     "aws:cloudwatch/compositeAlarm:CompositeAlarm": ("alarmName", "cloudwatch:{here}:alarm:{}"),
-    "aws:cloudwatch/queryDefinition:QueryDefinition": ("name", "*"),
     "aws:cloudwatch/dashboard:Dashboard": ("dashboardName", "cloudwatch::{account}:dashboard/{}"),
     "aws:cloudwatch/eventRule:EventRule": ("name", "events:{here}:rule/{}"),
     "aws:cloudwatch/logGroup:LogGroup": ("name", "logs:{here}:log-group:{}"),

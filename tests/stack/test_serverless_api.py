@@ -75,10 +75,11 @@ def test_a_file_is_in_the_package_of_the_function_that_reads_it_only(graph: Grap
     assert all(files.keys() == {"index.py"} for files in packages.values())
 
 
-def test_tokens_come_from_the_pool_for_its_clients(graph: Graph) -> None:
+def test_tokens_come_from_the_pool_for_its_clients(graph: Graph, env: str) -> None:
     jwt = graph.one("Authorizer").inputs["jwtConfiguration"]
     assert jwt["issuer"] == f"https://cognito-idp.{REGION}.amazonaws.com/pool"
-    assert jwt["audiences"] == ["identity-people-id", "identity-machine-default-id"]
+    walker = [] if env == "dev" else ["identity-synthetics-id"]
+    assert jwt["audiences"] == ["identity-people-id", "identity-machine-default-id", *walker]
 
 
 def test_the_default_address_is_the_only_one_without_a_domain_name(graph: Graph) -> None:

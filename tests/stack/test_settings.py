@@ -89,7 +89,7 @@ def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> No
         (
             "dev",
             {"machine_clients": '{"Billing": ["*"]}'},
-            "machine_clients must be up to 49 names of 1 to 32 lower-case",
+            "machine_clients must be up to 48 names of 1 to 32 lower-case",
         ),
         (
             "dev",
@@ -115,7 +115,7 @@ def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> No
         (
             "dev",
             {"machine_clients": json.dumps({f"m{number}": ["*"] for number in range(50)})},
-            "machine_clients must be up to 49 names",
+            "machine_clients must be up to 48 names",
         ),
         (
             "dev",

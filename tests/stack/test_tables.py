@@ -6,7 +6,7 @@ from tests.stack.conftest import (
     Graph,
     graph_of,
 )
-from tests.stack.test_monitoring import METRICS, watched
+from tests.stack.test_monitoring import METRICS, metrics_of, watched
 
 
 def test_every_table_and_index_is_watched(graph: Graph) -> None:
@@ -19,9 +19,10 @@ def test_every_table_and_index_is_watched(graph: Graph) -> None:
 
 def test_the_files_tables_use_alarms_at_80_percent_of_its_capacity(graph: Graph) -> None:
     thresholds = {
-        each.inputs["metricName"]: each.inputs["threshold"]
+        metric["metricName"]: each.inputs["threshold"]
         for each in graph.of("MetricAlarm")
-        if each.inputs["metricName"].startswith("Consumed")
+        for metric in metrics_of(each.inputs)
+        if metric["metricName"].startswith("Consumed")
     }
     assert thresholds == {"ConsumedReadCapacityUnits": 4_800, "ConsumedWriteCapacityUnits": 4_800}
     half = graph_of("dev", files_table_capacity="50")

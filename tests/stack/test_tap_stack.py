@@ -70,7 +70,7 @@ def test_outputs_are_exported_under_their_names() -> None:
 
 
 #: What a stack has with any system, and what each adds.
-SHARED = {"alerts_topic_arn", "dashboard_name", "key_arn"}
+SHARED = {"alerts_topic_arn", "dashboard_name", "key_arn", "pages_topic_arn"}
 FILES = {
     "files_bucket_name",
     "files_table_name",

@@ -45,7 +45,8 @@ def checkout(tmp_path: Path) -> Path:
     )
     for name in ("tap_stack.py", *beside):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    for folder in ("queries", "scripts"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     for env in ENVIRONMENTS:
         stack = {"encryptionsalt": "v1:salt", "config": CHOSEN}
         (tmp_path / f"Pulumi.{env}.yaml").write_text(yaml.safe_dump(stack))
@@ -59,9 +60,8 @@ def test_what_a_user_sets_is_deployed(checkout: Path, env: str) -> None:
     outputs = run(project, recorder)
     assert project.region == "eu-north-1"
     found = {each.name: each.inputs for each in recorder.resources}
-    assert [x["endpoint"] for x in found.values() if x.get("protocol") == "email"] == [
-        "you@your-company.com"
-    ]
+    mails = [x["endpoint"] for x in found.values() if x.get("protocol") == "email"]
+    assert mails == 2 * ["you@your-company.com"]  # of alerts, and of pages
     assert outputs["web_url"].endswith("//app.your-company.com")
     assert outputs["api_url"] == "https://api.your-company.com"
     assert found["api-items"]["tags"]["Team"] == "payments"
