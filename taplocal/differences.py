@@ -195,7 +195,8 @@ DIFFERENCES = (
         "database-load", IDLE, "a database measures its memory and its disk's latency",
         "its memory is not limited, and only connections, processor and free disk are measured",
         "rds/Instance",
-        silent="AWS/RDS/FreeableMemory AWS/RDS/WriteLatency",
+        silent="AWS/RDS/EBSByteBalance% AWS/RDS/EBSIOBalance% AWS/RDS/FreeableMemory "
+        "AWS/RDS/MaximumUsedTransactionIDs AWS/RDS/ReadLatency AWS/RDS/WriteLatency",
     ),
     Difference(
         "database-insight", IDLE, "enhanced monitoring and Performance Insights look into it",

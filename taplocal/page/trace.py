@@ -36,7 +36,8 @@ def follow(session: Session, id_: str) -> Json:
     nothing has this id.
     """
     if record := _file(session, id_):
-        ids = {record["version_id"], record["key"], record["metadata"].get("request-id")}
+        asked = record["metadata"].get("request-id", {}).get("S")  # the request of its upload
+        ids = {record["version_id"], record["key"], asked}
         lines = [x for x in events(session) if ids & set(map(str, x["message"].values()))]
     else:
         lines = [each for each in events(session, text=id_) if _has(each["message"], id_)]

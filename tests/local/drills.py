@@ -1052,7 +1052,7 @@ def table_restored(site: Site) -> Recovery:
     )
     dynamodb.get_waiter("table_exists").wait(TableName=table)
     site.adopt(
-        "items-table",
+        "api-items",
         Table(),
         ttl=None,
         pointInTimeRecovery=None,

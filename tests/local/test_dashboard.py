@@ -24,34 +24,40 @@ EVENTS = {
     "AWS/ApplicationELB/HTTPCode_ELB_5XX_Count", "AWS/ApplicationELB/HTTPCode_Target_5XX_Count",
     "AWS/ApplicationELB/RejectedConnectionCount", "AWS/DynamoDB/ReadThrottleEvents",
     "AWS/DynamoDB/WriteThrottleEvents", "AWS/Lambda/AsyncEventsDropped",
-    "AWS/Lambda/DestinationDeliveryFailures", "tap-stack/FilesFailed", "tap-stack/FilesIgnored",
+    "AWS/Lambda/DestinationDeliveryFailures", "AWS/SNS/NumberOfNotificationsFailed", "tap-stack/FilesFailed", "tap-stack/FilesIgnored",
     "tap-stack/FilesMissing", "tap-stack/FilesRepeated", "tap-stack/RequestsFailed",
 }  # fmt: skip
 
 
 def metric(each: Mapping[str, Any]) -> Metric:
-    """A metric of an alarm or of a list."""
+    """A metric as an alarm or a list has it."""
     named = sorted((x["Name"], x["Value"]) for x in each["Dimensions"])
     return f"{each['Namespace']}/{each['MetricName']}", tuple(named)
 
 
 def shown(deployed: Session) -> Iterator[Metric]:
-    """The metrics of the dashboard's widgets."""
-    body = deployed.cloud.client("cloudwatch").get_dashboard(
-        DashboardName=deployed.outputs["dashboard_name"]
-    )["DashboardBody"]
-    for widget in json.loads(body)["widgets"]:
-        for line in widget["properties"]["metrics"]:
-            namespace, name, *rest = (each for each in line if isinstance(each, str))
-            yield f"{namespace}/{name}", tuple(sorted(zip(rest[::2], rest[1::2], strict=True)))
+    """The metrics of the dashboards' widgets, but for AWS's charges."""
+    client = deployed.cloud.client("cloudwatch")
+    for each in client.list_dashboards()["DashboardEntries"]:
+        body = client.get_dashboard(DashboardName=each["DashboardName"])["DashboardBody"]
+        for widget in json.loads(body)["widgets"]:
+            for line in widget["properties"].get("metrics", ()):
+                namespace, name, *rest = (each for each in line if isinstance(each, str))
+                if namespace != "AWS/Billing":
+                    of = tuple(sorted(zip(rest[::2], rest[1::2], strict=True)))
+                    yield f"{namespace}/{name}", of
 
 
 def alarmed(deployed: Session) -> Iterator[Metric]:
     """The metrics of the stack's alarms."""
+    topics = {deployed.outputs[f"{kind}_topic_arn"] for kind in ("alerts", "pages")}
     pages = deployed.cloud.client("cloudwatch").get_paginator("describe_alarms").paginate()
     for alarm in (each for page in pages for each in page["MetricAlarms"]):
-        if deployed.outputs["alerts_topic_arn"] in alarm["AlarmActions"]:
-            yield metric(alarm)
+        if topics & set(alarm["AlarmActions"]):
+            measured = [
+                x["MetricStat"]["Metric"] for x in alarm.get("Metrics", ()) if "MetricStat" in x
+            ]
+            yield from map(metric, measured or [alarm])
 
 
 def work(deployed: Session, ann: Call) -> None:

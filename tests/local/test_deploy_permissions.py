@@ -72,7 +72,7 @@ UNASKED = {
         "*:TagResource", "*:Untag*", "iam:TagInstanceProfile", "ssm:RemoveTagsFromResource",
     ),
     "MiniStack lacks the service: the resource is in the state alone": (
-        "application-autoscaling:*", "budgets:ModifyBudget", "guardduty:*",
+        "application-autoscaling:*", "budgets:ModifyBudget", "guardduty:*", "logs:*QueryDefinition",
     ),
     "nothing like it changes here": (
         "cognito-idp:AddCustomAttributes", "cognito-idp:UpdateResourceServer",
@@ -81,7 +81,9 @@ UNASKED = {
         "lambda:UpdateAlias", "logs:AssociateKmsKey", "logs:DeleteRetentionPolicy",
         "logs:DisassociateKmsKey", "scheduler:UpdateSchedule",
     ),
-    "a release that is watched, as none in dev is": ("cloudwatch:GetMetricData",),
+    "a release that is watched, as none in dev is": (
+        "cloudwatch:GetMetricData", "cloudwatch:PutMetricData",
+    ),
 }  # fmt: skip
 
 

@@ -249,6 +249,11 @@ def budget(small: Small) -> None:
     assert {x["CalculatedSpend"]["ActualSpend"]["Amount"] for x in found["Budgets"]} == {"0"}
 
 
+def saved_queries(small: Small) -> None:
+    unknown = code(lambda: small.client("logs").describe_query_definitions())
+    assert unknown == "InvalidOperationException"
+
+
 def lifecycle(small: Small) -> None:
     small.bucket()
     s3, of = small.client("s3"), {"Bucket": small.name}
@@ -582,7 +587,7 @@ CHECKS: dict[str, Callable[[Small], None]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         tls, packets, firewall, malware, trust, keys, sizes, concurrency, partitions, deletion, second_factor,
-        threats, mail, budget, lifecycle, bucket_logs, flow_logs, log_metrics, records,
+        threats, mail, budget, saved_queries, lifecycle, bucket_logs, flow_logs, log_metrics, records,
         scaling_role, warmth, maintenance, database_events, database_load, database_insight, traces, addresses,
         certificates, release_time, fleet_time, retry_time, stream_time, exports, queries, alarm_time, group_metrics, machine,
         runtime_log, token_errors, rejected_writes,

@@ -94,6 +94,10 @@ FIREWALL = {
 NAMED: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "aws:autoscaling/group:Group": lambda name, own: {"name": name, **GROUP},
     "aws:budgets/budget:Budget": lambda name, own: {"name": name, **BUDGET},
+    "aws:cloudwatch/compositeAlarm:CompositeAlarm": lambda name, own: {
+        "alarmName": name,
+        "alarmRule": "FALSE",
+    },
     "aws:cloudwatch/dashboard:Dashboard": lambda name, own: {
         "dashboardName": name,
         "dashboardBody": json.dumps(own),

@@ -22,6 +22,10 @@ from tests.local.conftest import ROOT
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "values": {
         "alarm_emails": ["ops@acme.io"],
+        "availability_objective": 99.5,
+        "latency_ms": 900,
+        "latency_objective": 98.5,
+        "page_emails": ["pager@acme.io"],
         "api_client": "sdk",
         "api_concurrency": 80,
         "backup_days": 9,
