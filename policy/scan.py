@@ -55,6 +55,7 @@ ARNS = {
     "Queue": "sqs:{place}:",
     "RouteTable": "ec2:{place}:route-table/",
     "Table": "dynamodb:{place}:table/",
+    "UserPool": "cognito-idp:{place}:userpool/",
 }
 #: Licences that ask for nothing but a notice, as packages write them.
 PERMISSIVE = {
