@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from taplocal.architecture import metrics_of
 from taplocal.server.expressions import Value, value_of
 from tests.stack.conftest import Graph, graph_of
 
@@ -162,8 +163,7 @@ class Alarm:
 
 def is_of_api(alarm: Mapping[str, Any]) -> bool:
     """Whether an alarm looks at nothing but API Gateway's metrics."""
-    metrics = [x["metric"] for x in alarm.get("metricQueries", ()) if "metric" in x] or [alarm]
-    return {each["namespace"] for each in metrics} == {"AWS/ApiGateway"}
+    return {each["namespace"] for each in metrics_of(alarm)} == {"AWS/ApiGateway"}
 
 
 def firing(graph: Graph, requests: Requests) -> Iterator[tuple[int, dict[str, bool]]]:

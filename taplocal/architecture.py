@@ -244,9 +244,7 @@ class Architecture:
         """Name of a part -> the names of the alarms on its metrics."""
         found: dict[str, list[str]] = {}
         for _, each in self._of("MetricAlarm"):
-            queries = each.inputs.get("metricQueries", ())
-            measured = next((x["metric"] for x in queries if "metric" in x), each.inputs)
-            for name, value in measured.get("dimensions", {}).items():
+            for name, value in metrics_of(each.inputs)[0].get("dimensions", {}).items():
                 urn = self._by_name.get((DIMENSIONS.get(name, ""), value))
                 if urn and urn in self._part_of:
                     found.setdefault(self._part_of[urn], []).append(each.inputs["name"])
@@ -263,6 +261,11 @@ class Architecture:
 
 
 _ARN_KINDS = ("Function", "Alias", "Bucket", "Table", "Parameter", "Queue", "Topic", "Instance")
+
+
+def metrics_of(alarm: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What an alarm looks at: the metrics of its expression, or itself, if it names one."""
+    return [x["metric"] for x in alarm.get("metricQueries", ()) if "metric" in x] or [alarm]
 
 
 def _kind(type_: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from taplocal import logs
+from taplocal.architecture import metrics_of
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
 from taplocal.sources import Sources
@@ -112,16 +113,11 @@ def _calls(session: Session, traces: set[str]) -> Iterator[Json]:
         }
 
 
-def metrics_of(alarm: Mapping[str, Any]) -> list[str]:
-    """The names of the metrics that an alarm looks at."""
-    found = [x["metric"]["metricName"] for x in alarm.get("metricQueries", ()) if "metric" in x]
-    return found or [alarm["metricName"]]
-
-
 def alarms_of(session: Session, metric: str) -> list[str]:
     """The alarms on a metric of this name."""
     return sorted(
         each.inputs["name"]
         for each in session.state.resources.values()
-        if each.type.endswith(":MetricAlarm") and metric in metrics_of(each.inputs)
+        if each.type.endswith(":MetricAlarm")
+        and metric in {x["metricName"] for x in metrics_of(each.inputs)}
     )

@@ -52,16 +52,24 @@ class LogGroup(Named):
         cloud.client("logs").delete_log_group(logGroupName=resource_id)
 
 
-class MetricAlarm(Named):
-    uses = """name alarmDescription namespace metricName dimensions statistic extendedStatistic
-        comparisonOperator threshold period evaluationPeriods datapointsToAlarm treatMissingData
-        metricQueries alarmActions okActions insufficientDataActions tags"""
-    replace_on = "name"
+class Alarm(Named):
+    """What metric and composite alarms have in common."""
+
     overwrites = True
     tag_operation = "cloudwatch list_tags_for_resource ResourceARN Tags"
 
     def name(self, cloud: Cloud, inputs: Inputs) -> str:
-        return cloud.arn("cloudwatch", f"alarm:{inputs['name']}")
+        return cloud.arn("cloudwatch", f"alarm:{inputs[self.id_input]}")
+
+    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
+        cloud.client("cloudwatch").delete_alarms(AlarmNames=[resource_id])
+
+
+class MetricAlarm(Alarm):
+    uses = """name alarmDescription namespace metricName dimensions statistic extendedStatistic
+        comparisonOperator threshold period evaluationPeriods datapointsToAlarm treatMissingData
+        metricQueries alarmActions okActions insufficientDataActions tags"""
+    replace_on = "name"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         name = inputs["name"]
@@ -89,9 +97,6 @@ class MetricAlarm(Named):
         )
         return name, {"arn": cloud.arn("cloudwatch", f"alarm:{name}")}
 
-    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("cloudwatch").delete_alarms(AlarmNames=[resource_id])
-
 
 def metric_query(query: Inputs) -> Inputs:
     """A query of an alarm on metric math, as PutMetricAlarm takes it."""
@@ -110,15 +115,10 @@ def metric_query(query: Inputs) -> Inputs:
     }
 
 
-class CompositeAlarm(Named):
+class CompositeAlarm(Alarm):
     uses = "alarmName alarmDescription alarmRule alarmActions okActions actionsSuppressor tags"
     id_input = "alarmName"
     replace_on = "alarmName"
-    overwrites = True
-    tag_operation = "cloudwatch list_tags_for_resource ResourceARN Tags"
-
-    def name(self, cloud: Cloud, inputs: Inputs) -> str:
-        return cloud.arn("cloudwatch", f"alarm:{inputs['alarmName']}")
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         name, suppressor = inputs["alarmName"], inputs.get("actionsSuppressor") or {}
@@ -136,9 +136,6 @@ class CompositeAlarm(Named):
             ),
         )
         return name, {"arn": cloud.arn("cloudwatch", f"alarm:{name}")}
-
-    def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("cloudwatch").delete_alarms(AlarmNames=[resource_id])
 
 
 class Dashboard(Named):

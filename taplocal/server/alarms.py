@@ -76,16 +76,13 @@ def breaching(alarm: Mapping[str, Any], now: float) -> list[bool]:
     wanted, treated = alarm["EvaluationPeriods"], alarm.get("TreatMissingData", "missing")
     further = round(wanted * FURTHER + 0.5) if wanted > 1 else 0  # AWS: two more than three
     values = [value_at(queries, x, now) for x in range(wanted + further)]
-    real = [breaches(x, float(alarm["Threshold"])) for x in values if x is not None]
+    judged = [None if x is None else breaches(x, float(alarm["Threshold"])) for x in values]
+    real = [each for each in judged if each is not None]
     if len(real) >= wanted:
         return real[:wanted]
-    found = []
-    for value in values[:wanted]:
-        if value is not None:
-            found.append(breaches(value, float(alarm["Threshold"])))
-        elif treated in MISSING and alarm.get("Namespace") != IGNORING:
-            found.append(MISSING[treated])
-    return found
+    missing = None if alarm.get("Namespace") == IGNORING else MISSING.get(treated)
+    found = (missing if each is None else each for each in judged[:wanted])
+    return [each for each in found if each is not None]
 
 
 def evaluate(alarm: dict[str, Any]) -> None:

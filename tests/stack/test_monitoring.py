@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import tap_stack
 from benchmarks import alarms
+from taplocal.architecture import metrics_of
 from tests.stack.conftest import ENVIRONMENTS, REGION, ROOT, Graph, graph_of, graph_of_program
 
 #: Namespace -> resource type whose names or ids its dimensions carry, and the dimension.
@@ -92,11 +94,6 @@ def with_all(env: str) -> Graph:
     more = ("files_analytics", "files_events", "files_malware_protection")
     named = {"api_domain_name": "api.acme.io", "domain_name": "app.acme.io"}
     return graph_of(env, **dict.fromkeys(more, "true"), **named)
-
-
-def metrics_of(alarm: Any) -> list[dict[str, Any]]:
-    """What an alarm looks at: its metric, or those of its expression."""
-    return [x["metric"] for x in alarm.get("metricQueries", ()) if "metric" in x] or [alarm]
 
 
 #: Alarms that wake somebody up, and what is part of another alarm.
@@ -199,7 +196,7 @@ def test_objectives_of_0_have_no_alarms() -> None:
     assert not graph_of("dev").of("CompositeAlarm")
 
 
-def check_dimensions(graph: Graph, alarm: dict[str, Any]) -> None:
+def check_dimensions(graph: Graph, alarm: Mapping[str, Any]) -> None:
     if alarm["namespace"] == "AWS/CertificateManager":
         (domain,) = graph.of("DomainName")
         used = {domain.inputs["domainNameConfiguration"]["certificateArn"]}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from taplocal.architecture import metrics_of
 from tests.stack.conftest import (
     Graph,
     graph_of,
 )
-from tests.stack.test_monitoring import METRICS, metrics_of, watched
+from tests.stack.test_monitoring import METRICS, watched
 
 
 def test_every_table_and_index_is_watched(graph: Graph) -> None:
