@@ -1017,24 +1017,27 @@ KEY_MANAGEMENT = actions_of(
     "ListKeyPolicies ListKeyRotations ListResourceTags PutKeyPolicy RevokeGrant RotateKeyOnDemand "
     "ScheduleKeyDeletion TagResource UntagResource UpdateAlias UpdateKeyDescription",
 )
-#: The services that publish to the encrypted topic, and so need its key.
+THIS_KEY = "*"  # in a key's own policy
+#: The services that publish to an encrypted topic, and so need its key; to that of pages the first.
 PUBLISHERS = ("cloudwatch.amazonaws.com", "budgets.amazonaws.com", "events.rds.amazonaws.com")
 
 
 class Encryption(Component):
-    """The customer-managed key of a stack, rotated yearly, and its alias. Its policy delegates to
-    IAM, action by action, and lets logs, alarms and budgets of this account, and the databases'
-    events, encrypt what they deliver. Costs the key, by the month, and its requests."""
+    """The customer-managed keys of a stack, rotated yearly, and their aliases: one of its data, and
+    one of the topic of pages, which must arrive also when the other is disabled. Policies delegate
+    to IAM, action by action; that of data lets logs, alarms and budgets of this account, and the
+    databases' events, encrypt what they deliver. Costs keys, by the month, and their requests."""
 
     def __init__(self, name: str, args: TapStackArgs, opts: Options = None):
         super().__init__(name, args, None, opts, "encryption")
         #: Empty without the web tier, as is the ARN that other components get.
         self.scaling_roles = [self._scaling_role().arn] if "web" in args.systems else []
-        made = self._key()
+        made = self._key("All data", *self._uses(), protect=True)
         #: What the other components encrypt under.
         self.key = Key(made.arn, *self.scaling_roles)
-        alias = f"alias/{args.project}-{args.environment_suffix}"
-        self.alias = aws.kms.Alias(*self.child("alias"), name=alias, target_key_id=made.key_id)
+        #: What the topic of pages is under.
+        paging = self._publish(*PUBLISHERS[:1])
+        self.pages_key = Key(self._key("Pages", *paging, name="pages", protect=False).arn)
         self.register_outputs({"key_arn": made.arn})
 
     def _scaling_role(self) -> aws.iam.ServiceLinkedRole:
@@ -1046,31 +1049,38 @@ class Encryption(Component):
             description="Starts instances with volumes under the stack's key",
         )
 
-    def _key(self) -> aws.kms.Key:
-        kept = self.args.tier != "dev"  # the last backups are under it
-        return aws.kms.Key(
-            *self.child("key", protect=True, retain_on_delete=kept),
-            description=f"All data of {self.args.project} in {self.args.environment_suffix}",
-            enable_key_rotation=True,
-            deletion_window_in_days=30 if self.args.deletion_protection else 7,
-            policy=self._policy(),
-        )
-
-    def _policy(self) -> Output[str]:
-        context, this_key = self.aws_context, "*"  # in a key's own policy, * is that key
+    def _key(self, holds: str, *uses: Statement, name: str = "", protect: bool) -> aws.kms.Key:
+        """A key for these uses, and its alias; one of data is protected."""
+        args, context, dashed = self.args, self.aws_context, name and f"{name}-"
         root = Output.format("arn:{0}:iam::{1}:root", context.partition, context.account)
-        logs = Output.format("logs.{0}.amazonaws.com", context.region)
-        log_groups = {"kms:EncryptionContext:aws:logs:arn": context.arn("logs", "log-group:*")}
-        publish = actions_of("kms", "Decrypt GenerateDataKey")
-        return policy(
-            *(each for arn in self.scaling_roles for each in volume_statements(arn)),
-            {**allow(*KEY_USE, *KEY_MANAGEMENT, on=this_key), "Principal": {"AWS": root}},
-            trust(logs, *KEY_USE, on=this_key, when={"ArnLike": log_groups}),
-            *(
-                trust(service, *publish, on=this_key, when=context.same_account)
-                for service in PUBLISHERS
-            ),
+        manage = {**allow(*KEY_USE, *KEY_MANAGEMENT, on=THIS_KEY), "Principal": {"AWS": root}}
+        kept = protect and args.tier != "dev"  # the last backups are under it
+        made = aws.kms.Key(
+            *self.child(f"{dashed}key", protect=protect, retain_on_delete=kept),
+            description=f"{holds} of {args.project} in {args.environment_suffix}",
+            enable_key_rotation=True,
+            deletion_window_in_days=30 if args.deletion_protection else 7,
+            policy=policy(manage, *uses),
         )
+        known = args.name(name) if name else f"{args.project}-{args.environment_suffix}"
+        options = self.child(f"{dashed}alias")
+        aws.kms.Alias(*options, name=f"alias/{known}", target_key_id=made.key_id)
+        return made
+
+    def _uses(self) -> list[Statement]:
+        """Who encrypts data with the key, beside roles of this account."""
+        logs = Output.format("logs.{0}.amazonaws.com", self.aws_context.region)
+        groups = {"kms:EncryptionContext:aws:logs:arn": self.aws_context.arn("logs", "log-group:*")}
+        return [
+            *(each for arn in self.scaling_roles for each in volume_statements(arn)),
+            trust(logs, *KEY_USE, on=THIS_KEY, when={"ArnLike": groups}),
+            *self._publish(*PUBLISHERS),
+        ]
+
+    def _publish(self, *services: str) -> list[Statement]:
+        """These publish to an encrypted topic."""
+        use, account = actions_of("kms", "Decrypt GenerateDataKey"), self.aws_context.same_account
+        return [trust(service, *use, on=THIS_KEY, when=account) for service in services]
 
 
 def volume_statements(scaling_role_arn: Input[str]) -> list[Statement]:
@@ -1190,14 +1200,22 @@ def certificate_alarm(key: str, arn: Input[str]) -> list[Alarm]:
 
 
 class Alerts(Component):
-    """The encrypted topics of alarms, one of those that page, their subscriptions, the budget. It
-    costs next to nothing: e-mail is nearly free, and so are an account's first two budgets."""
+    """The encrypted topics of alarms, one of those that page, their subscriptions, the budget.
+    Pages are under `pages_key`, or else `key`. It costs next to nothing: e-mail is nearly free, and
+    so are an account's first two budgets."""
 
-    def __init__(self, name: str, args: TapStackArgs, key: Key, opts: Options = None):
+    def __init__(
+        self,
+        name: str,
+        args: TapStackArgs,
+        key: Key,
+        opts: Options = None,
+        *,
+        pages_key: Key | None = None,
+    ):
         super().__init__(name, args, key, opts, "alerts")
-        emails, alarms = args.alarm_emails, PUBLISHERS[:1]
-        self.topic, self.topic_policy = self._topic("topic", "alerts", emails, PUBLISHERS)
-        self.pages, _ = self._topic("pages", "pages", args.page_emails or emails, alarms)
+        self.topic, self.topic_policy = self._topic("topic", "alerts", key, PUBLISHERS)
+        self.pages, _ = self._topic("pages", "pages", pages_key or key, PUBLISHERS[:1])
         self.budget = self._budget()
         self.register_outputs({"topic_arn": self.topic.arn})
 
@@ -1210,13 +1228,14 @@ class Alerts(Component):
         ]
 
     def _topic(
-        self, key: str, name: str, emails: Sequence[str], publishers: Sequence[str]
+        self, key: str, name: str, under: Key, publishers: Sequence[str]
     ) -> tuple[aws.sns.Topic, aws.sns.TopicPolicy]:
         """A topic that these services publish to, and its subscriptions by e-mail."""
-        kms, context = self.key.arn, self.aws_context
-        made = aws.sns.Topic(*self.child(key), name=self.args.name(name), kms_master_key_id=kms)
-        for address in emails:
-            options = self.child(f"{'page' if key == 'pages' else 'email'}-{address}")
+        args, kms, context = self.args, under.arn, self.aws_context
+        made = aws.sns.Topic(*self.child(key), name=args.name(name), kms_master_key_id=kms)
+        paged = key == "pages"
+        for address in (paged and args.page_emails) or args.alarm_emails:
+            options = self.child(f"{'page' if paged else 'email'}-{address}")
             of: Any = {"topic": made.arn, "protocol": "email", "endpoint": address}
             aws.sns.TopicSubscription(*options, **of)
         conditions = {
@@ -7042,7 +7061,7 @@ class TapStack(pulumi.ComponentResource):
         self.parented = ResourceOptions(parent=self)
         encryption = Encryption("encryption", args, self.parented)
         self.shared = (args, encryption.key, self.parented)
-        self.alerts = Alerts("alerts", *self.shared)
+        self.alerts = Alerts("alerts", *self.shared, pages_key=encryption.pages_key)
         #: By their logical names.
         self.components: dict[str, Component] = {"encryption": encryption, "alerts": self.alerts}
         files = FilePipeline("files", *self.shared) if "files" in args.systems else None

@@ -224,7 +224,9 @@ PLACES: dict[str, tuple[Place, ...]] = {
     "iam:*": (Place(f"{_ROLE} {_LINKED_ROLE}"),),
     "kms:CreateKey": (Place("*", "new in region"),),
     "kms:ListAliases": (_ANYWHERE,),
-    "kms:*Alias": (Place("kms:{here}:alias/{stack}"), Place(_KEY, "ours")),
+    "kms:*Alias": (
+        Place("kms:{here}:alias/{stack} kms:{here}:alias/{name}"), Place(_KEY, "ours"),
+    ),
     "kms:TagResource": _ours_or_new(_KEY),
     # CreateKey needs it, too, for a key that has no tags yet.
     "kms:PutKeyPolicy": (Place(_KEY, "ours or untagged"),),

@@ -209,6 +209,13 @@ MANAGE = (
     "ListKeyRotations ListResourceTags PutKeyPolicy RevokeGrant RotateKeyOnDemand "
     "ScheduleKeyDeletion TagResource UntagResource UpdateKeyDescription"
 )
+#: What each key grants the account.
+OF_ACCOUNT = [
+    Need(f"kms:{USE} DescribeKey", "*", OF_USERS, "key", who="arn:aws:iam::<account>:root"),
+    Need(f"kms:{MANAGE}", "*", OF_ADMINISTRATORS, "key", who="arn:aws:iam::<account>:root"),
+    Need("kms:CreateAlias DeleteAlias UpdateAlias", "*", OF_ADMINISTRATORS,
+         who="arn:aws:iam::<account>:root"),
+]  # fmt: skip
 NAMED_NAT: Condition = {"StringEquals": {"aws:ResourceTag/Name": "tap-stack-nat-<env>"}}
 UNSCANNED = {
     "aws:PrincipalArn": [
@@ -331,10 +338,12 @@ NEEDS: dict[str, list[Need]] = {
              OF_NAT, when=NAMED_NAT),
         Need("ec2:ModifyInstanceAttribute", "arn:aws:ec2:<region>:<account>:instance/*", OF_NAT, when={"StringEquals": {**NAMED_NAT["StringEquals"], "ec2:Attribute/SourceDestCheck": "false"}}),
     ),
+    "encryption-pages-key": [
+        *OF_ACCOUNT,
+        Need("kms:Decrypt GenerateDataKey", "*", OF_TOPICS, who="cloudwatch.amazonaws.com", when=ACCOUNT),
+    ],
     "encryption-key": [
-        Need(f"kms:{USE} DescribeKey", "*", OF_USERS, "key", who="arn:aws:iam::<account>:root"),
-        Need(f"kms:{MANAGE}", "*", OF_ADMINISTRATORS, "key", who="arn:aws:iam::<account>:root"),
-        Need("kms:CreateAlias DeleteAlias UpdateAlias", "*", OF_ADMINISTRATORS, who="arn:aws:iam::<account>:root"),
+        *OF_ACCOUNT,
         Need(f"kms:{USE} DescribeKey", "*", OF_VOLUMES, who="ServiceLinkedRole/encryption-scaling-role"),
         Need("kms:CreateGrant", "*", OF_VOLUMES, who="ServiceLinkedRole/encryption-scaling-role",
              when={"Bool": {"kms:GrantIsForAWSResource": "true"}}),

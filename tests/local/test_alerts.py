@@ -124,3 +124,18 @@ def test_a_ticket_is_no_page(watched: Session) -> None:
     told = {x["AlarmName"]: x["AlarmActions"] for x in alarms["CompositeAlarms"]}
     assert told[FAST] == told[MIDDLE] == [watched.outputs["pages_topic_arn"]]
     assert told[SLOW] == [watched.outputs["alerts_topic_arn"]]
+
+
+def test_pages_arrive_also_while_the_key_of_all_data_is_disabled(watched: Session) -> None:
+    metrics, kms = watched.cloud.client("cloudwatch"), watched.cloud.client("kms")
+    tickets, pages = subscribed(watched, "alerts_topic_arn"), subscribed(watched, "pages_topic_arn")
+    alarms = ("tap-stack-alerts-undelivered-dev", "tap-stack-pages-undelivered-dev")
+    kms.disable_key(KeyId=watched.outputs["key_arn"])
+    try:
+        for name in alarms:
+            for state in ("OK", "ALARM"):
+                metrics.set_alarm_state(AlarmName=name, StateValue=state, StateReason="a test")
+        eventually(lambda: pages(alarms[0]))
+        assert not tickets(alarms[1])
+    finally:
+        kms.enable_key(KeyId=watched.outputs["key_arn"])

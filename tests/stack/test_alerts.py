@@ -21,16 +21,14 @@ def test_the_topic_is_encrypted_so_that_cloudwatch_can_publish(graph: Graph) -> 
         topic = statements(graph.one("TopicPolicy", f"alerts-{name}-policy").inputs["policy"])
         allowed = {each["Principal"]["Service"] for each in topic if each["Effect"] == "Allow"}
         assert allowed == services
-    key = [
-        each
-        for each in statements(graph.one("Key").inputs["policy"])
-        if "Service" in each["Principal"]
-    ]
-    users = {each["Principal"]["Service"]: each for each in key}
-    for service in publishers:
-        assert set(users[service]["Action"]) == {"kms:Decrypt", "kms:GenerateDataKey"}
-        assert users[service]["Condition"] == {"StringEquals": {"aws:SourceAccount": ACCOUNT}}
-    assert f"logs.{REGION}.amazonaws.com" in users
+        key = graph.one("Key", f"encryption-{'pages-key' if name == 'pages' else 'key'}")
+        uses = [x for x in statements(key.inputs["policy"]) if "Service" in x["Principal"]]
+        users = {each["Principal"]["Service"]: each for each in uses}
+        for service in services:
+            assert set(users[service]["Action"]) == {"kms:Decrypt", "kms:GenerateDataKey"}
+            assert users[service]["Condition"] == {"StringEquals": {"aws:SourceAccount": ACCOUNT}}
+        others = [] if name == "pages" else [f"logs.{REGION}.amazonaws.com"]
+        assert [*users.keys() - services] == others
 
 
 @pytest.mark.parametrize(("paged", "woken"), [("[]", "ann bob"), ("cat@example.com", "cat")])

@@ -135,7 +135,10 @@ def test_what_would_be_replaced_with_its_data_is_protected_and_has_a_setting_for
             if name not in now or any(now[name].inputs.get(k) != old.inputs.get(k) for k in keys):
                 assert old.protect, name
                 found[name] = set(change) & {"systems", *CHANGES["names"]}
-    assert found.keys() == before.keys() - {"encryption-key"}  # which has no name
+    assert found.keys() == before.keys() - {
+        "encryption-key",
+        "encryption-pages-key",
+    }  # without a name
     assert all(found.values())
 
 
