@@ -1728,7 +1728,7 @@ def _read(path: Path, _changed: int) -> tuple[list[str], dict[str, list[ast.stmt
 
 def _bound_names(node: ast.stmt) -> set[str]:
     """The names that a statement of the top level binds."""
-    match node:
+    match node:  # what the symbols say, too, but those of a whole program cost 0.1 s
         case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
             return {name}
         case ast.Import() | ast.ImportFrom():

@@ -71,6 +71,7 @@ def test_no_line_of_the_demonstration_is_wider_than_the_screen(terminal: bool) -
 
 def test_a_quiet_one_writes_nothing_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     made = Console(quiet=True)
+    assert made._terminal.stderr  # where a terminal sees the spinner
     with made.working("deploying"):
         made.say("text")
         made.step(Step("created", "aws:sqs/queue:Queue", "one", 0.1))

@@ -673,6 +673,8 @@ def test_what_dynamodb_cannot_take_yet_is_tried_as_long_as_the_invocation_has_ti
             )
 
     pipeline.table.before = cancel
+    assert tap_stack.transact([]) == [] and failures == [0]
+    failures[0] = 10
     context = FakeContext(tap_stack.FILES_TIMEOUT_SECONDS)
     record_files({"Records": [created("ann/a")]}, context)
     assert pipeline.totals() == {(DAY, "ann", "text/plain"): (1, 1)}

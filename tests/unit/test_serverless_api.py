@@ -62,7 +62,9 @@ def test_every_route_wants_its_scope(api: Api) -> None:
         assert_problem(response, 403, scope)
         assert f'scope="{scope}"' in response.headers["www-authenticate"]
         context["authorizer"] = {}
-        assert_problem(api.raw(method, path.format(id="a"), requestContext=context), 401)
+        response = api.raw(method, path.format(id="a"), requestContext=context)
+        assert_problem(response, 401)
+        assert response.headers["www-authenticate"] == "Bearer"
 
 
 def test_a_machine_owns_what_its_client_makes(api: Api) -> None:
