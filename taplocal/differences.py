@@ -262,8 +262,9 @@ DIFFERENCES = (
         "lambda/Function.loggingConfig.logFormat=JSON",
     ),
     Difference(
-        "token-errors", OTHERWISE, "the API's access log says what is wrong with a token",
-        "it says `Unauthorized`", "apigatewayv2/Stage.accessLogSettings",
+        "token-errors", OTHERWISE,
+        "the API's access log and the challenge of a 401 say what is wrong with a token",
+        "they say that it is wrong", "apigatewayv2/Stage.accessLogSettings",
     ),
     Difference(
         "rejected-writes", OTHERWISE, "a write whose condition fails uses capacity",

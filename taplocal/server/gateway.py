@@ -119,8 +119,11 @@ class Gateway:
         """Replaces MiniStack's _validate_jwt_authorizer."""
         sources = authorizer.get("identitySource", [])
         claims, scopes, refusal = None, None, apigateway._jwt_unauthorized()
-        if is_plain(apigateway._extract_token_from_identity_source(sources, *request) or ""):
+        token = apigateway._extract_token_from_identity_source(sources, *request)
+        if is_plain(token or ""):
             claims, scopes, refusal = await self._authorize(route, authorizer, *request)
+        if refusal and refusal[0] == 401:  # API Gateway's guide, http-api-troubleshooting-jwt
+            refusal[1]["www-authenticate"] = INVALID_TOKEN if token else "Bearer"
         if call := current.get():
             call.claims = claims or {}
             if refusal:
@@ -144,6 +147,10 @@ class Gateway:
                 lambda_says = {"integrationStatus": 200, "integration.integrationStatus": 200}
                 call.made |= {**lambda_says, "integration.status": response[0]}
         return response
+
+
+#: Behind which AWS also says, in words of its own, what is wrong.
+INVALID_TOKEN = 'Bearer scope="" error="invalid_token"'
 
 
 def is_plain(token: str) -> bool:

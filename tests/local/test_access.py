@@ -37,7 +37,10 @@ def test_without_a_good_token_nobody_gets_in(deployed: Session) -> None:
         f"{header}.{claims}.{signature[:-8]}AAAAAAAA",
     ):
         for path in ("/items", "/nothing"):
-            assert access.call(deployed, "GET", path, token).status == 401
+            refused = access.call(deployed, "GET", path, token)
+            assert refused.status == 401
+            assert refused.headers["www-authenticate"].startswith("Bearer")
+            assert ("invalid_token" in refused.headers["www-authenticate"]) == bool(token)
     assert access.call(deployed, "GET", "/items", good).status == 200
 
 
