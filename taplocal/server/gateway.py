@@ -123,7 +123,7 @@ class Gateway:
         if is_plain(token or ""):
             claims, scopes, refusal = await self._authorize(route, authorizer, *request)
         if refusal and refusal[0] == 401:  # API Gateway's guide, http-api-troubleshooting-jwt
-            refusal[1]["www-authenticate"] = INVALID_TOKEN if token else "Bearer"
+            refusal[1]["www-authenticate"] = CHALLENGE if token else "Bearer"
         if call := current.get():
             call.claims = claims or {}
             if refusal:
@@ -150,7 +150,7 @@ class Gateway:
 
 
 #: Behind which AWS also says, in words of its own, what is wrong.
-INVALID_TOKEN = 'Bearer scope="" error="invalid_token"'
+CHALLENGE = 'Bearer scope="" error="invalid_token"'
 
 
 def is_plain(token: str) -> bool:

@@ -215,7 +215,8 @@ class FakeAws:
             summed("quick", minute) < 0.95 * summed("Invocations", minute) for minute in range(1, 6)
         ]
         failed = [
-            errors[n] + answered[n] > 0.05 * summed("Invocations", n + 1) for n in range(len(errors))
+            errors[n] + answered[n] > 0.05 * summed("Invocations", n + 1)
+            for n in range(len(errors))
         ]
         found = (all(failed[:3]), errors[0] > 0, sum(slow) >= 3)
         for name, firing in zip(ALARMS, found, strict=True):
