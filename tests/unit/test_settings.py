@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pulumi
@@ -198,6 +198,13 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(key: str, value
         line for line in str(caught.value).splitlines() if line.startswith(f"  - {key} must be ")
     )
     assert line.endswith(f"not {json.dumps(value)}")
+
+
+def test_a_name_may_fill_what_a_load_balancer_takes_and_no_more() -> None:
+    args = TapStackArgs(project="a" * 20, environment_suffix="dev-jan")
+    assert len(args.name("web")) == 32
+    with pytest.raises(SettingsError, match=r"are too long: .* has 33 characters"):
+        replace(args, environment_suffix="dev-jane")
 
 
 def test_all_errors_come_at_once() -> None:

@@ -36,7 +36,7 @@ class Machine:
         self.ended = True
 
     def console_output(self) -> str:
-        return "first\nlast words\n"
+        return "first\none\n\ntwo\nlast words\n"
 
     def set_lifecycle_state(self, state: str) -> None:
         self.told = state
@@ -301,7 +301,7 @@ def test_a_version_that_does_not_start_is_rolled_back_with_its_last_words() -> N
             assert world.serving() == ["1", "1"]
         assert begun["Status"] == "RollbackSuccessful"
         assert "3 instances of version 3 failed" in begun["StatusReason"]
-        assert "last words" in begun["StatusReason"]
+        assert begun["StatusReason"].endswith(": one; two; last words")
         assert {each.id for each in world.fleet.targets()} == before
         assert world.record["MixedInstancesPolicy"] == policy("1")
 
