@@ -10,7 +10,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 import tap_stack
-from tap_stack import ServiceError
+from tap_stack import FILE_INDEXES, ITEM_INDEXES, ServiceError
 
 Item = dict[str, Any]
 #: What a table, or an index, is sorted by.
@@ -64,6 +64,7 @@ class FakeContext:
 
 #: Table -> its key.
 KEYS = {"items": ("owner", "id"), "files": ("id", "record")}
+INDEXES = {"items": ITEM_INDEXES, "files": FILE_INDEXES}
 
 
 class FakeDynamoDB:
@@ -135,7 +136,10 @@ class FakeDynamoDB:
         sort = SORTS[arguments["TableName"]].get(arguments.get("IndexName", ""), "record")
 
         key = arguments["KeyConditionExpression"].split()[0]
-        names = {sort, arguments["ExpressionAttributeNames"].get(key, key)}
+        partition = arguments["ExpressionAttributeNames"].get(key, key)
+        if index := arguments.get("IndexName"):
+            assert partition == INDEXES[arguments["TableName"]][index], f"no key of {index}"
+        names = {sort, partition}
         names |= set(KEYS[arguments["TableName"]])
 
         def position(item: Item) -> tuple[str, str]:

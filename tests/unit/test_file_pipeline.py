@@ -687,6 +687,17 @@ def test_what_dynamodb_cannot_take_yet_is_tried_as_long_as_the_invocation_has_ti
     assert failures[0] > 900  # the pauses grow
 
 
+def test_pauses_double_up_to_a_limit_and_leave_a_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(pauses))
+    monkeypatch.setattr(tap_stack, "jitter", lambda: 1.0)
+    tap_stack.start_clock(FakeContext(20 + 2 * tap_stack.RESERVE_SECONDS))
+    assert all(map(tap_stack.may_repeat, range(9)))
+    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 6.4]
+    assert not tap_stack.may_repeat(9) and len(pauses) == 9  # one more is too long
+
+
 def test_a_transaction_that_cannot_succeed_is_not_tried_again(pipeline: Pipeline) -> None:
     pipeline.s3.put("ann/a", "v1", b"x")
 
