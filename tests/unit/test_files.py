@@ -138,6 +138,14 @@ def test_the_address_of_a_content_is_the_sdks(s3: Any, key: str) -> None:
     assert sorted(parse_qsl(ours.query)) == sorted(parse_qsl(sdks.query))
 
 
+@pytest.mark.usefixtures("s3")
+def test_an_emulator_has_the_bucket_in_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:4566")
+    url = urlsplit(download_url("ann/a.txt", "v1", "a.txt"))
+    assert (url.scheme, url.netloc) == ("http", "localhost:4566")
+    assert url.path == "/files-bucket/ann/a.txt"
+
+
 @pytest.mark.parametrize("checksum", [{}, {"sha256": "4tD="}])
 def test_the_form_for_an_upload_is_the_sdks(s3: Any, checksum: dict[str, str]) -> None:
     declared = {"Content-Type": "image/png", "x-amz-meta-request-id": "r1"}

@@ -293,6 +293,8 @@ def test_each_request_logs_one_line_with_its_business_metric(
     assert line["consumed_capacity"] == 1
     assert line["latency_ms"] >= 0
     assert "trace_id" not in line  # outside of Lambda
+    api("PATCH", "/items/a", {"name": "b"})  # a read and a write
+    assert json.loads(capsys.readouterr().out)["consumed_capacity"] == 2
 
 
 def test_a_log_line_has_the_id_of_its_trace(
