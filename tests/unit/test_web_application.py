@@ -77,6 +77,8 @@ class Connection:
         return self.rows or None
 
     def fetchall(self) -> list[tuple[Any]]:
+        if not self.rows:
+            raise psycopg.ProgrammingError("the last operation didn't produce records")
         return self.rows
 
     def close(self) -> None:
