@@ -27,6 +27,10 @@ def test_the_table_has_each_name_that_is_used_as_it_is() -> None:
     assert "missing" not in {digest for _, digest in found}
 
 
+def test_a_module_that_is_gone_is_another_file() -> None:
+    assert names.of_files(["ministack.gone.main"]) != names.of_files(["ministack.app.main"])
+
+
 @pytest.mark.parametrize(
     "name",
     ["services.lambda_svc._execute_function", "services.cloudwatch._metrics", "app.no_more"],

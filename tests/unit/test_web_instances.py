@@ -370,7 +370,7 @@ UNIT = """#!/bin/bash
 set -e
 cat > /opt/app.sh <<'APP'
 #!/bin/bash
-echo "started $NAME $FILE ${1} $PGHOSTADDR" >> /var/log/app.log
+echo "started $NAME $FILE ${1} $PGHOSTADDR" >> /var/log/app:1.log
 sleep 300
 APP
 echo "FILE='of the file'" > /etc/app.env
@@ -384,7 +384,7 @@ WorkingDirectory=/opt
 # A comment.
 ExecStart=/bin/bash /opt/app.sh \\
     "${OTHER}"
-StandardOutput=append:/var/log/app.log
+StandardOutput=append:/var/log/app:1.log
 Restart=always
 RestartSec=50ms
 StartLimitIntervalSec=@interval@
@@ -413,7 +413,7 @@ def test_a_unit_is_started_again_whenever_it_ends(run: Run, silent: None) -> Non
     async def test(site: Site) -> None:
         instance = site.instance(unit_script("0"), port=free_port())
         await instance.launch()
-        log, unit = instance.root / "var/log/app.log", instance.units["app.service"]
+        log, unit = instance.root / "var/log/app:1.log", instance.units["app.service"]
         assert "active" in instance.console_output()
         await until(lambda: log.read_text() == "started app of the file two words 127.0.0.1\n")
         for times in range(2, 9):  # systemd gives up after five in ten seconds, unless told not to
@@ -442,7 +442,7 @@ def test_a_unit_that_is_started_too_often_has_failed(run: Run, silent: None) -> 
         await instance.launch()
         unit = instance.units["app.service"]
         await until(lambda: unit.state == "failed" and unit._run and unit._run.done())
-        assert (instance.root / "var/log/app.log").read_text().count("started") == 5
+        assert (instance.root / "var/log/app:1.log").read_text().count("started") == 5
 
     run(test)
 
@@ -457,7 +457,7 @@ def test_a_oneshot_unit_has_ended_when_it_was_started(
         instance = site.instance(script.replace("is-active app", "is-active app || :"))
         await instance.launch()
         assert instance.units["app.service"].state == state
-        assert (instance.root / "var/log/app.log").read_text().count("started") == 1
+        assert (instance.root / "var/log/app:1.log").read_text().count("started") == 1
 
     run(test)
 

@@ -406,9 +406,13 @@ def test_a_parameter_that_it_does_not_know_is_named(db: Postgres) -> None:
     assert db.database.status == "available"
 
 
-def test_psql_for_people(db: Postgres) -> None:
-    argv, env = psql(HOST, db.port, "master", "app", db.ca, db.password, "-Atc", "SELECT 1 + 1")
+def test_psql_for_people(db: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as people:
+        people.setenv("PGSERVICE", "another")
+        people.setenv("LESS", "of people")
+        argv, env = psql(HOST, db.port, "master", "app", db.ca, db.password, "-Atc", "SELECT 1 + 1")
     assert db.password not in " ".join(argv)
+    assert env["LESS"] == "of people"
     found = db.run(_output(argv, env))
     assert found == "2\n"
 
