@@ -370,7 +370,7 @@ UNIT = """#!/bin/bash
 set -e
 cat > /opt/app.sh <<'APP'
 #!/bin/bash
-echo "started $NAME $FILE ${1} $PGHOSTADDR" >> /var/log/app:1.log
+echo "started $NAME $FILE ${1} $PGHOSTADDR"
 sleep 300
 APP
 echo "FILE='of the file'" > /etc/app.env
