@@ -258,7 +258,7 @@ class TapStackArgs:
     provisioned_concurrency_max: int = setting(PerTier(0, 0, 20), between(0, 10_000))
     """Upper limit of provisioned concurrency; scales at 70 % utilization."""
     synthetics: bool = setting(PerTier(False, True, True))
-    """Walk through the API [every five minutes](operations.md#synthetics): {synthetics} a month."""
+    """Walk through the API [every five minutes](operations.md#walks): {synthetics} a month."""
 
     # Identity
     callback_urls: Sequence[str] = setting(

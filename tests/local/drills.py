@@ -1168,7 +1168,7 @@ def perform(site: Site, drill: Drill, say: Say) -> Iterator[Result]:
     try:
         seen = site.wait_for_alarms(drill, next(steps), say)
         for anchor in dict.fromkeys(site.runbook(key) for key in drill.alarms):
-            say(f"{RUNBOOK.name}#{anchor}: {section(anchor)}")
+            say(f"{RUNBOOK.name}#{anchor}:\n\n{section(anchor)}\n")
     finally:
         began = time.monotonic()
         next(steps, None)

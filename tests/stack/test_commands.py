@@ -43,6 +43,7 @@ PULUMI = {
     "config set": "--path --secret --plaintext --type",
     "config rm": "--path",
     "stack": "--show-urns --show-ids --show-name --show-secrets",
+    "stack select": "--create",
     "stack init": "--secrets-provider --copy-config-from --no-select",
     "stack output": "--json --shell --show-secrets",
     "stack export": "--file --show-secrets --version",
@@ -52,11 +53,13 @@ PULUMI = {
 EVERYWHERE = {"--stack", "--cwd", "--non-interactive", "--help"}
 #: What the AWS CLI has beside an operation's own members, and commands of its own with theirs:
 #: "AWS CLI command reference", version 2.
-OF_THE_CLI = {"query", "cli-binary-format", "output"}
+OF_THE_CLI = {"query", "cli-binary-format", "output", "max-items"}
+RENAMED = {"sns subscribe": {"endpoint": "notification-endpoint"}}
 OF_NO_OPERATION = {
     "ec2-instance-connect ssh": {"--instance-id"},
     "s3 cp": {"--metadata-directive"},
     "s3 ls": {"--recursive"},
+    "logs tail": {"--since", "--filter-pattern"},
 }
 RUNNERS = ("taplocal", "as_json")  # functions of tests that run a command of the local cloud
 PARSER: Any = get_command(commands.app)
@@ -224,6 +227,15 @@ def operation_of(service: str, verb: str, rest: tuple[str, ...]) -> OperationMod
     return client.meta.service_model.operation_model(operation)
 
 
+def names_within(shape: Shape | None, seen: tuple[str, ...] = ()) -> set[str]:
+    """The members of a structure and of all that is in it."""
+    if shape is None or shape.name in seen:
+        return set()
+    members = dict(getattr(shape, "members", {}))
+    inner = [*members.values(), *(x for x in [getattr(shape, "member", None)] if x)]
+    return {*members}.union(*(names_within(x, (*seen, shape.name)) for x in inner))
+
+
 def shorthand_names(shape: Shape, value: str) -> Iterator[str]:
     """The members that a value in the CLI's shorthand has, and its structure has not."""
     shape = shape.member if isinstance(shape, ListShape) else shape
@@ -240,15 +252,22 @@ def test_a_command_of_the_aws_cli_has_an_operation_and_all_that_it_needs(command
     if (options := OF_NO_OPERATION.get(f"{service} {verb}")) is not None:
         assert {each for each in rest if each.startswith("--")} <= options
         return
-    shape = operation_of(service, verb, tuple(rest)).input_shape
+    operation = operation_of(service, verb, tuple(rest))
+    shape = operation.input_shape
     members = {xform_name(name, "-"): each for name, each in shape.members.items()} if shape else {}
+    renamed = RENAMED.get(f"{service} {verb}", {})
+    members = {renamed.get(name, name): each for name, each in members.items()}
     for name in [name for name, each in members.items() if each.type_name == "boolean"]:
         members[f"no-{name}"] = members[name]
     named = {each.removeprefix("--") for each in rest if each.startswith("--")}
     assert named - members.keys() <= OF_THE_CLI
     for option, value in itertools.pairwise(rest):
+        if option == "--query":
+            found = re.findall(r"\b[A-Z]\w+", re.sub(r"'[^']*'", "", value))
+            assert {*found} <= names_within(operation.output_shape), value
         if option.startswith("--") and option[2:] in members:
             assert not [*shorthand_names(members[option[2:]], value)], value
     needed = {xform_name(each, "-") for each in shape.required_members} if shape else set()
+    needed = {renamed.get(each, each) for each in needed}
     if command.whole:
         assert needed <= {each.removeprefix("no-") for each in named}

@@ -49,7 +49,6 @@ PACKAGES = (
 #: What is no name of ours -> whose it is, or what it stands for.
 FOREIGN = {
     "RenewalSummary": "of a certificate, by DescribeCertificate",
-    "pg_stat_statements": "a view of PostgreSQL",
     "--install-completion": "Typer, of every command line",
     "ConcurrentExecutions": "a metric of Lambda that the runbook reads",
     "iam:PassRole": "of whoever runs `pulumi up`",
@@ -58,7 +57,6 @@ FOREIGN = {
     "FILE_MB": "a variable of `make cost`",
     "GB_OUT": "a variable of `make cost`",
     "InvokeFunction": "IAM, where the SDK has invoke",
-    "IntegrationLatency": "API Gateway, in CloudWatch",
     "MinimumLength": "AWS, where Pulumi has minimumLength",
     "MYPYPATH": "mypy",
     "Pulumi.<env>.yaml": "Pulumi",
@@ -68,11 +66,9 @@ FOREIGN = {
     'globals()["x"]': "Python",
     ".venv": "made by make",
     "/proc": "Linux",
-    "/var/log/cloud-init-output.log": "cloud-init",
     "CI=true": "GitHub Actions",
     "TransactionConflict": "DynamoDB",
     "OPTIONS": "HTTP",
-    "SendSSHPublicKey": "EC2 Instance Connect, in CloudTrail",
     "StartSession": "Session Manager, in CloudTrail",
     "IPAddressDeny": "systemd",
     "ProtectSystem": "systemd",
@@ -83,9 +79,6 @@ FOREIGN = {
     "If-None-Match": "HTTP",
     "If-None-Match: *": "HTTP",
     "Idempotency-Key": "HTTP",
-    "one-request": "a saved query",
-    "pg_stat_activity": "a view of PostgreSQL",
-    "pg_terminate_backend": "a function of PostgreSQL",
     "toJSON(needs)": "a workflow's expression",
     "work_mem": "PostgreSQL",
     "Task timed out": "Lambda",
@@ -93,6 +86,10 @@ FOREIGN = {
     "responsePayload": "Lambda's record of a failed event",
     "vX.Y.Z": "Semantic Versioning",
 }
+
+
+#: The name of a resource as the runbook has it, whose test looks it up.
+RESOURCE = r"[\w/]*\$PROJECT-[\w-]*\$ENV[\w-]*"
 
 
 def spans(text: str) -> set[str]:
@@ -104,7 +101,7 @@ def document_names(text: str) -> set[str]:
     """The names in a document: back-ticks and indented command lines; not what is generated."""
     text = re.sub(r"<!-- (\w+) -->.*?<!-- end -->", "", text, flags=re.DOTALL)
     text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    commands = re.findall(r"^ {4}((?:\.venv/bin/|python -m |make |pulumi ).*)", text, re.MULTILINE)
+    commands = re.findall(r"^ {4,}((?:\.venv/bin/|python -m |make |pulumi ).*)", text, re.MULTILINE)
     return spans(text) | {re.split(r"\s+#|\s+&&", command)[0] for command in commands}
 
 
@@ -134,6 +131,7 @@ def vocabulary() -> set[str]:
         texts = {x.value for x in nodes if isinstance(x, ast.Constant) and isinstance(x.value, str)}
         if path != Path(__file__):  # the words that this file expects to be unknown
             found |= {each for each in texts if len(each) < 80}
+    found |= {path.stem for path in paths(("queries/logs/*.txt",))}
     for env in ENVIRONMENTS:
         more = ("files_analytics", "files_events", "files_malware_protection")
         graph = graph_of(env, **dict.fromkeys(more, "true"))
@@ -223,7 +221,7 @@ def is_code(name: str) -> bool:
     if name.partition(".")[0] in PACKAGES or re.match(r"[A-Z]+ /", name):
         return False  # a module, a route: as a whole or not at all
     quoted = re.findall(r'"([^"]*)"', name)
-    words = re.findall(r"[A-Za-z_]\w*(?:-\w+)*", re.sub(r'<[^>]*>|"[^"]*"', "", name))
+    words = re.findall(r"[A-Za-z_]\w*(?:-\w+)*", re.sub(rf'<[^>]*>|"[^"]*"|{RESOURCE}', "", name))
     return all(x in vocabulary() or as_method(x) in vocabulary() for x in (*words, *quoted))
 
 
