@@ -197,7 +197,9 @@ def aws(
             "the AWS CLI is not installed: `pip install awscli`, or see docs.aws.amazon.com/cli"
         )
     found = _variables(env, program, data)
-    os.execve(command, [command, *context.args], {**os.environ, **found})  # noqa: S606 - no shell
+    # Version 1 of the CLI heeds no variable for SQS and RDS: it has addresses of its own for them.
+    words = [command, "--endpoint-url", found["AWS_ENDPOINT_URL"], *context.args]
+    os.execve(command, words, {**os.environ, **found})  # noqa: S606 - no shell
 
 
 def _pair(text: str) -> tuple[str, str]:

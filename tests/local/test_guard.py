@@ -438,7 +438,8 @@ def test_aws_passes_on_to_the_aws_cli(deployed: Session, data: Path, tmp_path: P
         "aws", "--data", str(data), *arguments, env={"PATH": f"{tmp_path}:/bin:/usr/bin"}
     )
     running = deployed.cloud.emulator
-    assert done.stdout == f"{' '.join(arguments)} {running.url} {running.access_key}\n"
+    passed = f"--endpoint-url {running.url} {' '.join(arguments)}"
+    assert done.stdout == f"{passed} {running.url} {running.access_key}\n"
     assert done.returncode == 3
     missing = taplocal("aws", "--data", str(data), "s3", "ls", env={"PATH": str(data)})
     assert (missing.returncode, "pip install awscli" in missing.stderr) == (1, True)
