@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from tests.local.drills import DRILLS, REPAIRS, RUNBOOK, THERE, Drill, section
+from tests.local.drills import DRILLS, REPAIRS, RUNBOOK, THERE, Drill, Repair
 from tests.stack.conftest import ENVIRONMENTS, Graph, graph_of
 from tests.stack.test_monitoring import with_all
+from tests.stack.test_runbook import parts
 
 
 def alarms(graph: Graph, env: str) -> set[str]:
@@ -82,7 +83,14 @@ def test_what_is_not_run_is_a_drill() -> None:
 
 
 @pytest.mark.parametrize("drill", DRILLS.values(), ids=DRILLS)
-def test_the_runbook_says_what_a_drill_does(drill: Drill) -> None:
-    text = "\n".join(section(key) for key in drill.alarms)
+def test_a_drill_is_recovered_by_what_its_alarms_sections_say_to_do(drill: Drill) -> None:
+    text = "\n".join(dict(parts(key)).get("Do", "") for key in drill.alarms)
     for command in re.findall("`(.+?)`", drill.recovered):
         assert command in text, f"not in the sections {', '.join(drill.alarms)}"
+
+
+@pytest.mark.parametrize("repair", REPAIRS.values(), ids=REPAIRS)
+def test_a_recovery_is_described(repair: Repair) -> None:
+    text = re.sub(r"<!-- (\w+) -->.*?<!-- end -->", "", RUNBOOK.read_text(), flags=re.DOTALL)
+    for command in re.findall("`(.+?)`", repair.recovered):
+        assert command in text

@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 
-from tests.local.drills import DRILLS, RUNBOOK, section
+from tests.local.drills import RUNBOOK, section
 from tests.stack.conftest import ENVIRONMENTS, ROOT, Graph, graph_of
 from tests.stack.test_monitoring import with_all
 from tests.stack.test_words import RESOURCE
@@ -83,13 +83,6 @@ def test_what_is_changed_is_undone(key: str) -> None:
     of = dict(parts(key))
     changed = re.findall(r"pulumi config set (\w+)", of["Do"])
     assert not changed or "nothing to undo" not in of["Undo"], changed
-
-
-def test_a_drill_is_recovered_by_what_is_to_be_done() -> None:
-    for drill in DRILLS.values():
-        done = "\n".join(dict(parts(key))["Do"] for key in drill.alarms if key in KEYS)
-        for command in re.findall("`(.+?)`", drill.recovered):
-            assert command in done, drill.name
 
 
 def test_the_queries_of_the_runbook_are_saved() -> None:
