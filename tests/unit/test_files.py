@@ -140,7 +140,7 @@ def test_the_address_of_a_content_is_the_sdks(s3: Any, key: str) -> None:
 
 @pytest.mark.usefixtures("s3")
 def test_an_emulator_has_the_bucket_in_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:4566")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:4566/")
     url = urlsplit(download_url("ann/a.txt", "v1", "a.txt"))
     assert (url.scheme, url.netloc) == ("http", "localhost:4566")
     assert url.path == "/files-bucket/ann/a.txt"

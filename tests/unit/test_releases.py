@@ -511,11 +511,13 @@ def test_composite_and_log_alarms_are_alarms(cloud: FakeAws) -> None:
 
 
 def test_a_version_that_cannot_be_called_gets_no_traffic(cloud: FakeAws) -> None:
+    began = cloud.now
     with pytest.raises(
         RolloutError, match=r"version 2 failed its smoke test; 1 has the traffic: .*nowhere"
     ):
         cloud.release(cloud.publish("broken"))
     assert (cloud.live, cloud.weights, cloud.served["2"]) == ("1", {}, 0)
+    assert cloud.now - began >= sum(tap_stack.SMOKE_PAUSES), "it was tried again and again"
 
 
 def test_a_response_with_another_status_fails_the_smoke_test_too(cloud: FakeAws) -> None:

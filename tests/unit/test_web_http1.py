@@ -161,6 +161,22 @@ async def test_in_defensive_mode_what_is_ambiguous_is_the_last_on_both_connectio
         )
 
 
+@pytest.mark.parametrize(
+    ("sent", "path"), [("http://b.example/x?y=1", "/x?y=1"), ("HTTPS://u@b.example?y=1", "/?y=1")]
+)
+def test_the_host_of_an_absolute_url_goes_before_the_header(sent: str, path: str) -> None:
+    @run
+    async def ask() -> None:
+        async with world(hello) as w:
+            asked = f"GET {sent} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+            assert (await w.ask(asked.encode())).startswith(b"HTTP/1.1 200")
+            line, *headers = received(w).decode().split("\r\n")
+            assert line == f"GET {path} HTTP/1.1"
+            assert "Host: b.example" in headers and "Host: a" not in headers
+
+    ask()
+
+
 @run
 async def test_of_two_framings_the_target_sees_one() -> None:
     async with world(hello) as w:
