@@ -20,10 +20,11 @@ hide the rest. What is not, as no test of logic could tell the difference, or ot
 
 Each unit test file runs once with coverage.py, which says what test reaches which line, also in
 processes that it starts. A mutant is then given to the tests that reach it, the files with short
-ones first, until one fails; a hang is a failure. All tests of a file count as reaching what one has
+ones first, until one fails; a hang is a failure. What survives in `tap_stack.py` is given to the
+tests of all that is declared (`DECLARED`), too. All tests of a file count as reaching what one has
 reached in a process, at import, or in a function with a decorator (a cache); what is set at import
 is reached where its name is used, also in a test file. Of the tests of stack, those of settings and
-documents take part; the others, and those of local and lab, take too long.
+documents take part; the others, and those of local and lab, take too long for each mutant.
 All this is done in a copy of the checkout, as it is, by processes forked from one that has imported
 what the tests use.
 """
@@ -68,6 +69,8 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[1]
 #: What of tests/stack is run: few of its tests are about logic, and each file registers graphs.
 STACK = ["tests/stack/test_settings.py", "tests/stack/test_docs.py"]
+#: What reads all that the program declares: the last chance of a mutant of it to be seen.
+DECLARED = [f"tests/stack/test_{name}.py" for name in ("needs", "components", "monitoring")]
 RESULT = ROOT / "tests/mutants.json"
 CACHE = Path(sys.prefix) / "mutants"  # what each test file reaches, until something changes
 LEAST = 0.95  # of a sample that has to be killed
@@ -362,7 +365,7 @@ class Checkout:
     def pytest(self, files: list[str], plugin: object, *options: str) -> int:
         """Runs test files in this process."""
         fixed = ["-p", "no:xdist", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
-        return int(pytest.main([*fixed, *options, *files], plugins=[plugin]))
+        return int(pytest.main([*fixed, *options, *files], plugins=[plugin] if plugin else None))
 
     def reached(self, file: str) -> Reached:
         """What a test file reaches: of the last run if nothing that it imports has changed."""
@@ -439,9 +442,14 @@ class Checkout:
         old = path.read_text()
         path.write_text(text)
         try:
-            return not self._fails(plan, reached)
+            return not (self._fails(plan, reached) or self._is_declared(mutant))
         finally:
             path.write_text(old)
+
+    def _is_declared(self, mutant: Mutant) -> bool:
+        """Whether a test of all that is declared fails."""
+        run = lambda: self.pytest(DECLARED, None, "-x")  # noqa: E731
+        return mutant.part == "tap_stack.py" and self.child(run, 1800) != 0
 
     def _fails(self, plan: dict[str, dict[str, float]], reached: Mapping[str, Reached]) -> bool:
         """Whether one of these tests of these files fails, or does not end."""
@@ -518,6 +526,8 @@ class Run:
         self.reached = {file: checkout.reached(file) for file in [*checkout.unit, *STACK]}
         for name in (x for each in self.reached.values() for x in each.failed):
             say(f"fails without any mutant, and is left out: {name}")
+        if checkout.child(lambda: checkout.pytest(DECLARED, None), 1800):
+            raise SystemExit(f"{', '.join(DECLARED)} fail without any mutant")
         found = {file: mutants(checkout.folder / file, file) for file in checkout.programs}
         self.trees = {file: tree for file, (tree, _) in found.items()}
         self.every = [x for _, row in found.values() for x in row]
