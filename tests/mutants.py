@@ -544,14 +544,16 @@ class Run:
         return result
 
     def again(self) -> Result:
-        """Tries those that survived before."""
-        rows = {_key(each) for each in self.before.survived}
-        wanted = {(x["file"], x["function"], x["operator"]) for x in self.before.survived}
+        """Tries those that survived before and have no reason to."""
+        settled = [x for x in self.before.survived if x["why"]]
+        left = [x for x in self.before.survived if not x["why"]]
+        rows = {_key(each) for each in left}
+        wanted = {(x["file"], x["function"], x["operator"]) for x in left}
         near = [x for x in self.every if (x.file, x.function, x.operator) in wanted]
         chosen = [x for x in near if _key(self._row(x, self._text(x))) in rows]
         if len(chosen) < len(rows):
             say(f"{len(rows) - len(chosen)} are in the program no more: take a new sample")
-        result = replace(self.before, survived=[])
+        result = replace(self.before, survived=settled)
         self._try(chosen, result)
         result.tried = self.before.tried
         return result
@@ -586,7 +588,9 @@ def _key(row: Mapping[str, str]) -> str:
 def main(
     seed: Annotated[int, typer.Option(help="Another one is another sample.")] = 1,
     count: Annotated[int, typer.Option(help="How many mutants.")] = 300,
-    again: Annotated[bool, typer.Option(help="Only those that survived before.")] = False,
+    again: Annotated[
+        bool, typer.Option(help="Only those that survived before without a reason.")
+    ] = False,
 ) -> None:
     """Mutate, run the tests, and write tests/mutants.json; exit with 1 if something is to settle."""
     before = Result(**json.loads(RESULT.read_text())) if RESULT.exists() else Result()

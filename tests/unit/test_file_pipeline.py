@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import tap_stack
 from content_types import Start, content_type_of
-from tap_stack import RecordsFailed, file_id, record_files
+from tap_stack import RecordsFailed, Upload, file_id, record_files
 from tests.fakes import FakeContext, FakeDynamoDB, FakeS3, Item, client_error, service_error
 from tests.unit.conftest import ENVIRONMENT
 from tests.unit.test_content_types import jpeg, png, tiff
@@ -391,6 +391,14 @@ def marked(key: str, sequencer: str, version: str) -> dict[str, Any]:
 def removed(key: str, sequencer: str, version: str, **changes: Any) -> dict[str, Any]:
     """The event of a version, or of a marker, that is deleted for good."""
     return created(key, sequencer, version, **{"eventName": "ObjectRemoved:Delete", **changes})
+
+
+def test_a_version_is_named_to_s3_if_the_event_has_one() -> None:
+    record = created("ann/a", "A1")
+    assert Upload(record).object_version()["VersionId"] == "v1"
+    del record["s3"]["object"]["versionId"]
+    found = Upload(record).object_version()
+    assert found == {"Bucket": record["s3"]["bucket"]["name"], "Key": "ann/a"}
 
 
 def test_a_delete_marker_takes_a_file_out_of_the_lists_and_its_removal_brings_it_back(

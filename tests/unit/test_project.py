@@ -173,3 +173,16 @@ def test_the_program_sees_its_stack_and_configuration(folder: Path) -> None:
 
 def test_the_files_of_tests_that_begin_first_are_there() -> None:
     assert all((ROOT / "tests" / name).is_file() for name in LONGEST)
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("size = 1\n\nsize / 0\n", r"ZeroDivisionError: division by zero \(shop\.py:3\)$"),
+        ("size = 1\nif\n", r"SyntaxError: invalid syntax \(shop\.py:2\)$"),
+    ],
+)
+def test_a_failure_of_the_program_names_its_line(folder: Path, program: str, said: str) -> None:
+    (folder / "shop.py").write_text(program)
+    with pytest.raises(TapLocalError, match=said):
+        run(Project.load(folder, "dev", {"shop:owner": "ann"}), Recorder())

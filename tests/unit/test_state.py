@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from taplocal.emulator import RECORD, Emulator, recorded
+from taplocal.errors import TapLocalError
 from taplocal.state import Deployed, State
 
 
@@ -70,3 +74,20 @@ def test_a_whole_journal_is_read_and_left_as_it_is(tmp_path: Path) -> None:
     before = state.journal.stat()
     assert set(State(state.path).resources) == {"urn:a"}
     assert state.journal.stat() == before, "another process may be writing it"
+
+
+def test_the_emulator_of_a_folder_is_what_its_record_says(tmp_path: Path) -> None:
+    assert recorded(tmp_path) is None
+    (tmp_path / RECORD).write_text(json.dumps({"url": "http://a", "marker": "m", "pid": 7}))
+    assert recorded(tmp_path) == Emulator("http://a", "m", 7)
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["", "[]", "{}", {"url": 1, "marker": "m"}, {"url": "http://a", "marker": "m", "pid": "7"}],
+)
+def test_a_record_of_an_emulator_that_is_none_says_what_to_do(tmp_path: Path, record: Any) -> None:
+    text = record if isinstance(record, str) else json.dumps(record)
+    (tmp_path / RECORD).write_text(text)
+    with pytest.raises(TapLocalError, match=r"emulator.json is not valid .*: delete .* run `up`"):
+        recorded(tmp_path)

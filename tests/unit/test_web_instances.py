@@ -31,7 +31,7 @@ import pytest
 import tap_stack
 from taplocal.web import free_port
 from taplocal.web.instances import Instance as RealInstance
-from taplocal.web.instances import InstanceError, Launch
+from taplocal.web.instances import InstanceError, Launch, by_proc
 from taplocal.web.metadata import Metadata
 from taplocal.web.processes import Process, Processes
 from taplocal.web.units import Unit, UnitError, parsed, seconds, words
@@ -393,6 +393,15 @@ systemctl daemon-reload
 systemctl enable --now app
 systemctl is-active app
 """
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
+def test_a_process_is_found_by_its_parent_and_its_group() -> None:
+    with subprocess.Popen(["sleep", "60"], process_group=0) as child:
+        try:
+            assert {os.getpid(), child.pid} in [of for of, *_ in by_proc()]
+        finally:
+            child.kill()
 
 
 def unit_script(interval: str) -> str:
