@@ -40,6 +40,7 @@ def main() -> None:
         recovery,
         releases,
         sizes,
+        subjects,
         traces,
         versions,
         web,
@@ -50,7 +51,7 @@ def main() -> None:
     names.check()
     log, lines = Path("emulator.log"), Path("traces.jsonl")
     traces.receive(lines)
-    for each in (policies, athena, releases):
+    for each in (policies, subjects, athena, releases):
         each.install()
     exports.install(metrics.count)
     for each in (

@@ -52,9 +52,16 @@ class Group(Named):
         self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
     ) -> Outputs:
         arguments = self._arguments(new)
-        for key in ("Tags", "TargetGroupARNs", "LifecycleHookSpecificationList"):
+        tags = arguments.pop("Tags")
+        for key in ("TargetGroupARNs", "LifecycleHookSpecificationList"):
             arguments.pop(key, None)
-        cloud.client("autoscaling").update_auto_scaling_group(**arguments)
+        scaling = cloud.client("autoscaling")
+        scaling.update_auto_scaling_group(**arguments)
+        kept = {each["Key"] for each in tags}
+        gone = [each for each in self._arguments(old)["Tags"] if each["Key"] not in kept]
+        if gone:
+            scaling.delete_tags(Tags=gone)
+        scaling.create_or_update_tags(Tags=tags)
         self.settle(cloud, new)
         return outputs
 
