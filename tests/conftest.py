@@ -28,6 +28,7 @@ LONGEST = (
     "local/test_dev.py",
     "local/test_page.py",
     "local/test_changes.py",
+    "local/test_deployer.py",
     "local/test_names.py",
     "local/test_web_application.py",
     "local/test_engine.py",

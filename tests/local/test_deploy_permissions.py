@@ -54,7 +54,7 @@ REFUSED = {
     ("events:*", "*:rule/DO-NOT-DELETE-*"): "local: GuardDuty's rule, which AWS itself makes",
     ("events:ListRules", "*"): "local: whether the name is taken",
     ("rds:DescribeDBSubnetGroups", "*"): "local: whether the name is taken",
-    ("s3:PutObject", "*"): "local: GuardDuty's test object, which AWS itself writes",
+    ("s3:PutObject", "*/malware-protection-*"): "local: GuardDuty's object, written by AWS",
     ("ssm:*Parameter", "*:parameter/taplocal/marker/*"): "local: how a restart is known",
     ("sts:AssumeRole", "*:role/tap-stack-web-dev"): "local: keys of instances, which AWS hands out",
 }
