@@ -263,13 +263,24 @@ def _names_resources(document: str | None) -> bool:
     return all(action in STARS for each in wide for action in names(each.get("Action")))
 
 
+def _limits_stars(document: str | None) -> bool:
+    wide = [each for each in statements(document) if "*" in names(each.get("Resource"))]
+    return all(each.get("Condition") for each in wide)
+
+
 def _names_principals(document: str | None) -> bool:
     for each in statements(document):
         principal = each.get("Principal", {})
-        if not principal or principal == "*" or not principal.keys() <= {"Service", "AWS"}:
+        kinds = {"Service", "AWS", "Federated"}
+        if not principal or principal == "*" or not principal.keys() <= kinds:
             return False
         named = [name for value in principal.values() for name in names(value)]
         confined = "AWS" in principal or "Condition" in each or set(named) <= set(UNCONFINED)
+        if "Federated" in principal:  # where anybody has an identity
+            claims = {
+                x.rpartition(":")[2] for x in each.get("Condition", {}).get("StringEquals", ())
+            }
+            confined = {"aud", "sub"} <= claims
         if "*" in named or not confined:
             return False
     return True
@@ -301,7 +312,13 @@ def _hides_administration(rule: Any) -> bool:
 TLS_ONLY = Check("denies whoever comes without TLS", _denies_plain_http)
 SPELLED_OUT = Check("allows no action with a wildcard", _spells_out_actions)
 NAMED_RESOURCES = Check("allows on `*` only what AWS gives no resource", _names_resources)
-NAMED_PRINCIPALS = Check("names whom it trusts, services with a condition", _names_principals)
+LIMITED_STARS = Check("allows on `*` only under a condition", _limits_stars)
+NAMED_PRINCIPALS = Check(
+    "names whom it trusts: services with a condition, federated identities by audience and subject",
+    _names_principals,
+)
+HTTPS = Check("is of https", lambda url: str(url).startswith("https://"))
+OWN_POLICY = Check("is no policy of AWS", lambda arn: bool(arn) and ":iam::aws:" not in arn)
 NO_ESCALATION = Check("gives nobody the power to give", _gives_no_more)
 NO_SECRETS = Check(
     "has no name of a secret",
@@ -435,6 +452,15 @@ TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
     "ec2/subnet": (
         ("EC2.15", "FSBP", "mapPublicIpOnLaunch", equals(False)),
     ),
+    "iam/openIdConnectProvider": (
+        ("TAP.56", "own", "url", HTTPS, "http://tokens.example"),
+        ("TAP.57", "own: no token that is for others", "clientIdLists", SET, []),
+    ),
+    "iam/policy": (
+        ("IAM.1", "FSBP, CIS 3.0 1.16", "policy", LIMITED_STARS, OPEN),
+        ("IAM.21", "FSBP", "policy", SPELLED_OUT, OPEN),
+        ("TAP.26", "checkov 286 to 290", "policy", NO_ESCALATION, GIVING),
+    ),
     "iam/role": (
         ("TAP.24", "CIS 3.0 1.16, checkov 60", "assumeRolePolicy", NAMED_PRINCIPALS, OPEN),
         ("TAP.25", "cdk-nag IAM4", "managedPolicyArns", NOT_SET, ["arn:aws:iam::aws:policy/AdministratorAccess"]),
@@ -443,6 +469,9 @@ TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("IAM.1", "FSBP, CIS 3.0 1.16", "policy", NAMED_RESOURCES, OPEN),
         ("IAM.21", "FSBP", "policy", SPELLED_OUT, OPEN),
         ("TAP.26", "checkov 286 to 290", "policy", NO_ESCALATION, GIVING),
+    ),
+    "iam/rolePolicyAttachment": (
+        ("TAP.58", "cdk-nag IAM4", "policyArn", OWN_POLICY, "arn:aws:iam::aws:policy/AdministratorAccess"),
     ),
     "kms/key": (
         ("TAP.27", "own: time to notice", "deletionWindowInDays", at_least(7), 1),
@@ -620,7 +649,7 @@ WITHOUT_RULE = {
     "autoscaling/schedule": "the hours of the bastion, a matter of cost",
     "cloudwatch/dashboard": "shows metrics, and has no settings of access",
     "cloudwatch/eventRule": "a pattern; the target's permission has a rule",
-    "cloudwatch/eventTarget": "a function of the stack, whose permission has a rule",
+    "cloudwatch/eventTarget": "a function or topic, whose permission or policy has a rule",
     "cloudwatch/queryDefinition": "the text of a query; who runs it needs rights of his own",
     "cloudwatch/logMetricFilter": "counts lines of a log group, which has rules",
     "cognito/resourceServer": "names the scopes that routes ask for",
@@ -689,14 +718,17 @@ EXEMPTIONS = tuple(
         ("S3.9", "files-analytics-exports-bucket", "prod", "exports, made anew each night"),
         ("S3.11", "*-logs-bucket", ALL, "nothing follows its objects"),
         ("S3.11", "files-analytics-exports-bucket", "prod", "nothing follows its objects"),
+        ("S3.11", "state-bucket-bucket", "dev prod", "nothing follows its objects"),
         ("S3.11", "storage-assets-bucket", ALL, "nothing follows its objects"),
         ("S3.17", "*-logs-encryption", ALL, "the delivery of access logs requires SSE-S3"),
         ("S3.17", "files-uploads-encryption", ALL, "SSE-S3 costs nothing: docs/choices.md"),
+        ("TAP.26", "access-*-deploy-*", "dev prod", "makes roles, none without its boundary"),
         ("TAP.30", "*-items-function", "dev", "`api_concurrency`: a new account has 10 in all"),
         ("TAP.30", "*-rotation-function", ALL, "runs once in 30 days; reserving takes from others"),
         ("TAP.30", "database-snapshots-function", ALL, "runs once a day; as above"),
         ("TAP.30", "synthetics-function", "staging prod", "one walk at a time; as above"),
         ("TAP.30", "words-function", "dev", "an example; falls back in its own time"),
+        ("TAP.58", "emergency-role-administrator", "dev prod", "an emergency may need anything"),
         ("WAF.11", "web-firewall", "prod", "metrics and samples; a full log is priced by the GB"),
     )
 )

@@ -20,14 +20,14 @@ REPOSITORY = "acme/tap-stack"
 
 
 @functools.cache
-def bootstrap(**config: str) -> list[Registration]:
+def bootstrap(stack: str = "prod-bootstrap", **config: str) -> list[Registration]:
     """What the program registers with these settings."""
     recorder, folder = Recorder(), ROOT / "bootstrap"
     name = "tap-stack-bootstrap"  # and not what a user has set in the file of the stack
     given = {f"{name}:{key}": x for key, x in {"repository": REPOSITORY, **config}.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
-        run(Project(folder, name, folder / "account.py", "prod-bootstrap", given), recorder)
+        run(Project(folder, name, folder / "account.py", stack, given), recorder)
     return recorder.resources
 
 

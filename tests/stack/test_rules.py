@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,17 +16,22 @@ from policy.scan import EVERYTHING
 from taplocal.program import Registration, run
 from taplocal.project import Project
 from tests.stack.conftest import ENVIRONMENTS, ROOT, Recorder, graph_of
+from tests.stack.test_bootstrap import bootstrap
 
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").iterdir())
 
 
 @functools.cache
 def graphs() -> dict[str, list[Registration]]:
-    """What each environment, prod with everything, and each example registers in AWS."""
+    """What environments, prod with everything, examples and bootstraps register in AWS."""
     found = {env: graph_of(env).resources for env in ENVIRONMENTS}
     found["prod-everything"] = graph_of("prod", **EVERYTHING).resources
     for name in EXAMPLES:
         found[f"dev-{name}"] = example(name)
+    for env in ("dev", "prod"):  # of an account for dev alone, and of one for all environments
+        more = {"environments": "dev"} if env == "dev" else {}
+        config = {"alarm_emails": "ops@tap.dev", **more}
+        found[f"{env}-bootstrap"] = bootstrap(stack=f"{env}-bootstrap", **config)
     return {
         name: [x for x in resources if x.type.startswith("aws:")]
         for name, resources in found.items()
@@ -103,6 +109,25 @@ def test_each_rule_of_inputs_can_be_followed_and_broken(rule: rules.Rule) -> Non
         assert any(each.rule == rule.id for each in rules.EXEMPTIONS)
     for each in followed or found:
         assert rule.broken(changed(copy.deepcopy(each.inputs), rule.path, rule.bad)), each.name
+
+
+@pytest.mark.parametrize(
+    ("condition", "broken"),
+    [
+        ({"StringEquals": {"idp.example:aud": "sts", "idp.example:sub": "repo:a/b:x"}}, False),
+        ({"StringEquals": {"idp.example:aud": "sts"}}, True),
+        ({"StringEquals": {"idp.example:sub": "repo:a/b:x"}}, True),
+        ({"StringLike": {"idp.example:aud": "sts", "idp.example:sub": "repo:a/*"}}, True),
+        ({}, True),
+    ],
+)
+def test_a_federated_identity_is_trusted_by_audience_and_subject(
+    condition: dict[str, Any], broken: bool
+) -> None:
+    (rule,) = (each for each in rules.RULES if each.id == "TAP.24")
+    trusted = {"Effect": "Allow", "Principal": {"Federated": "idp"}, "Condition": condition}
+    document = json.dumps({"Statement": [trusted]})
+    assert rule.broken({"assumeRolePolicy": document}) is broken
 
 
 def without_references(resources: list[Registration], kind: str) -> Iterator[Registration]:
