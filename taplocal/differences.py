@@ -103,6 +103,12 @@ DIFFERENCES = (
         "iam/Role",
     ),
     Difference(
+        "rights", LAX, "a request needs the right to each resource that it names or makes",
+        "to one of them, and to a role that it passes; not to what AWS does for the caller, such "
+        "as starting a group's instances",
+        "iam/RolePolicy",
+    ),
+    Difference(
         "keys", LAX, "without the right to a customer-managed key nothing is read or written",
         "log groups need the key when they are made, no longer later; databases, volumes "
         "and the end of a multipart upload never",

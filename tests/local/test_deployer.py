@@ -159,17 +159,25 @@ def test_a_role_creates_changes_and_deletes_its_environment(account: Account, fo
 
 
 @pytest.mark.parametrize(
-    "action", ["dynamodb:CreateTable", "iam:PassRole", "kms:CreateAlias", "lambda:CreateAlias"]
+    ("system", "action"),
+    [
+        ("api", "dynamodb:CreateTable"),
+        ("api", "iam:PassRole"),
+        ("api", "kms:CreateAlias"),
+        ("api", "lambda:CreateAlias"),
+        ("web", "ec2:AttachInternetGateway"),
+        ("web", "rds:CreateDBInstance"),
+    ],
 )
 def test_without_an_action_it_is_refused_and_with_it_goes_on(
-    account: Account, folder: Path, action: str
+    account: Account, folder: Path, system: str, action: str
 ) -> None:
     with (
         account.without(DEV, action),
         pytest.raises(TapLocalError, match=f"is not authorized to perform: {action} "),
     ):
-        account.up(DEV, folder, ONE_SYSTEM)
-    counts = account.up(DEV, folder, ONE_SYSTEM).counts()
+        account.up(DEV, folder, {"systems": system})
+    counts = account.up(DEV, folder, {"systems": system}).counts()
     assert counts["unchanged"] > 0 < counts["created"]
 
 
@@ -181,10 +189,38 @@ def test_it_makes_no_role_without_the_boundary(account: Account, folder: Path) -
 def test_it_reaches_no_other_environment(account: Account, deployed: Session, folder: Path) -> None:
     with pytest.raises(TapLocalError, match="is not authorized to perform: "):
         account.up(DEV, folder, ONE_SYSTEM, named="dev-hers")
-    key = {"KeyId": deployed.outputs["key_arn"], "PendingWindowInDays": 7}
-    table = {"TableName": "tap-stack-items-dev"}
-    assert "AccessDenied" in code(lambda: account.client(DEV, "kms").schedule_key_deletion(**key))
-    assert "AccessDenied" in code(lambda: account.client(DEV, "dynamodb").delete_table(**table))
+    (vpc,) = (x for x in deployed.state.resources.values() if x.type == "aws:ec2/vpc:Vpc")
+    calls: list[tuple[str, str, dict[str, Any]]] = [
+        ("cognito-idp", "delete_user_pool", {"UserPoolId": deployed.outputs["user_pool_id"]}),
+        ("dynamodb", "delete_table", {"TableName": "tap-stack-items-dev"}),
+        ("ec2", "delete_vpc", {"VpcId": vpc.id}),
+        ("kms", "schedule_key_deletion", {"KeyId": deployed.outputs["key_arn"]}),
+        ("lambda", "delete_function", {"FunctionName": "tap-stack-api-dev"}),
+    ]
+    for service, operation, arguments in calls:
+        client = account.client(DEV, service)
+        denied = code(lambda: getattr(client, operation)(**arguments))  # noqa: B023 - called at once
+        assert "AccessDenied" in denied or denied == "UnauthorizedOperation", (operation, denied)
+
+
+def test_what_has_an_id_for_a_name_is_tagged_as_its_environments(account: Account) -> None:
+    ec2, kms = account.client(DEV, "ec2"), account.client(DEV, "kms")
+    for env, may in {DEV: True, PROD: False}.items():
+        tags = {"Project": "tap-stack", "Environment": env}
+        pairs = [{"Key": key, "Value": value} for key, value in tags.items()]
+        tagged = [{"ResourceType": "vpc", "Tags": pairs}]
+        of_key = [{"TagKey": key, "TagValue": value} for key, value in tags.items()]
+        made: list[Any] = []
+        calls = (
+            lambda: made.append(ec2.create_vpc(CidrBlock="10.8.0.0/16", TagSpecifications=tagged)),  # noqa: B023 - called at once
+            lambda: made.append(kms.create_key(Tags=of_key)),  # noqa: B023 - as above
+        )
+        assert [bool(code(each)) for each in calls] == [not may] * 2
+        if made:
+            ec2.delete_vpc(VpcId=made[0]["Vpc"]["VpcId"])
+            kms.schedule_key_deletion(KeyId=made[1]["KeyMetadata"]["KeyId"])
+    assert code(lambda: ec2.create_vpc(CidrBlock="10.8.0.0/16")) == "UnauthorizedOperation"
+    assert "AccessDenied" in code(kms.create_key)
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,16 @@ def trust(small: Small) -> None:
     assert taken["Credentials"]["SecretAccessKey"]
 
 
+def rights(small: Small) -> None:
+    ec2 = small.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    small.later(ec2.delete_vpc, VpcId=vpc)
+    role = small.role(statement("ec2:CreateSubnet", on=small.arn("ec2", f"vpc/{vpc}")))
+    maker = as_role(small.deployed, role.rpartition("/")[2], "ec2")
+    made = maker.create_subnet(VpcId=vpc, CidrBlock="10.9.0.0/24")["Subnet"]["SubnetId"]
+    ec2.delete_subnet(SubnetId=made)
+
+
 def keys(small: Small) -> None:
     key = small.key(document({**statement("kms:*", on="*"), "Principal": "*"}))
     log_group(small, kmsKeyId=key)
@@ -586,7 +596,7 @@ def rejected_writes(small: Small) -> None:
 CHECKS: dict[str, Callable[[Small], None]] = {
     each.__name__.replace("_", "-"): each
     for each in (
-        tls, packets, firewall, malware, trust, keys, sizes, concurrency, partitions, deletion, second_factor,
+        tls, packets, firewall, malware, trust, rights, keys, sizes, concurrency, partitions, deletion, second_factor,
         threats, mail, budget, saved_queries, lifecycle, bucket_logs, flow_logs, log_metrics, records,
         scaling_role, warmth, maintenance, database_events, database_load, database_insight, traces, addresses,
         certificates, release_time, fleet_time, retry_time, stream_time, exports, queries, alarm_time, group_metrics, machine,
