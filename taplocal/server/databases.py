@@ -183,6 +183,33 @@ def delete_snapshot(parameters: Json) -> Any:
     return response
 
 
+def shared(operation: str) -> Callable[[Json], Any]:
+    """DescribeDBSnapshotAttributes or ModifyDBSnapshotAttribute: what others may restore."""
+
+    def called(parameters: Json) -> Any:
+        name = rds._p(parameters, "DBSnapshotIdentifier")
+        if (snapshot := rds._snapshots.get(name)) is None:
+            return rds._error("DBSnapshotNotFound", f"DBSnapshot not found: {name}", 404)
+        added, removed = (
+            {rds._p(parameters, key) for key in parameters if key.startswith(f"{each}.")}
+            for each in ("ValuesToAdd", "ValuesToRemove")
+        )
+        snapshot["Shared"] = sorted(({*snapshot.get("Shared", ())} | added) - removed)
+        values = "".join(
+            f"<AttributeValue>{rds._esc(x)}</AttributeValue>" for x in snapshot["Shared"]
+        )
+        text = f"<AttributeName>restore</AttributeName><AttributeValues>{values}</AttributeValues>"
+        text = f"<DBSnapshotAttribute>{text}</DBSnapshotAttribute>"
+        text = f"<DBSnapshotAttributes>{text}</DBSnapshotAttributes>"
+        text = f"<DBSnapshotIdentifier>{rds._esc(name)}</DBSnapshotIdentifier>{text}"
+        text = f"<DBSnapshotAttributesResult>{text}</DBSnapshotAttributesResult>"
+        return rds._xml(
+            200, f"{operation}Response", f"<{operation}Result>{text}</{operation}Result>"
+        )
+
+    return called
+
+
 async def restore_in_place(identifier: str, region: str, snapshot: str) -> Json:
     """Has an instance go back to a snapshot of its own, as AWS cannot; `error` says why not."""
     with request_scope(get_account_id(), region):
@@ -231,6 +258,8 @@ OPERATIONS: Mapping[str, Callable[[Json], Any]] = {
     "StopDBInstance": set_running("StopDBInstance", "stopped"),
     "CreateDBSnapshot": create_snapshot,
     "DeleteDBSnapshot": delete_snapshot,
+    "DescribeDBSnapshotAttributes": shared("DescribeDBSnapshotAttributes"),
+    "ModifyDBSnapshotAttribute": shared("ModifyDBSnapshotAttribute"),
 }
 
 

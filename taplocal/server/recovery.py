@@ -1,7 +1,8 @@
-"""Point-in-time recovery of tables: MiniStack restores a table as it is now.
+"""Restored tables: as of a point in time, and under the key that is asked for.
 
-While it is on, what a change replaces is kept in memory, as of its time, for the newest changes;
-a restore takes them back from its copy, the newest first.
+MiniStack restores a table as it is now, without encryption. While recovery is on, what a change
+replaces is kept in memory, as of its time, for the newest changes; a restore takes them back from
+its copy, the newest first.
 """
 
 from __future__ import annotations
@@ -54,9 +55,21 @@ def take_back(table: dict[str, Any], since: float, changes: Any) -> None:
     dynamodb._items_replaced(table)
 
 
+def encrypt() -> None:
+    """Gives a restored table the encryption that the request names."""
+    request = dynamodb._restore_create_request
+
+    def requested(target: str, keys: Any, types: Any, mode: str, units: Any, *more: Any) -> Any:
+        made, (data, *_) = request(target, keys, types, mode, units, *more), more
+        return made | {"SSESpecification": data.get("SSESpecificationOverride")}
+
+    dynamodb._restore_create_request = requested
+
+
 def install() -> None:
     """Replaces MiniStack's functions."""
     keep()
+    encrypt()
     restore = dynamodb._restore_table_to_point_in_time
 
     def restored(data: Mapping[str, Any]) -> Any:

@@ -136,3 +136,26 @@ def test_a_table_is_restored_as_it_was_at_a_time(deployed: Session, table: str) 
     found = client.scan(TableName=copy)["Items"]
     client.delete_table(TableName=copy)
     assert sorted(found, key=lambda each: each["id"]["S"]) == before
+
+
+def test_a_table_is_restored_under_the_key_that_is_asked_for(deployed: Session, table: str) -> None:
+    client, copies = deployed.cloud.client("dynamodb"), [f"{table}-{x}" for x in ("now", "backup")]
+    on = {"PointInTimeRecoveryEnabled": True}
+    client.update_continuous_backups(TableName=table, PointInTimeRecoverySpecification=on)
+    arn = client.create_backup(TableName=table, BackupName=table)["BackupDetails"]["BackupArn"]
+    key = {"Enabled": True, "SSEType": "KMS", "KMSMasterKeyId": deployed.outputs["key_arn"]}
+    client.restore_table_to_point_in_time(
+        SourceTableName=table,
+        TargetTableName=copies[0],
+        UseLatestRestorableTime=True,
+        SSESpecificationOverride=key,
+    )
+    client.restore_table_from_backup(
+        TargetTableName=copies[1], BackupArn=arn, SSESpecificationOverride=key
+    )
+    found = [client.describe_table(TableName=x)["Table"].get("SSEDescription") for x in copies]
+    for each in copies:
+        client.delete_table(TableName=each)
+    client.delete_backup(BackupArn=arn)
+    named = {"SSEType": "KMS", "KMSMasterKeyArn": deployed.outputs["key_arn"]}
+    assert found == [{"Status": "ENABLED", **named}] * 2

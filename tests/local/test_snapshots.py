@@ -15,9 +15,9 @@ FUNCTION, DATABASE = "tap-stack-snapshots-dev", "tap-stack-database-dev"
 TAGS = [{"Key": "CreatedBy", "Value": "tap-stack-snapshots-dev"}]
 
 
-def invoke(deployed: Session, event: dict[str, Any]) -> Any:
+def invoke(deployed: Session, event: dict[str, Any], version: str = "live") -> Any:
     response = deployed.cloud.client("lambda").invoke(
-        FunctionName=FUNCTION, Qualifier="live", Payload=json.dumps(event).encode()
+        FunctionName=FUNCTION, Qualifier=version, Payload=json.dumps(event).encode()
     )
     payload = json.loads(response["Payload"].read())
     assert "FunctionError" not in response, payload
@@ -44,6 +44,32 @@ def test_a_dry_run_takes_none(deployed: Session) -> None:
     before = snapshots(deployed).keys()
     assert invoke(deployed, {"dry_run": True})["dry_run"] is True
     assert snapshots(deployed).keys() == before
+
+
+def test_what_is_past_retention_is_deleted_unless_it_is_shared(deployed: Session) -> None:
+    rds, functions = deployed.cloud.client("rds"), deployed.cloud.client("lambda")
+    old, shared = f"{DATABASE}-old", f"{DATABASE}-shared"
+    for each in (old, shared):
+        rds.create_db_snapshot(DBInstanceIdentifier=DATABASE, DBSnapshotIdentifier=each, Tags=TAGS)
+        rds.get_waiter("db_snapshot_available").wait(
+            DBSnapshotIdentifier=each, WaiterConfig={"Delay": 0.1, "MaxAttempts": 600}
+        )
+    attribute = {"DBSnapshotIdentifier": shared, "AttributeName": "restore"}
+    rds.modify_db_snapshot_attribute(**attribute, ValuesToAdd=["210987654321"])
+    name = {"FunctionName": FUNCTION}
+    before = functions.get_function_configuration(**name)["Environment"]["Variables"]
+    now = {"Variables": {**before, "SNAPSHOT_DAYS": "0", "SNAPSHOT_KEEP": "0"}}
+    functions.update_function_configuration(**name, Environment=now)
+    deleted = invoke(deployed, {}, "$LATEST")["deleted"]
+    functions.update_function_configuration(**name, Environment={"Variables": before})
+    rds.modify_db_snapshot_attribute(**attribute, ValuesToRemove=["210987654321"])
+    (kept,) = rds.describe_db_snapshot_attributes(DBSnapshotIdentifier=shared)[
+        "DBSnapshotAttributesResult"
+    ]["DBSnapshotAttributes"]
+    assert kept == {"AttributeName": "restore", "AttributeValues": []}
+    assert old in deleted and shared not in deleted
+    assert old not in snapshots(deployed) and shared in snapshots(deployed)
+    rds.delete_db_snapshot(DBSnapshotIdentifier=shared)
 
 
 @pytest.mark.parametrize(
