@@ -31,6 +31,7 @@ from dataclasses import dataclass, field  # noqa: E402
 from datetime import UTC, datetime  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
+from urllib.parse import urlsplit  # noqa: E402
 
 import psycopg  # noqa: E402
 from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
@@ -46,13 +47,15 @@ from taplocal import access, session, web  # noqa: E402
 from taplocal.resources.dynamodb import Table  # noqa: E402
 from taplocal.server.malware import EICAR  # noqa: E402
 from taplocal.session import Session  # noqa: E402
+from taplocal.steps import Summary  # noqa: E402
 from taplocal.web.processes import RECORD  # noqa: E402
 from tests import needs  # noqa: E402
 from tests.local import proof  # noqa: E402
 from tests.local.proof import OPTIONS, ROOT, Files, Proof, failure  # noqa: E402
 from tests.local.small import code, eventually  # noqa: E402
+from tests.local.test_policies import as_role  # noqa: E402
 
-CONFIG = {  # so that all alarms exist
+CONFIG = {
     **OPTIONS,
     "canary_percent": "100",
     "files_concurrency": "0",
@@ -98,9 +101,12 @@ class Result:
     drill: Drill
     seen: float
     topic: str
-    recovered: float
+    recovered: float | None  # nobody waits for one that looks at three days
 
 
+THREE_DAYS = "slow-burn-long"  # what such an alarm looks at: 40 minutes here
+#: Without data in a new stack, which their steps begin with.
+SILENT = ("snapshot-missing", "synthetics")
 DRILLS: dict[str, Drill] = {}
 
 
@@ -160,16 +166,17 @@ class Site(Proof):
     def __init__(self, deployed: Session):
         super().__init__(deployed)
         self.functions, self.watch = self.client("lambda"), self.client("cloudwatch")
+        self.folder = deployed.folder
         self.web = WebEnvironment(deployed)
         self.topics: dict[str, str] = {}  # alarm -> topic that has told of it
         self.queue = self._subscribed()
-        self.walk = Walk(self.outputs["api_url"], self.token)
+        self.walk = Walk(deployed.state.api_url or "", self.token)  # whatever its own name is
         threading.Thread(target=self._look, daemon=True).start()
 
     def _look(self) -> None:
         """Looks at the alarms all the time, as CloudWatch does: the emulator does when asked."""
         while True:
-            with contextlib.suppress(BotoCoreError):  # at the end of all
+            with contextlib.suppress(BotoCoreError, ClientError):  # at the end of all
                 self.alarms()
             time.sleep(0.1)
 
@@ -259,6 +266,23 @@ class Site(Proof):
             datum = {"MetricName": of["MetricName"], "Dimensions": of["Dimensions"]}
             many = {"Values": [float(value)], "Counts": [100.0]}
             self.watch.put_metric_data(Namespace=of["Namespace"], MetricData=[{**datum, **many}])
+
+    @functools.cached_property
+    def state_bucket(self) -> str:
+        """The bucket of Pulumi's state, made as in any account."""
+        config = {"repository": "acme/tap-stack", "environments": self.env}
+        own = self.folder / "bootstrap"
+        made, _ = up(own, config, ROOT / "bootstrap", "prod-bootstrap", emulator=str(self.folder))
+        return str(urlsplit(made.outputs["state_url"]).netloc)
+
+    def of_workflow(self, role: str, service: str) -> Any:
+        """A client of a workflow's role, which here the account may have: there is no GitHub."""
+        name = f"tap-stack-{self.env}-{role}"
+        account = {"AWS": f"arn:aws:iam::{self.deployed.cloud.account}:root"}
+        trust = {"Effect": "Allow", "Principal": account, "Action": "sts:AssumeRole"}
+        document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
+        self.client("iam").update_assume_role_policy(RoleName=name, PolicyDocument=document)
+        return as_role(self.deployed, name, service)
 
     @functools.cached_property
     def known(self) -> dict[str, Any]:
@@ -462,6 +486,17 @@ def slow_table(site: Site) -> Iterator[Meanwhile]:
     proxy.listener.close()
 
 
+@drill(
+    "synthetics", "the api function's role may not write the table", "the role as in the program"
+)
+def walks_fail(site: Site) -> Iterator[Meanwhile]:
+    with crowd(1, lambda: tried(site, "synthetics", {})):
+        site.wait_for_calm(["synthetics"])
+        with site.without("api-items-role-policy", "dynamodb:PutItem"):
+            yield nothing
+        site.wait_for_calm(["synthetics"])
+
+
 @drill("api-errors", "a release that does not start", "`aws lambda update-alias`")
 def bad_release(site: Site) -> Iterator[Meanwhile]:
     with site.release("api", Handler="index.gone"):
@@ -544,28 +579,31 @@ def capacities(site: Site, table: str, units: Callable[[str, str], int]) -> None
     )  # fmt: skip
 
 
-def used_up(site: Site, table: str, index: str) -> None:
-    """Reads and writes of somebody's script until one unit a second is too little."""
+def script(site: Site, table: str, index: str) -> Meanwhile:
+    """Somebody's script: reads and writes of an item until a table, or its index, is throttled."""
     dynamodb = site.client("dynamodb")
     of_index = {"IndexName": index} if index else {}
     keys = dynamodb.describe_table(TableName=table)["Table"]["KeySchema"]
 
-    def first() -> Any:  # as soon as the units are there
+    def first() -> Any:  # as soon as the units are there, after what others have used
         with contextlib.suppress(ClientError):
             (item, *_) = dynamodb.scan(TableName=table, **of_index, Limit=1)["Items"]
             key = {x["AttributeName"]: item[x["AttributeName"]] for x in keys}
             return dynamodb.get_item(TableName=table, Key=key)["Item"]
 
-    whole = eventually(first)
+    whole = eventually(first, WAIT_SECONDS)
 
     def put() -> Any:  # another item each time: an index takes nothing for the same one
         padding = {"S": uuid.uuid4().hex + "x" * 350_000}
         return dynamodb.put_item(TableName=table, Item={**whole, "padding": padding})
 
-    while not code(put):
-        pass
-    while not code(lambda: dynamodb.scan(TableName=table, **of_index)):
-        pass
+    def use_up() -> None:
+        while not code(put):
+            pass
+        while not code(lambda: dynamodb.scan(TableName=table, **of_index)):
+            pass
+
+    return use_up
 
 
 @contextmanager
@@ -590,12 +628,14 @@ def throttled_place(name: str, index: str) -> Steps:
     def steps(site: Site) -> Iterator[Meanwhile]:
         table = f"tap-stack-{name}-{site.env}"
 
+        recorded(site, uploaded(site)[0])  # which each index of files has
+        use_up = script(site, table, index)
+
         def meanwhile() -> None:
-            used_up(site, table, index)
+            use_up()
             site.ask("POST", f"/{name}", {"category": "drill", "name": "drill"})
             site.ask("GET", f"/{name}")
 
-        recorded(site, uploaded(site)[0])  # which each index of files has
         with one_unit(site, table, index):
             yield meanwhile
 
@@ -664,7 +704,7 @@ def recorded(site: Site, *paths: str) -> None:
 )
 def slow_functions(site: Site) -> Iterator[Meanwhile]:
     url, table = site.deployed.cloud.emulator.url, site.outputs["files_table_name"]
-    proxies = silent, slow = Proxy(url, 600), Proxy(url, 3)
+    proxies = silent, slow = Proxy(url, 600), Proxy(url, 2.6)  # below the SDK's read timeout
     file = Files(site)
     record = proof.s3_event("ObjectCreated:Put", file.key, file.version)
     record["s3"]["bucket"]["name"] = file.bucket
@@ -673,20 +713,21 @@ def slow_functions(site: Site) -> Iterator[Meanwhile]:
         "snapshots": {"AWS_ENDPOINT_URL_RDS": slow.url, "SNAPSHOT_DAYS": "0", "SNAPSHOT_KEEP": "0"},
     }
     tag = {"Key": "CreatedBy", "Value": f"tap-stack-snapshots-{site.env}"}
-    for _ in range(20):
-        proof.own_snapshot(site, [tag])
+    taken = site.web.rds.get_waiter("db_snapshot_available")
+    for old in [proof.own_snapshot(site, [tag]) for _ in range(20)]:
+        taken.wait(DBSnapshotIdentifier=old, WaiterConfig={"Delay": 0.1, "MaxAttempts": 600})
     with ExitStack() as stack:
         for name, variables in changed.items():
             stack.enter_context(site.release(name, variables=variables))
-        scan = functools.partial(site.client("dynamodb").scan, TableName=table, Limit=1)
-        eventually(lambda: not code(scan), WAIT_SECONDS)  # after what others have used
+        use_up = script(site, table, "")
         stack.enter_context(one_unit(site, table, ""))
-        used_up(site, table, "")
-        for _ in range(3):
-            for name, event in (("files", {"Records": [record]}), *((x, {}) for x in changed)):
+        use_up()
+        events = [("files", {"Records": [record]})] * 2 + [(each, {}) for each in changed]
+        for _ in range(6):  # their ends are in several minutes, which are short here
+            for name, event in events:
                 threading.Thread(target=tried, args=[site, name, event]).start()
             time.sleep(0.5)
-        yield lambda: used_up(site, table, "")
+        yield use_up
     for each in proxies:
         each.listener.close()
 
@@ -841,23 +882,26 @@ def slow_insert(site: Site) -> Iterator[Meanwhile]:
 
 
 @drill(
-    "web-unhealthy", "the application hangs on each instance that serves", "the group replaces it"
+    "web-unhealthy",
+    "the application hangs, and the group is to wait a day for it",
+    "the grace period as in the program: the group replaces the instance",
 )
 def hanging_application(site: Site) -> Iterator[Meanwhile]:
-    site.web.resize(3)
+    grace = site.web.described()["HealthCheckGracePeriod"]
+    (hangs,) = site.web.healthy()
 
-    def stop() -> None:
-        record = json.loads((web.home(site.web.folder) / RECORD).read_text())
-        serving = [
-            x for x in site.web.described()["Instances"] if x["LifecycleState"] == "InService"
-        ]
-        for group, command in record.items():
-            if "gunicorn" in command and any(x["InstanceId"] in command for x in serving):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(int(group), signal.SIGSTOP)
+    def wait(seconds: int) -> None:
+        site.web.scaling.update_auto_scaling_group(
+            AutoScalingGroupName=site.web.group, HealthCheckGracePeriod=seconds
+        )
 
-    yield stop
-    site.web.resize(1)
+    wait(86_400)
+    for group, command in json.loads((web.home(site.folder) / RECORD).read_text()).items():
+        if "gunicorn" in command and hangs in command:
+            os.killpg(int(group), signal.SIGSTOP)
+    yield nothing
+    wait(grace)
+    eventually(lambda: site.web.healthy() not in ([], [hangs]), WAIT_SECONDS)
 
 
 @drill("balancer-rejected", "more connections than the balancer takes", "they are closed")
@@ -905,8 +949,6 @@ UNMEASURED_THERE = {
     "these instances are records": "bastion-instances",
     "no packet is forwarded": "nat-0-ports nat-0-drops",
     "an account's concurrency is not limited": "api-spillover",
-    "no canary runs": "synthetics",
-    "no certificate comes to its end": "api-certificate web-certificate",
 }
 THERE = {
     "nat": "single", "bastion_hours": "", "synthetics": "true", "plain_http": "false",
@@ -932,20 +974,37 @@ for _config, _rows in (({}, UNMEASURED), (THERE, UNMEASURED_THERE)):
         )(injected(_alarms))  # fmt: skip
 
 
+def minutes(site: Site, *keys: str) -> None:
+    """Makes the periods of alarms a minute, for good: a day takes a quarter of an hour here."""
+    names = site.watch.meta.service_model.operation_model("PutMetricAlarm").input_shape.members
+    for key in keys:
+        same = {name: value for name, value in site.known[key].items() if name in names}
+        site.watch.put_metric_alarm(**{**same, "Period": 60})
+
+
 @drill(
     "snapshot-missing", "no snapshot for 26 hours, which are minutes here", "`aws lambda invoke`"
 )
 def snapshot_missing(site: Site) -> Iterator[Meanwhile]:
-    hours = site.known["snapshot-missing"]
-    names = site.watch.meta.service_model.operation_model("PutMetricAlarm").input_shape.members
-    same = {name: value for name, value in hours.items() if name in names}
-    site.watch.put_metric_alarm(**{**same, "Period": 60})
+    minutes(site, "snapshot-missing")
     site.invoke("snapshots", {})
     site.wait_for_calm(["snapshot-missing"])
     yield nothing
     site.invoke("snapshots", {})
-    site.wait_for_calm(["snapshot-missing"])
-    site.watch.put_metric_alarm(**same)
+
+
+CERTIFICATES = "api-certificate", "web-certificate"
+
+
+@drill(
+    " ".join(CERTIFICATES),
+    "metric injected: no certificate comes to its end, and a day is a minute here",
+    "the metric ends",
+    config=THERE,
+)
+def certificates_end(site: Site) -> Iterator[Meanwhile]:
+    minutes(site, *CERTIFICATES)
+    yield lambda: site.inject(*CERTIFICATES)
 
 
 # === Recoveries ===================================================================================
@@ -1020,7 +1079,7 @@ def kept_by_the_stack(site: Site, table: str) -> dict[str, Any]:
     return {
         "recovery": backups["PointInTimeRecoveryDescription"]["PointInTimeRecoveryStatus"],
         "ttl": dynamodb.describe_time_to_live(**named)["TimeToLiveDescription"],
-        "tags": sorted(tags, key=lambda each: str(each["Key"])),
+        "tags": {x["Key"]: x["Value"] for x in tags if not x["Key"].startswith("taplocal:")},
         "protected": of.get("DeletionProtectionEnabled"),
         "key": of["SSEDescription"],
         "indexes": sorted(each["IndexName"] for each in of["GlobalSecondaryIndexes"]),
@@ -1151,6 +1210,51 @@ def zone_lost(site: Site) -> Recovery:
     return found
 
 
+def state_of(site: Site) -> dict[str, str]:
+    """Where Pulumi has the stack's state. There is no Pulumi here: it is the local cloud's own."""
+    return {"Bucket": site.state_bucket, "Key": f".pulumi/stacks/tap-stack/{site.env}.json"}
+
+
+@recovery(
+    "Pulumi's state: half of it is written over it, then it is deleted",
+    "`aws s3api copy-object` of the version before",
+)
+def state_lost(site: Site) -> Recovery:
+    s3, of, path = site.client("s3"), state_of(site), session.state_path(site.folder, site.env)
+    state = path.read_bytes()
+    for body in (state, state[: len(state) // 2]):
+        s3.put_object(**of, Body=body)
+    s3.delete_object(**of)
+    yield
+    found = s3.list_object_versions(Bucket=of["Bucket"], Prefix=of["Key"])["Versions"]
+    version = found[1]["VersionId"]  # the newest first, which is the half
+    s3.copy_object(**of, CopySource={**of, "VersionId": version})
+    back = s3.get_object(**of)["Body"].read()
+    proof.expect(back == state, f"{len(back)} bytes, not these {len(state)}")
+    path.write_bytes(back)
+    _, done = up(site.folder)
+    proof.expect(done.counts().keys() == {"unchanged"}, done.counts())
+    return f"nothing of {done.counts()['unchanged']} resources"
+
+
+@recovery(
+    "a killed update has left its lock, and the stack is locked",
+    "`aws s3 rm` of the lock, by the role that deploys",
+)
+def stack_locked(site: Site) -> Recovery:
+    bucket, s3 = {"Bucket": site.state_bucket}, site.of_workflow("deploy", "s3")
+    locks = {**bucket, "Prefix": f".pulumi/locks/organization/tap-stack/{site.env}/"}
+    lock = {"pid": 1, "username": "runner", "hostname": "gone", "timestamp": "2026-11-30T08:00:00Z"}
+    s3.put_object(**state_of(site), Body=b"state")
+    s3.put_object(**bucket, Key=f"{locks['Prefix']}{uuid.uuid4()}.json", Body=json.dumps(lock))
+    yield
+    for each in s3.list_objects_v2(**locks)["Contents"]:
+        s3.delete_object(**bucket, Key=each["Key"])
+    proof.expect("Contents" not in s3.list_objects_v2(**locks), "it is locked")
+    proof.expect(s3.get_object(**state_of(site))["Body"].read() == b"state", "another state")
+    return "nothing of its state"
+
+
 def restarted(site: Site, function: str) -> None:
     """Ends the environments of a function, which keep what they have read for a while."""
     with site.release(function, Description=uuid.uuid4().hex):
@@ -1162,7 +1266,7 @@ def restarted(site: Site, function: str) -> None:
 
 def perform(site: Site, drill: Drill, say: Say) -> Iterator[Result]:
     """Forces, sees, recovers, sees; raises DrillFailed."""
-    site.wait_for_calm([x for x in drill.alarms if x != "snapshot-missing"])  # of which is none yet
+    site.wait_for_calm([x for x in drill.alarms if x not in SILENT])
     say(f"\n{drill.name}: {drill.forced}")
     seen, steps = dict[str, tuple[float, str]](), drill.steps(site)
     try:
@@ -1172,14 +1276,13 @@ def perform(site: Site, drill: Drill, say: Say) -> Iterator[Result]:
     finally:
         began = time.monotonic()
         next(steps, None)
-    # The last ones look at three days: 40 minutes here, longer than anybody waits.
-    ending = [key for key in drill.alarms if not key.endswith("slow-burn-long")]
+    ending = [key for key in drill.alarms if not key.endswith(THREE_DAYS)]
     site.wait_for_calm(ending, drill.calm_seconds)
     seconds = time.monotonic() - began
     site.serves()
     say(f"{drill.recovered}: all OK after {seconds:.1f} s, and it serves")
     for key in drill.alarms:
-        yield Result(key, drill, *seen[key], seconds)
+        yield Result(key, drill, *seen[key], None if key.endswith(THREE_DAYS) else seconds)
 
 
 def repair(site: Site, repair: Repair, say: Say) -> str:
@@ -1215,12 +1318,24 @@ def attempts(site: Site, work: Iterable[Drill | Repair], say: Say) -> dict[str, 
     return failures
 
 
+def up(
+    folder: Path,
+    config: Mapping[str, str] = {},
+    program: Path = ROOT,
+    env: str = "dev",
+    **more: Any,
+) -> tuple[Session, Summary]:
+    """A program deployed quietly: by default the stack, with all options."""
+    more |= {"say": lambda _: None, "report": lambda _: None}
+    own = CONFIG if program == ROOT else {}
+    return session.up(program, env, folder=folder, config={**own, **config}, **more)
+
+
 def deployed(folder: Path, config: Mapping[str, str]) -> Site:
     """The stack on a local cloud of its own, whose minutes pass a hundred times faster."""
-    quiet: Any = {"say": lambda _: None, "report": lambda _: None}
     os.environ["TAPLOCAL_METRICS_DELAY"] = "1"
     try:
-        return Site(session.up(ROOT, "dev", folder=folder, config={**CONFIG, **config}, **quiet)[0])
+        return Site(up(folder, config)[0])
     finally:
         del os.environ["TAPLOCAL_METRICS_DELAY"]
 
@@ -1229,7 +1344,8 @@ def row(result: Result) -> str:
     """A row of the table of drills."""
     of = result.drill
     found = (result.alarm, of.forced, f"{result.seen:.1f} s", result.topic, of.recovered)
-    return f"| {' | '.join(found)} | {result.recovered:.1f} s |"
+    ended = "not awaited" if result.recovered is None else f"{result.recovered:.1f} s"
+    return f"| {' | '.join(found)} | {ended} |"
 
 
 def write(name: str, new: Mapping[str, str], order: Iterable[str]) -> None:

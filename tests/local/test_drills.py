@@ -71,3 +71,5 @@ def test_a_run_writes_its_rows_and_leaves_the_others(
     result = drills.Result("api-errors", DRILLS["bad-release"], 1.26, "tap-stack-alerts-dev", 2.0)
     seen = "| api-errors | a release that does not start | 1.3 s | tap-stack-alerts-dev | "
     assert drills.row(result) == f"{seen}`aws lambda update-alias` | 2.0 s |"
+    result = replace(result, recovered=None)
+    assert drills.row(result) == f"{seen}`aws lambda update-alias` | not awaited |"

@@ -60,6 +60,7 @@ OF_NO_OPERATION = {
     "s3 cp": {"--metadata-directive"},
     "s3 ls": {"--recursive"},
     "logs tail": {"--since", "--filter-pattern"},
+    "s3 rm": {"--recursive"},
 }
 RUNNERS = ("taplocal", "as_json")  # functions of tests that run a command of the local cloud
 PARSER: Any = get_command(commands.app)
