@@ -888,7 +888,7 @@ def slow_insert(site: Site) -> Iterator[Meanwhile]:
 )
 def hanging_application(site: Site) -> Iterator[Meanwhile]:
     grace = site.web.described()["HealthCheckGracePeriod"]
-    (hangs,) = site.web.healthy()
+    hangs, *_ = site.web.resize(1)
 
     def wait(seconds: int) -> None:
         site.web.scaling.update_auto_scaling_group(
@@ -1232,7 +1232,7 @@ def state_lost(site: Site) -> Recovery:
     back = s3.get_object(**of)["Body"].read()
     proof.expect(back == state, f"{len(back)} bytes, not these {len(state)}")
     path.write_bytes(back)
-    _, done = up(site.folder)
+    _, done = up(site.folder, {})
     proof.expect(done.counts().keys() == {"unchanged"}, done.counts())
     return f"nothing of {done.counts()['unchanged']} resources"
 
@@ -1320,7 +1320,7 @@ def attempts(site: Site, work: Iterable[Drill | Repair], say: Say) -> dict[str, 
 
 def up(
     folder: Path,
-    config: Mapping[str, str] = {},
+    config: Mapping[str, str],
     program: Path = ROOT,
     env: str = "dev",
     **more: Any,
