@@ -774,8 +774,8 @@ def queues_wait(site: Site) -> Iterator[Meanwhile]:
             stack.enter_context(site.release(name, variables={"AWS_ENDPOINT_URL": proxy.url}))
             site.functions.put_function_concurrency(**function, ReservedConcurrentExecutions=1)
             stack.callback(site.functions.delete_function_concurrency, **function)
-            for _ in range(3):
-                site.event(name)
+            for _ in range(3):  # of which none becomes a dead letter
+                site.event(name, b'{"Records": [{"eventName": "Probe"}]}')
         path, _ = uploaded(site)
         yield nothing
         proxy.seconds = 0
