@@ -677,6 +677,8 @@ def busy_table(site: Site) -> Iterator[Meanwhile]:
     for key in keys:
         delete = functools.partial(dynamodb.delete_item, TableName=table, Key=key)
         eventually(lambda delete=delete: not code(delete), WAIT_SECONDS)  # type: ignore[misc]
+    first = functools.partial(dynamodb.scan, TableName=table, Limit=1)
+    eventually(lambda: not code(first), WAIT_SECONDS)
 
 
 def uploaded(site: Site, text: bytes = b"drill") -> tuple[str, str]:
