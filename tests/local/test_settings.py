@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
@@ -140,6 +141,13 @@ def texts(value: Any) -> Iterator[str]:
             yield from texts(each)
 
 
+def parting(*values: Any) -> list[str]:
+    """Where two values begin to differ."""
+    shown = [json.dumps(each) for each in values]
+    at = len(os.path.commonprefix(shown))  # noqa: RUF071 - of any texts
+    return [each[max(at - 60, 0) : at + 60] for each in shown]
+
+
 class Local:
     """A local cloud of its own."""
 
@@ -195,7 +203,8 @@ def test_changed_and_back(local: Local, name: str) -> None:
     assert local.shown() != before
     local.up({})
     after = local.shown()
-    assert [urn for urn in {**before, **after} if before.get(urn) != after.get(urn)] == []
+    changed = [urn for urn in {**before, **after} if before.get(urn) != after.get(urn)]
+    assert {urn: parting(before.get(urn), after.get(urn)) for urn in changed} == {}
 
 
 @pytest.mark.parametrize(

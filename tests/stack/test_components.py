@@ -61,6 +61,8 @@ def test_instances_and_volumes_carry_the_standard_tags(graph: Graph, env: str) -
         for tags in kinds.values():
             assert tags.keys() >= TAGS
             assert tags["Environment"] == env
+    for group in graph.of("aws:autoscaling/group:Group"):  # or each would have them twice
+        assert not any(each["propagateAtLaunch"] for each in group.inputs["tags"])
 
 
 def test_own_tags_reach_every_resource_and_win() -> None:
