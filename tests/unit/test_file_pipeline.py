@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import threading
@@ -898,3 +899,13 @@ def test_deletions_are_right_after_any_order_repetition_and_crash(
             live = item["version_id"] in files.s3.history[item["key"]]
             assert live == (not {"deleted_at", "failure"} & item.keys())
             assert item.get("scan_result") == files.scans.get(item["version_id"])
+
+
+def test_the_template_of_an_event_has_the_size_as_a_number() -> None:
+    async def made() -> str | None:
+        return await tap_stack.event_template("b", "deleted").future()
+
+    template = asyncio.run(made()) or ""
+    assert template.startswith('{"bucket": "b", "change_id": <$.eventID>, ')
+    assert '"size": <$.dynamodb.NewImage.size.N>' in template
+    assert '"deleted_at": <$.dynamodb.NewImage.deleted_at.S>' in template

@@ -11,6 +11,7 @@ import json
 import os
 import pickletools
 import random
+import re
 import subprocess
 import sys
 import time
@@ -71,6 +72,7 @@ KINDS = {
     "lacks a permission": Kind(answers_500=0.5),  # of one route of two
 }
 BAD = [kind for kind in KINDS if kind not in ("good", "cold", "broken")]
+KINDS["raises or answers 500"] = Kind(raises=0.5, answers_500=0.5)
 
 
 class Killed(BaseException):
@@ -433,6 +435,15 @@ def test_fishers_test_is_the_one_of_the_textbooks() -> None:
     assert chance(Counts(0, 9), Counts(0, 9)) == pytest.approx(1)
     assert chance(Counts(2, 5), Counts(30, 30)) == pytest.approx(1)
     assert chance(Counts(500, 100_000), Counts(4_500, 900_000)) == pytest.approx(0.5, abs=0.02)
+
+
+def test_what_a_version_raises_and_what_it_answers_with_an_error_count_together() -> None:
+    cloud = FakeAws(rate=5.0)
+    cloud.hidden = True
+    with pytest.raises(RolloutError) as raised:
+        cloud.release(cloud.publish("raises or answers 500"))
+    bad, total = re.findall(r"(\d+) of (\d+) ", str(raised.value))[0]
+    assert bad == total
 
 
 @pytest.mark.parametrize("delay", [0, 60, 90, 150, 240, 330])

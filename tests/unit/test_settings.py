@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any
 
@@ -198,6 +199,16 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(key: str, value
         line for line in str(caught.value).splitlines() if line.startswith(f"  - {key} must be ")
     )
     assert line.endswith(f"not {json.dumps(value)}")
+
+
+@pytest.mark.parametrize(
+    ("key", "least", "most"), [("throttle_burst", 1, 5_000), ("versions_kept", 2, 100)]
+)
+def test_limits_are_allowed_and_nothing_beyond_them(key: str, least: int, most: int) -> None:
+    for value, allowed in {least - 1: False, least: True, most: True, most + 1: False}.items():
+        with nullcontext() if allowed else pytest.raises(SettingsError, match=key):
+            given: Any = {key: value}
+            assert getattr(TapStackArgs(**given), key) == value
 
 
 def test_a_name_may_fill_what_a_load_balancer_takes_and_no_more() -> None:

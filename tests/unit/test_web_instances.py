@@ -404,6 +404,36 @@ def test_a_process_is_found_by_its_parent_and_its_group() -> None:
             child.kill()
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
+def test_a_process_is_in_no_session(tmp_path: Path) -> None:
+    script = "set -m; (echo $BASHPID; sleep 60 & wait)"
+    with subprocess.Popen(
+        ["bash", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as leader:
+        assert leader.stdout
+        middle = int(leader.stdout.readline())
+        until_now(lambda: {middle} in [of for of, *_ in by_proc()])  # sleep's parent and group
+        for group in (middle, leader.pid):
+            os.killpg(group, signal.SIGKILL)
+
+
+def until_now(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_the_console_has_all_that_was_said(run: Run, silent: None) -> None:
+    async def test(site: Site) -> None:
+        instance = site.instance("")
+        instance._say("one")
+        instance._say("two")
+        assert instance.console_output() == "one\ntwo\n"
+
+    run(test)
+
+
 def unit_script(interval: str) -> str:
     return UNIT.replace("@interval@", interval)
 

@@ -323,6 +323,7 @@ def test_a_snapshot_brings_deleted_rows_back(db: Postgres) -> None:
     db.run(db.database.restore("rds-before", db.password))
     assert before <= visits(db)
     assert db.port == port
+    assert not db.database._other.data.exists(), "what was there before takes no room"
     with pytest.raises(DatabaseError, match="there are: rds-before"):
         db.run(db.database.restore("another", "x"))
     for wrong in ("../x", "", "a/b"):
