@@ -438,7 +438,7 @@ def test_fishers_test_is_the_one_of_the_textbooks() -> None:
 
 
 def test_what_a_version_raises_and_what_it_answers_with_an_error_count_together() -> None:
-    cloud = FakeAws(rate=5.0)
+    cloud = FakeAws(rate=20.0)
     cloud.hidden = True
     with pytest.raises(RolloutError) as raised:
         cloud.release(cloud.publish("raises or answers 500"))
