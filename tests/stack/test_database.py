@@ -64,7 +64,7 @@ def test_the_final_snapshot_is_new_in_each_life_of_the_stack_and_its_key_outlive
     graph: Graph, env: str
 ) -> None:
     database = graph.one("aws:rds/instance:Instance").inputs
-    key = graph.one("aws:kms/key:Key")
+    key = graph.one("aws:kms/key:Key", "encryption-key")
     vpc = graph.one("aws:ec2/vpc:Vpc")
     if env == "dev":
         assert "finalSnapshotIdentifier" not in database
