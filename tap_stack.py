@@ -1035,8 +1035,8 @@ class Encryption(Component):
         made = self._key("All data", *self._uses(), protect=True)
         #: What the other components encrypt under.
         self.key = Key(made.arn, *self.scaling_roles)
-        #: What the topic of pages is under.
         paging = self._publish(*PUBLISHERS[:1])
+        #: What the topic of pages is under.
         self.pages_key = Key(self._key("Pages", *paging, name="pages", protect=False).arn)
         self.register_outputs({"key_arn": made.arn})
 

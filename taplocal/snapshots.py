@@ -46,9 +46,10 @@ def take(program: Path, name: str, folder: Path | None = None) -> Path:
         stops = web.has_data(web.home(folder)) and emulator.running()
         if stops:
             emulators.kill(folder, emulator.pid)
+        target.mkdir(mode=0o700, parents=True)  # in it are files that others may read
         keeper.copy(folder, target / keeper.STATE)
         web.copy(web.home(folder), target / web.FOLDER)
-        shutil.copyfile(folder / emulators.RECORD, target / emulators.RECORD)
+        shutil.copy(folder / emulators.RECORD, target / emulators.RECORD)
         if stops:
             _start(folder, emulator)
     return target

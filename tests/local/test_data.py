@@ -186,7 +186,9 @@ def test_an_emulator_that_ends_in_the_middle_of_a_change_goes_back_before_it(
 
 def test_stop_snapshot_and_restore(own: Own, tmp_path: Path) -> None:
     own.put("ann")
-    snapshots.take(tmp_path, "one", own.data)
+    taken = snapshots.take(tmp_path, "one", own.data)
+    modes = [each.stat().st_mode & 0o777 for each in (taken, taken / emulator.RECORD)]
+    assert modes == [0o700, 0o600], "with the key of the emulator, and the data"
     own.put("bob")
     session.stop(tmp_path, own.data)
     assert own.condition == "dead"

@@ -388,13 +388,17 @@ def test_a_folder_has_keys_and_a_state_of_its_own(
     assert person_token(deployed, "ann@example.com")
 
 
+def is_open(path: Path, data: Path) -> bool:
+    """Whether others have a right to a file, and to all folders that it is in below the data."""
+    others, folders = stat.S_IRWXG | stat.S_IRWXO, [x for x in path.parents if data in x.parents]
+    return all(each.stat().st_mode & others for each in [path, *folders])
+
+
 def test_no_other_user_reads_what_is_secret(deployed: Session, data: Path) -> None:
     found = [each for each in data.rglob("*") if each.is_file()]
     assert [each for each in found if each.suffix == ".pem"], "tokens' signing keys"
     harmless = {".gitignore", "lock"}
-    public = [
-        each for each in found if each.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-    ]  # fmt: skip
+    public = [each for each in found if is_open(each, data)]
     assert {each.name for each in public} <= harmless
     secret = deployed.cloud.emulator.secret_key.encode()
     process = Path(f"/proc/{deployed.cloud.emulator.pid}")
