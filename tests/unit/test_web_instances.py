@@ -412,16 +412,9 @@ def test_a_process_is_in_no_session(tmp_path: Path) -> None:
     ) as leader:
         assert leader.stdout
         middle = int(leader.stdout.readline())
-        until_now(lambda: {middle} in [of for of, *_ in by_proc()])  # sleep's parent and group
+        asyncio.run(until(lambda: {middle} in [of for of, *_ in by_proc()]))  # of its sleep
         for group in (middle, leader.pid):
             os.killpg(group, signal.SIGKILL)
-
-
-def until_now(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_the_console_has_all_that_was_said(run: Run, silent: None) -> None:
