@@ -96,12 +96,13 @@ def test_a_request_is_answered_measured_and_logged(
         lambda: sum("PUT http" in line for line in lines()) >= len(visitors.acknowledged)
     )
     assert len({line.split()[4] for line in lines() if "PUT http" in line}) >= 2  # both targets
-    metrics = deployed.cloud.client("cloudwatch").list_metrics(Namespace="AWS/ApplicationELB")[
-        "Metrics"
-    ]
-    assert {"RequestCount", "TargetResponseTime", "HealthyHostCount"} <= {
-        x["MetricName"] for x in metrics
-    }
+
+    def metrics() -> set[str]:
+        listed = deployed.cloud.client("cloudwatch").list_metrics(Namespace="AWS/ApplicationELB")
+        return {x["MetricName"] for x in listed["Metrics"]}
+
+    expected = {"RequestCount", "TargetResponseTime", "HealthyHostCount"}
+    assert wait_until(lambda: expected <= metrics()), metrics()  # they come after the access log
 
 
 def test_the_database_refuses_who_should_not_come(running: WebEnvironment) -> None:
