@@ -665,7 +665,7 @@ def busy_table(site: Site) -> Iterator[Meanwhile]:
 
     def write() -> None:
         for key in keys:
-            big = {**item, **key, "padding": {"S": uuid.uuid4().hex + "x" * 350_000}}
+            big = {**item, **key, "padding": {"S": uuid.uuid4().hex + "x" * 50_000}}
             code(functools.partial(dynamodb.put_item, TableName=table, Item=big))
 
     def read() -> None:
