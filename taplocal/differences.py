@@ -93,7 +93,7 @@ DIFFERENCES = (
     ),
     Difference(
         "malware", LAX, "GuardDuty finds what its engines know",
-        "only EICAR's test file is a threat, and GuardDuty has no API",
+        "only EICAR's test file is a threat; of GuardDuty's API there is SendObjectMalwareScan",
         "guardduty/MalwareProtectionPlan",
     ),
     Difference(

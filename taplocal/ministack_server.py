@@ -30,6 +30,7 @@ def main() -> None:
         further,
         gateway,
         guard,
+        insights,
         keys,
         malware,
         metrics,
@@ -69,6 +70,7 @@ def main() -> None:
     workers.install()
     metrics.install(environments.install())
     alarms.install()
+    insights.install()
     capacity.install(metrics.count)
     bounds.install(log, lines, Path(LOG))
     queue = events.install()

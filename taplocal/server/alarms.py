@@ -1,5 +1,5 @@
 """Alarms: evaluated with their metric's dimensions, period by period, or by metric math, and not
-heard while another one suppresses them. MiniStack ignores all three."""
+heard while another one suppresses them or a rule mutes them. MiniStack ignores all four."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from ministack.services import cloudwatch
 
+from taplocal.server import mutes
 from taplocal.server.expressions import Value, value_of
 from taplocal.server.metrics import measure_queues
 from taplocal.server.timing import EVALUATION_SECONDS, minute_of
@@ -27,7 +28,7 @@ MISSING = {"breaching": True, "notBreaching": False}
 IGNORING = "AWS/DynamoDB"
 FURTHER = 0.5  # times as many periods are looked at, besides, if several count
 
-#: Composite alarm -> the transition that waits for its suppressor, and until when at least.
+#: Alarm -> the transition that waits for its suppressor or mute rule, and until when at least.
 _held = type(cloudwatch._alarms)()
 
 
@@ -128,12 +129,12 @@ def remember_all() -> None:
 
 
 def suppress() -> None:
-    """Holds the actions of a composite alarm back while its suppressor is in ALARM, and a while
-    before and after; what has changed meanwhile is not said."""
+    """Holds actions back: of a composite alarm while its suppressor is in ALARM, and a while before
+    and after; of any while it is muted. What has changed back meanwhile is not said."""
     dispatch, evaluate_all = cloudwatch._dispatch_alarm_actions, cloudwatch._evaluate_all_alarms
 
     def dispatched(alarm: dict[str, Any], *states: str) -> None:
-        if not alarm.get("ActionsSuppressor"):
+        if not alarm.get("ActionsSuppressor") and not mutes.is_muted(alarm):
             dispatch(alarm, *states)
             return
         _held[alarm["AlarmName"]] = (states, time.time() + waiting(alarm, "Wait"))
@@ -147,14 +148,16 @@ def suppress() -> None:
 
 
 def waiting(alarm: Mapping[str, Any], which: str) -> float:
-    """Seconds that a suppressed alarm waits here: for its suppressor, or after it."""
-    return float(alarm[f"ActionsSuppressor{which}Period"]) / 60 * minute_of("")
+    """Seconds that an alarm waits here: for its suppressor, or after it; 0 without one."""
+    return float(alarm.get(f"ActionsSuppressor{which}Period", 0)) / 60 * minute_of("")
 
 
 def due() -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
     """The alarms whose last transition is not held back any more, and still holds."""
     for name, (states, until) in list(_held.items()):
-        alarm = cloudwatch._composite_alarms.get(name, {})
+        alarm = cloudwatch._alarms.get(name) or cloudwatch._composite_alarms.get(name, {})
+        if alarm and mutes.is_muted(alarm):
+            continue
         suppressor = cloudwatch._alarms.get(alarm.get("ActionsSuppressor"), {})
         if suppressor.get("StateValue") == "ALARM":
             _held[name] = (states, time.time() + waiting(alarm, "Extension"))
@@ -180,3 +183,4 @@ def install() -> None:
     cloudwatch._describe_alarms = described
     remember_all()
     suppress()
+    mutes.install()

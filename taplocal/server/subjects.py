@@ -48,6 +48,8 @@ RESOURCES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("DeleteAlarms", "AlarmNames", "cloudwatch:{here}:alarm:{}"),
         ("*Dashboard", "DashboardName", "cloudwatch::{account}:dashboard/{}"),
         ("DeleteDashboards", "DashboardNames", "cloudwatch::{account}:dashboard/{}"),
+        ("PutAlarmMuteRule", "Name", "cloudwatch:{here}:alarm-mute-rule:{}"),
+        ("*AlarmMuteRule", "AlarmMuteRuleName", "cloudwatch:{here}:alarm-mute-rule:{}"),
     ),
     "dynamodb": (("*agResource", "ResourceArn", "{}"),),
     "ec2": (

@@ -139,3 +139,25 @@ def test_pages_arrive_also_while_the_key_of_all_data_is_disabled(watched: Sessio
         assert not tickets(alarms[1])
     finally:
         kms.enable_key(KeyId=watched.outputs["key_arn"])
+
+
+def test_a_muted_alarm_is_heard_after_its_rule_if_it_still_holds(watched: Session) -> None:
+    metrics, heard = watched.cloud.client("cloudwatch"), subscribed(watched, "alerts_topic_arn")
+    muted, other = "tap-stack-api-errors-dev", "tap-stack-api-throttles-dev"
+    schedule = {"Expression": f"at({datetime.now(UTC):%Y-%m-%dT%H:%M})", "Duration": "PT1H"}
+    metrics.put_alarm_mute_rule(
+        Name="maintenance", Rule={"Schedule": schedule}, MuteTargets={"AlarmNames": [muted]}
+    )
+    function = {"Name": "FunctionName", "Value": API}
+    live = {"Name": "Resource", "Value": f"{API}:live"}
+    data = [
+        {"MetricName": "Errors", "Dimensions": [function, live], "Value": 9},
+        {"MetricName": "Throttles", "Dimensions": [function], "Value": 9},
+    ]
+    metrics.put_metric_data(Namespace="AWS/Lambda", MetricData=data)
+    eventually(lambda: heard(other))
+    assert not heard(muted)
+    found = metrics.describe_alarms(AlarmNames=[muted])["MetricAlarms"]
+    assert [each["StateValue"] for each in found] == ["ALARM"]
+    metrics.delete_alarm_mute_rule(AlarmMuteRuleName="maintenance")
+    eventually(lambda: heard(muted))
