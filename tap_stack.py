@@ -1193,9 +1193,9 @@ def lines(namespace: str, dimensions: Dimensions, *metrics: str) -> list[Any]:
 
 
 def certificate_alarm(key: str, arn: Input[str]) -> list[Alarm]:
-    """ACM renews a certificate 60 days before its end, if its DNS records are still there."""
+    """ACM renews a certificate 45 days before its end or sooner, if its DNS records are there."""
     metric, of, day = "AWS/CertificateManager/DaysToExpiry", {"CertificateArn": arn}, 86_400
-    row = Alarm(key, metric, of, below=45, statistic="Minimum", period=day)
+    row = Alarm(key, metric, of, below=30, statistic="Minimum", period=day)
     return [] if arn == "" else [row]  # an Output has no truth
 
 
@@ -2258,6 +2258,11 @@ class Rollout(pulumi.dynamic.Resource, module="tap", name="Rollout"):
 TABLE_KEY_USE = "Decrypt DescribeKey Encrypt GenerateDataKey ReEncryptFrom ReEncryptTo".split()
 
 
+#: A minute whose metric is late is one of zeros (`measured`), so that the newest says nothing
+#: (CloudWatch, "Using metric math", FILL).
+LATE: Mapping[str, Any] = {"datapoints": (1, 5)}
+
+
 def index(
     name: str, partition_key: str, sort_key: str, **capacity: int
 ) -> aws.dynamodb.TableGlobalSecondaryIndexArgsDict:
@@ -2283,8 +2288,9 @@ def throttle_alarms(key: str, table: aws.dynamodb.Table, indexes: Iterable[str])
     for index_name in indexes:
         of_index = {**of_table, "GlobalSecondaryIndexName": index_name}
         dimensions[f"{key}-{_slug(index_name)}"] = of_index
+    throttles = "AWS/DynamoDB/{}ThrottleEvents"
     return [
-        Alarm(f"{each}-{kind.lower()}-throttles", f"AWS/DynamoDB/{kind}ThrottleEvents", of, above=0)
+        Alarm(f"{each}-{kind.lower()}-throttles", throttles.format(kind), of, above=0, **LATE)
         for each, of in dimensions.items()
         for kind in ("Read", "Write")
     ]
@@ -5531,7 +5537,8 @@ class FilePipeline(Component):
 
     def alarms(self) -> list[Alarm]:
         """Alarms of the function, throttles and consumed capacity of the table."""
-        table, limit = {"TableName": self.table.name}, 0.8 * self.args.files_table_capacity * 60
+        most = self.args.files_table_capacity * self.args.files_table_scaling
+        table, limit = {"TableName": self.table.name}, 0.8 * most * 60
         consumed = "AWS/DynamoDB/Consumed{}CapacityUnits"
         failed, pipes = "AWS/EventBridge/Pipes/ExecutionFailed", self.pipes.items()
         environment = {"Environment": self.args.environment_suffix}
@@ -5540,8 +5547,8 @@ class FilePipeline(Component):
         return [
             *self.function.alarms(),
             *throttle_alarms("files", self.table, FILE_INDEXES),
-            Alarm("files-read-capacity", consumed.format("Read"), table, above=limit),
-            Alarm("files-write-capacity", consumed.format("Write"), table, above=limit),
+            Alarm("files-read-capacity", consumed.format("Read"), table, above=limit, **LATE),
+            Alarm("files-write-capacity", consumed.format("Write"), table, above=limit, **LATE),
             *(Alarm(f"files-{x}-events", failed, {"PipeName": y.name}, above=0) for x, y in pipes),
             *(
                 Alarm(f"files-{x.lower()}", f"{self.args.project}/Files{x}", environment, above=0)
@@ -6190,8 +6197,18 @@ DATABASE_PARAMETERS = (
     ("password_encryption", "scram-sha-256", "immediate"),
 )
 DATABASE_NAME = "app"
-#: Megabytes of memory by size of the instance class, for the alarm at a tenth of it.
-MEMORY_MB = {"micro": 1_024, "small": 2_048, "medium": 4_096, "large": 8_192, "xlarge": 16_384}
+#: Gibibytes of memory by size of the instance class, from xlarge on that of so many of them; of
+#: families whose letter is here so many times as much (RDS, "DB instance classes").
+MEMORY_GIB = {"micro": 1, "small": 2, "medium": 4, "large": 8, "xlarge": 16}
+MEMORY_TIMES = {"r": 2, "x": 4}
+
+
+def memory_of(database_class: str) -> int:
+    """Bytes of memory of an instance class such as db.r7g.2xlarge."""
+    _, family, size = database_class.split(".")
+    count, _, _ = size.partition("xlarge")
+    gib = MEMORY_GIB.get(size) or 16 * int(count if count.isdigit() else 1)
+    return gib * MEMORY_TIMES.get(family[0], 1) * 2**30
 
 
 class Database(Component):
@@ -6346,10 +6363,10 @@ class Database(Component):
     def alarms(self) -> list[Alarm]:
         """A database that is busy, full or slow; no snapshot for 26 hours."""
         args, of = self.args, {"DBInstanceIdentifier": self.instance.identifier}
-        memory = MEMORY_MB.get(args.database_class.rpartition(".")[2], 16_384) * 1_000_000
-        storage = args.database_gb * 1_000_000_000
-        # RDS's own default for max_connections: memory in bytes / 9,531,392.
-        connections = 0.8 * memory / 9_531_392
+        memory, storage = memory_of(args.database_class), args.database_gb * 1_000_000_000
+        # RDS's default for max_connections: LEAST(DBInstanceClassMemory / 9531392, 5000), of which
+        # the first is what it leaves of the memory. A micro has about 80.
+        connections = 0.8 * min((memory - 300_000_000) / 9_531_392, 5_000)
         quarter_hour: dict[str, Any] = {"statistic": "Average", "period": 300, "datapoints": (3, 3)}
         here = {"Environment": args.environment_suffix}
         hours: Any = {"period": 3600, "datapoints": (26, 26), "treat_missing_data": "missing"}
@@ -6360,7 +6377,7 @@ class Database(Component):
         return [
             row("cpu", "CPUUtilization", above=80),
             row("storage", "FreeStorageSpace", below=0.15 * storage),
-            row("memory", "FreeableMemory", below=0.1 * memory),
+            row("memory", "FreeableMemory", below=0.05 * memory),
             row("connections", "DatabaseConnections", above=round(connections)),
             row("latency", "WriteLatency", above=0.1),
             row("read-latency", "ReadLatency", above=0.1),

@@ -16,9 +16,12 @@ from typing import Any
 from ministack.core.responses import get_account_id, get_region
 from ministack.services import dynamodb
 
+from taplocal.server.timing import MINUTE_SECONDS
+
 READS = {"BatchGetItem", "GetItem", "Query", "Scan", "TransactGetItems"}
 WRITES = {"BatchWriteItem", "DeleteItem", "PutItem", "TransactWriteItems", "UpdateItem"}
 BURST_SECONDS = 300
+PACE = 60 / MINUTE_SECONDS  # of units, as of the metrics that count them
 MESSAGE = (
     "The level of configured provisioned throughput for the table was exceeded. "
     "Consider increasing your provisioning level with the UpdateTable API."
@@ -93,7 +96,7 @@ class Capacity:
             for index in [*indexes, *([""] if kind == "Write" or not indexes else [])]:
                 rate = rate_of(table, index, kind)
                 most = rate * BURST_SECONDS
-                if rate and self._bucket((name, index), kind, rate).fill(rate, most) <= 0:
+                if rate and self._bucket((name, index), kind, rate).fill(rate * PACE, most) <= 0:
                     yield name, index
 
     def _take(self, consumed: Mapping[str, Any], kind: str) -> None:

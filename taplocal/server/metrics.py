@@ -23,31 +23,35 @@ from taplocal.server.releases import qualifier_of_call
 
 
 def count(namespace: str, dimensions: Mapping[str, str], **values: float) -> None:
-    """Adds values to metrics when they are due."""
-    if not timing.DELAY_SECONDS:
+    """Adds values to metrics when they are due, as of now."""
+    now, delay = time.time(), timing.delay_of(namespace)
+    if not delay:
         record(namespace, dimensions, values)
         return
     context = contextvars.copy_context()
-    threading.Timer(
-        timing.DELAY_SECONDS, context.run, (record, namespace, dimensions, values)
-    ).start()
+    late = context.run, (record, namespace, dimensions, values, 1, now)
+    threading.Timer(delay, *late).start()
 
 
 def record(
-    namespace: str, dimensions: Mapping[str, str], values: Mapping[str, float], times: int = 1
+    namespace: str,
+    dimensions: Mapping[str, str],
+    values: Mapping[str, float],
+    times: int = 1,
+    at: float | None = None,
 ) -> None:
-    """Adds values to metrics; equal values within a second are one data point with a count."""
-    since = time.time() - 1
+    """Adds values of a time, which is now; equal ones within a second are one with a count."""
+    at = time.time() if at is None else at
     for metric, value in values.items():
         key = (namespace, metric, cloudwatch._dims_key(dict(dimensions)))
         points = cloudwatch._metric_bucket(key)
-        recent = itertools.takewhile(lambda each: each["Timestamp"] > since, reversed(points))
+        recent = itertools.takewhile(lambda each: each["Timestamp"] > at - 1, reversed(points))
         same = next((each for each in recent if each["Value"] == value), None)
         if same:
             same["Count"] = same.get("Count", 1) + times
         else:
             cloudwatch.record_metric(namespace, metric, value, "None", dict(dimensions))
-            points[-1]["Count"] = times
+            points[-1].update(Count=times, Timestamp=at)
 
 
 def measure_functions(environments: Environments) -> None:

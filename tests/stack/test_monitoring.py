@@ -151,6 +151,37 @@ def test_an_alarm_of_dynamodb_fills_its_gaps(graph: Graph) -> None:
     assert len(tables) == 2 * (3 + 4) + 2
     for each in tables:
         assert each["metricQueries"][-1]["expression"] == "FILL(metric, 0)"
+        assert (each["datapointsToAlarm"], each["evaluationPeriods"]) == (1, 5)  # they come late
+
+
+def test_the_alarm_of_capacity_is_on_what_the_table_may_scale_to() -> None:
+    for scaling in (1, 4):
+        graph = graph_of("prod", files_table_capacity="50", files_table_scaling=str(scaling))
+        alarm = graph.one("MetricAlarm", "monitoring-files-read-capacity")
+        assert alarm.inputs["threshold"] == 0.8 * 50 * scaling * 60
+
+
+@pytest.mark.parametrize(
+    ("database_class", "gibibytes", "connections"),
+    [
+        ("db.t4g.micro", 1, 65),  # of about 80
+        ("db.t4g.small", 2, 155),
+        ("db.m7g.large", 8, 696),
+        ("db.m7g.xlarge", 16, 1_417),
+        ("db.r7g.large", 16, 1_417),
+        ("db.r7g.2xlarge", 64, 4_000),  # of 5,000, the most
+        ("db.x2g.large", 32, 2_859),
+    ],
+)
+def test_the_alarms_of_the_database_are_those_of_its_class(
+    database_class: str, gibibytes: int, connections: int
+) -> None:
+    graph = graph_of("dev", database_class=database_class)
+    limits = {
+        key: graph.one("MetricAlarm", f"monitoring-database-{key}").inputs["threshold"]
+        for key in ("memory", "connections")
+    }
+    assert limits == {"memory": 0.05 * gibibytes * 2**30, "connections": connections}
 
 
 @pytest.mark.parametrize("env", ["staging", "prod"])
