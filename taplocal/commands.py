@@ -194,7 +194,7 @@ def aws(
     command = shutil.which("aws")
     if not command:
         raise TapLocalError(
-            "the AWS CLI is not installed: `pip install awscli`, or see docs.aws.amazon.com/cli"
+            "the AWS CLI is not installed: get its version 2, see docs.aws.amazon.com/cli"
         )
     found = _variables(env, program, data)
     # Version 1 of the CLI heeds no variable for SQS and RDS: it has addresses of its own for them.

@@ -81,7 +81,6 @@ FOREIGN = {
     "Idempotency-Key": "HTTP",
     "toJSON(needs)": "a workflow's expression",
     "work_mem": "PostgreSQL",
-    "Task timed out": "Lambda",
     "requestPayload": "Lambda's record of a failed event",
     "responsePayload": "Lambda's record of a failed event",
     "vX.Y.Z": "Semantic Versioning",
