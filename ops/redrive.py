@@ -68,19 +68,31 @@ def redrive(
     """Invokes the function's alias `live` with each event, deletes its message and yields it.
 
     Ends when the queue is empty, or after as many messages as it had at the start. An event that
-    fails again, a message that Lambda did not write, and all messages of a dry run stay in the
-    queue and are visible when this ends, however it does. Raises botocore's errors.
+    fails is tried once more after the others, if one of those succeeded: a scan needs the upload of
+    its version, which may come after it. One that fails again, a message that Lambda did not write,
+    and all messages of a dry run stay in the queue and are visible when this ends, however it does.
+    Raises botocore's errors.
     """
     hidden: dict[str, str] = {}  # id -> newest receipt, of what was received and is in the queue
-    pace = Pace()
+    pace, failed, helped = Pace(), list[Letter](), False
+
+    def tried(letter: Letter) -> Letter:
+        error = deliver(functions, function, letter.event, pace)
+        if not error:
+            sqs.delete_message(QueueUrl=queue_url, ReceiptHandle=hidden.pop(letter.id))
+        return replace(letter, error=error)
+
     try:
         for letter in receive(sqs, queue_url, hidden):
-            if letter.event is not None and not dry_run:
-                error = deliver(functions, function, letter.event, pace)
-                letter = replace(letter, error=error)
-                if not error:
-                    sqs.delete_message(QueueUrl=queue_url, ReceiptHandle=hidden.pop(letter.id))
-            yield letter
+            if letter.event is None or dry_run:
+                yield letter
+            elif (done := tried(letter)).error:
+                failed.append(done)
+            else:
+                helped = True
+                yield done
+        for letter in failed:
+            yield tried(letter) if helped else letter
     finally:
         for receipt in hidden.values():
             sqs.change_message_visibility(

@@ -119,12 +119,27 @@ def test_it_slows_down_while_the_function_is_throttled_and_the_letter_is_not_giv
 def test_a_letter_that_fails_again_stays_once_with_its_error_and_slows_it_down(
     pauses: list[float],
 ) -> None:
-    queue, function = Queue(*map(letter, range(3))), Function(None, "1 of 1 records: ann/1: poison")
+    poison = "1 of 1 records: ann/1: poison"
+    queue, function = Queue(*map(letter, range(3))), Function(None, poison, None, poison)
     done = run(queue, function)
-    assert describe(done[1]) == '"ann/1": 1 of 1 records: ann/1: poison'
+    assert [each.number for each in done] == [1, 3, 2]
+    assert describe(done[2]) == f'"ann/1": {poison}'
     assert queue.messages == {"1": letter(1)}
     assert queue.hidden == set()
-    assert pauses == [0, 0, 0.5]
+    assert pauses == [0, 0, 0.5, 0]
+
+
+def test_a_letter_that_needs_a_later_one_is_redriven_after_it(pauses: list[float]) -> None:
+    queue, function = Queue(*map(letter, range(3))), Function("its upload is not recorded")
+    assert [each.error for each in run(queue, function)] == ["", "", ""]
+    assert function.events == [0, 1, 2, 0]
+    assert queue.messages == {}
+
+
+def test_nothing_is_tried_twice_while_nothing_succeeds(pauses: list[float]) -> None:
+    queue, function = Queue(*map(letter, range(2))), Function("no", "no")
+    assert [each.error for each in run(queue, function)] == ["no", "no"]
+    assert function.events == [0, 1]
 
 
 def test_what_lambda_did_not_write_stays(pauses: list[float]) -> None:
@@ -163,13 +178,13 @@ def test_one_that_is_left_early_releases_what_it_received(pauses: list[float]) -
 
 
 def test_a_message_that_comes_back_meanwhile_is_not_redriven_twice(pauses: list[float]) -> None:
-    queue, function = Queue(*map(letter, range(12))), Function("poison")
+    queue, function = Queue(*map(letter, range(12))), Function("poison", *[None] * 11, "poison")
     letters = redrive(queue, function, "url", "files")
     next(letters)
     queue.hidden.discard("0")  # its time was over
     for _ in letters:
         pass
-    assert function.events == list(range(12))
+    assert function.events == [*range(12), 0]  # what failed again, once more
     assert queue.messages == {"0": letter(0)}
     assert queue.hidden == set()
 
