@@ -440,8 +440,9 @@ def size(document: Document) -> int:
 
 def _state(stack: Stack, bucket: str, key: str, writes: bool) -> list[Statement]:
     """Pulumi's state of these stacks: objects and key, not the bucket's or key's own settings."""
+    ends = (".json*", ".pulumi-tags", "/*")
     own = [f"{bucket}/.pulumi/{each}" for each in
-           ("meta.yaml", f"*/{stack.environment}.json*", f"*/{stack.environment}/*")]  # fmt: skip
+           ("meta.yaml", *(f"*/{stack.environment}{end}" for end in ends))]  # fmt: skip
     objects = ["s3:GetObject", *(["s3:DeleteObject", "s3:PutObject"] if writes else [])]
     uses = ["kms:Decrypt", *(["kms:Encrypt", "kms:GenerateDataKey"] if writes else [])]
     return [
