@@ -440,13 +440,14 @@ def size(document: Document) -> int:
 
 def _state(stack: Stack, bucket: str, key: str, writes: bool) -> list[Statement]:
     """Pulumi's state of these stacks: objects and key, not the bucket's or key's own settings."""
-    ends = (".json*", ".pulumi-tags", "/*")
-    own = [f"{bucket}/.pulumi/{each}" for each in
-           ("meta.yaml", *(f"*/{stack.environment}{end}" for end in ends))]  # fmt: skip
+    own = [f"{bucket}/.pulumi/*/{stack.environment}{end}" for end in
+           (".json*", ".pulumi-tags", "/*")]  # fmt: skip
     objects = ["s3:GetObject", *(["s3:DeleteObject", "s3:PutObject"] if writes else [])]
     uses = ["kms:Decrypt", *(["kms:Encrypt", "kms:GenerateDataKey"] if writes else [])]
     return [
         _statement("Allow", ["s3:ListBucket"], [bucket]),
+        # All environments have one: the first login writes it, and nobody changes it.
+        _statement("Allow", ["s3:GetObject"], [f"{bucket}/.pulumi/meta.yaml"]),
         _statement("Allow", objects, own),
         _statement("Allow", uses, [key]),
         _statement("Deny", ["s3:ListBucket", *objects], [bucket, f"{bucket}/*"], deny_others=True),
