@@ -32,6 +32,8 @@ LINKED = (
 )  # fmt: skip
 #: Services that use the stack's key with the deployer's rights.
 KEY_USERS = ("dynamodb", "lambda", "rds", "scheduler", "secretsmanager", "ssm")
+#: Operations of EC2 that tag what they make.
+MAKERS = ("Allocate*", "Authorize*", "Create*", "Run*")
 #: What loses data for good. Nobody deploys it away where the data is protected.
 STATEFUL = (
     "cognito-idp:DeleteUserPool", "dynamodb:DeleteTable", "kms:ScheduleKeyDeletion",
@@ -96,7 +98,7 @@ class Stack(NamedTuple):
             "ours or untagged": {"StringLikeIfExists": ours},
             "new": {"StringLike": new},
             "new in region": {"StringEquals": here, "StringLike": new},
-            "created": {"StringLike": {"ec2:CreateAction": ["Allocate*", "Create*", "Run*"]}},
+            "created": {"StringLike": {"ec2:CreateAction": list(MAKERS)}},
             "launched": {"ArnLike": {"ec2:LaunchTemplate": template}},
             "granted": {"StringLike": ours, "Bool": {"kms:GrantIsForAWSResource": "true"}},
             "used": {"StringLike": {**ours, "kms:ViaService": users}},
