@@ -203,7 +203,10 @@ PLACES: dict[str, tuple[Place, ...]] = {
     "ec2:CreateRoute": (Place(_EC2, "ours"),),
     "ec2:Create*": _ours_or_new(_EC2),
     "ec2:AllocateAddress": _ours_or_new(_EC2),
-    "ec2:AuthorizeSecurityGroup*": _ours_or_new(_EC2),
+    "ec2:AuthorizeSecurityGroup*": (
+        Place("ec2:{here}:security-group/*", "ours"),
+        Place("ec2:{here}:security-group-rule/*", "new"),
+    ),
     "ec2:*": (Place(_EC2, "ours"),),
     "elasticloadbalancing:Describe*": (_ANYWHERE,),
     "elasticloadbalancing:SetWebAcl": (_ANYWHERE,),

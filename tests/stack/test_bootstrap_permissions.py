@@ -438,6 +438,7 @@ REQUESTS: list[tuple[str, str, str, dict[str, str], bool]] = [
     ("dev", "ec2:CreateTags", f"arn:aws:ec2:{HERE}:security-group-rule/r", {"ec2:CreateAction": "AuthorizeSecurityGroupIngress"}, True),
     ("dev", "ec2:AuthorizeSecurityGroupIngress", f"arn:aws:ec2:{HERE}:security-group-rule/r", NEW, True),
     ("dev", "ec2:AuthorizeSecurityGroupIngress", f"arn:aws:ec2:{HERE}:security-group/g", {**OURS, **NEW}, True),
+    ("dev", "ec2:AuthorizeSecurityGroupIngress", f"arn:aws:ec2:{HERE}:security-group/g", NEW, False),
     ("dev", "ec2:DescribeVpcs", "*", {"aws:RequestedRegion": REGION}, True),
     ("dev", "ec2:DescribeVpcs", "*", {"aws:RequestedRegion": "us-east-2"}, False),
     ("dev", "ec2:RunInstances", f"arn:aws:ec2:{HERE}:instance/i", {}, False),
