@@ -247,6 +247,8 @@ PLACES: dict[str, tuple[Place, ...]] = {
     "logs:DescribeLogGroups": (_ANYWHERE,),
     "logs:*": (Place(_LOGS),),
     "pipes:*": (Place("pipes:{here}:pipe/{name}"),),
+    # The provider's id of a database is DbiResourceId, which RDS takes as a filter of all.
+    "rds:DescribeDBInstances": (Place("rds:{here}:db:*"),),
     "rds:*": (
         Place(" ".join(f"rds:{{here}}:{each}" for each in
                        ("db:{name}", "es:{name}", "og:default:*", "pg:{name}",

@@ -315,7 +315,7 @@ def test_each_name_that_the_program_gives_is_covered_in_its_environment_alone(ki
                 STACK._replace(environment=other).arn(resource)
                 for place in places
                 for resource in place.resources.split()
-                if resource != "*" and not resource.endswith(("alarm:*", "TargetTracking-*"))
+                if resource != "*" and not resource.endswith((":db:*", "TargetTracking-*"))
             ]
             for other in ENVIRONMENTS
         }
@@ -427,6 +427,8 @@ REQUESTS: list[tuple[str, str, str, dict[str, str], bool]] = [
     ("prod", "s3:DeleteObject", f"{BUCKET}prod-{ACCOUNT}/a", {}, False),
     ("prod", "s3:DeleteBucket", f"{BUCKET}prod-{ACCOUNT}", {}, False),
     ("dev", "s3:GetObject", f"{BUCKET}dev-{ACCOUNT}/a", {}, False),
+    *((x, "rds:DescribeDBInstances", f"arn:aws:rds:{HERE}:db:*", {}, True) for x in ("dev", "plan")),
+    ("dev", "rds:ModifyDBInstance", f"arn:aws:rds:{HERE}:db:tap-stack-database-prod", {}, False),
     ("dev", "ec2:CreateVpc", f"arn:aws:ec2:{HERE}:vpc/v", NEW, True),
     ("dev", "ec2:CreateVpc", f"arn:aws:ec2:{HERE}:vpc/v", {}, False),
     ("dev", "ec2:DeleteVpc", f"arn:aws:ec2:{HERE}:vpc/v", OURS, True),
