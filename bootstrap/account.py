@@ -48,6 +48,7 @@ from tap_stack import (
 
 GITHUB = "token.actions.githubusercontent.com"
 SESSION_SECONDS = 3_600
+DEPLOY_SECONDS = 10_800  # fleets may take two hours: a refresh, and its rollback
 API_CALL = "AWS API Call via CloudTrail"
 #: Stands in policies for the ARN of the state's key, and is as long.
 STATE_KEY = f"arn:aws:kms:region-name-1:000000000000:key/{'0' * 36}"
@@ -179,6 +180,7 @@ class Access(Component):
                 f"{project}-{environment}-deploy",
                 deploy_statements(stack, **state, **limits),
                 claims,
+                DEPLOY_SECONDS,
             ),
         }
 
@@ -198,7 +200,9 @@ class Access(Component):
             for number, text in enumerate(texts)
         ]
 
-    def _role(self, name: str, statements: list[Statement], claim: str) -> Output[str]:
+    def _role(
+        self, name: str, statements: list[Statement], claim: str, seconds: int = SESSION_SECONDS
+    ) -> Output[str]:
         """ARN of a role that workflows assume whose token has this claim, and its policies."""
         token = {
             "Effect": "Allow",
@@ -216,7 +220,7 @@ class Access(Component):
             name=name,
             description=f"Workflows of {self.settings.repository}: {claim}",
             assume_role_policy=policy(token),
-            max_session_duration=SESSION_SECONDS,
+            max_session_duration=seconds,
         )
         for number, each in enumerate(self._policies(name, statements)):
             aws.iam.RolePolicyAttachment(

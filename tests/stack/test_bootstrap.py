@@ -59,6 +59,12 @@ def test_each_role_is_for_one_kind_of_workflow_of_one_repository() -> None:
     assert subjects() == expected
 
 
+def test_a_role_of_deployment_has_keys_for_three_hours_and_others_for_one() -> None:
+    for name, role in of("Role").items():
+        hours = 3 if name.endswith("-deploy") else 1
+        assert int(role["maxSessionDuration"]) == hours * 3600, name
+
+
 def test_subjects_have_the_ids_of_a_newer_repository() -> None:
     found = subjects(repository_ids="12/345", environments="dev")
     assert found["tap-stack-dev-deploy"] == "repo:acme@12/tap-stack@345:environment:dev"

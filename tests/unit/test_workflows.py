@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from bootstrap.account import BootstrapArgs
+from bootstrap.account import DEPLOY_SECONDS, SESSION_SECONDS, BootstrapArgs
+from tap_stack import REFRESH_SECONDS
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -71,6 +72,17 @@ def test_the_role_is_one_that_bootstrap_makes_for_each_environment(name: str) ->
     else:
         assert job["strategy"]["matrix"]["environment"] == environments
         assert "environment" not in job  # whose token would name it instead
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_the_keys_of_a_role_live_as_long_as_its_job(name: str) -> None:
+    for job in jobs(ROOT / f".github/workflows/{name}.yml").values():
+        for step in (x for x in job["steps"] if "configure-aws" in x.get("uses", "")):
+            asked = step["with"].get("role-duration-seconds", 3_600)  # the action's default
+            longest = DEPLOY_SECONDS if name == "deploy-one" else SESSION_SECONDS
+            assert job["timeout-minutes"] * 60 <= asked <= longest
+    if name == "deploy-one":  # a rollout, and another that takes it back
+        assert 2 * REFRESH_SECONDS < DEPLOY_SECONDS
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
