@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,31 @@ def test_what_is_found_is_an_output_and_fails_the_job_too(
     assert done.returncode == code
     name, *lines, end = written.read_text().splitlines()
     assert (name.partition("<<")[::2], lines) == ((output, end), ["| one |", "| two |"])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "code", "walked"),
+    [
+        (
+            '{"api_url": "https://api.tap.dev", "key_arn": "arn"}',
+            0,
+            "smoke URL=https://api.tap.dev",
+        ),
+        ('{"key_arn": "arn"}', 0, ""),  # a project without the system api
+        ("", 1, ""),
+    ],
+)
+def test_an_api_is_walked_through_if_there_is_one(
+    tmp_path: Path, outputs: str, code: int, walked: str
+) -> None:
+    step = jobs(ROOT / ".github/workflows/deploy-one.yml")["deploy"]["steps"][-1]
+    called = tmp_path / "called"
+    called.write_text("")
+    programs = {"make": f"echo $@ > {called}", "pulumi": f"echo '{outputs}'; exit {code}"}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    variables = {"PATH": path, "ENVIRONMENT": "dev"}
+    done = subprocess.run(["bash", "-e", "-c", step["run"]], env=variables, check=False)
+    assert (done.returncode, called.read_text().strip()) == (code, walked)
