@@ -93,6 +93,12 @@ def test_each_target_of_make_exists(path: Path) -> None:
         assert target in TARGETS
 
 
+def test_a_label_that_approves_a_cost_starts_the_preview_again() -> None:
+    text = yaml.safe_load((ROOT / ".github/workflows/preview.yml").read_text())
+    events = text[True]["pull_request"]  # YAML reads "on" as a truth value
+    assert events["types"] == ["opened", "synchronize", "reopened", "labeled"]
+
+
 def test_one_job_writes_what_the_others_found_and_installs_nothing() -> None:
     found = jobs(ROOT / ".github/workflows/preview.yml")
     comment = found["comment"]
