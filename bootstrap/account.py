@@ -118,7 +118,14 @@ class State(Component):
         context = self.aws_context
         root = Output.format("arn:{0}:iam::{1}:root", context.partition, context.account)
         publish = ("kms:Decrypt", "kms:GenerateDataKey")
-        services = ("budgets.amazonaws.com", "events.amazonaws.com")
+        topic = context.arn("sns", self.args.name("account"))
+        publishers: dict[str, Any] = {
+            "budgets.amazonaws.com": context.same_account,
+            # To the key of a topic EventBridge tells neither its account nor its rule.
+            "events.amazonaws.com": {
+                "StringEquals": {"kms:EncryptionContext:aws:sns:topicArn": topic}
+            },
+        }
         return aws.kms.Key(
             *self.child("key", protect=True, retain_on_delete=True),
             description=f"State and secrets of {self.args.project}, and what its account reports",
@@ -126,7 +133,7 @@ class State(Component):
             deletion_window_in_days=30,
             policy=policy(
                 {**allow(*KEY_USE, *KEY_MANAGEMENT, on="*"), "Principal": {"AWS": root}},
-                *(trust(x, *publish, on="*", when=context.same_account) for x in services),
+                *(trust(x, *publish, on="*", when=publishers[x]) for x in publishers),
             ),
         )
 
@@ -255,10 +262,11 @@ class Emergency(Component):
     def _topic_policy(self) -> aws.sns.TopicPolicy:
         topic, context = self.topic.arn, self.aws_context
         document = policy(
-            *(trust(f"{each}.amazonaws.com", "sns:Publish", on=topic, when=context.same_account)
-              for each in ("budgets", "events")),
+            trust("budgets.amazonaws.com", "sns:Publish", on=topic, when=context.same_account),
+            # EventBridge meets no condition in the policy of a topic.
+            trust("events.amazonaws.com", "sns:Publish", on=topic),
             tls_only("sns:Publish", topic),
-        )  # fmt: skip
+        )
         return aws.sns.TopicPolicy(*self.child("topic-policy"), arn=topic, policy=document)
 
     def _role(self) -> aws.iam.Role:

@@ -722,6 +722,7 @@ EXEMPTIONS = tuple(
         ("S3.11", "storage-assets-bucket", ALL, "nothing follows its objects"),
         ("S3.17", "*-logs-encryption", ALL, "the delivery of access logs requires SSE-S3"),
         ("S3.17", "files-uploads-encryption", ALL, "SSE-S3 costs nothing: docs/choices.md"),
+        ("SNS.4", "emergency-topic-policy", "dev prod", "EventBridge can meet no condition"),
         ("TAP.26", "access-*-deploy-*", "dev prod", "makes roles, none without its boundary"),
         ("TAP.30", "*-items-function", "dev", "`api_concurrency`: a new account has 10 in all"),
         ("TAP.30", "*-rotation-function", ALL, "runs once in 30 days; reserving takes from others"),

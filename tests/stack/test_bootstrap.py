@@ -13,7 +13,7 @@ from tap_stack import SettingsError
 from taplocal.errors import TapLocalError
 from taplocal.program import Registration, run
 from taplocal.project import Project
-from tests.stack.conftest import ROOT, Recorder, statements
+from tests.stack.conftest import ACCOUNT, REGION, ROOT, Recorder, statements
 
 GITHUB = "token.actions.githubusercontent.com"
 REPOSITORY = "acme/tap-stack"
@@ -115,8 +115,36 @@ def test_the_emergency_role_wants_a_second_factor_and_tells_everybody() -> None:
     assert pattern["detail"]["eventName"] == ["AssumeRole"]
     (arn,) = pattern["detail"]["requestParameters"]["roleArn"]
     assert "emergency" in arn
+    (target,) = of("EventTarget", **config).values()
+    (topic,) = of("TopicPolicy", **config).values()
+    assert target["arn"] == topic["arn"]
     (email,) = of("TopicSubscription", **config).values()
     assert email["endpoint"] == "ops@acme.io"
+
+
+def trusting(document: str, service: str) -> dict[str, Any]:
+    """The statement of a resource policy about a service."""
+    (found,) = (
+        each
+        for each in statements(document)
+        if each["Principal"].get("Service") == f"{service}.amazonaws.com"
+    )
+    return found
+
+
+def test_a_rule_publishes_to_the_encrypted_topic_without_conditions_that_it_cannot_meet() -> None:
+    """SNS, key management; EventBridge, resource-based policies."""
+    (topic,) = of("TopicPolicy").values()
+    assert "Condition" not in trusting(topic["policy"], "events")
+    (key,) = of("Key").values()
+    (name,) = of("Topic")
+    arn = f"arn:aws:sns:{REGION}:{ACCOUNT}:{name}"
+    assert trusting(key["policy"], "events")["Condition"] == {
+        "StringEquals": {"kms:EncryptionContext:aws:sns:topicArn": arn}
+    }
+    for document in (topic["policy"], key["policy"]):
+        condition = trusting(document, "budgets")["Condition"]
+        assert condition == {"StringEquals": {"aws:SourceAccount": ACCOUNT}}
 
 
 @pytest.mark.parametrize(
