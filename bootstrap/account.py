@@ -280,6 +280,8 @@ class Emergency(Component):
             "Condition": {
                 "Bool": {"aws:MultiFactorAuthPresent": "true"},
                 "NumericLessThan": {"aws:MultiFactorAuthAge": str(SESSION_SECONDS)},
+                # CloudTrail tells of it in the region that is asked, and the rule is in one.
+                "StringEquals": {"aws:RequestedRegion": context.region},
             },
         }
         role = aws.iam.Role(

@@ -108,6 +108,7 @@ def test_the_emergency_role_wants_a_second_factor_and_tells_everybody() -> None:
     assert trusted["Condition"] == {
         "Bool": {"aws:MultiFactorAuthPresent": "true"},
         "NumericLessThan": {"aws:MultiFactorAuthAge": "3600"},
+        "StringEquals": {"aws:RequestedRegion": REGION},
     }
     assert int(role["maxSessionDuration"]) == 3600
     (rule,) = of("EventRule", **config).values()

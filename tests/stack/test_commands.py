@@ -53,7 +53,7 @@ PULUMI = {
 EVERYWHERE = {"--stack", "--cwd", "--non-interactive", "--help"}
 #: What the AWS CLI has beside an operation's own members, and commands of its own with theirs:
 #: "AWS CLI command reference", version 2.
-OF_THE_CLI = {"query", "cli-binary-format", "output", "max-items"}
+OF_THE_CLI = {"query", "cli-binary-format", "output", "max-items", "region"}
 RENAMED = {"sns subscribe": {"endpoint": "notification-endpoint"}}
 OF_NO_OPERATION = {
     "ec2-instance-connect ssh": {"--instance-id"},
