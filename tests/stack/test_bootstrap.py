@@ -17,6 +17,7 @@ from tests.stack.conftest import ACCOUNT, REGION, ROOT, Recorder, statements
 
 GITHUB = "token.actions.githubusercontent.com"
 REPOSITORY = "acme/tap-stack"
+DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
 
 
 @functools.cache
@@ -121,6 +122,11 @@ def test_the_emergency_role_wants_a_second_factor_and_tells_everybody() -> None:
     assert target["arn"] == topic["arn"]
     (email,) = of("TopicSubscription", **config).values()
     assert email["endpoint"] == "ops@acme.io"
+
+
+def test_who_needs_the_emergency_role_finds_its_name_in_the_document() -> None:
+    (name,) = (each for each in of("Role") if "emergency" in each)
+    assert f"--role-arn arn:aws:iam::<account>:role/{name} " in DEPLOY
 
 
 def trusting(document: str, service: str) -> dict[str, Any]:
