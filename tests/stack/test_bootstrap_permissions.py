@@ -340,6 +340,17 @@ def test_the_services_that_get_a_role_are_those_that_the_roles_trust() -> None:
     assert trusted | {"autoscaling"} == set(permissions.PASSED_TO)
 
 
+@pytest.mark.parametrize(("secrets", "more"), [(False, set()), (True, {"kms:Decrypt"})])
+def test_the_roles_of_previews_and_of_drift_only_read(secrets: bool, more: set[str]) -> None:
+    granted = {
+        action
+        for each in permissions.plan_statements(STACK, **STATE, secrets=secrets)
+        if each["Effect"] == "Allow" and each["Resource"] != [STATE["state_key"]]
+        for action in each["Action"]
+    }
+    assert {x for x in granted if privilege(x)["access_level"] not in ("List", "Read")} == more
+
+
 # === Roles of the stack ===========================================================================
 
 
