@@ -369,18 +369,12 @@ def deploy_statements(
     tier's, as in `tier_of(environment) == "prod"`. Costs nothing.
     """
     actions = every_action() - set(STATEFUL if protected else ())
-    foreign = {
-        "StringNotEquals": {"aws:ResourceTag/Environment": stack.environment},
-        "Null": {"aws:ResourceTag/Environment": "false"},
-    }
-    not_ours = [state_key, *map(stack.arn, ("ec2:{region}::image/*", "ec2:{region}::snapshot/*"))]
     return [
         *allowed(actions, stack, boundary),
         *_state(stack, state_bucket, state_key, writes=True),
         _statement("Deny", ["iam:*"], [boundary, *guarded]),
         _statement("Deny", ["iam:DeleteRolePermissionsBoundary"], ["*"]),
-        # What others tagged is theirs, also where a name or an id would fit.
-        _statement("Deny", ["*"], not_ours, foreign, resource="NotResource"),
+        _others(stack, state_key),
         *(
             [_statement("Deny", list(STATEFUL), [f"{state_bucket}/*"], resource="NotResource")]
             if protected
@@ -419,6 +413,7 @@ def boundary_statements(stack: Stack, *, state_bucket: str, state_key: str) -> l
         *allowed(role_actions(), stack, places=ROLE_PLACES),
         _statement("Deny", ["iam:*", "organizations:*", "sts:AssumeRole"], ["*"]),
         _statement("Deny", ["*"], [state_bucket, f"{state_bucket}/*", state_key]),
+        _others(stack, state_key),
     ]
 
 
@@ -443,6 +438,16 @@ def documents(statements: Sequence[Statement]) -> list[Document]:
 def size(document: Document) -> int:
     """The characters of a document, as IAM counts them: without white space."""
     return len(json.dumps(document, separators=(",", ":")))
+
+
+def _others(stack: Stack, state_key: str) -> Statement:
+    """What another environment tagged is its own, also where a name or an id would fit."""
+    foreign = {
+        "StringNotEquals": {"aws:ResourceTag/Environment": stack.environment},
+        "Null": {"aws:ResourceTag/Environment": "false"},
+    }
+    free = [state_key, *map(stack.arn, ("ec2:{region}::image/*", "ec2:{region}::snapshot/*"))]
+    return _statement("Deny", ["*"], free, foreign, resource="NotResource")
 
 
 def _state(stack: Stack, bucket: str, key: str, writes: bool) -> list[Statement]:

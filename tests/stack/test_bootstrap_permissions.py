@@ -483,11 +483,16 @@ REQUESTS: list[tuple[str, str, str, dict[str, str], bool]] = [
     ("plan", "kms:Decrypt", f"arn:aws:kms:{HERE}:key/k", {**OURS, "kms:ViaService": f"ssm.{REGION}.amazonaws.com"}, False),
     ("plan", "ssm:GetParameter", f"arn:aws:ssm:{HERE}:parameter/tap-stack/prod/paging-key", {}, False),
     ("plan", "secretsmanager:GetSecretValue", f"arn:aws:secretsmanager:{HERE}:secret:rds!db-1", {}, False),
-    ("role", "dynamodb:PutItem", f"{TABLE}prod", {}, True),
-    ("role", "dynamodb:DeleteTable", f"{TABLE}prod", {}, False),
+    ("role", "dynamodb:PutItem", f"{TABLE}dev", {}, True),
+    ("role", "dynamodb:PutItem", f"{TABLE}prod", {}, False),
+    ("role", "dynamodb:DeleteTable", f"{TABLE}dev", {}, False),
     ("role", "iam:CreateRole", ROLE, BOUND, False),
     ("role", "sts:AssumeRole", DEPLOYER, {}, False),
-    ("role", "s3:GetObject", f"{STATE['state_bucket']}/.pulumi/stacks/tap-stack/prod.json", {}, False),
+    ("role", "s3:GetObject", f"{STATE['state_bucket']}/.pulumi/stacks/tap-stack/dev.json", {}, False),
+    ("role", "ec2:ReplaceRoute", f"arn:aws:ec2:{HERE}:route-table/r", OURS, True),
+    ("role", "ec2:ReplaceRoute", f"arn:aws:ec2:{HERE}:route-table/r", THEIRS, False),
+    ("role", "cognito-idp:DescribeUserPoolClient", f"arn:aws:cognito-idp:{HERE}:userpool/u", OURS, True),
+    ("role", "cognito-idp:DescribeUserPoolClient", f"arn:aws:cognito-idp:{HERE}:userpool/u", THEIRS, False),
 ]  # fmt: skip
 
 
@@ -497,7 +502,7 @@ def of_role(role: str) -> list[dict[str, Any]]:
     if role == "plan":
         return permissions.plan_statements(every, **STATE)
     if role == "role":
-        return permissions.boundary_statements(every, **STATE)
+        return permissions.boundary_statements(STACK, **STATE)
     return deploy(role)
 
 
