@@ -122,6 +122,12 @@ _LOGS = " ".join(
     for name in ("/{name}", "/aws/*/{name}", "/aws/rds/instance/{name}/*")
     for end in ("", ":*")
 )
+#: Alarms that fleets, tables, their indexes and functions get with target tracking.
+_TRACKED = " ".join(
+    f"cloudwatch:{{here}}:alarm:TargetTracking-{each}"
+    for each in ("{name}-Alarm*", "table/{name}-Alarm*", "table/{name}-Provisioned*",
+                 "table/{name}/index/*", "function:{name}:*")
+)  # fmt: skip
 _LINKED_ROLE = (
     "iam::{account}:role/aws-service-role/autoscaling.amazonaws.com/"
     "AWSServiceRoleForAutoScaling_{stack}"
@@ -172,9 +178,7 @@ PLACES: dict[str, tuple[Place, ...]] = {
     "cloudwatch:GetMetricData": (_ANYWHERE,),
     "cloudwatch:PutCompositeAlarm": (_ANYWHERE,),  # AWS wants it so
     "cloudwatch:PutMetricData": (Place("*", "measured"),),
-    "cloudwatch:*": (
-        Place("cloudwatch:{here}:alarm:{name} cloudwatch:{here}:alarm:TargetTracking-*"),
-    ),
+    "cloudwatch:*": (Place(f"cloudwatch:{{here}}:alarm:{{name}} {_TRACKED}"),),
     "cognito-idp:CreateUserPool": (Place("*", "new in region"),),
     "cognito-idp:DescribeUserPoolDomain": (_ANYWHERE,),
     "cognito-idp:TagResource": _ours_or_new(_POOL),
@@ -289,7 +293,7 @@ ROLE_PLACES: dict[str, tuple[Place, ...]] = {
     "lambda:*": PLACES["lambda:*"],
     "logs:*": (Place(f"{_LOGS} logs:{{here}}:log-group:RDSOSMetrics:*"),),
     "rds:*": (Place("rds:{here}:db:{name} rds:{here}:snapshot:{name}-*"),),
-    "rds-db:*": (Place("rds-db:{here}:dbuser:*/*"),),
+    "rds-db:*": (Place("rds-db:{here}:dbuser:*/app"),),  # an id tells no environment
     "s3:*": (Place(f"{_BUCKET} {_BUCKET}/*"),),
     "secretsmanager:*": PLACES["secretsmanager:*"],
     "sqs:*": PLACES["sqs:*"],

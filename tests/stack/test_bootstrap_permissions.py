@@ -16,6 +16,7 @@ from ministack.core import iam_evaluator
 from bootstrap import permissions
 from bootstrap.permissions import Place, Stack
 from cost.estimate import with_defaults
+from tap_stack import DATABASE_USER
 from taplocal.program import run
 from tests.stack.conftest import (
     ACCOUNT,
@@ -315,7 +316,7 @@ def test_each_name_that_the_program_gives_is_covered_in_its_environment_alone(ki
                 STACK._replace(environment=other).arn(resource)
                 for place in places
                 for resource in place.resources.split()
-                if resource != "*" and not resource.endswith((":db:*", "TargetTracking-*"))
+                if resource != "*" and not resource.endswith(":db:*")
             ]
             for other in ENVIRONMENTS
         }
@@ -406,6 +407,18 @@ BOUND = {"iam:PermissionsBoundary": BOUNDARY}
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/tap-stack-api-dev"
 LAMBDA = {"iam:PassedToService": "lambda.amazonaws.com"}
 TABLE, BUCKET = f"arn:aws:dynamodb:{HERE}:table/tap-stack-items-", "arn:aws:s3:::tap-stack-files-"
+#: Alarm of target tracking, as AWS's guides of the three services have it -> whether it is dev's.
+TRACKED = {
+    "tap-stack-web-dev-AlarmHigh-1": True,
+    "table/tap-stack-files-dev-AlarmHigh-1": True,
+    "table/tap-stack-files-dev-ProvisionedCapacityLow-1": True,
+    "table/tap-stack-files-dev/index/by-day-AlarmHigh-1": True,
+    "function:tap-stack-api-dev:live-AlarmLow-1": True,
+    "tap-stack-web-prod-AlarmHigh-1": False,
+    "tap-stack-web-dev-jane-AlarmHigh-1": False,
+    "table/tap-stack-files-prod-ProvisionedCapacityLow-1": False,
+    "function:tap-stack-api-prod:live-AlarmLow-1": False,
+}
 #: Environment of the role, action, resource, keys of the request, whether it may.
 REQUESTS: list[tuple[str, str, str, dict[str, str], bool]] = [
     ("dev", "iam:CreateRole", ROLE, BOUND, True),
@@ -452,6 +465,8 @@ REQUESTS: list[tuple[str, str, str, dict[str, str], bool]] = [
     ("dev", "ec2:AuthorizeSecurityGroupIngress", f"arn:aws:ec2:{HERE}:security-group-rule/r", NEW, True),
     ("dev", "ec2:AuthorizeSecurityGroupIngress", f"arn:aws:ec2:{HERE}:security-group/g", {**OURS, **NEW}, True),
     ("dev", "ec2:AuthorizeSecurityGroupIngress", f"arn:aws:ec2:{HERE}:security-group/g", NEW, False),
+    *(("dev", "cloudwatch:PutMetricAlarm", f"arn:aws:cloudwatch:{HERE}:alarm:TargetTracking-{x}", {}, may)
+      for x, may in TRACKED.items()),
     ("dev", "ec2:DescribeVpcs", "*", {"aws:RequestedRegion": REGION}, True),
     ("dev", "ec2:DescribeVpcs", "*", {"aws:RequestedRegion": "us-east-2"}, False),
     ("dev", "ec2:RunInstances", f"arn:aws:ec2:{HERE}:instance/i", {}, False),
@@ -489,6 +504,8 @@ REQUESTS: list[tuple[str, str, str, dict[str, str], bool]] = [
     ("role", "iam:CreateRole", ROLE, BOUND, False),
     ("role", "sts:AssumeRole", DEPLOYER, {}, False),
     ("role", "s3:GetObject", f"{STATE['state_bucket']}/.pulumi/stacks/tap-stack/dev.json", {}, False),
+    ("role", "rds-db:connect", f"arn:aws:rds-db:{HERE}:dbuser:db-1/{DATABASE_USER}", {}, True),
+    ("role", "rds-db:connect", f"arn:aws:rds-db:{HERE}:dbuser:db-1/postgres", {}, False),
     ("role", "ec2:ReplaceRoute", f"arn:aws:ec2:{HERE}:route-table/r", OURS, True),
     ("role", "ec2:ReplaceRoute", f"arn:aws:ec2:{HERE}:route-table/r", THEIRS, False),
     ("role", "cognito-idp:DescribeUserPoolClient", f"arn:aws:cognito-idp:{HERE}:userpool/u", OURS, True),
