@@ -22,6 +22,7 @@ from tests.stack.conftest import (
     ACCOUNT,
     ENVIRONMENTS,
     REGION,
+    ROOT,
     Graph,
     Recorder,
     graph_of,
@@ -387,6 +388,14 @@ def test_the_documents_are_small_and_few_enough_to_attach(env: str) -> None:
         assert len(found) <= permissions.ATTACHED
     assert len(found) == 1, "a boundary is one policy"
     assert permissions.documents(deploy(env)) == permissions.documents(deploy(env))
+
+
+def test_the_document_counts_actions_types_and_policies() -> None:
+    text = " ".join((ROOT / "docs" / "deploy.md").read_text().split())
+    types = [each for each in permissions.actions_by_type() if ":get" not in each]
+    assert f"{len(permissions.every_action())} actions for {len(types)} types" in text
+    assert {len(permissions.documents(deploy(env))) for env in ENVIRONMENTS} == {5}
+    assert "in five policies" in text
 
 
 def test_a_statement_that_no_document_holds_is_an_error() -> None:
