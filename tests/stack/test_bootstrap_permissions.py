@@ -79,6 +79,7 @@ NOT_NEEDED = {
 #: Web ACLs of what is no load balancer.
 WEB_ACLS = r"(amplify|apigateway|apprunner|appsync|cognito-idp|ec2):\w*(?i:webacl)\w*"
 STACK = Stack("aws", REGION, ACCOUNT, "tap-stack", "dev")
+DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
 BOUNDARY = f"arn:aws:iam::{ACCOUNT}:policy/tap-stack-boundary"
 DEPLOYER = f"arn:aws:iam::{ACCOUNT}:role/tap-stack-deploy-dev"
 STATE: dict[str, Any] = {
@@ -390,8 +391,23 @@ def test_the_documents_are_small_and_few_enough_to_attach(env: str) -> None:
     assert permissions.documents(deploy(env)) == permissions.documents(deploy(env))
 
 
+def test_the_document_names_what_is_changed_anywhere() -> None:
+    text = " ".join(DEPLOY.split())
+    (listed,) = re.findall(r"Not narrowed to the environment,.*? KMS keys", text)
+    named = re.findall(r"`([a-z-]+:[\w*]+)`", listed)
+    anywhere = {
+        action
+        for action in permissions.every_action()
+        if Place("*", "region") in permissions.places_of(action)
+        and privilege(action)["access_level"] not in ("List", "Read")
+    }
+    unnamed = {x for x in anywhere if not any(fnmatchcase(x, each) for each in named)}
+    in_vain = [each for each in named if not any(fnmatchcase(x, each) for x in anywhere)]
+    assert (unnamed, in_vain) == (set(), [])
+
+
 def test_the_document_counts_actions_types_and_policies() -> None:
-    text = " ".join((ROOT / "docs" / "deploy.md").read_text().split())
+    text = " ".join(DEPLOY.split())
     types = [each for each in permissions.actions_by_type() if ":get" not in each]
     assert f"{len(permissions.every_action())} actions for {len(types)} types" in text
     assert {len(permissions.documents(deploy(env))) for env in ENVIRONMENTS} == {5}
