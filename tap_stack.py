@@ -81,6 +81,8 @@ MACHINE_CLIENTS = 48  # an authorizer accepts 50 audiences: those of people and 
 LOCAL_APP, LOCAL_CALLBACK = ("http://localhost:3000",), ("http://localhost:3000/callback",)
 EMAIL = r"[^@\s]+@[^@\s]+\.[^@\s]+"
 RESERVED_TAGS = ("Component", "CreatedBy", "Environment", "Project")
+STANDARD_TAGS = ("CostCenter", "ManagedBy", "Owner")  # which `tags` may replace
+MOST_TAGS = 43  # AWS allows 50, and a resource has up to seven of the stack's own
 TAG = r"[\w .:/=+\-@]"  # what IAM, DynamoDB and Lambda all accept in a tag
 # What CloudWatch Logs accepts (PutRetentionPolicy).
 RETENTION_DAYS = (
@@ -136,8 +138,10 @@ def redirects(least: int) -> Rule:
 def valid_tags(tags: Mapping[str, str]) -> bool:
     """Whether all AWS services accept these tags, and no permission rests on them."""
     key = rf"(?!(?i:aws:|({'|'.join(RESERVED_TAGS)})$)){TAG}{{1,128}}"
-    value = f"{TAG}{{0,256}}"
-    return all(re.fullmatch(key, k) and re.fullmatch(value, v) for k, v in tags.items())
+    value, keys = f"{TAG}{{0,256}}", {*STANDARD_TAGS, *tags}
+    distinct = len({each.casefold() for each in keys}) == len(keys)  # as IAM compares them
+    sound = (re.fullmatch(key, k) and re.fullmatch(value, v) for k, v in tags.items())
+    return distinct and len(tags) <= MOST_TAGS and all(sound)
 
 
 ANYTHING: Rule = (lambda _: True, "anything")
@@ -185,8 +189,9 @@ class TapStackArgs:
         {},
         (
             valid_tags,
-            "tags as AWS accepts them: keys of 1 to 128 letters, digits, spaces and _.:/=+-@, "
-            f"not starting with aws:, and values of up to 256; not {', '.join(RESERVED_TAGS)}, "
+            f"up to {MOST_TAGS} tags as AWS accepts them: keys of 1 to 128 letters, digits, spaces "
+            "and _.:/=+-@, not starting with aws:, no two, the stack's too, alike but for case, "
+            f"and values of up to 256; not {', '.join(RESERVED_TAGS)}, "
             "which permissions and the budget rest on",
         ),
     )

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pulumi.runtime import config as pulumi_config
 
-from tap_stack import TIERS, PerTier, SettingsError, TapStackArgs
+from tap_stack import MOST_TAGS, TIERS, PerTier, SettingsError, TapStackArgs
 
 DEFAULTS = {each.name: each.metadata["default"] for each in fields(TapStackArgs)}
 
@@ -130,6 +130,11 @@ def test_a_value_given_wins_over_the_tier() -> None:
     assert TapStackArgs(environment_suffix="prod", throttle_rate=7).throttle_rate == 7
 
 
+def test_own_tags_fill_what_aws_allows_with_those_of_the_stack() -> None:
+    args = TapStackArgs(tags={f"t{number}": "x" for number in range(MOST_TAGS)})
+    assert len({**args.all_tags(), "Component": "c", "Name": "n"}) == 50
+
+
 def test_own_tags_are_merged_with_the_standard_ones() -> None:
     tags = TapStackArgs(tags={"Team": "blue", "Owner": "ann"}).all_tags()
     assert tags == {
@@ -159,6 +164,10 @@ def test_own_tags_are_merged_with_the_standard_ones() -> None:
         ("tags", {"a": 1}),
         ("tags", {"a": "x" * 257}),
         ("tags", "a=b"),
+        ("tags", {"owner": "ann"}),
+        ("tags", {"costcenter": "1"}),
+        ("tags", {"A": "1", "a": "2"}),
+        ("tags", {f"t{number}": "x" for number in range(44)}),
         ("table_name", "a b"),
         ("table_name", "ab"),
         ("cors_origins", ["https://a.example/path"]),
