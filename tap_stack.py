@@ -73,6 +73,7 @@ from http_connection import Connection, within
 SYSTEMS = ("api", "files", "web")
 TIERS = ("dev", "staging", "prod")
 ENVIRONMENT = rf"(?=.{{1,16}}$)({'|'.join(TIERS)})(-[a-z0-9]+)*"
+NO_COGNITO = "(?!.*(aws|amazon|cognito))"  # of a name that is part of a Cognito domain
 HTTP_API_SECONDS = 29  # an HTTP API integration ends at 30 s
 DATABASE_VERSIONS = ("17", "18")
 #: What web instances and their agents call.
@@ -175,8 +176,9 @@ class TapStackArgs:
     environment_suffix: str = setting(
         "dev",
         text_like(
-            ENVIRONMENT,
-            "dev, staging or prod, or one of them with a name behind it (dev-jane), up to 16 long",
+            NO_COGNITO + ENVIRONMENT,
+            "dev, staging or prod, or one of them with a name behind it (dev-jane), up to 16 long, "
+            "without aws, amazon and cognito",
         ),
     )
     """`dev`, `staging` or `prod`, or one of them with a name behind it, as in `dev-jane`, which has
@@ -200,7 +202,7 @@ class TapStackArgs:
     project: str = setting(
         "tap-stack",
         text_like(
-            r"(?=.{2,22}$)(?!.*(aws|amazon|cognito))[a-z][a-z0-9]*(-[a-z0-9]+)*",
+            NO_COGNITO + r"(?=.{2,22}$)[a-z][a-z0-9]*(-[a-z0-9]+)*",
             "2 to 22 lower-case letters, digits and single hyphens, starting with a letter, "
             "without aws, amazon and cognito, which a Cognito domain cannot have",
         ),

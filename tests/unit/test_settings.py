@@ -75,6 +75,13 @@ def test_a_stack_whose_name_and_environment_disagree_is_warned_of(
     ]
 
 
+def test_a_stack_named_as_no_cognito_domain_may_be_is_refused_not_taken_for_dev(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(SettingsError, match=r"environment_suffix must be .* without aws, amazon"):
+        loaded(monkeypatch, "prod-aws")
+
+
 def test_a_setting_that_does_not_exist_is_an_error_with_the_nearest_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -155,6 +162,10 @@ def test_own_tags_are_merged_with_the_standard_ones() -> None:
         ("environment_suffix", "dev-"),
         ("environment_suffix", "dev-a-very-long-name"),
         ("environment_suffix", 5),
+        *(
+            ("environment_suffix", each)
+            for each in ("dev-dawson", "prod-aws", "dev-amazon", "dev-cognito")
+        ),
         ("project", "Tap"),
         ("project", "t" * 25),
         ("project", "a--b"),
