@@ -128,7 +128,8 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     """The API on an empty table."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    fakes = {"dynamodb": FakeDynamoDB(), "ssm": FakeSSM(paging=KEY), "s3": FakeS3()}
+    fakes = {"dynamodb": FakeDynamoDB(), "ssm": FakeSSM(paging=KEY)}
+    fakes |= dict.fromkeys(("s3", "s3 once"), FakeS3())
     monkeypatch.setattr(tap_stack, "_clients", fakes)
     monkeypatch.setattr(
         tap_stack, "_paging", dict(tap_stack._paging, keys=[], read=NEVER, tried=NEVER)

@@ -25,7 +25,7 @@ from tap_stack import download_url, file_id, upload_form
 from tests.fakes import FakeContext
 from tests.unit.conftest import Api, Response, assert_problem
 from tests.unit.test_file_pipeline import created, scanned
-from tests.unit.test_transport import KEYS, REGION
+from tests.unit.test_transport import HANGS, KEYS, REGION, serve  # noqa: F401 - a fixture
 
 NEW = {"name": "a.png", "content_type": "image/png"}
 
@@ -363,9 +363,31 @@ def test_a_version_is_restored_by_a_copy_that_becomes_the_newest(api: Api) -> No
     assert tap_stack._clients["s3"].objects["ann/a", "c2"]["body"] == b"one"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(tap_stack, "COPY_BYTES", 2)
-        assert_problem(api("POST", path, {"version_id": "v0"}), 409, "S3 copies 5 GiB at most")
+        assert_problem(api("POST", path, {"version_id": "v0"}), 409, "It is larger than 500 MB")
     tap_stack._clients["s3"].remove("ann/a", "v0")  # and its event is to come
     assert_problem(api("POST", path, {"version_id": "v0"}), 404, missing)
+
+
+def test_a_version_is_copied_once_however_long_s3_is_silent(
+    api: Api,
+    serve: Any,  # noqa: F811 - the fixture
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    identity = upload(api, "ann/a", b"one")
+    upload(api, "ann/a", b"two")
+    head = b"HTTP/1.1 200 OK\r\nx-amz-version-id: c2\r\ncontent-length: 19\r\n\r\n"
+    url, s3 = serve([[b""] * 60 + [head + b"<CopyObjectResult/>"]])  # 0.6 s of silence
+    clients = {name: tap_stack._clients[name] for name in ("dynamodb", "ssm")}
+    monkeypatch.setattr(tap_stack, "_clients", clients)
+    monkeypatch.setattr(tap_stack, "READ_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(tap_stack, "CONNECT_TIMEOUT_SECONDS", HANGS)  # on a busy machine
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    tap_stack.sdk_client.cache_clear()
+    restored = api("POST", f"/files/{identity}/versions", {"version_id": "v0"})
+    tap_stack.sdk_client.cache_clear()
+    assert (restored.status, restored.json) == (201, {"version_id": "c2"})
+    assert len(s3.requests) == 1
 
 
 def test_a_deleted_file_is_restored_too(api: Api) -> None:

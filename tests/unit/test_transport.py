@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
         self.script.connections += 1
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
+        body = self.rfile.read(int(self.headers["content-length"] or 0))
         self.script.requests.append(({k.lower(): v for k, v in self.headers.items()}, body))
         steps = self.script.steps
         step = steps.pop(0) if len(steps) > 1 else steps[0]
@@ -104,6 +104,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
         self.close_connection = "x-then-close" in headers
+
+    def do_PUT(self) -> None:
+        self.do_POST()
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""
