@@ -4252,7 +4252,9 @@ class ServerlessApi(Component):
         open_routes = [key for key, route in self.route_table.items() if not route.scope]
         rate = min(OPEN_ROUTE_RATE, self.args.throttle_rate)
         dear = self.files.api_throttles() if self.files else {}
-        return {**dict.fromkeys([*open_routes, "OPTIONS /{proxy+}"], rate), **dear}
+        if not self.args.cors_origins:  # a page's preflights have the stage's rate
+            open_routes.append("OPTIONS /{proxy+}")
+        return {**dict.fromkeys(open_routes, rate), **dear}
 
     def _limits(self, rate: float, burst: int) -> Any:
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -146,7 +147,15 @@ def test_the_stage_of_the_stack_has_the_limits_of_the_settings(deployed: Session
     stage = deployed.cloud.client("apigatewayv2").get_stage(ApiId=api, StageName="$default")
     limits = stage["DefaultRouteSettings"]
     assert (limits["ThrottlingRateLimit"], limits["ThrottlingBurstLimit"]) == (50, 100)
-    assert stage["RouteSettings"]["OPTIONS /{proxy+}"]["ThrottlingBurstLimit"] == 10
+    assert stage["RouteSettings"]["GET /health"]["ThrottlingBurstLimit"] == 10
+
+
+def test_preflights_of_many_pages_at_once_are_answered(deployed: Session) -> None:
+    url = f"{deployed.outputs['api_url']}/items"
+    asked = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
+    with ThreadPoolExecutor(16) as pool:
+        sent = [pool.submit(access.request, "OPTIONS", url, headers=asked) for _ in range(60)]
+    assert {each.result().status for each in sent} <= {200, 204}
 
 
 def test_the_line_of_a_slow_request_is_not_sorted_into_the_others(
