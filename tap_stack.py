@@ -4898,8 +4898,8 @@ def totals_update(file: Item, prefix: str = "") -> Write:
 
 UPLOAD_SECONDS = 900  # how long a form for an upload is good
 DOWNLOAD_SECONDS = 60  # how long the address of a content is good
-# A name, or a folder in a path. S3 would replace ${filename} by another name.
-PATH_STEP = r"(?!\.{1,2}(/|$)|[^/]*\$\{filename\})[^/\x00-\x1f\x7f]+"
+# A name, or a folder in a path. In a form S3 has its own escape for $, and refuses some with it.
+PATH_STEP = r"(?!\.{1,2}(/|$))[^/$\x00-\x1f\x7f]+"
 FOLDER = f"({PATH_STEP}(/{PATH_STEP})*)?"
 CONTENT_TYPE = r"[a-z0-9.+-]+/[a-z0-9.+-]+"
 CHECKSUMS = {"sha256": 44, "crc64nvme": 12}  # by which S3 compares an upload -> its Base64's length
@@ -4948,7 +4948,10 @@ def upload_mistakes(wanted: Json, limit: int) -> Iterable[tuple[str, str]]:
         expected = f"expected one of {', '.join(UPLOAD_FIELDS)}"
         yield pointer([name]), f"Unknown field {printable(name)}; {expected}."
     if not is_like(PATH_STEP, wanted.get("name")):
-        yield "/name", "name is a text without slashes, control characters and ${filename}."
+        yield (
+            "/name",
+            "name is a text without slashes, control characters and $, which S3 may refuse.",
+        )
     if not is_like(FOLDER, wanted.get("folder", "")):
         yield "/folder", "folder is such names with single slashes between them, or empty."
     allowed, content_type = os.environ["UPLOAD_TYPES"].split(), wanted.get("content_type", "")

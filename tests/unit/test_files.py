@@ -188,7 +188,9 @@ def test_all_mistakes_of_a_form_are_named_at_once(api: Api) -> None:
         ({"name": "a\x7f"}, "name"),
         ({"name": "\ud800"}, "name"),
         ({"size": None}, "size"),
-        ({"name": "${filename}"}, "filename"),
+        ({"name": "${filename}"}, "and $"),
+        ({"name": "5$.txt"}, "and $, which S3 may refuse."),
+        ({"folder": "5$"}, "folder"),
         ({"name": "x" * 1_021}, "at most 1019 bytes"),
         ({"folder": "/a"}, "folder"),
         ({"folder": "a/"}, "folder"),
@@ -345,6 +347,12 @@ def test_a_file_is_deleted_once_and_its_versions_stay(api: Api) -> None:
     assert [each["id"] for each in api("GET", "/files?deleted=true").json["files"]] == [identity]
     assert api("GET", "/files").json["files"] == []
     assert_problem(api("GET", "/files?deleted=no"), 400, 'deleted is true, not "no".')
+
+
+def test_a_file_with_a_dollar_that_somebody_else_has_put_is_a_file(api: Api) -> None:
+    identity = upload(api, "ann/5$.txt", b"one")
+    assert api("GET", f"/files/{identity}").json["name"] == "5$.txt"
+    assert "/ann/5%24.txt" in api("GET", f"/files/{identity}/content").headers["location"]
 
 
 def test_a_version_is_restored_by_a_copy_that_becomes_the_newest(api: Api) -> None:
