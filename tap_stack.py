@@ -4907,8 +4907,8 @@ UPLOAD_FIELDS = ("name", "folder", "content_type", "size", *CHECKSUMS)
 KEY_LIMIT = 1_024  # bytes, S3's
 COPY_BYTES = 500_000_000  # in 6 of 14 s, at S3's 85 MB/s ("Performance design patterns")
 TOTALS_DAYS = 92  # a quarter: four queries at most
-TOTALS_READ_UNITS = 34  # of the longest page: 101 totals in 16 shards of 171 bytes
-REPORT_DAYS = 3_660  # ten years: 121 queries at most, most of them of nothing
+TOTALS_READ_UNITS = 40  # of the longest page: 101 x 16 shards of 171 bytes, in 12 queries
+REPORT_DAYS, REPORT_MONTHS = 3_660, 12  # ten years; of a page, as an empty month takes half a unit
 REPORT_SHARDS = 101 * 16  # as many items as the longest page of totals
 LEAST_TEXT = "\0"  # before any that a key can be
 FILE_FIELDS = (
@@ -5185,7 +5185,11 @@ def list_totals(request: Request) -> Response:
         shown = "/".join(verify_page_token(request.query["next"], scope))
         low, high = (f"{shown}/g", high) if order == "asc" else (low, f"{shown}/")
     totals: list[Json] = []
-    shards = total_shards(request, low, high, order, limit)
+    ends = (date.fromisoformat(position[:10]) for position in (low, high))
+    months = sorted(months_between(*ends), reverse=order == "desc")
+    values = {f":{x}": {"S": f"{request.caller}/{y}"} for x, y in (("from", low), ("to", high))}
+    queries, most = dict.fromkeys(months, values).items(), (limit + 1) * TOTAL_SHARDS
+    shards = month_shards(request, queries, "BETWEEN :from AND :to", most, order)
     for (_, day, content_type), group in itertools.groupby(shards, total_of):
         if len(totals) == limit:
             token = sign_page_token(totals[-1]["day"], totals[-1]["content_type"], scope)
@@ -5204,28 +5208,24 @@ def sums(shards: list[Item]) -> Json:
     return {"count": count, "bytes": size, **stored}
 
 
-def total_shards(request: Request, low: str, high: str, order: str, limit: int) -> Iterable[Item]:
-    """The caller's items between two positions, as they are asked for: a query a month."""
-    first, last = (date.fromisoformat(position[:10]) for position in (low, high))
-    for month in sorted(months_between(first, last), reverse=order == "desc"):
-        where, values = "BETWEEN :from AND :to", {":from": {"S": f"{request.caller}/{low}"}}
-        values[":to"] = {"S": f"{request.caller}/{high}"}
-        yield from month_shards(request, month, where, values, (limit + 1) * TOTAL_SHARDS, order)
-
-
 def month_shards(
-    request: Request, month: str, where: str, values: Item, limit: int, order: str = "asc"
+    request: Request, months: Iterable[tuple[str, Item]], where: str, most: int, order: str = "asc"
 ) -> Iterable[Item]:
-    """The items of a month's totals whose sort key is where this condition says."""
-    return every_page(
-        functools.partial(table, request, "query"),
-        TableName=os.environ["FILES_TABLE_NAME"],
-        KeyConditionExpression=f"id = :totals AND #record {where}",
-        ExpressionAttributeNames={"#record": "record"},
-        ExpressionAttributeValues={":totals": {"S": f"totals#{month}"}, **values},
-        ScanIndexForward=order == "asc",
-        Limit=limit,
-    )
+    """The items of months' totals whose sort key is where this condition, with the values of each
+    month, says: a query a month, for as many as are still wanted, as they are asked for."""
+    for month, values in months:
+        found = every_page(
+            functools.partial(table, request, "query"),
+            TableName=os.environ["FILES_TABLE_NAME"],
+            KeyConditionExpression=f"id = :totals AND #record {where}",
+            ExpressionAttributeNames={"#record": "record"},
+            ExpressionAttributeValues={":totals": {"S": f"totals#{month}"}, **values},
+            ScanIndexForward=order == "asc",
+            Limit=most,
+        )
+        for shard in itertools.islice(found, most):  # none asks for nothing
+            most -= 1
+            yield shard
 
 
 def months_between(first: date, last: date) -> list[str]:
@@ -5242,8 +5242,8 @@ def total_of(item: Item) -> tuple[str, str, str]:
 
 def list_report(request: Request) -> Response:
     """GET /files/report: what all owners uploaded, and what of it is stored, by day, month, ...
-    A page sums up one part of the totals: the same group may stand on several pages, which whoever
-    wants it adds up. It costs as much as a page of GET /files/totals."""
+    A page sums up one part of the totals, of a year at most: the same group may stand on several
+    pages, which whoever wants it adds up. It costs as much as a page of GET /files/totals."""
     groups = read_one_of("day", "month", "type", "owner")
     readers = {"by": groups, "from": parse_day, "to": parse_day}
     wanted = read_query(request.query, readers)
@@ -5256,13 +5256,10 @@ def list_report(request: Request) -> Response:
     month, after = str(first)[:7], LEAST_TEXT
     if "next" in request.query:
         month, after = verify_page_token(request.query["next"], scope)
-    months = (x for x in months_between(first, last) if x >= month)
-    starts = itertools.chain([after], itertools.repeat(LEAST_TEXT))
-    every = (
-        month_shards(request, x, "> :after", {":after": {"S": start}}, REPORT_SHARDS)
-        for x, start in zip(months, starts, strict=False)
-    )
-    shards = list(itertools.islice(itertools.chain.from_iterable(every), REPORT_SHARDS))
+    months = [x for x in months_between(first, last) if x >= month]
+    starts = [after, *[LEAST_TEXT] * (REPORT_MONTHS - 1)]
+    queries = ((x, {":after": {"S": y}}) for x, y in zip(months, starts, strict=False))
+    shards = list(month_shards(request, queries, "> :after", REPORT_SHARDS))
     sorted_out = dict[str, list[Item]]()
     for shard in shards:
         owner, day, content_type = total_of(shard)
@@ -5270,10 +5267,12 @@ def list_report(request: Request) -> Response:
             group = {"day": day, "month": day[:7], "owner": owner, "type": content_type}[by]
             sorted_out.setdefault(group, []).append(shard)
     rows = [{by: group, **sums(sorted_out[group])} for group in sorted(sorted_out)]
-    if len(shards) < REPORT_SHARDS:
+    last_shards = shards[REPORT_SHARDS - 1 :]  # if there are as many
+    ends = [(x["id"]["S"].partition("#")[2], x["record"]["S"]) for x in last_shards]
+    ends += [(x, LEAST_TEXT) for x in months[REPORT_MONTHS:]]
+    if not ends:
         return respond(200, json.dumps({"report": rows}))
-    ended = shards[-1]
-    token = sign_page_token(ended["id"]["S"].partition("#")[2], ended["record"]["S"], scope)
+    token = sign_page_token(*ends[0], scope)
     return respond_more(request, {"report": json.dumps(rows)}, token)
 
 

@@ -626,9 +626,43 @@ def test_a_report_is_of_this_month_unless_days_are_given(api: Api) -> None:
     upload(api, "bob/c", at="2020-01-01T00:00:00.000Z")
     counts = {"count": 2, "bytes": 2, "stored_count": 2, "stored_bytes": 2}
     assert api("GET", "/files/report").json == {"report": [{"month": today[:7], **counts}]}
-    api.table.calls.clear()
-    (old, new) = api("GET", "/files/report?from=2019-01-01&by=owner").json["report"]
-    assert (old["owner"], new["owner"], new["count"]) == ("ann", "bob", 2)
+    pages = listed(api, "/files/report?from=2019-01-01&by=owner", "report")
+    old, *new = [row for page in pages for row in page]
+    assert (old["owner"], [each["owner"] for each in new]) == ("bob", ["ann", "bob"])
+
+
+def queries_of(api: Api, path: str) -> list[dict[str, Any]]:
+    """What a request asks the table for."""
+    queries, query = list[dict[str, Any]](), api.table.query
+
+    def noted(**arguments: Any) -> Any:
+        queries.append(arguments)
+        return query(**arguments)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(api.table, "query", noted)
+        assert api("GET", path).status == 200
+    return queries
+
+
+def test_a_page_of_totals_and_of_the_report_asks_for_what_it_still_needs(api: Api) -> None:
+    for month, day in itertools.product(("09", "10", "11"), ("10", "11", "12")):
+        upload(api, "ann/a", at=f"2026-{month}-{day}T00:00:00.000Z")
+    totals = queries_of(api, "/files/totals?from=2026-09-01&to=2026-11-30&limit=5")
+    assert [each["Limit"] for each in totals] == [96, 93]
+    report = queries_of(api, "/files/report?from=2026-09-01&to=2026-11-30")
+    assert [each["Limit"] for each in report] == [1_616, 1_613, 1_610]
+
+
+def test_a_page_of_the_report_reads_a_year_at_most_and_the_next_one_goes_on(api: Api) -> None:
+    for year in (2018, 2022, 2026):
+        upload(api, "ann/a", at=f"{year}-06-10T00:00:00.000Z")
+    path = "/files/report?from=2018-01-01&to=2026-12-31"
+    assert len(queries_of(api, path)) == tap_stack.REPORT_MONTHS
+    pages = listed(api, path, "report")
+    assert [[row["month"] for row in page] for page in pages] == [
+        ["2018-06"], [], [], [], ["2022-06"], [], [], [], ["2026-06"]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
