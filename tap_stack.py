@@ -540,8 +540,8 @@ TYPES: dict[str, Rule] = {
     "float": (lambda v: isinstance(v, int | float) and not isinstance(v, bool), "a number"),
     "bool": (lambda v: isinstance(v, bool), "true or false"),
     "Sequence[str]": (
-        lambda v: isinstance(v, tuple) and all(isinstance(x, str) for x in v),
-        "a list of texts",
+        lambda v: isinstance(v, tuple) and {*map(type, v)} <= {str} and len({*v}) == len(v),
+        "a list of texts, each once",
     ),
     "Mapping[str, str]": (
         lambda v: isinstance(v, Mapping) and all(isinstance(x, str) for p in v.items() for x in p),
@@ -704,7 +704,7 @@ def _web_errors(args: TapStackArgs) -> Iterable[str]:
         plan_subnets(args.vpc_cidr, args.zones, args.disjoint_cidrs)
     except PlanError as error:
         yield str(error)
-    if args.zone_names and len(set(args.zone_names)) != args.zones:
+    if args.zone_names and len(args.zone_names) != args.zones:
         names = json.dumps(args.zone_names)
         yield f"zone_names must be {args.zones} different ones, as zones says, not {names}"
     if args.plain_http and args.tier != "dev":
@@ -714,8 +714,8 @@ def _web_errors(args: TapStackArgs) -> Iterable[str]:
     if args.instances_min > args.instances_max:
         pair = f"{args.instances_min} is more than instances_max, {args.instances_max}"
         yield f"instances_min must be instances_max or less, but {pair}"
-    if args.alternative_names and not args.domain_name:
-        yield "domain_name must be given with alternative_names"
+    if args.alternative_names and args.domain_name in ("", *args.alternative_names):
+        yield "domain_name must be given with alternative_names, and not be one of them"
     yield from _isolation_errors(args) if args.nat == "none" else ()
     if len(name := args.name("web")) > 32:
         length = f"{len(name)} characters, and the name of a load balancer 32 at most"
@@ -900,10 +900,11 @@ class Component(pulumi.ComponentResource):
             subject_alternative_names=domain_names[1:] or None,
             validation_method="DNS",
         )
-        for number in range(len(domain_names) if self.args.hosted_zone_id else 0):
-            proof = made.domain_validation_options[number]
+        for domain_name in domain_names if self.args.hosted_zone_id else ():
+            options = made.domain_validation_options  # which are in no order
+            proof = options.apply(lambda found: {x.domain_name: x for x in found})[domain_name]
             aws.route53.Record(
-                *self.child(f"certificate-record-{number}"),
+                *self.child(f"certificate-record-{domain_name}"),
                 zone_id=self.args.hosted_zone_id,
                 name=proof.resource_record_name,
                 type=proof.resource_record_type,

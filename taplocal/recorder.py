@@ -55,13 +55,17 @@ class Recorder:
                 "hostedZoneId": "ZAPI",
                 "targetDomainName": "d-1.execute-api.example",
             },
-            "domainValidationOptions": [
+            "domainValidationOptions": [  # a set: in no order
                 {
-                    "resourceRecordName": "_proof",
+                    "domainName": each,
+                    "resourceRecordName": f"_proof.{each}",
                     "resourceRecordType": "CNAME",
                     "resourceRecordValue": "_value",
                 }
-                for _ in (0, *resource.inputs.get("subjectAlternativeNames", ()))
+                for each in (
+                    *resource.inputs.get("subjectAlternativeNames", ()),
+                    resource.inputs.get("domainName"),
+                )
             ],
             "latestVersion": 1,
             "masterUserSecrets": [

@@ -29,6 +29,7 @@ class Certificate(Handler):
         )["CertificateArn"]
         records = [
             {
+                "domainName": name,
                 "resourceRecordName": f"_validation.{name}.",
                 "resourceRecordType": "CNAME",
                 "resourceRecordValue": "_validation.acm-validations.aws.",

@@ -113,7 +113,7 @@ def test_the_apis_own_domain_name_is_its_only_address_over_tls_1_2() -> None:
         assert (record["zoneId"], record["name"], record["type"]) == ("Z01", "api.tap.dev", kind)
         target = {"name": "d-1.execute-api.example", "zoneId": "ZAPI"}
         assert record["aliases"] == [{**target, "evaluateTargetHealth": False}]
-    assert graph.one("Record", "api-certificate-record-0").inputs["zoneId"] == "Z01"
+    assert graph.one("Record", "api-certificate-record-api.tap.dev").inputs["zoneId"] == "Z01"
 
 
 def test_a_given_certificate_of_the_api_needs_no_zone() -> None:

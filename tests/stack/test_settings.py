@@ -61,7 +61,7 @@ def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> No
         ("staging", {"plain_http": "true"}, "plain_http must be false in staging"),
         ("dev", {"nat": "none"}, "nat must not be none without an image_id"),
         ("dev", {"zone_names": "eu-west-1"}, "zone_names must be a list of zones"),
-        ("dev", {"zone_names": "eu-west-1a,eu-west-1a"}, "zone_names must be 2 different ones"),
+        ("dev", {"zone_names": "eu-west-1a"}, "zone_names must be 2 different ones"),
         ("dev", {"zone_names": "eu-west-1a,eu-west-1x"}, "zone_names must be among eu-west-1a, eu"),
         (
             "dev",
@@ -69,6 +69,22 @@ def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> No
             "interface_endpoints must have secretsmanager, ssmmessages with nat none",
         ),
         ("dev", {"alternative_names": "www.tap.dev"}, "domain_name must be given with alt"),
+        (
+            "dev",
+            {"domain_name": "a.tap.dev", "alternative_names": "b.tap.dev,a.tap.dev"},
+            "domain_name must be given with alternative_names, and not be one of them",
+        ),
+        *(
+            ("dev", {name: f"{value},{value}"}, f"{name} must be a list of texts, each once")
+            for name, value in {
+                "alarm_emails": "a@tap.dev",
+                "page_emails": "a@tap.dev",
+                "interface_endpoints": "ssm",
+                "zone_names": "eu-west-1a",
+                "alternative_names": "b.tap.dev",
+                "cors_origins": "https://a.tap.dev",
+            }.items()
+        ),
         ("dev", {"alternative_names": '[""]'}, "alternative_names must be a list of domain names"),
         *(
             ("dev", {"tags": json.dumps({tag: "x"})}, "tags must be .*; not Component, CreatedBy")

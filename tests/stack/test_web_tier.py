@@ -38,7 +38,7 @@ def test_a_given_certificate_is_used_and_none_is_requested() -> None:
 def test_the_zone_of_the_name_gets_the_proof_and_the_name() -> None:
     graph = graph_of("staging", systems=WEB, domain_name="a.tap.dev", hosted_zone_id="Z01")
     assert graph.one("Certificate").inputs["domainName"] == "a.tap.dev"
-    assert graph.one("Record", "web-certificate-record-0").inputs["zoneId"] == "Z01"
+    assert graph.one("Record", "web-certificate-record-a.tap.dev").inputs["zoneId"] == "Z01"
     record = graph.one("Record", "web-a-record-a.tap.dev").inputs
     assert (record["zoneId"], record["name"], record["type"]) == ("Z01", "a.tap.dev", "A")
     assert record["aliases"][0]["name"] == "balancer.example"
@@ -55,7 +55,10 @@ def test_further_names_are_in_the_certificate_and_the_zone() -> None:
     records = [each.inputs for each in graph.of("Record")]
     pointing = {each["name"] for each in records if each.get("aliases")}
     assert pointing == {"a.tap.dev", "b.tap.dev", "c.tap.dev"}
-    assert len(records) == 2 * len(pointing)  # and a proof of each
+    assert len(records) == 2 * len(pointing)
+    for name in pointing:
+        proof = graph.one("Record", f"web-certificate-record-{name}").inputs
+        assert (proof["name"], proof["records"]) == (f"_proof.{name}", ["_value"])
     assert not graph_of("staging", systems=WEB, **names).of("Record")
 
 

@@ -111,7 +111,7 @@ def test_a_list_is_json_or_separated_by_commas(
 @pytest.mark.parametrize(
     ("config", "error"),
     [
-        ({"systems": '["api"'}, 'systems must be a list of texts, not "[\\"api\\""'),
+        ({"systems": '["api"'}, 'systems must be a list of texts, each once, not "[\\"api\\""'),
         ({"systems": "api,web2"}, 'a list of some of api, files, web, not ["api", "web2"]'),
         ({"memory_mb": "lots"}, 'memory_mb must be a whole number, not "lots"'),
         ({"deletion_protection": "True"}, 'must be true or false, not "True"'),
