@@ -6203,11 +6203,11 @@ class Storage(Component):
 #: Parameters of PostgreSQL that differ from RDS's own, and when they take effect.
 DATABASE_PARAMETERS = (
     ("rds.force_ssl", "1", "immediate"),
-    ("log_connections", "1", "immediate"),
     ("log_disconnections", "1", "immediate"),
     ("log_min_duration_statement", "1000", "immediate"),
     ("password_encryption", "scram-sha-256", "immediate"),
 )
+LOG_CONNECTIONS = {"17": "1", "18": "all"}  # by version: 18 logs stages of a connection
 DATABASE_NAME = "app"
 #: Gibibytes of memory by size of the instance class, from xlarge on that of so many of them; of
 #: families whose letter is here so many times as much (RDS, "DB instance classes").
@@ -6264,6 +6264,7 @@ class Database(Component):
         self.register_outputs({"endpoint": self.instance.endpoint})
 
     def _parameters(self, version: str) -> aws.rds.ParameterGroup:
+        logged = ("log_connections", LOG_CONNECTIONS[version], "immediate")
         return aws.rds.ParameterGroup(
             *self.child(f"parameters-{version}"),
             name=self.args.name(f"database-{version}"),
@@ -6271,7 +6272,7 @@ class Database(Component):
             description="TLS forced, connections and slow statements logged",
             parameters=[
                 {"name": name, "value": value, "apply_method": method}
-                for name, value, method in DATABASE_PARAMETERS
+                for name, value, method in (*DATABASE_PARAMETERS, logged)
             ],
         )
 

@@ -9,6 +9,7 @@ process, in the scope of a request.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import secrets
 import uuid
@@ -41,6 +42,29 @@ def instance_of(parameters: Json) -> Json | None:
     name = rds._p(parameters, "DBInstanceIdentifier")
     found: Json | None = rds._instances.get(name)
     return found
+
+
+#: Family of a parameter group, a parameter -> what its list may have, of those that changed.
+ALLOWED = {
+    ("postgres18", "log_connections"): (
+        "receipt", "authentication", "authorization", "setup_durations", "all",
+    ),
+}  # fmt: skip
+
+
+def modify_parameters(parameters: Json) -> Any:
+    """ModifyDBParameterGroup: refuses a value that the family does not know, as far as ALLOWED."""
+    group = rds._param_groups.get(rds._p(parameters, "DBParameterGroupName"), {})
+    prefix = rds._parameter_member_prefix(parameters)
+    for number in itertools.count(1):
+        if not (name := rds._p(parameters, f"{prefix}.{number}.ParameterName")):
+            break
+        value = rds._p(parameters, f"{prefix}.{number}.ParameterValue")
+        allowed = ALLOWED.get((group.get("DBParameterGroupFamily"), name), ())
+        if allowed and not {*value.split(",")} <= {*allowed}:
+            why = f"Invalid parameter value: {value} for: {name} allowed values are: "
+            return rds._error("InvalidParameterValue", why + ",".join(allowed), 400)
+    return original["ModifyDBParameterGroup"](parameters)
 
 
 def shown(operation: str, instance: Json) -> Any:
@@ -253,6 +277,7 @@ OPERATIONS: Mapping[str, Callable[[Json], Any]] = {
     "RestoreDBInstanceFromDBSnapshot": restore,
     "DeleteDBInstance": delete,
     "ModifyDBInstance": modify,
+    "ModifyDBParameterGroup": modify_parameters,
     "RebootDBInstance": reboot,
     "StartDBInstance": set_running("StartDBInstance", "available"),
     "StopDBInstance": set_running("StopDBInstance", "stopped"),

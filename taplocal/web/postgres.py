@@ -414,6 +414,8 @@ class Database:
     def _configure(self) -> None:
         """Writes the parameters that apply, and has them read."""
         given = {k: v for k, v in self._applied.items() if not k.startswith("rds.")}
+        if major(self.spec.engine_version) == "17" and (stages := given.get("log_connections")):
+            given["log_connections"] = "0" if stages == "0" else "1"  # 18 has a list of stages
         wanted = given.get("max_connections", "")
         settings = {
             "shared_buffers": "32MB",

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from botocore.exceptions import ClientError
 
 from demo.web import PACKAGE, WebEnvironment, refused, wait_until
 from taplocal import session, snapshots, web
@@ -190,6 +191,26 @@ def test_an_instance_is_replaced_when_somebody_says_so(running: WebEnvironment) 
         )
     assert set(visitors.failures) <= {"503"}  # while both were away at once
     assert visitors.acknowledged <= running.visits()
+
+
+def test_a_parameter_has_a_value_that_its_version_knows(running: WebEnvironment) -> None:
+    """RDS for PostgreSQL 18 has stages of a connection in `log_connections`, and no 1."""
+    for version, values in (("17", ["1"]), ("18", ["all", "receipt,authorization"])):
+        named = {"DBParameterGroupName": f"tests-{version}"}
+        made = {**named, "DBParameterGroupFamily": f"postgres{version}", "Description": "tests"}
+        running.rds.create_db_parameter_group(**made)
+        parameter = {"ParameterName": "log_connections", "ApplyMethod": "immediate"}
+
+        def change(value: str, named: Any = named, parameter: Any = parameter) -> None:
+            changed = [{**parameter, "ParameterValue": value}]
+            running.rds.modify_db_parameter_group(**named, Parameters=changed)
+
+        for value in values:
+            change(value)
+        if version == "18":
+            with pytest.raises(ClientError, match="Invalid parameter value: 1 for: log_connec"):
+                change("1")
+        running.rds.delete_db_parameter_group(**named)
 
 
 def test_a_snapshot_brings_deleted_rows_back(running: WebEnvironment) -> None:

@@ -24,6 +24,8 @@ def test_the_database_is_private_encrypted_backed_up_and_protected(graph: Graph,
     for group in graph.of("ParameterGroup"):
         parameters = {each["name"]: each["value"] for each in group.inputs["parameters"]}
         assert parameters["rds.force_ssl"] == "1"
+        logged = "all" if group.inputs["family"] == "postgres18" else "1"
+        assert parameters["log_connections"] == logged
     subnets = graph.one("aws:rds/subnetGroup:SubnetGroup").inputs["subnetIds"]
     assert all("isolated" in each for each in subnets)
     assert len(subnets) == tier.zones

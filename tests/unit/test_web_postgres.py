@@ -231,11 +231,13 @@ def test_parameters_apply_when_they_are_declared_to(db: Postgres) -> None:
     assert db.execute("SHOW max_connections") == [("100",)]  # a laptop's
     assert sum("rds.log_retention_period means nothing" in each for each in db.events) == 1
     changed = (
+        ("log_connections", "all", "immediate"),  # of 18, and 17 has it on
         ("work_mem", "6MB", "immediate"),
         ("maintenance_work_mem", "20MB", "pending-reboot"),
     )
     db.run(db.database.modify(dataclasses.replace(db.spec, parameters=changed)))
     until(lambda: db.execute("SHOW work_mem") == [("6MB",)])
+    assert db.execute("SHOW log_connections") in ([("on",)], [("all",)])
     assert db.execute("SHOW maintenance_work_mem") != [("20MB",)]
     assert db.database.pending_reboot
     db.run(db.database.reboot())
