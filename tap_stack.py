@@ -2556,18 +2556,16 @@ class Fleet(Component):
         )
 
     def _rollout(self) -> FleetRollout:
-        alarms = self.instances.alarms
+        most, alarms = 110 if self.instances.maximum > 1 else 200, self.instances.alarms
+        preferences: Json = {"MinHealthyPercentage": 100, "MaxHealthyPercentage": most}
+        preferences |= {"AutoRollback": True, "SkipMatching": True}
+        if alarms:
+            preferences |= {"AlarmSpecification": {"Alarms": alarms}, "BakeTime": 300}
         return FleetRollout(
             f"{self.name}-rollout",
             group=self.scaling_group.arn,
             version=self.template.latest_version.apply(str),
-            preferences={
-                "MinHealthyPercentage": 100,
-                "MaxHealthyPercentage": 110 if self.instances.maximum > 1 else 200,
-                "AutoRollback": True,
-                "SkipMatching": True,
-                **({"AlarmSpecification": {"Alarms": alarms}, "BakeTime": 300} if alarms else {}),
-            },
+            preferences=json.dumps(preferences),  # as text: the engine makes floats of integers
             opts=self.parented,
         )
 
@@ -2602,7 +2600,7 @@ class FleetRun(Run):
         template["Version"] = self.version
         template.pop("LaunchTemplateName", None)  # AWS takes the id or the name
         wanted: Json = {"DesiredConfiguration": {"MixedInstancesPolicy": policy}}
-        preferences = self.inputs["preferences"]
+        preferences = json.loads(self.inputs["preferences"])
         started = self.group("start_instance_refresh", Preferences=preferences, **wanted)
         self.say(f"{self.label} replaces {before}, instance by instance")
         end = self.end_of(started["InstanceRefreshId"])
@@ -2653,8 +2651,9 @@ def fleet_provider() -> RolloutProvider:
 
 class FleetRollout(Rollout, module="tap", name="FleetRollout"):
     """The only one that gives a `group` (ARN) another `version` of its launch template.
-    `preferences` are those of StartInstanceRefresh. Waits until all instances are replaced; fails
-    the update with AWS's reason if the group went back, and the next update tries again."""
+    `preferences` are those of StartInstanceRefresh, in JSON. Waits until all instances are
+    replaced; fails the update with AWS's reason if the group went back, and the next one tries
+    again."""
 
     maker = fleet_provider
 

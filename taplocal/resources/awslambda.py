@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
+from google.protobuf import struct_pb2
+from pulumi.runtime.rpc import deserialize_properties
 
 from taplocal.cloud import Cloud
 from taplocal.emulator import time_scale
@@ -113,8 +115,10 @@ class Rollout(Handler):
         provider = dill.loads(base64.b64decode(inputs["__provider"]))  # noqa: S301 - made by this run
         provider.client = lambda service, **_plan: cloud.client(service)
         provider.clock = Clock(self.time_scale())
+        sent = struct_pb2.Struct()  # in which the engine hands inputs over: each number is a float
+        sent.update({key: inputs[key] for key in inputs if key != "__provider"})
         try:
-            made = provider.create({key: inputs[key] for key in inputs if key != "__provider"})
+            made = provider.create(deserialize_properties(sent))
         except (ClientError, BotoCoreError):
             raise
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 
 from tap_stack import VERSION_PATH
 from tests.stack.conftest import Graph, graph_of, statements, user_data
@@ -51,7 +52,7 @@ def test_a_changed_template_is_rolled_out_and_the_group_knows_the_old_one_till_t
         assert VERSION_PATH in each.ignore_changes
         rollout = rollouts[each.name.replace("-group", "-rollout")]
         assert rollout["version"] == "1"  # a number: AWS cannot go back from $Latest
-        preferences = rollout["preferences"]
+        preferences = json.loads(rollout["preferences"])
         assert (preferences["AutoRollback"], preferences["MinHealthyPercentage"]) == (True, 100)
         alarms = preferences.get("AlarmSpecification", {}).get("Alarms", [])
         assert set(alarms) <= names

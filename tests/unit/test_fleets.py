@@ -107,7 +107,7 @@ class FakeGroups:
                 self.version = policy["LaunchTemplate"]["LaunchTemplateSpecification"]["Version"]
 
     def roll_out(self, version: str) -> None:
-        inputs = {"group": GROUP, "version": version, "preferences": {}}
+        inputs = {"group": GROUP, "version": version, "preferences": "{}"}
         FleetRun(lambda service: self, inputs, self, self.said.append).run()
 
 
@@ -152,7 +152,7 @@ def test_credentials_that_expire_meanwhile_are_renewed() -> None:
         return groups
 
     groups.describe_instance_refreshes = expired  # type: ignore[assignment,method-assign]
-    inputs = {"group": GROUP, "version": "2", "preferences": {}}
+    inputs = {"group": GROUP, "version": "2", "preferences": "{}"}
     FleetRun(connect, inputs, groups, print).run()
     assert groups.version == "2" and connected == ["autoscaling"] * 2
 
@@ -178,7 +178,7 @@ def test_its_provider_starts_from_the_state_alone() -> None:
     assert type(loaded).__module__ == "rollout"
     groups = FakeGroups()
     loaded.client, loaded.clock = lambda *_, **__: groups, groups
-    inputs = {"group": GROUP, "version": "2", "preferences": {}}
+    inputs = {"group": GROUP, "version": "2", "preferences": "{}"}
     assert loaded.create(inputs).id == GROUP
     assert groups.version == "2"
     groups.version = "3"  # by hand
