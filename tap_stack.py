@@ -2438,8 +2438,6 @@ REFRESH_SECONDS = 3_600  # how long instances may take to be replaced
 REFRESH_ENDS = ("Successful", "Failed", "Cancelled", "RollbackSuccessful", "RollbackFailed")
 AMI_NAMES = "al2023-ami-2023.*-kernel-*-arm64"
 SETUP_PATH = "/var/lib/setup.sh"
-#: Where a group has the version of its launch template.
-VERSION_PATH = "mixedInstancesPolicy.launchTemplate.launchTemplateSpecification.version"
 USER_DATA_LIMIT = 16_384  # bytes, EC2's, before base64
 
 
@@ -2523,7 +2521,7 @@ class Fleet(Component):
 
     def _scaling_group(self) -> aws.autoscaling.Group:
         instances, metric = self.instances, aws.autoscaling.Metric
-        moved = ["desiredCapacity", VERSION_PATH]
+        moved = ["desiredCapacity", "mixedInstancesPolicy"]
         version = self.template.latest_version.apply(str)  # $Latest could not be left again
         chosen: Any = {"launch_template_id": self.template.id, "version": version}
         template: Any = {"launch_template_specification": chosen}
@@ -2534,7 +2532,7 @@ class Fleet(Component):
         hook["lifecycle_transition"] = "autoscaling:EC2_INSTANCE_LAUNCHING"
         hook["default_result"] = "ABANDON"
         return aws.autoscaling.Group(
-            # Within the limits the desired capacity is the scaling policies', and the version the
+            # Within the limits the desired capacity is the scaling policies', and the policy the
             # rollout's: what the group has when a refresh begins is what it goes back to.
             *self.child("group", *instances.after, ignore_changes=moved),
             name=self.physical_name,
@@ -2558,13 +2556,15 @@ class Fleet(Component):
     def _rollout(self) -> FleetRollout:
         most, alarms = 110 if self.instances.maximum > 1 else 200, self.instances.alarms
         preferences: Json = {"MinHealthyPercentage": 100, "MaxHealthyPercentage": most}
-        preferences |= {"AutoRollback": True, "SkipMatching": True}
+        preferences |= {"AutoRollback": True}
         if alarms:
             preferences |= {"AlarmSpecification": {"Alarms": alarms}, "BakeTime": 300}
         return FleetRollout(
             f"{self.name}-rollout",
             group=self.scaling_group.arn,
             version=self.template.latest_version.apply(str),
+            types=self.instances.types,
+            spot_percent=self.instances.spot_percent,
             preferences=json.dumps(preferences),  # as text: the engine makes floats of integers
             opts=self.parented,
         )
@@ -2579,8 +2579,8 @@ class Fleet(Component):
 
 
 class FleetRun(Run):
-    """Gives a group the version of its launch template, instance by instance, or goes back. AWS
-    writes the version to the group at the end: until then new instances have the one before."""
+    """Gives a group version, types and share of Spot, instance by instance, or goes back. AWS
+    writes them to the group at the end: until then new instances are as before."""
 
     key = "group"
 
@@ -2594,19 +2594,26 @@ class FleetRun(Run):
             if each["Status"] not in REFRESH_ENDS:
                 self.end_of(each["InstanceRefreshId"])
         (policy,) = self.policies()
-        template = policy["LaunchTemplate"]["LaunchTemplateSpecification"]
-        if (before := template["Version"]) == self.version:
+        template, spread = policy["LaunchTemplate"], policy["InstancesDistribution"]
+        chosen = template["LaunchTemplateSpecification"]
+        share = "OnDemandPercentageAboveBaseCapacity"
+        chosen.pop("LaunchTemplateName", None)  # AWS takes the id or the name
+        types = [{"InstanceType": each} for each in self.inputs["types"]]
+        has = (chosen["Version"], template["Overrides"], spread[share])
+        wants = (self.version, types, 100 - int(self.inputs["spot_percent"]))
+        if has == wants:
             return "is in place"
-        template["Version"] = self.version
-        template.pop("LaunchTemplateName", None)  # AWS takes the id or the name
-        wanted: Json = {"DesiredConfiguration": {"MixedInstancesPolicy": policy}}
+        before = has[0] if has[0] != self.version else "other types or another share of Spot"
+        chosen["Version"], template["Overrides"], spread[share] = wants
         preferences = json.loads(self.inputs["preferences"])
+        preferences["SkipMatching"] = has[2] == wants[2]  # compares versions and types alone
+        wanted: Json = {"DesiredConfiguration": {"MixedInstancesPolicy": policy}}
         started = self.group("start_instance_refresh", Preferences=preferences, **wanted)
         self.say(f"{self.label} replaces {before}, instance by instance")
         end = self.end_of(started["InstanceRefreshId"])
         if (status := end["Status"]) != "Successful":
             reasons = "; ".join([end.get("StatusReason", "no reason"), *self.failures(end)])
-            kept = f"the group keeps version {before}"
+            kept = f"the group keeps version {has[0]}"
             raise RolloutError(f"failed, and {kept} ({status}): {reasons}")
         return f"has replaced {before}"
 
@@ -2650,10 +2657,10 @@ def fleet_provider() -> RolloutProvider:
 
 
 class FleetRollout(Rollout, module="tap", name="FleetRollout"):
-    """The only one that gives a `group` (ARN) another `version` of its launch template.
-    `preferences` are those of StartInstanceRefresh, in JSON. Waits until all instances are
-    replaced; fails the update with AWS's reason if the group went back, and the next one tries
-    again."""
+    """The only one that gives a `group` (ARN) another `version` of its launch template, instance
+    `types` or `spot_percent`. `preferences` are those of StartInstanceRefresh, in JSON. Waits until
+    all instances are replaced; fails the update with AWS's reason if the group went back, and the
+    next one tries again."""
 
     maker = fleet_provider
 

@@ -55,6 +55,8 @@ class Group(Named):
         tags = arguments.pop("Tags")
         for key in ("TargetGroupARNs", "LifecycleHookSpecificationList"):
             arguments.pop(key, None)
+        if new["mixedInstancesPolicy"] == old["mixedInstancesPolicy"]:
+            del arguments["MixedInstancesPolicy"]  # as the provider: a refresh may have changed it
         scaling = cloud.client("autoscaling")
         scaling.update_auto_scaling_group(**arguments)
         kept = {each["Key"] for each in tags}
@@ -165,7 +167,7 @@ class Group(Named):
 class FleetRollout(Rollout):
     """The program's dynamic resource; its provider runs in this process."""
 
-    uses = "group version preferences __provider"
+    uses = "group version types spot_percent preferences __provider"
     replace_on = "group"
     time_scale = staticmethod(lambda: SCALE)
 

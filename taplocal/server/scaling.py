@@ -139,7 +139,7 @@ def start_refresh(parameters: Json) -> Any:
     }
     if not runs(group):  # records have any version at once
         refresh |= {"Status": "Successful", "PercentageComplete": 100, "EndTime": stamp()}
-        bring(group, wanted_version(refresh, specification_of(group)))
+        bring(group, wanted_version(refresh, specification_of(group)), refresh)
     group["InstanceRefreshes"].insert(0, refresh)
     del group["InstanceRefreshes"][ACTIVITIES:]
     return answer("StartInstanceRefresh", InstanceRefreshId=refresh["InstanceRefreshId"])
@@ -302,8 +302,10 @@ def _version(instance: Mapping[str, Any]) -> str:
     return str(instance.get("LaunchTemplate", {}).get("Version", ""))
 
 
-def bring(group: Json, version: str) -> None:
-    """Gives a group a version of its template: a refresh has succeeded."""
+def bring(group: Json, version: str, refresh: Mapping[str, Any]) -> None:
+    """Gives a group a version of its template, and the policy that a refresh has brought."""
+    policy = (refresh.get("DesiredConfiguration") or {}).get("MixedInstancesPolicy")
+    group["MixedInstancesPolicy"] = policy or group["MixedInstancesPolicy"]
     mixed = group["MixedInstancesPolicy"]["LaunchTemplate"]["LaunchTemplateSpecification"]
     for each in (mixed, group["LaunchTemplate"]):
         each["Version"] = version
@@ -325,6 +327,7 @@ def report(name: str, told: Mapping[str, Any]) -> None:
     for each in group["InstanceRefreshes"]:
         each |= told["Refreshes"].get(each["InstanceRefreshId"], {})
     if told.get("Version"):
-        bring(group, told["Version"])
+        succeeded = (x for x in group["InstanceRefreshes"] if x["Status"] == "Successful")
+        bring(group, told["Version"], next(succeeded))
     if told.get("DesiredCapacity") is not None:
         group["DesiredCapacity"] = told["DesiredCapacity"]

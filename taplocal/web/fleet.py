@@ -63,6 +63,7 @@ class Member:
     state: str = "Pending:Wait"
     taken: float = 0.0  # when EC2 takes it back; 0: nobody has said so
     healthy: bool = True
+    refresh: str = ""  # the refresh that launched it
     since: float = 0.0  # in service
     ended: float = 0.0  # its user data, without a word
     task: asyncio.Task[None] | None = None
@@ -76,14 +77,21 @@ class Refresh:
     before: str
     version: str
     began: float
+    policy: Json  # what the instances that it launches are bought by
+    all: bool = False  # replaces those of the version, too: without skip matching
     failed: int = 0  # launches of the version
     baking: float = 0.0  # since when
     told: Json = field(default_factory=dict)
 
     @property
+    def back(self) -> bool:
+        """Whether it is rolled back."""
+        return bool(self.told["Status"] == "RollbackInProgress")
+
+    @property
     def target(self) -> str:
         """The version that all instances are to have at the end."""
-        return self.before if self.told["Status"] == "RollbackInProgress" else self.version
+        return self.before if self.back else self.version
 
 
 class Fleet:
@@ -303,12 +311,16 @@ class Fleet:
         member = Member(
             member_id, version, zone, self.clock(), activity, runner, spot=self._buys_spot()
         )
+        member.refresh = self.refresh.id if self.refresh and not self.refresh.back else ""
         self.members[member_id] = member
         member.task = asyncio.create_task(self._boot(member))
 
     def _buys_spot(self) -> bool:
         """Whether the next instance is a Spot one: by the policy's share, rounded down."""
-        given = self.record["MixedInstancesPolicy"].get("InstancesDistribution", {})
+        policy = self.record["MixedInstancesPolicy"]
+        if self.refresh and not self.refresh.back:
+            policy = self.refresh.policy
+        given = policy.get("InstancesDistribution", {})
         base = int(given.get("OnDemandBaseCapacity", 0))
         share = int(given.get("OnDemandPercentageAboveBaseCapacity", 100))
         above = max(self.record["DesiredCapacity"] - base, 0)
@@ -333,9 +345,7 @@ class Fleet:
         if self.refresh is None or self.refresh.id != record["InstanceRefreshId"]:
             self.refresh = self._begun(record)
         refresh, preferences = self.refresh, record["Preferences"]
-        if refresh.told["Status"] != "RollbackInProgress" and (
-            why := self._problem(refresh, record, alarms)
-        ):
+        if not refresh.back and (why := self._problem(refresh, record, alarms)):
             cancelled = record.get("wish") == "cancel"
             back = preferences.get("AutoRollback") == "true" or record.get("wish") == "rollback"
             if cancelled or not back:
@@ -346,16 +356,20 @@ class Fleet:
         total = max(len(self._present()), 1)
         refresh.told["InstancesToUpdate"] = len(stale)
         refresh.told["PercentageComplete"] = 100 * (total - min(len(stale), total)) // total
-        if stale or len(self._ready(refresh.target)) < self.record["DesiredCapacity"]:
+        if stale or len(self._ready(refresh)) < self.record["DesiredCapacity"]:
             refresh.baking = 0.0
             return
         self._bake(refresh, float(preferences.get("BakeTime") or 0))
 
     def _begun(self, record: Json) -> Refresh:
         before = self._version()
-        wanted = str(specification_of(record["DesiredConfiguration"]).get("Version") or before)
+        configuration = record["DesiredConfiguration"]
+        wanted = str(specification_of(configuration).get("Version") or before)
         told = {"Status": "InProgress", "PercentageComplete": 0}
-        return Refresh(record["InstanceRefreshId"], before, wanted, self.clock(), told=told)
+        policy = configuration.get("MixedInstancesPolicy") or self.record["MixedInstancesPolicy"]
+        every = record["Preferences"].get("SkipMatching") != "true"
+        began = self.clock()
+        return Refresh(record["InstanceRefreshId"], before, wanted, began, policy, every, told=told)
 
     def _problem(self, refresh: Refresh, record: Json, alarms: Mapping[str, str]) -> str:
         """Why a refresh does not go on; empty if it does."""
@@ -371,7 +385,7 @@ class Fleet:
 
     def _bake(self, refresh: Refresh, seconds: float) -> None:
         """All instances have the version: it stays if no alarm fires while it bakes."""
-        if refresh.told["Status"] == "RollbackInProgress":
+        if refresh.back:
             self._close("RollbackSuccessful", refresh.told["StatusReason"])
             return
         refresh.baking = refresh.baking or self.clock()
@@ -389,7 +403,12 @@ class Fleet:
 
     def _stale(self, refresh: Refresh) -> list[Member]:
         """The instances that a refresh still has to replace."""
-        return [each for each in self._present() if each.version != refresh.target]
+        return [
+            each
+            for each in self._present()
+            if each.version != refresh.target
+            or (refresh.all and (each.refresh == refresh.id) == refresh.back)
+        ]
 
     def _present(self) -> list[Member]:
         """All that are not on their way out, as is one with a notice where it is replaced."""
@@ -404,13 +423,16 @@ class Fleet:
         """Whether all target groups' health checks of an instance pass."""
         return all(x.get(member.id, [""])[0] == "healthy" for x in self.health.values())
 
-    def _ready(self, version: str) -> list[Member]:
-        """The instances of a version that serve, beyond their warmup."""
-        warm = self.record["DefaultInstanceWarmup"] / SCALE
+    def _ready(self, refresh: Refresh) -> list[Member]:
+        """The instances that serve as a refresh wants them, beyond their warmup."""
+        warm, stale = self.record["DefaultInstanceWarmup"] / SCALE, self._stale(refresh)
         return [
             each
             for each in self.targets()
-            if each.version == version and self.clock() - each.since >= warm and self._passes(each)
+            if each not in stale
+            and each.version == refresh.target
+            and self.clock() - each.since >= warm
+            and self._passes(each)
         ]
 
     def _size(self) -> None:
@@ -441,7 +463,7 @@ class Fleet:
         least = -(-desired * int(preferences.get("MinHealthyPercentage") or 90) // 100)
         cause = f"the instance refresh {refresh.id}"
         serving = [each for each in stale if each.state == "InService"]
-        ready = len(self._ready(refresh.target)) + len(serving)
+        ready = len(self._ready(refresh)) + len(serving)
         spare = max(0, ready - max(least, min(desired, ready - surplus)))
         present = self._present()
         room = min(desired + surplus - len(present), desired - (len(present) - len(stale)))

@@ -207,6 +207,33 @@ def test_changed_and_back(local: Local, name: str) -> None:
     assert {urn: parting(before.get(urn), after.get(urn)) for urn in changed} == {}
 
 
+def group_of(local: Local) -> Any:
+    """The group of the web tier."""
+    scaling = session.opened(ROOT, "dev", local.folder).cloud.client("autoscaling")
+    names = ["tap-stack-web-dev"]
+    (group,) = scaling.describe_auto_scaling_groups(AutoScalingGroupNames=names)[
+        "AutoScalingGroups"
+    ]
+    return group
+
+
+def test_other_types_and_another_share_of_spot_keep_the_version(local: Local) -> None:
+    """Each is a refresh of the instances, to the version that the group has."""
+    local.up({"owner": "blue"})  # another version of the template
+    policy = group_of(local)["MixedInstancesPolicy"]
+    version = policy["LaunchTemplate"]["LaunchTemplateSpecification"]["Version"]
+    assert int(version) > 1
+    before = {each["InstanceId"] for each in group_of(local)["Instances"]}
+    local.up({"owner": "blue", "instance_types": ["t4g.small"], "spot_percent": 0})
+    policy = group_of(local)["MixedInstancesPolicy"]
+    template = policy["LaunchTemplate"]
+    assert template["LaunchTemplateSpecification"]["Version"] == version
+    assert [each["InstanceType"] for each in template["Overrides"]] == ["t4g.small"]
+    assert policy["InstancesDistribution"]["OnDemandPercentageAboveBaseCapacity"] == 100
+    assert before.isdisjoint(each["InstanceId"] for each in group_of(local)["Instances"])
+    local.up({})
+
+
 @pytest.mark.parametrize(
     ("setting", "lost"),
     [

@@ -43,6 +43,10 @@ def test_user_data_above_the_limit_of_ec2_is_an_error_with_both_numbers() -> Non
 GROUP = "arn:aws:autoscaling:eu-west-1:111122223333:autoScalingGroup:1:autoScalingGroupName/web"
 
 
+#: As the engine hands them over: a number is a float.
+INPUTS = {"group": GROUP, "types": ["t4g.small"], "spot_percent": 100.0, "preferences": "{}"}
+
+
 class FakeGroups:
     """A group, as Auto Scaling keeps it: what a refresh wants is written to it when it succeeds."""
 
@@ -50,6 +54,7 @@ class FakeGroups:
         self.end, self.looks, self.version = end, looks, "1"
         self.refreshes: list[dict[str, Any]] = []
         self.rolled_back, self.there = False, True
+        self.types, self.on_demand = ["t4g.small"], 0
         self.said: list[str] = []
 
     def start_instance_refresh(self, **arguments: Any) -> Any:
@@ -60,7 +65,10 @@ class FakeGroups:
             "Status": "InProgress",
             "StartTime": 5,
         }
-        self.refreshes.insert(0, {**new, "wanted": arguments["DesiredConfiguration"]})
+        preferences = arguments["Preferences"]
+        self.refreshes.insert(
+            0, {**new, "wanted": arguments["DesiredConfiguration"], **preferences}
+        )
         return new
 
     def describe_instance_refreshes(self, AutoScalingGroupName: str, **which: Any) -> Any:
@@ -83,9 +91,11 @@ class FakeGroups:
         }
         template = {
             "LaunchTemplateSpecification": specification,
-            "Overrides": [{"InstanceType": "t4g.small"}],
+            "Overrides": [{"InstanceType": each} for each in self.types],
         }
-        group = {"MixedInstancesPolicy": {"LaunchTemplate": template}}
+        spread = {"OnDemandPercentageAboveBaseCapacity": self.on_demand}
+        policy = {"LaunchTemplate": template, "InstancesDistribution": spread}
+        group = {"MixedInstancesPolicy": policy}
         return {"AutoScalingGroups": [group] if self.there else []}
 
     def describe_scaling_activities(self, AutoScalingGroupName: str) -> Any:
@@ -104,10 +114,14 @@ class FakeGroups:
             refresh["Status"], refresh["StatusReason"] = self.end, "an instance failed"
             if self.end == "Successful" and "wanted" in refresh:
                 policy = refresh["wanted"]["MixedInstancesPolicy"]
-                self.version = policy["LaunchTemplate"]["LaunchTemplateSpecification"]["Version"]
+                template = policy["LaunchTemplate"]
+                self.version = template["LaunchTemplateSpecification"]["Version"]
+                self.types = [each["InstanceType"] for each in template["Overrides"]]
+                spread = policy["InstancesDistribution"]
+                self.on_demand = spread["OnDemandPercentageAboveBaseCapacity"]
 
-    def roll_out(self, version: str) -> None:
-        inputs = {"group": GROUP, "version": version, "preferences": "{}"}
+    def roll_out(self, version: str, **changes: Any) -> None:
+        inputs = {**INPUTS, "version": version, **changes}
         FleetRun(lambda service: self, inputs, self, self.said.append).run()
 
 
@@ -121,6 +135,19 @@ def test_a_rollout_gives_the_group_the_version_and_does_nothing_again() -> None:
         "web: version 2 of the launch template: has replaced 1",
         "web: version 2 of the launch template: is in place",
     ]
+
+
+def test_other_types_and_another_share_of_spot_are_a_refresh_to_the_same_version() -> None:
+    """Skip matching compares versions and types: for another share it would replace nothing."""
+    groups = FakeGroups()
+    groups.roll_out("1", types=["t4g.small", "m7g.medium"])
+    assert (groups.types, groups.on_demand) == (["t4g.small", "m7g.medium"], 0)
+    groups.looks = 3
+    groups.roll_out("1", types=["t4g.small", "m7g.medium"], spot_percent=30.0)
+    assert (groups.version, groups.on_demand) == ("1", 70)
+    assert [each["SkipMatching"] for each in groups.refreshes] == [False, True]
+    groups.roll_out("1", types=["t4g.small", "m7g.medium"], spot_percent=30.0)
+    assert groups.said[-1] == "web: version 1 of the launch template: is in place"
 
 
 @pytest.mark.parametrize("end", ["Failed", "RollbackSuccessful", "RollbackFailed", "Cancelled"])
@@ -152,7 +179,7 @@ def test_credentials_that_expire_meanwhile_are_renewed() -> None:
         return groups
 
     groups.describe_instance_refreshes = expired  # type: ignore[assignment,method-assign]
-    inputs = {"group": GROUP, "version": "2", "preferences": "{}"}
+    inputs = {**INPUTS, "version": "2"}
     FleetRun(connect, inputs, groups, print).run()
     assert groups.version == "2" and connected == ["autoscaling"] * 2
 
@@ -178,7 +205,7 @@ def test_its_provider_starts_from_the_state_alone() -> None:
     assert type(loaded).__module__ == "rollout"
     groups = FakeGroups()
     loaded.client, loaded.clock = lambda *_, **__: groups, groups
-    inputs = {"group": GROUP, "version": "2", "preferences": "{}"}
+    inputs = {**INPUTS, "version": "2"}
     assert loaded.create(inputs).id == GROUP
     assert groups.version == "2"
     groups.version = "3"  # by hand

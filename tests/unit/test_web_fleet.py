@@ -120,6 +120,7 @@ class World:
                 "MinHealthyPercentage": "100",
                 "MaxHealthyPercentage": "110",
                 "AutoRollback": "true",
+                "SkipMatching": "true",
                 **preferences,
             },
             "DesiredConfiguration": {"MixedInstancesPolicy": policy(version)},
@@ -286,6 +287,31 @@ def test_a_refresh_replaces_all_and_never_serves_with_fewer(desired: int) -> Non
         assert most <= desired + 2  # one more, and one that is on its way out
         assert seen == {"InProgress", "Baking", "Successful"}
         assert world.record["MixedInstancesPolicy"] == policy("2")
+
+    run(test)
+
+
+@pytest.mark.parametrize("end", ["Successful", "RollbackSuccessful"])
+def test_a_refresh_without_skip_matching_replaces_those_of_the_version_and_buys_as_it_says(
+    end: str,
+) -> None:
+    async def test() -> None:
+        world = World(desired=2)
+        await world.look(20)
+        before = {each.id for each in world.fleet.targets()}
+        begun = world.refresh("1", SkipMatching="false")
+        spot = {"InstancesDistribution": {"OnDemandPercentageAboveBaseCapacity": "0"}}
+        begun["DesiredConfiguration"]["MixedInstancesPolicy"] |= spot
+        while begun["Status"] != end:
+            await world.look()
+            assert len(world.serving()) >= 2
+            assert world.now < 2000, begun
+            if end != "Successful" and any(each.spot for each in world.fleet.targets()):
+                begun["wish"] = "rollback"
+        serving = world.fleet.targets()
+        assert len(serving) == 2
+        assert [each.spot for each in serving] == [end == "Successful"] * 2
+        assert end != "Successful" or before.isdisjoint(each.id for each in serving)
 
     run(test)
 
