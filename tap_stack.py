@@ -5935,10 +5935,16 @@ class Network(Component):
         self.internet_gateway = aws.ec2.InternetGateway(*self.child("internet"), **here)
         #: Tier -> its subnets, one for each zone.
         self.subnets = self._subnets()
+        #: Of NAT, in the names of address and private route tables: those of two kinds are there
+        #: at once while one follows the other.
+        self.kind = {"per_az": "gateway", "single": "gateway"}.get(args.nat, args.nat[:8])
         #: Tier -> its route tables; private subnets have one for each zone.
         self.route_tables = self._route_tables()
+        way, table = {"gateway_id": self.internet_gateway.id}, self.route_tables["public"][0]
+        self.public_routes = [self._way_out("to-internet", table, **way), *self._join("public")]
+        self._join("isolated")
         #: Name in SECURITY_GROUPS -> security group, of those that this network needs.
-        optional = {"nat": args.nat.startswith("instance"), "endpoints": args.interface_endpoints}
+        optional = {"nat": self.kind == "instance", "endpoints": args.interface_endpoints}
         needed = (group for group in SECURITY_GROUPS if optional.get(group, True))
         self.security_groups = {group: self._security_group(group) for group in needed}
         self.rules = self._rules()
@@ -5950,6 +5956,7 @@ class Network(Component):
         #: What private instances wait for, to reach the internet.
         self.ways_out: list[pulumi.Resource] = []
         self._nat()
+        self.ways_out += self._join("private", *self.ways_out)
         self.register_outputs({"vpc_id": self.vpc.id})
 
     def _named(self, name: str) -> dict[str, str]:
@@ -5980,28 +5987,30 @@ class Network(Component):
         }
 
     def _route_tables(self) -> dict[str, list[aws.ec2.RouteTable]]:
-        counts = {"public": 1, "private": self.args.zones, "isolated": 1}
-        route_tables = {
-            tier: [
+        counts = {"public": 1, f"private-{self.kind}": self.args.zones, "isolated": 1}
+        return {
+            key.partition("-")[0]: [
                 aws.ec2.RouteTable(
-                    *self.child(f"{tier}-routes-{number}"),
+                    *self.child(f"{key}-routes-{number}"),
                     vpc_id=self.vpc.id,
-                    tags=self._named(f"{tier}-{number}"),
+                    tags=self._named(f"{key}-{number}"),
                 )
                 for number in range(count)
             ]
-            for tier, count in counts.items()
+            for key, count in counts.items()
         }
-        for tier, subnets in self.subnets.items():
-            for number, subnet in enumerate(subnets):
-                aws.ec2.RouteTableAssociation(
-                    *self.child(f"{tier}-{number}-routes"),
-                    subnet_id=subnet.id,
-                    route_table_id=route_tables[tier][number % counts[tier]].id,
-                )
-        way, table = {"gateway_id": self.internet_gateway.id}, route_tables["public"][0]
-        self.public_routes = [self._way_out("to-internet", table, **way)]
-        return route_tables
+
+    def _join(self, tier: str, *after: pulumi.Resource) -> list[pulumi.Resource]:
+        """Has the subnets of a tier use its route tables."""
+        tables = self.route_tables[tier]
+        return [
+            aws.ec2.RouteTableAssociation(
+                *self.child(f"{tier}-{number}-routes", *after),
+                subnet_id=subnet.id,
+                route_table_id=tables[number % len(tables)].id,
+            )
+            for number, subnet in enumerate(self.subnets[tier])
+        ]
 
     def _way_out(self, key: str, table: aws.ec2.RouteTable, **way: Input[str]) -> aws.ec2.Route:
         to: Any = {"route_table_id": table.id, "destination_cidr_block": ANYWHERE, **way}
@@ -6100,13 +6109,13 @@ class Network(Component):
         if strategy == "none":
             return
         count = self.args.zones if strategy in ("per_az", "instance_ha") else 1
-        make = self._nat_instance if strategy.startswith("instance") else self._nat_gateway
+        make = self._nat_instance if self.kind == "instance" else self._nat_gateway
         for number in range(count):
             make(number, route_tables[number::count])
 
     def _address(self, number: int) -> aws.ec2.Eip:
         return aws.ec2.Eip(
-            *self.child(f"nat-address-{number}", self.internet_gateway),
+            *self.child(f"nat-{self.kind}-address-{number}", self.internet_gateway),
             domain="vpc",
             tags=self._named(f"nat-{number}"),
         )

@@ -35,6 +35,7 @@ def main() -> None:
         malware,
         metrics,
         names,
+        networks,
         permissions,
         pipes,
         policies,
@@ -64,6 +65,7 @@ def main() -> None:
         sizes,
         versions,
         forms,
+        networks,
         recovery,
     ):
         each.install()

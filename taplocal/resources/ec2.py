@@ -81,7 +81,6 @@ class Vpc(Ec2Resource):
 class Subnet(Ec2Resource):
     uses = "vpcId cidrBlock availabilityZone mapPublicIpOnLaunch tags"
     noun = "subnet"
-    distinct = "vpcId cidrBlock"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         return pascal({key: inputs[key] for key in ("vpcId", "cidrBlock", "availabilityZone")})  # type: ignore[no-any-return]
@@ -118,7 +117,7 @@ class RouteTable(Ec2Resource):
 
 class RouteTableAssociation(Handler):
     uses = "subnetId routeTableId"
-    replace_on = "subnetId routeTableId"
+    replace_on = "subnetId"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         made = cloud.client("ec2").associate_route_table(**pascal(inputs))
@@ -134,17 +133,33 @@ class RouteTableAssociation(Handler):
         )
         return next(ids, None)
 
+    def update(
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
+        if association := self.find(cloud, old):  # else an interrupted run has moved it
+            cloud.client("ec2").replace_route_table_association(
+                AssociationId=association, RouteTableId=new["routeTableId"]
+            )
+        return outputs
+
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
-        cloud.client("ec2").disassociate_route_table(AssociationId=resource_id)
+        if association := self.find(cloud, inputs):  # another id since its table was changed
+            cloud.client("ec2").disassociate_route_table(AssociationId=association)
 
 
 class Route(Handler):
     uses = "routeTableId destinationCidrBlock gatewayId natGatewayId networkInterfaceId"
-    replace_on = uses
+    replace_on = distinct = "routeTableId destinationCidrBlock"
 
     def create(self, cloud: Cloud, inputs: Inputs) -> tuple[str, Outputs]:
         cloud.client("ec2").create_route(**pascal(inputs))
         return f"{inputs['routeTableId']}_{inputs['destinationCidrBlock']}", {}
+
+    def update(
+        self, cloud: Cloud, resource_id: str, old: Inputs, new: Inputs, outputs: Outputs
+    ) -> Outputs:
+        cloud.client("ec2").replace_route(**pascal(new))
+        return outputs
 
     def delete(self, cloud: Cloud, resource_id: str, inputs: Inputs, outputs: Outputs) -> None:
         route = {key: inputs[key] for key in ("routeTableId", "destinationCidrBlock")}
@@ -170,7 +185,6 @@ class Eip(Ec2Resource):
 class NatGateway(Ec2Resource):
     uses = "allocationId subnetId tags"
     noun = "nat_gateway"
-    distinct = "allocationId"
     resource_type = "natgateway"
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def test_each_tier_has_its_way_out_and_the_isolated_one_has_none(graph: Graph, e
     assert routes["network-public-routes-0-id"]["gatewayId"] == "network-internet-id"
     del routes["network-public-routes-0-id"]
     # A NAT instance makes its route itself: whatever stood here would take it back.
-    tables = {f"network-private-routes-{n}-id" for n in range(tier.zones)}
+    tables = {f"network-private-gateway-routes-{n}-id" for n in range(tier.zones)}
     assert routes.keys() == (set() if tier.nat == "instance" else tables)
     gateways = {each["natGatewayId"] for each in routes.values()}
     assert len(gateways) == {"per_az": tier.zones, "single": 1, "instance": 0}[tier.nat]
@@ -119,6 +119,25 @@ def test_nat_is_what_the_setting_says(nat: str, gateways: int, instances: int) -
     assert len(out) == (2 if gateways else 0)
 
 
+@pytest.mark.parametrize("nat", ["single", "none"])
+def test_another_kind_of_nat_has_addresses_and_route_tables_of_its_own(nat: str) -> None:
+    """Pulumi makes the new ones before it deletes the old: an address has one user, a table one
+    way out. The subnets move last."""
+    before = graph_of("dev", systems=WEB, nat="instance")
+    after = graph_of("dev", systems=WEB, nat=nat, **(ISOLATED if nat == "none" else {}))
+
+    def names(graph: Graph, kind: str, part: str = "") -> set[str]:
+        return {each.name for each in graph.of(kind) if part in each.name}
+
+    assert names(before, "Eip").isdisjoint(names(after, "Eip"))
+    assert names(before, "RouteTable", "private").isdisjoint(names(after, "RouteTable", "private"))
+    assert names(before, "RouteTableAssociation") == names(after, "RouteTableAssociation")
+    order = [each.name for each in after.custom()]
+    moved = [order.index(each) for each in names(after, "RouteTableAssociation", "private")]
+    ways = [order.index(each) for each in names(after, "aws:ec2/route:Route", "-out-")]
+    assert max(ways, default=0) < min(moved)
+
+
 @pytest.mark.parametrize(("nat", "tables"), [("instance", [[0, 1]]), ("instance_ha", [[0], [1]])])
 def test_a_nat_instance_may_change_its_own_routes_address_and_check_and_no_others(
     nat: str, tables: list[list[int]]
@@ -134,12 +153,12 @@ def test_a_nat_instance_may_change_its_own_routes_address_and_check_and_no_other
             {
                 "Effect": "Allow",
                 "Action": ["ec2:CreateRoute", "ec2:ReplaceRoute"],
-                "Resource": [f"{made}:RouteTable/network-private-routes-{n}" for n in of],
+                "Resource": [f"{made}:RouteTable/network-private-instance-routes-{n}" for n in of],
             },
             {
                 "Effect": "Allow",
                 "Action": ["ec2:AssociateAddress"],
-                "Resource": f"{made}:Eip/network-nat-address-{number}",
+                "Resource": f"{made}:Eip/network-nat-instance-address-{number}",
             },
             {
                 "Effect": "Allow",
