@@ -361,7 +361,7 @@ class TapStackArgs:
     zone_names: Sequence[str] = setting(
         (), texts_like(r"[a-z]+(-[a-z]+)+-\d[a-z]", "a list of zones such as eu-west-1a")
     )
-    """Their names; empty for the region's first. Others replace the subnets and all in them."""
+    """Their names, chosen once; empty for the region's first. EC2 refuses subnets of others."""
     nat: str = setting(
         PerTier("instance", "single", "per_az"),
         one_of("per_az", "single", "instance", "instance_ha", "none"),
@@ -5969,7 +5969,7 @@ class Network(Component):
 
     def _subnets(self) -> dict[str, list[aws.ec2.Subnet]]:
         usual: Any = {"name": "opt-in-status", "values": ["opt-in-not-required"]}
-        known = aws.get_availability_zones_output(state="available", filters=[usual]).names
+        known = aws.get_availability_zones_output(filters=[usual]).names
         zones = known.apply(lambda names: chosen_zones(self.args, names))
         return {
             tier: [

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from tap_stack import TapStackArgs
 from taplocal import session
@@ -102,7 +103,6 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
         "certificate_arn": "arn:aws:acm:us-east-1:000000000000:certificate/12345678-1234-1234-1234-123456789012",
         "api_domain_name": "api.acme.io",
         "api_certificate_arn": "arn:aws:acm:us-east-1:000000000000:certificate/12345678-1234-1234-1234-123456789013",
-        "zone_names": ["us-east-1b", "us-east-1c"],
         "instances_min": 2,
         "database_multi_az": True,
         "database_version": "18",
@@ -110,9 +110,9 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "systems": {"systems": ["files"]},
     "protected": {"deletion_protection": True},
 }
-#: Not changed and back: another environment is another stack, an image stays once it was chosen, and
-#: RDS keeps a database in its network.
-ONE_WAY = {"environment_suffix", "image_id", "vpc_cidr"}
+#: Not changed and back: another environment is another stack, an image stays once it was chosen,
+#: RDS keeps a database in its network, and EC2 a CIDR block in its zone.
+ONE_WAY = {"environment_suffix", "image_id", "vpc_cidr", "zone_names"}
 #: Inputs that count up: a version that was made is not unmade.
 COUNTED = {"version", "functionVersion"}
 
@@ -205,6 +205,39 @@ def test_changed_and_back(local: Local, name: str) -> None:
     after = local.shown()
     changed = [urn for urn in {**before, **after} if before.get(urn) != after.get(urn)]
     assert {urn: parting(before.get(urn), after.get(urn)) for urn in changed} == {}
+
+
+def test_zones_are_chosen_once(local: Local) -> None:
+    """Pulumi makes the subnets of other zones before it deletes those that have their CIDR blocks."""
+    before = local.shown()
+    with pytest.raises(TapLocalError, match=r"InvalidSubnet.Conflict"):
+        local.up({"zone_names": ["us-east-1b", "us-east-1c"]})
+    local.up({})
+    assert local.shown() == before
+
+
+def test_an_address_has_one_gateway_and_a_table_one_way_to_a_destination(local: Local) -> None:
+    ec2 = session.opened(ROOT, "dev", local.folder).cloud.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.9.0.0/20")["Subnet"]["SubnetId"]
+    made = {"AllocationId": ec2.allocate_address()["AllocationId"], "SubnetId": subnet}
+    gateway = ec2.create_nat_gateway(**made)["NatGateway"]["NatGatewayId"]
+    table = ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"]
+    way = {"RouteTableId": table, "DestinationCidrBlock": "0.0.0.0/0", "NatGatewayId": gateway}
+    ec2.create_route(**way)
+    with pytest.raises(ClientError, match=r"Resource.AlreadyAssociated"):
+        ec2.create_nat_gateway(**made)
+    with pytest.raises(ClientError, match="RouteAlreadyExists"):
+        ec2.create_route(**way)
+    with pytest.raises(ClientError, match=r"InvalidSubnet.Conflict"):
+        ec2.create_subnet(VpcId=vpc, CidrBlock="10.9.8.0/24")
+    ec2.delete_nat_gateway(NatGatewayId=gateway)
+    again = ec2.create_nat_gateway(**made)["NatGateway"]["NatGatewayId"]
+    ec2.delete_nat_gateway(NatGatewayId=again)
+    ec2.delete_route_table(RouteTableId=table)
+    ec2.delete_subnet(SubnetId=subnet)
+    ec2.delete_vpc(VpcId=vpc)
+    ec2.release_address(AllocationId=made["AllocationId"])
 
 
 def group_of(local: Local) -> Any:

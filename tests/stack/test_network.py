@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 import tap_stack
 from taplocal.errors import TapLocalError
-from tests.stack.conftest import ACCOUNT, ISOLATED, REGION, Graph, graph_of, statements
+from taplocal.program import run
+from tests.stack.conftest import (
+    ACCOUNT,
+    ISOLATED,
+    REGION,
+    Graph,
+    Recorder,
+    graph_of,
+    statements,
+    with_defaults,
+)
 
 WEB = '["web"]'
 #: Every pair that may talk, and the port. Anything else is a hole.
@@ -64,6 +75,20 @@ def test_zones_may_be_named() -> None:
     graph = graph_of("dev", systems=WEB, zone_names=f"{REGION}c,{REGION}a")
     zones = [each.inputs["availabilityZone"] for each in graph.of("Subnet")]
     assert zones == [f"{REGION}c", f"{REGION}a"] * 3
+
+
+def test_an_impaired_zone_moves_no_subnet_to_another() -> None:
+    """Of the zones that are available the second would be the first while that is not."""
+    asked = []
+
+    class Asked(Recorder):
+        def invoke(self, token: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+            asked.append((token, arguments))
+            return super().invoke(token, arguments)
+
+    run(with_defaults("dev", systems=WEB, **{"aws:region": REGION}), Asked())
+    (zones,) = [arguments for token, arguments in asked if "getAvailabilityZones" in token]
+    assert zones["filters"] and not zones.get("state")
 
 
 def test_more_zones_than_the_region_has_are_refused() -> None:
