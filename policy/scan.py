@@ -201,6 +201,13 @@ def pip_audit(_plan: str) -> list[Finding]:
     return sorted(set(found))
 
 
+def zizmor(_plan: str) -> list[Finding]:
+    """Findings in GitHub's workflows, without asking GitHub."""
+    results = json.loads(output("scan", "zizmor", "--offline", "--format", "json", ".github"))
+    keys = [(x["ident"], x["locations"][0]["symbolic"]["key"]) for x in results]
+    return counted(Finding(rule, key["Local"]["verbatim_path"]) for rule, key in keys)
+
+
 #: Heading of the scanner's table in docs/security.md -> what runs it.
 SCANNERS: dict[str, Callable[[str], list[Finding]]] = {
     "bandit": bandit,
@@ -209,6 +216,7 @@ SCANNERS: dict[str, Callable[[str], list[Finding]]] = {
     "licences": licences,
     "parliament": parliament,
     "pip-audit": pip_audit,
+    "zizmor": zizmor,
 }
 
 
