@@ -154,13 +154,6 @@ def test_an_alarm_of_dynamodb_fills_its_gaps(graph: Graph) -> None:
         assert (each["datapointsToAlarm"], each["evaluationPeriods"]) == (1, 5)  # they come late
 
 
-def test_the_alarm_of_capacity_is_on_what_the_table_may_scale_to() -> None:
-    for scaling in (1, 4):
-        graph = graph_of("prod", files_table_capacity="50", files_table_scaling=str(scaling))
-        alarm = graph.one("MetricAlarm", "monitoring-files-read-capacity")
-        assert alarm.inputs["threshold"] == 0.8 * 50 * scaling * 60
-
-
 @pytest.mark.parametrize(
     ("database_class", "gibibytes", "connections"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from taplocal.architecture import metrics_of
 from tests.stack.conftest import (
     Graph,
@@ -18,13 +20,14 @@ def test_every_table_and_index_is_watched(graph: Graph) -> None:
                 assert ("AWS/DynamoDB", metric, index["name"], table["name"]) in watched(graph)
 
 
-def test_the_files_tables_use_alarms_at_80_percent_of_its_capacity(graph: Graph) -> None:
+@pytest.mark.parametrize("scaling", [1, 4])
+def test_the_files_tables_use_alarms_at_80_percent_of_what_it_may_scale_to(scaling: int) -> None:
+    graph = graph_of("prod", files_table_capacity="50", files_table_scaling=str(scaling))
     thresholds = {
         metric["metricName"]: each.inputs["threshold"]
         for each in graph.of("MetricAlarm")
         for metric in metrics_of(each.inputs)
         if metric["metricName"].startswith("Consumed")
     }
-    assert thresholds == {"ConsumedReadCapacityUnits": 4_800, "ConsumedWriteCapacityUnits": 4_800}
-    half = graph_of("dev", files_table_capacity="50")
-    assert half.one("MetricAlarm", "monitoring-files-write-capacity").inputs["threshold"] == 2_400
+    units = ("ConsumedReadCapacityUnits", "ConsumedWriteCapacityUnits")
+    assert thresholds == dict.fromkeys(units, 0.8 * 50 * scaling * 60)
