@@ -155,7 +155,8 @@ DIFFERENCES = (
     ),
     Difference(
         "saved-queries", IDLE, "Logs Insights has the saved queries, and runs them",
-        "they are in the stack's state alone; `taplocal logs` and `taplocal trace` read the logs",
+        "they are in the stack's state alone; asked by hand, filter, fields, display, stats, sort "
+        "and limit are answered, other commands refused",
         "cloudwatch/QueryDefinition",
     ),
     Difference(

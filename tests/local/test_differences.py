@@ -260,8 +260,15 @@ def budget(small: Small) -> None:
 
 
 def saved_queries(small: Small) -> None:
-    unknown = code(lambda: small.client("logs").describe_query_definitions())
+    logs = small.client("logs")
+    unknown = code(logs.describe_query_definitions)
     assert unknown == "InvalidOperationException"
+    group = {"logGroupName": "/aws/lambda/tap-stack-api-dev", "startTime": 0, "endTime": 1}
+    for query, expected in {
+        "stats count(*)": "",
+        "parse @message '*' as x": "MalformedQueryException",
+    }.items():
+        assert code(functools.partial(logs.start_query, **group, queryString=query)) == expected
 
 
 def lifecycle(small: Small) -> None:
