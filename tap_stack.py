@@ -5551,6 +5551,7 @@ class FilePipeline(Component):
             allow("dynamodb:GetItem", on=self.table.arn),
             allow("dynamodb:Query", on=[self.table.arn, *index_arns(self.table, FILE_INDEXES)]),
             allow(*uses, on=Output.concat(self.uploads.bucket.arn, "/*")),
+            allow("s3:ListBucket", on=self.uploads.bucket.arn),  # as the files function
         ]
 
     def alarms(self) -> list[Alarm]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 from ministack.core import iam_actions, iam_evaluator
 from ministack.core.iam_evaluator import AuthError
@@ -98,16 +98,19 @@ def hide_missing() -> None:
     """Answers 403, not 404, to who may not list the bucket of an object that is gone."""
 
     def hidden(read: Callable[..., Any]) -> Callable[..., Any]:
-        def found(bucket: str, key: str, *request: Any, **more: Any) -> Any:
-            response = read(bucket, key, *request, **more)
+        def found(bucket: str, key: str, headers: Any, *request: Any, **more: Any) -> Any:
+            response = read(bucket, key, headers, *request, **more)
             principal = keys.caller.get(None) if response[0] == 404 else None
+            if copied := headers.get("x-amz-copy-source"):
+                bucket, _, key = unquote(copied.partition("?")[0]).lstrip("/").partition("/")
             if principal and rights.denial(principal, "s3:ListBucket", f"arn:aws:s3:::{bucket}"):
                 return s3._error("AccessDenied", "Access Denied", 403, f"/{bucket}/{key}")
             return response
 
         return found
 
-    s3._head_object, s3._get_object = hidden(s3._head_object), hidden(s3._get_object)
+    for name in ("_head_object", "_get_object", "_copy_object"):
+        setattr(s3, name, hidden(getattr(s3, name)))
 
 
 def install() -> None:

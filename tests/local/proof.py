@@ -382,6 +382,20 @@ def file_delete(proof: Proof, _role: str) -> None:
     proof.http("DELETE", Files(proof).path, 204)
 
 
+def version_gone(proof: Proof, _role: str) -> None:
+    """A version that is recorded, and that S3 has no longer, is restored: there is none."""
+    table, file = {"TableName": proof.outputs["files_table_name"]}, recorded(proof)
+    of = {":id": {"S": file.path.rpartition("/")[2]}, ":version": {"S": "version#"}}
+    condition = "id = :id AND begins_with(#record, :version)"
+    found = proof.client("dynamodb").query(
+        **table, KeyConditionExpression=condition, ExpressionAttributeValues=of,
+        ExpressionAttributeNames={"#record": "record"},
+    )["Items"]  # fmt: skip
+    gone = {"record": {"S": "version#0"}, "sequencer": {"S": "0"}, "version_id": {"S": "gone"}}
+    proof.client("dynamodb").put_item(**table, Item={**found[-1], **gone})
+    proof.http("POST", f"{file.path}/versions", 404, {"version_id": "gone"})
+
+
 def file_event(proof: Proof, _role: str) -> None:
     """What the function records is an event on the bus."""
     sqs, events, name = proof.client("sqs"), proof.client("events"), "proof-events"
@@ -590,6 +604,7 @@ OF_ROLES: dict[str, OfRole] = {
     "file upload": file_upload,
     "file content": file_content,
     "file delete": file_delete,
+    "version gone": version_gone,
     "file record": lambda proof, _: recorded(proof).record("ObjectCreated:Put"),
     "file gone": lambda proof, _: recorded(proof).record("ObjectCreated:Put", "proof/gone", "x"),
     "file removed": lambda proof, _: recorded(proof).record("ObjectRemoved:Delete", version="x"),

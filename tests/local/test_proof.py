@@ -12,7 +12,15 @@ from tests import needs
 from tests.local import proof
 from tests.local.proof import Proof
 
-SAMPLE = ("item get", "item put", "file content", "file upload", "file record", "file gone")
+SAMPLE = (
+    "item get",
+    "item put",
+    "file content",
+    "file upload",
+    "file record",
+    "file gone",
+    "version gone",
+)
 
 
 @pytest.fixture(scope="module")
