@@ -77,7 +77,7 @@ NO_COGNITO = "(?!.*(aws|amazon|cognito))"  # of a name that is part of a Cognito
 HTTP_API_SECONDS = 29  # an HTTP API integration ends at 30 s
 DATABASE_VERSIONS = ("17", "18")
 #: What web instances and their agents call.
-INSTANCE_SERVICES = {"ec2", "logs", "monitoring", "secretsmanager", "ssm", "ssmmessages"}
+INSTANCE_SERVICES = {*"autoscaling ec2 logs monitoring secretsmanager ssm ssmmessages".split()}
 MACHINE_CLIENTS = 48  # an authorizer accepts 50 audiences: those of people and synthetics, too
 LOCAL_APP, LOCAL_CALLBACK = ("http://localhost:3000",), ("http://localhost:3000/callback",)
 EMAIL = r"[^@\s]+@[^@\s]+\.[^@\s]+"
@@ -5915,6 +5915,7 @@ FLOWS = (
     ("nat", "internet", 443),
     ("web", "endpoints", 443),
     ("bastion", "endpoints", 443),
+    ("nat", "endpoints", 443),
 )
 SECURITY_GROUPS = ("balancer", "web", "database", "bastion", "nat", "endpoints")
 

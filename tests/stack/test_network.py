@@ -34,6 +34,7 @@ ALLOWED = {
     ("nat", "0.0.0.0/0", 443),
     ("web", "endpoints", 443),
     ("bastion", "endpoints", 443),
+    ("nat", "endpoints", 443),
 }
 
 
@@ -207,7 +208,8 @@ def test_interface_endpoints_are_private_and_behind_their_group() -> None:
         assert endpoint["serviceName"].endswith(service)
         assert endpoint["privateDnsEnabled"] is True
         assert endpoint["securityGroupIds"] == ["network-endpoints-group-id"]
-    assert {("web", "endpoints", 443), ("bastion", "endpoints", 443)} <= pairs(graph)["Egress"]
+    users = {(each, "endpoints", 443) for each in ("web", "bastion", "nat")}
+    assert users <= pairs(graph)["Egress"] & pairs(graph)["Ingress"]  # nat calls ec2, autoscaling
 
 
 def test_the_flow_log_is_kept_under_the_key(graph: Graph, env: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
+from tap_stack import INSTANCE_SERVICES
 from taplocal.errors import TapLocalError
 from taplocal.program import run
 from tests.stack.conftest import (
+    ROOT,
     Recorder,
     graph_of,
     with_defaults,
@@ -66,7 +69,7 @@ def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> No
         (
             "dev",
             {"nat": "none", "interface_endpoints": "ec2,logs,monitoring,ssm"},
-            "interface_endpoints must have secretsmanager, ssmmessages with nat none",
+            "interface_endpoints must have autoscaling, secretsmanager, ssmmessages with nat none",
         ),
         ("dev", {"alternative_names": "www.tap.dev"}, "domain_name must be given with alt"),
         (
@@ -145,6 +148,12 @@ def test_what_breaks_a_promise_is_rejected(
 ) -> None:
     with pytest.raises(TapLocalError, match=expected):
         graph_of(tier, **settings)
+
+
+def test_instances_without_internet_have_an_endpoint_of_each_service_that_they_call() -> None:
+    scripts = [(ROOT / f"scripts/{name}.sh").read_text() for name in ("start", "web", "agent")]
+    called = {service for text in scripts for service in re.findall(r"\baws ([a-z0-9]+) ", text)}
+    assert called and called <= INSTANCE_SERVICES
 
 
 @pytest.mark.parametrize(
