@@ -2554,18 +2554,14 @@ class Fleet(Component):
         )
 
     def _rollout(self) -> FleetRollout:
-        most, alarms = 110 if self.instances.maximum > 1 else 200, self.instances.alarms
-        preferences: Json = {"MinHealthyPercentage": 100, "MaxHealthyPercentage": most}
-        preferences |= {"AutoRollback": True}
-        if alarms:
-            preferences |= {"AlarmSpecification": {"Alarms": alarms}, "BakeTime": 300}
         return FleetRollout(
             f"{self.name}-rollout",
             group=self.scaling_group.arn,
             version=self.template.latest_version.apply(str),
             types=self.instances.types,
             spot_percent=self.instances.spot_percent,
-            preferences=json.dumps(preferences),  # as text: the engine makes floats of integers
+            max_healthy_percent=110 if self.instances.maximum > 1 else 200,
+            alarms=self.instances.alarms,
             opts=self.parented,
         )
 
@@ -2605,8 +2601,11 @@ class FleetRun(Run):
             return "is in place"
         before = has[0] if has[0] != self.version else "other types or another share of Spot"
         chosen["Version"], template["Overrides"], spread[share] = wants
-        preferences = json.loads(self.inputs["preferences"])
-        preferences["SkipMatching"] = has[2] == wants[2]  # compares versions and types alone
+        most = int(self.inputs["max_healthy_percent"])  # the engine makes floats of integers
+        preferences: Json = {"MinHealthyPercentage": 100, "MaxHealthyPercentage": most}
+        preferences |= {"AutoRollback": True, "SkipMatching": has[2] == wants[2]}  # sees no shares
+        if alarms := self.inputs["alarms"] and self.quiet_alarms():
+            preferences |= {"AlarmSpecification": {"Alarms": alarms}, "BakeTime": 300}
         wanted: Json = {"DesiredConfiguration": {"MixedInstancesPolicy": policy}}
         started = self.group("start_instance_refresh", Preferences=preferences, **wanted)
         self.say(f"{self.label} replaces {before}, instance by instance")
@@ -2626,6 +2625,14 @@ class FleetRun(Run):
         operation, names = "describe_auto_scaling_groups", [self.name]
         found = self.call("autoscaling", operation, AutoScalingGroupNames=names)
         return [dict(each["MixedInstancesPolicy"]) for each in found["AutoScalingGroups"]]
+
+    def quiet_alarms(self) -> list[str]:
+        """Those that can take it back: AWS refuses a refresh with one that is in ALARM already."""
+        states = {"AlarmNames": self.inputs["alarms"], "StateValue": "ALARM"}
+        found = self.call("cloudwatch", "describe_alarms", **states)["MetricAlarms"]
+        if firing := [each["AlarmName"] for each in found]:
+            self.say(f"{self.label} is not watched by {', '.join(firing)}: in ALARM already")
+        return [each for each in self.inputs["alarms"] if each not in firing]
 
     def refreshes(self, *ids: str) -> list[Json]:
         """These instance refreshes, or all, the newest first."""
@@ -2658,9 +2665,8 @@ def fleet_provider() -> RolloutProvider:
 
 class FleetRollout(Rollout, module="tap", name="FleetRollout"):
     """The only one that gives a `group` (ARN) another `version` of its launch template, instance
-    `types` or `spot_percent`. `preferences` are those of StartInstanceRefresh, in JSON. Waits until
-    all instances are replaced; fails the update with AWS's reason if the group went back, and the
-    next one tries again."""
+    `types` or `spot_percent`, within `max_healthy_percent`. One of `alarms` takes it back. Fails
+    the update with AWS's reason if the group went back, and the next one tries again."""
 
     maker = fleet_provider
 
@@ -5937,8 +5943,7 @@ class Network(Component):
         self.internet_gateway = aws.ec2.InternetGateway(*self.child("internet"), **here)
         #: Tier -> its subnets, one for each zone.
         self.subnets = self._subnets()
-        #: Of NAT, in the names of address and private route tables: those of two kinds are there
-        #: at once while one follows the other.
+        #: Of NAT, in the names of address and private tables: two kinds may be there at once.
         self.kind = {"per_az": "gateway", "single": "gateway"}.get(args.nat, args.nat[:8])
         #: Tier -> its route tables; private subnets have one for each zone.
         self.route_tables = self._route_tables()
@@ -6107,10 +6112,8 @@ class Network(Component):
 
     def _nat(self) -> None:
         """The default route of the private subnets of each zone, as the setting `nat` says."""
-        strategy, route_tables = self.args.nat, self.route_tables["private"]
-        if strategy == "none":
-            return
-        count = self.args.zones if strategy in ("per_az", "instance_ha") else 1
+        route_tables, counts = self.route_tables["private"], {"none": 0, "single": 1, "instance": 1}
+        count = counts.get(self.args.nat, self.args.zones)
         make = self._nat_instance if self.kind == "instance" else self._nat_gateway
         for number in range(count):
             make(number, route_tables[number::count])

@@ -167,7 +167,7 @@ class Group(Named):
 class FleetRollout(Rollout):
     """The program's dynamic resource; its provider runs in this process."""
 
-    uses = "group version types spot_percent preferences __provider"
+    uses = "group version types spot_percent max_healthy_percent alarms __provider"
     replace_on = "group"
     time_scale = staticmethod(lambda: SCALE)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ministack.core.responses import get_account_id, request_scope
-from ministack.services import autoscaling, ec2, iam
+from ministack.services import autoscaling, cloudwatch, ec2, iam
 
 from taplocal.web.fleet import ACTIVITIES, specification_of, stamp
 
@@ -126,6 +126,11 @@ def start_refresh(parameters: Json) -> Any:
             "InstanceRefreshInProgress", "An Instance Refresh is already in progress", 400
         )
     preferences = autoscaling._parse_nested(parameters, "Preferences")
+    cloudwatch._evaluate_all_alarms()
+    named = preferences.get("AlarmSpecification", {}).get("Alarms", [])
+    if firing := [x for x in named if cloudwatch._alarms.get(x, {}).get("StateValue") == "ALARM"]:
+        why = f"The alarms of the specification must not be in ALARM: {', '.join(firing)}"
+        return autoscaling._error("ValidationError", why, 400)
     wanted = autoscaling._parse_nested(parameters, "DesiredConfiguration")
     refresh = {
         "InstanceRefreshId": str(uuid.uuid4()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from demo.web import wait_until
 from tap_stack import TapStackArgs
 from taplocal import session
 from taplocal.errors import TapLocalError
@@ -264,6 +266,35 @@ def test_other_types_and_another_share_of_spot_keep_the_version(local: Local) ->
     assert [each["InstanceType"] for each in template["Overrides"]] == ["t4g.small"]
     assert policy["InstancesDistribution"]["OnDemandPercentageAboveBaseCapacity"] == 100
     assert before.isdisjoint(each["InstanceId"] for each in group_of(local)["Instances"])
+    local.up({})
+
+
+def test_a_mend_is_rolled_out_while_an_alarm_of_the_fault_is_in_alarm(local: Local) -> None:
+    """A refresh with that alarm is refused."""
+    cloud = session.opened(ROOT, "dev", local.folder).cloud
+    watch, named, mended = cloud.client("cloudwatch"), "tap-stack-web-5xx-dev", threading.Event()
+    (alarm,) = watch.describe_alarms(AlarmNames=[named])["MetricAlarms"]
+    bad = {"MetricName": alarm["MetricName"], "Dimensions": alarm["Dimensions"], "Value": 99}
+
+    def fail() -> None:
+        while not mended.wait(0.1):
+            watch.put_metric_data(Namespace=alarm["Namespace"], MetricData=[bad])
+
+    failing = threading.Thread(target=fail)
+    failing.start()
+    try:
+        firing = {"AlarmNames": [named], "StateValue": "ALARM"}
+        assert wait_until(lambda: watch.describe_alarms(**firing)["MetricAlarms"])
+        with pytest.raises(ClientError, match=f"must not be in ALARM: {named}"):
+            cloud.client("autoscaling").start_instance_refresh(
+                AutoScalingGroupName="tap-stack-web-dev",
+                Preferences={"AlarmSpecification": {"Alarms": [named]}},
+            )
+        local.up({"owner": "green"})
+        assert watch.describe_alarms(**firing)["MetricAlarms"]
+    finally:
+        mended.set()
+        failing.join()
     local.up({})
 
 

@@ -167,7 +167,8 @@ def test_the_release_of_a_function_and_of_a_fleet_have_what_they_call() -> None:
         permissions.actions_by_type("read", "update")["aws:lambda/alias:Alias"]
     )
     assert "lambda:InvokeFunction" in calls["aws:lambda/invocation:Invocation"]
-    assert "autoscaling:StartInstanceRefresh" in calls["pulumi-python:dynamic/tap:FleetRollout"]
+    fleet = calls["pulumi-python:dynamic/tap:FleetRollout"]
+    assert {"autoscaling:StartInstanceRefresh", "cloudwatch:DescribeAlarms"} <= set(fleet)
 
 
 # === Narrowing ====================================================================================

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 
 from tests.stack.conftest import Graph, graph_of, statements, user_data
 
@@ -51,9 +50,8 @@ def test_a_changed_template_is_rolled_out_and_the_group_knows_the_old_one_till_t
         assert "mixedInstancesPolicy" in each.ignore_changes
         rollout = rollouts[each.name.replace("-group", "-rollout")]
         assert rollout["version"] == "1"  # a number: AWS cannot go back from $Latest
-        preferences = json.loads(rollout["preferences"])
-        assert (preferences["AutoRollback"], preferences["MinHealthyPercentage"]) == (True, 100)
-        alarms = preferences.get("AlarmSpecification", {}).get("Alarms", [])
+        assert rollout["max_healthy_percent"] == (110 if each.inputs["maxSize"] > 1 else 200)
+        alarms = rollout["alarms"]
         assert set(alarms) <= names
         if each.name == "web-fleet-group":
             assert len(alarms) == 2

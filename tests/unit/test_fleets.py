@@ -44,7 +44,13 @@ GROUP = "arn:aws:autoscaling:eu-west-1:111122223333:autoScalingGroup:1:autoScali
 
 
 #: As the engine hands them over: a number is a float.
-INPUTS = {"group": GROUP, "types": ["t4g.small"], "spot_percent": 100.0, "preferences": "{}"}
+INPUTS = {
+    "group": GROUP,
+    "types": ["t4g.small"],
+    "spot_percent": 100.0,
+    "max_healthy_percent": 110.0,
+    "alarms": ["web-5xx", "web-unhealthy"],
+}
 
 
 class FakeGroups:
@@ -55,9 +61,16 @@ class FakeGroups:
         self.refreshes: list[dict[str, Any]] = []
         self.rolled_back, self.there = False, True
         self.types, self.on_demand = ["t4g.small"], 0
+        self.firing: set[str] = set()
         self.said: list[str] = []
 
+    def describe_alarms(self, AlarmNames: list[str], StateValue: str) -> Any:
+        assert AlarmNames and StateValue == "ALARM"
+        return {"MetricAlarms": [{"AlarmName": x} for x in AlarmNames if x in self.firing]}
+
     def start_instance_refresh(self, **arguments: Any) -> Any:
+        named = arguments["Preferences"].get("AlarmSpecification", {}).get("Alarms", [])
+        assert self.firing.isdisjoint(named)
         assert not [each for each in self.refreshes if each["Status"] == "InProgress"]
         assert "LaunchTemplateName" not in str(arguments["DesiredConfiguration"])
         new = {
@@ -150,6 +163,31 @@ def test_other_types_and_another_share_of_spot_are_a_refresh_to_the_same_version
     assert groups.said[-1] == "web: version 1 of the launch template: is in place"
 
 
+@pytest.mark.parametrize(
+    ("firing", "watching"),
+    [
+        ([], ["web-5xx", "web-unhealthy"]),
+        (["web-5xx"], ["web-unhealthy"]),
+        (["web-5xx", "web-unhealthy"], []),
+    ],
+)
+def test_an_alarm_that_is_in_alarm_already_is_no_reason_to_refuse_the_mend(
+    firing: list[str], watching: list[str]
+) -> None:
+    groups = FakeGroups()
+    groups.firing = set(firing)
+    groups.roll_out("2")
+    assert groups.version == "2"
+    (refresh,) = groups.refreshes
+    assert refresh.get("AlarmSpecification", {}).get("Alarms", []) == watching
+    assert refresh.get("BakeTime") == (300 if watching else None)
+    label = "web: version 2 of the launch template"
+    said = f"{label} is not watched by {', '.join(firing)}: in ALARM already"
+    assert (said in groups.said) is bool(firing)
+    groups.looks = 3
+    groups.roll_out("1", alarms=[])  # as a bastion's
+
+
 @pytest.mark.parametrize("end", ["Failed", "RollbackSuccessful", "RollbackFailed", "Cancelled"])
 def test_a_version_that_fails_leaves_the_old_one_and_says_why(end: str) -> None:
     groups = FakeGroups(end)
@@ -170,7 +208,7 @@ def test_credentials_that_expire_meanwhile_are_renewed() -> None:
     describe = groups.describe_instance_refreshes
 
     def expired(**which: Any) -> Any:
-        if groups.refreshes and len(connected) == 1:
+        if groups.refreshes and connected.count("autoscaling") == 1:
             raise client_error("ExpiredToken", "DescribeInstanceRefreshes")
         return describe(**which)
 
@@ -181,7 +219,7 @@ def test_credentials_that_expire_meanwhile_are_renewed() -> None:
     groups.describe_instance_refreshes = expired  # type: ignore[assignment,method-assign]
     inputs = {**INPUTS, "version": "2"}
     FleetRun(connect, inputs, groups, print).run()
-    assert groups.version == "2" and connected == ["autoscaling"] * 2
+    assert groups.version == "2" and connected.count("autoscaling") == 2
 
 
 def test_one_that_takes_too_long_is_rolled_back() -> None:
