@@ -2455,6 +2455,7 @@ class Instances:
     public: bool = False  # has a public address
     minimum: int = 1
     maximum: int = 1
+    scheduled: Sequence[str] = ()  # inputs of the group that a schedule changes
     spot_percent: int = 0
     target_groups: Sequence[aws.lb.TargetGroup] = ()  # whose health checks replace instances
     alarms: Sequence[str] = ()  # names; one that fires rolls a changed fleet back
@@ -2521,7 +2522,7 @@ class Fleet(Component):
 
     def _scaling_group(self) -> aws.autoscaling.Group:
         instances, metric = self.instances, aws.autoscaling.Metric
-        moved = ["desiredCapacity", "mixedInstancesPolicy"]
+        moved = ["desiredCapacity", "mixedInstancesPolicy", *instances.scheduled]
         version = self.template.latest_version.apply(str)  # $Latest could not be left again
         chosen: Any = {"launch_template_id": self.template.id, "version": version}
         template: Any = {"launch_template_specification": chosen}
@@ -6829,6 +6830,7 @@ class Bastion(Component):
             types=["t4g.micro"],  # dnf is killed for want of memory on a t4g.nano
             statements=agent_statements(self.logs),
             public=True,
+            scheduled=["minSize"] if args.bastion_hours else [],
         )
         self.fleet = Fleet(*self.part("fleet"), instances=instances)
         self.hours = self._hours() if args.bastion_hours else []

@@ -16,6 +16,12 @@ def test_the_bastion_stops_outside_its_hours_where_it_has_some(graph: Graph, env
     assert (logins["namespace"], logins["metricName"]) == (counted["namespace"], counted["name"])
 
 
+def test_a_stopped_bastion_is_no_drift(graph: Graph, env: str) -> None:
+    """Its schedule sets the group's smallest size, too."""
+    group = graph.one("aws:autoscaling/group:Group", "bastion-fleet-group")
+    assert ("minSize" in group.ignore_changes) is (env == "dev")
+
+
 def test_hours_over_night_end_on_the_next_day_that_of_friday_too() -> None:
     graph = graph_of("dev", systems="web", bastion_hours="22-6")
     hours = {
