@@ -4795,15 +4795,15 @@ def is_end(version: Item) -> bool:
     return "deleted_at" in version or "delete_marker" in version
 
 
-def find_version(file: Item, version_id: str) -> Item | None:
+def find_version(file: Item, version_id: str, query: Any = None) -> Item | None:
     """What is recorded of a version of a file, or of a delete marker."""
-    return next((x for x in versions(file) if x["version_id"]["S"] == version_id), None)
+    return next((x for x in versions(file, query) if x["version_id"]["S"] == version_id), None)
 
 
-def versions(file: Item) -> Iterable[Item]:
+def versions(file: Item, query: Callable[..., Json] | None = None) -> Iterable[Item]:
     """What is recorded of all versions of a file and its delete markers, the newest first."""
     return every_page(
-        service("dynamodb").query,
+        query or service("dynamodb").query,
         TableName=os.environ["FILES_TABLE_NAME"],
         KeyConditionExpression="id = :id AND begins_with(#record, :versions)",
         ExpressionAttributeNames={"#record": "record"},
@@ -5111,7 +5111,7 @@ def get_content(request: Request) -> Response:
     file = own_file(request)
     if unknown := request.query.keys() - {"version_id"}:
         raise invalid_parameters(dict.fromkeys(unknown, "Unknown parameter; expected version_id."))
-    version = with_content(file, request.query.get("version_id", ""))
+    version = with_content(request, file, request.query.get("version_id", ""))
     names = (version[each]["S"] for each in ("key", "version_id", "name"))
     return respond(302, location=download_url(*names), cache_control="no-store")
 
@@ -5122,7 +5122,7 @@ def restore_version(request: Request) -> Response:
     file, wanted = own_file(request), request.object("application/json")
     if wanted.keys() != {"version_id"} or not is_like(".{1,1024}", wanted["version_id"]):
         raise invalid_fields({"/version_id": "version_id, the only field, is one of versions."})
-    version = with_content(file, wanted["version_id"])
+    version = with_content(request, file, wanted["version_id"])
     if version["sequencer"] == file["sequencer"] and "deleted_at" not in file:
         raise Problem(409, "It is the newest version.")
     if int(version["size"]["N"]) > COPY_BYTES:
@@ -5142,10 +5142,11 @@ def restore_version(request: Request) -> Response:
     return respond(201, body, location=f"/files/{file['id']['S']}")
 
 
-def with_content(file: Item, version_id: str) -> Item:
+def with_content(request: Request, file: Item, version_id: str) -> Item:
     """A file, or a recorded version of it, whose content is given out; Problem 404 if it has none,
     409 for one with a threat, or one that is not scanned where it must be."""
-    version = find_version(file, version_id) if version_id else file
+    query = functools.partial(table, request, "query")
+    version = find_version(file, version_id, query) if version_id else file
     if not version or is_end(version) or "failure" in version:
         raise no_version()
     if threats := ", ".join(each["S"] for each in version.get("threats", {"L": []})["L"]):

@@ -376,6 +376,22 @@ def test_a_version_is_restored_by_a_copy_that_becomes_the_newest(api: Api) -> No
     assert_problem(api("POST", path, {"version_id": "v0"}), 404, missing)
 
 
+def test_the_log_counts_what_it_takes_to_find_a_version(
+    api: Api, capsys: pytest.CaptureFixture[str]
+) -> None:
+    identity = upload(api, "ann/a", b"one")
+    upload(api, "ann/a", b"two")
+    path = f"/files/{identity}/content"
+    for method, url, body, units in (
+        ("GET", path, None, 1),
+        ("GET", f"{path}?version_id=v0", None, 1.5),
+        ("POST", f"/files/{identity}/versions", {"version_id": "v0"}, 1.5),
+    ):
+        capsys.readouterr()
+        assert api(method, url, body).status < 400
+        assert json.loads(capsys.readouterr().out)["consumed_capacity"] == units
+
+
 def test_a_version_is_copied_once_however_long_s3_is_silent(
     api: Api,
     serve: Any,  # noqa: F811 - the fixture
