@@ -5035,7 +5035,7 @@ def signer_fields(at: float) -> tuple[dict[str, str], str, str]:
     return signer, scope, secret_key
 
 
-def download_url(key: str, version_id: str, name: str) -> str:
+def download_url(method: str, key: str, version_id: str, name: str) -> str:
     """Where S3 gives a version to whoever has the URL: "Using query parameters", S3 API."""
     signer, scope, secret_key = signer_fields(time.time())
     scheme, host, path = bucket_address()
@@ -5048,7 +5048,7 @@ def download_url(key: str, version_id: str, name: str) -> str:
     }
     shown = "&".join(f"{quote(x, safe='')}={quote(query[x], safe='')}" for x in sorted(query))
     target = f"{path.rstrip('/')}/{quote(key)}"
-    request = f"GET\n{target}\n{shown}\nhost:{host}\n\nhost\nUNSIGNED-PAYLOAD"
+    request = f"{method}\n{target}\n{shown}\nhost:{host}\n\nhost\nUNSIGNED-PAYLOAD"
     digest = hashlib.sha256(request.encode()).hexdigest()
     text = f"{signer['Algorithm']}\n{signer['Date']}\n{scope}\n{digest}"
     return f"{scheme}://{host}{target}?{shown}&X-Amz-Signature={sign(text, secret_key, scope)}"
@@ -5113,7 +5113,7 @@ def get_content(request: Request) -> Response:
         raise invalid_parameters(dict.fromkeys(unknown, "Unknown parameter; expected version_id."))
     version = with_content(request, file, request.query.get("version_id", ""))
     names = (version[each]["S"] for each in ("key", "version_id", "name"))
-    return respond(302, location=download_url(*names), cache_control="no-store")
+    return respond(302, location=download_url(request.method, *names), cache_control="no-store")
 
 
 def restore_version(request: Request) -> Response:

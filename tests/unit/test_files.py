@@ -121,10 +121,11 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("key", ["ann/a.txt", "ann/ä ☕/+~(1)'&?#%41.png", "ann//../b"])
-def test_the_address_of_a_content_is_the_sdks(s3: Any, key: str) -> None:
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_the_address_of_a_content_is_the_sdks(s3: Any, method: str, key: str) -> None:
     name = key.rpartition("/")[2]
     expected = s3.generate_presigned_url(
-        "get_object",
+        f"{method.lower()}_object",
         {
             "Bucket": "files-bucket",
             "Key": key,
@@ -133,7 +134,7 @@ def test_the_address_of_a_content_is_the_sdks(s3: Any, key: str) -> None:
         },
         tap_stack.DOWNLOAD_SECONDS,
     )
-    ours, sdks = (urlsplit(x) for x in (download_url(key, "v/1+", name), expected))
+    ours, sdks = (urlsplit(x) for x in (download_url(method, key, "v/1+", name), expected))
     assert (ours.netloc, ours.path) == (sdks.netloc, sdks.path)
     assert sorted(parse_qsl(ours.query)) == sorted(parse_qsl(sdks.query))
 
@@ -141,7 +142,7 @@ def test_the_address_of_a_content_is_the_sdks(s3: Any, key: str) -> None:
 @pytest.mark.usefixtures("s3")
 def test_an_emulator_has_the_bucket_in_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:4566/")
-    url = urlsplit(download_url("ann/a.txt", "v1", "a.txt"))
+    url = urlsplit(download_url("GET", "ann/a.txt", "v1", "a.txt"))
     assert (url.scheme, url.netloc) == ("http", "localhost:4566")
     assert url.path == "/files-bucket/ann/a.txt"
 
@@ -374,6 +375,15 @@ def test_a_version_is_restored_by_a_copy_that_becomes_the_newest(api: Api) -> No
         assert_problem(api("POST", path, {"version_id": "v0"}), 409, "It is larger than 500 MB")
     tap_stack._clients["s3"].remove("ann/a", "v0")  # and its event is to come
     assert_problem(api("POST", path, {"version_id": "v0"}), 404, missing)
+
+
+def test_the_address_that_head_redirects_to_is_signed_for_head(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/files/{upload(api, 'ann/a')}/content"
+    monkeypatch.setattr(time, "time", lambda: 1_795_000_000.0)
+    found = [api(method, path).headers["location"] for method in ("GET", "HEAD", "HEAD")]
+    assert found[0] != found[1] == found[2]
 
 
 def test_the_log_counts_what_it_takes_to_find_a_version(
