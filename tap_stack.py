@@ -321,9 +321,9 @@ class TapStackArgs:
     """Name of the files bucket; empty for `<project>-files-<environment>-<account>`."""
     files_table_name: str = optional(*A_TABLE_NAME)
     """Name of the files table; empty for `<project>-files-<environment>`."""
-    files_table_capacity: int = setting(100, between(6, 40_000, ", the quota of a table"))
+    files_table_capacity: int = setting(100, between(6, 32_000, ", the quota with indexes"))
     """Read and write units of the files table; a file needs 6 write units. {unit_pair} a month for
-    each pair, and {index_units} for its indexes."""
+    each pair, and {index_units} for its indexes, with which 32,000 are an account's 80,000."""
     files_table_scaling: int = setting(PerTier(1, 1, 4), between(1, 100))
     """How many times its capacity the files table and indexes may grow to; 1 turns scaling off."""
     files_concurrency: int = setting(PerTier(10, 10, 20), between(0, 100_000))
@@ -5547,10 +5547,10 @@ class FilePipeline(Component):
 
     def api_throttles(self) -> dict[str, float]:
         """Requests per second of the API's dear routes, which leave half of the table to others."""
-        rate = self.args.files_table_capacity / 2 / TOTALS_READ_UNITS
+        rate, most = self.args.files_table_capacity / 2 / TOTALS_READ_UNITS, self.args.throttle_rate
         shares = {"GET /files/totals": 0.6, "HEAD /files/totals": 0.05}
         shares |= {"GET /files/report": 0.3, "HEAD /files/report": 0.05}
-        return {key: min(round(s * rate, 2), self.args.throttle_rate) for key, s in shares.items()}
+        return {key: min(max(round(x * rate, 2), 0.01), most) for key, x in shares.items()}
 
     def api_statements(self) -> list[Statement]:
         """Statements of the api function, in whose name a form for an upload is signed."""

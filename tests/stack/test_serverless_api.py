@@ -167,12 +167,13 @@ def test_a_page_of_totals_takes_no_more_units_than_the_throttle_reckons_with() -
     assert read / 4_096 / 2 + tap_stack.REPORT_MONTHS / 2 <= tap_stack.TOTALS_READ_UNITS
 
 
-@pytest.mark.parametrize(("units", "rate"), [("6", 0.04), ("1000", 7.5), ("40000", 50)])
+@pytest.mark.parametrize(("units", "rate"), [("6", 0.04), ("1000", 7.5), ("32000", 50)])
 def test_the_throttle_of_totals_follows_the_table(units: str, rate: float) -> None:
     graph = graph_of("dev", files_table_capacity=units)
     settings = graph.one("Stage", "api-stage").inputs["routeSettings"]
     (totals,) = [each for each in settings if each["routeKey"] == "GET /files/totals"]
     assert totals["throttlingRateLimit"] == rate
+    assert min(each["throttlingRateLimit"] for each in settings) >= 0.01, "0 would be none at all"
 
 
 def test_cors_lets_only_configured_origins_in(graph: Graph, env: str) -> None:

@@ -222,7 +222,13 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(key: str, value
 
 
 @pytest.mark.parametrize(
-    ("key", "least", "most"), [("throttle_burst", 1, 5_000), ("versions_kept", 2, 100)]
+    ("key", "least", "most"),
+    [
+        ("throttle_burst", 1, 5_000),
+        ("versions_kept", 2, 100),
+        # An account has 80,000 write units, and three indexes have half of the table's each.
+        ("files_table_capacity", 6, 32_000),
+    ],
 )
 def test_limits_are_allowed_and_nothing_beyond_them(key: str, least: int, most: int) -> None:
     for value, allowed in {least - 1: False, least: True, most: True, most + 1: False}.items():
