@@ -657,6 +657,17 @@ def test_a_report_is_of_this_month_unless_days_are_given(api: Api) -> None:
     assert (old["owner"], [each["owner"] for each in new]) == ("bob", ["ann", "bob"])
 
 
+@pytest.mark.parametrize("letter", ["x", "я", '"', "\\", "\n", "\x01"])
+def test_the_report_goes_on_behind_the_longest_owner(api: Api, letter: str) -> None:
+    owner = letter * (tap_stack.OWNER_BYTES // len(letter.encode()))
+    for name, day in (("a", "10"), ("b", "11")):
+        upload(api, f"{owner}/{name}", at=f"2026-11-{day}T00:00:00.000Z")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tap_stack, "REPORT_SHARDS", 1)
+        pages = listed(api, "/files/report?from=2026-11-01&to=2026-11-30&by=owner", "report")
+    assert [[row["owner"] for row in page] for page in pages] == [[owner], [owner], []]
+
+
 def queries_of(api: Api, path: str) -> list[dict[str, Any]]:
     """What a request asks the table for."""
     queries, query = list[dict[str, Any]](), api.table.query
