@@ -2408,12 +2408,12 @@ class Bucket(Component):
         enabled: dict[str, Any] = {"status": "Enabled", "filter": {"prefix": ""}}
         noncurrent = {"noncurrent_days": min(self.args.noncurrent_days, days or 3_650)}
         unfinished = {"days_after_initiation": 7}
+        gone: Json = {"days": days} if days else {"expired_object_delete_marker": True}
         rules: list[Any] = [
             {**enabled, "id": "unfinished", "abort_incomplete_multipart_upload": unfinished},
             {**enabled, "id": "noncurrent", "noncurrent_version_expiration": noncurrent},
+            {**enabled, "id": "expired", "expiration": gone},
         ]
-        if days:
-            rules.append({**enabled, "id": "expired", "expiration": {"days": days}})
         if transitions:
             rules.append({**enabled, "id": "cooler", "transitions": transitions})
         kind, after = aws.s3.BucketLifecycleConfiguration, self.versioning  # makes them noncurrent
@@ -4778,7 +4778,7 @@ def newest_of(file: Item, old: Item) -> Item | None:
     if current := head_object(target)[0]:
         version = find_version(file, current)
         return newest_item(version) if version and "failure" not in version else None
-    ends = (x.get("deleted_at", x["uploaded_at"]) for x in versions(file) if is_end(x))
+    ends = filter(None, map(end_of, versions(file)))
     last = next((x for x in versions(file) if "delete_marker" not in x), file)
     sequencers = (x["sequencer"]["S"] for x in (file, old) if x)
     return {
@@ -4790,9 +4790,9 @@ def newest_of(file: Item, old: Item) -> Item | None:
     }
 
 
-def is_end(version: Item) -> bool:
-    """Whether a version is deleted, or is a delete marker."""
-    return "deleted_at" in version or "delete_marker" in version
+def end_of(version: Item) -> AttributeValue | None:
+    """When a version was deleted, or a delete marker made, which may be gone itself."""
+    return version.get("uploaded_at" if "delete_marker" in version else "deleted_at")
 
 
 def find_version(file: Item, version_id: str, query: Any = None) -> Item | None:
@@ -5147,7 +5147,7 @@ def with_content(request: Request, file: Item, version_id: str) -> Item:
     409 for one with a threat, or one that is not scanned where it must be."""
     query = functools.partial(table, request, "query")
     version = find_version(file, version_id, query) if version_id else file
-    if not version or is_end(version) or "failure" in version:
+    if not version or end_of(version) or "failure" in version:
         raise no_version()
     if threats := ", ".join(each["S"] for each in version.get("threats", {"L": []})["L"]):
         raise Problem(409, f"GuardDuty found a threat in this version: {threats}.", "threat-found")

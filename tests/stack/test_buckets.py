@@ -60,7 +60,7 @@ def test_nothing_is_kept_longer_or_dearer_than_said(graph: Graph, env: str) -> N
         retention = {"noncurrentDays": tier.noncurrent_days}
         assert each["noncurrent"]["noncurrentVersionExpiration"] == retention
     assert [each["days"] for each in uploads["cooler"]["transitions"]] == [30, 90]
-    assert "expired" not in uploads
+    assert uploads["expired"]["expiration"] == {"expiredObjectDeleteMarker": True}
     assert logs["expired"]["expiration"] == {"days": tier.log_retention_days}
     cooler = logs.get("cooler", {}).get("transitions", [])
     assert all(each["days"] < tier.log_retention_days for each in cooler)

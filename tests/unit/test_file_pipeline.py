@@ -452,6 +452,21 @@ def test_a_version_that_is_deleted_for_good_is_stored_no_more(pipeline: Pipeline
     assert pipeline.stored() == {(DAY, "ann", "text/plain"): (0, 0)}
 
 
+def test_a_file_was_deleted_when_its_marker_was_made_also_when_that_has_expired(
+    pipeline: Pipeline,
+) -> None:
+    pipeline.s3.put("ann/a", "v1", b"x")
+    pipeline(created("ann/a", "A1"))
+    pipeline.s3.mark("ann/a", "m1")
+    pipeline({**marked("ann/a", "A2", "m1"), "eventTime": f"{DAY}T11:00:00.000Z"})
+    for hour, sequencer, version in ((12, "A3", "v1"), (13, "A4", "m1")):
+        pipeline.s3.remove("ann/a", version)
+        expired = {"eventName": "LifecycleExpiration:Delete"}
+        time = {"eventTime": f"{DAY}T{hour}:00:00.000Z"}
+        pipeline(removed("ann/a", sequencer, version, **expired, **time))
+    assert plain(pipeline.newest("ann/a"))["deleted_at"] == f"{DAY}T11:00:00.000Z"
+
+
 def test_a_deletion_without_a_sequencer_is_recorded_too(pipeline: Pipeline) -> None:
     pipeline.s3.put("ann/a", "v1", b"x")
     pipeline(created("ann/a", "A1"))
