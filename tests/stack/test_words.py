@@ -48,6 +48,9 @@ PACKAGES = (
 )
 #: What is no name of ours -> whose it is, or what it stands for.
 FOREIGN = {
+    "CREATE_FAILED": "the state of a pipe, by DescribePipe",
+    "athena:GetDatabase": "an action that Athena's console needs",
+    "athena:GetTableMetadata": "an action that Athena's console needs",
     "RenewalSummary": "of a certificate, by DescribeCertificate",
     "--install-completion": "Typer, of every command line",
     "ConcurrentExecutions": "a metric of Lambda that the runbook reads",
