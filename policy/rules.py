@@ -511,7 +511,10 @@ TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("TAP.35", "own", "healthCheck.path", SET),
     ),
     "rds/eventSubscription": (
-        ("RDS.20", "FSBP", "eventCategories", including("failure"), ["backup"]),
+        (
+            "RDS.20", "FSBP", "eventCategories",
+            including("configuration change", "failure", "maintenance"), ["failure"],
+        ),
         ("RDS.20", "FSBP", "enabled", other_than(False), False),
     ),
     "rds/instance": (

@@ -101,8 +101,7 @@ def test_table_and_indexes_scale_if_they_shall_and_keep_what_the_scaler_set() ->
     assert set(graph.one("Table", "files-table").ignore_changes) == {
         "readCapacity",
         "writeCapacity",
-        "globalSecondaryIndexes[*].readCapacity",
-        "globalSecondaryIndexes[*].writeCapacity",
+        "globalSecondaryIndexes",  # the provider's bridge knows no [*], and AWS no order of them
     }
     assert not graph_of("dev").one("Table", "files-table").ignore_changes
 

@@ -75,7 +75,16 @@ def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> No
         (
             "dev",
             {"domain_name": "a.tap.dev", "alternative_names": "b.tap.dev,a.tap.dev"},
-            "domain_name must be given with alternative_names, and not be one of them",
+            "domain_name must be given with alternative_names, which lack it and api_domain_name",
+        ),
+        (
+            "dev",
+            {
+                "domain_name": "a.tap.dev",
+                "alternative_names": "api.tap.dev",
+                "api_domain_name": "api.tap.dev",
+            },
+            "domain_name must be given with alternative_names, which lack it and api_domain_name",
         ),
         *(
             ("dev", {name: f"{value},{value}"}, f"{name} must be a list of texts, each once")

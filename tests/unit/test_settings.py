@@ -169,6 +169,10 @@ def test_own_tags_are_merged_with_the_standard_ones() -> None:
         ("project", "Tap"),
         ("project", "t" * 25),
         ("project", "a--b"),
+        *(
+            ("project", each)
+            for each in ("a-", "internal", "internal-x", "sg-web", "ssm", "sthree-a", "amzn-x")
+        ),
         ("owner", ""),
         ("cost_center", "a\nb"),
         ("tags", {"aws:x": "1"}),
