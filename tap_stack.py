@@ -55,7 +55,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta
 from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation, Subnormal
 from json.encoder import encode_basestring
-from math import exp, lgamma
+from math import ceil, exp, lgamma
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 from urllib.parse import quote, unquote_plus, urlencode
@@ -352,7 +352,7 @@ class TapStackArgs:
 
     # Network
     vpc_cidr: str = setting(PerTier("10.0.0.0/16", "10.1.0.0/16", "10.2.0.0/16"))
-    """CIDR block of the VPC, /16 to /24; each tier of each zone has a sixteenth of it. It is
+    """CIDR block of the VPC, /16 to /23; each tier of each zone has a sixteenth of it. It is
     chosen once: RDS refuses to move a database to the VPC that another one would make."""
     disjoint_cidrs: Sequence[str] = setting(())
     """CIDR blocks of other networks, which the VPC must not overlap."""
@@ -428,7 +428,7 @@ class TapStackArgs:
     # Snapshots
     snapshot_days: int = setting(PerTier(7, 35, 35), between(1, 3_650))
     """Age at which the stack's own daily snapshots are deleted. A region keeps 100 in all."""
-    snapshot_keep: int = setting(7, between(1, 100))
+    snapshot_keep: int = setting(7, between(1, 90, ": a region keeps 100 in all"))
     """How many of the newest are never deleted, whatever their age."""
 
     # Bastion
@@ -2437,7 +2437,7 @@ CHANNELS = "CreateControlChannel CreateDataChannel OpenControlChannel OpenDataCh
 SESSION_MANAGER = ("ssm:UpdateInstanceInformation", *actions_of("ssmmessages", CHANNELS))
 SCALING_GROUP = "autoScalingGroup:*:autoScalingGroupName/{}".format  # of an ARN
 READY_HOOK, READY_SECONDS = "ready", 900  # an instance that is silent for so long is replaced
-REFRESH_SECONDS = 3_600  # how long instances may take to be replaced
+REFRESH_SECONDS, ROUND_SECONDS = 3_000, 300  # how long a refresh may take, and more a round
 #: States in which an instance refresh has ended.
 REFRESH_ENDS = ("Successful", "Failed", "Cancelled", "RollbackSuccessful", "RollbackFailed")
 AMI_NAMES = "al2023-ami-2023.*-kernel-*-arm64"
@@ -2594,7 +2594,7 @@ class FleetRun(Run):
         for each in self.refreshes():  # of a rollout that was killed, or of somebody else
             if each["Status"] not in REFRESH_ENDS:
                 self.end_of(each["InstanceRefreshId"])
-        (policy,) = self.policies()
+        policy = self.groups()[0]["MixedInstancesPolicy"]
         template, spread = policy["LaunchTemplate"], policy["InstancesDistribution"]
         chosen = template["LaunchTemplateSpecification"]
         share = "OnDemandPercentageAboveBaseCapacity"
@@ -2604,7 +2604,6 @@ class FleetRun(Run):
         wants = (self.version, types, 100 - int(self.inputs["spot_percent"]))
         if has == wants:
             return "is in place"
-        before = has[0] if has[0] != self.version else "other types or another share of Spot"
         chosen["Version"], template["Overrides"], spread[share] = wants
         most = int(self.inputs["max_healthy_percent"])  # the engine makes floats of integers
         preferences: Json = {"MinHealthyPercentage": 100, "MaxHealthyPercentage": most}
@@ -2613,23 +2612,23 @@ class FleetRun(Run):
             preferences |= {"AlarmSpecification": {"Alarms": alarms}, "BakeTime": 300}
         wanted: Json = {"DesiredConfiguration": {"MixedInstancesPolicy": policy}}
         started = self.group("start_instance_refresh", Preferences=preferences, **wanted)
-        self.say(f"{self.label} replaces {before}, instance by instance")
+        self.say(f"{self.label} replaces instances of version {has[0]}, one after the other")
         end = self.end_of(started["InstanceRefreshId"])
         if (status := end["Status"]) != "Successful":
             reasons = "; ".join([end.get("StatusReason", "no reason"), *self.failures(end)])
             kept = f"the group keeps version {has[0]}"
             raise RolloutError(f"failed, and {kept} ({status}): {reasons}")
-        return f"has replaced {before}"
+        return f"has replaced instances of version {has[0]}"
 
     def current(self) -> str:
-        found = [each["LaunchTemplate"]["LaunchTemplateSpecification"] for each in self.policies()]
-        return str(found[0]["Version"]) if found else ""
+        found = [each["MixedInstancesPolicy"]["LaunchTemplate"] for each in self.groups()]
+        return str(found[0]["LaunchTemplateSpecification"]["Version"]) if found else ""
 
-    def policies(self) -> list[Json]:
-        """The group's policy of instances, if it exists."""
+    def groups(self) -> list[Json]:
+        """The group, if it exists."""
         operation, names = "describe_auto_scaling_groups", [self.name]
         found = self.call("autoscaling", operation, AutoScalingGroupNames=names)
-        return [dict(each["MixedInstancesPolicy"]) for each in found["AutoScalingGroups"]]
+        return list(found["AutoScalingGroups"])
 
     def quiet_alarms(self) -> list[str]:
         """Those that can take it back: AWS refuses a refresh with one that is in ALARM already."""
@@ -2646,11 +2645,13 @@ class FleetRun(Run):
 
     def end_of(self, refresh_id: str) -> Json:
         """The refresh when it has ended; one that takes too long is rolled back first."""
-        for second in range(0, 2 * REFRESH_SECONDS, WATCH_SECONDS):
+        count, most = self.groups()[0]["DesiredCapacity"], int(self.inputs["max_healthy_percent"])
+        limit = REFRESH_SECONDS + ROUND_SECONDS * ceil(count / (count * (most - 100) // 100 or 1))
+        for second in range(0, 2 * limit, WATCH_SECONDS):
             (refresh,) = self.refreshes(refresh_id)
             if refresh["Status"] in REFRESH_ENDS:
                 return refresh
-            if second == REFRESH_SECONDS:
+            if second == limit:
                 self.group("rollback_instance_refresh")
             self.clock.sleep(WATCH_SECONDS)
         raise RolloutError(f"waits for the instance refresh {refresh_id}, which does not end")
@@ -2658,9 +2659,9 @@ class FleetRun(Run):
     def failures(self, refresh: Json) -> list[str]:
         """What AWS says of the launches that failed meanwhile."""
         found = self.group("describe_scaling_activities")["Activities"]
-        failed = [each for each in found if each["StatusCode"] in ("Failed", "Cancelled")]
-        since = [each for each in failed if each["StartTime"] >= refresh["StartTime"]]
-        return [each.get("StatusMessage") or each["Description"] for each in since[:3]]
+        since = [each for each in found if each["StartTime"] >= refresh["StartTime"]]
+        failed = [each for each in since if each["StatusCode"] in ("Failed", "Cancelled")]
+        return [each.get("StatusMessage") or each["Description"] for each in failed[:3]]
 
 
 def fleet_provider() -> RolloutProvider:
@@ -5878,16 +5879,16 @@ def plan_subnets(cidr: str, zones: int, disjoint: Sequence[str] = ()) -> dict[st
     """The CIDR blocks of the subnets of each tier, one for each zone. Each tier has a quarter of
     the block and each zone a quarter of its tier, used or not: another zone, up to four, renumbers
     nothing, and a quarter of all stays free. Raises PlanError if `cidr` is no CIDR block, is not
-    /16 to /24 (a subnet has 16 addresses or more, a VPC 65,536 or less), overlaps a `disjoint`."""
+    /16 to /23 (a balancer needs 32 addresses, a VPC has 65,536 at most), overlaps a `disjoint`."""
     try:
         network = ipaddress.IPv4Network(cidr)
         others = [ipaddress.IPv4Network(each) for each in disjoint]
     except ValueError as error:
         blocks = f"CIDR blocks such as 10.0.0.0/16: {error}"
         raise PlanError(f"vpc_cidr and disjoint_cidrs must be {blocks}") from None
-    if not 16 <= network.prefixlen <= 24:
+    if not 16 <= network.prefixlen <= 23:
         size = f"{cidr} has {network.num_addresses:,}"
-        raise PlanError(f"vpc_cidr must be /16 to /24, 65,536 to 256 addresses; {size}")
+        raise PlanError(f"vpc_cidr must be /16 to /23, 65,536 to 512 addresses; {size}")
     for other in others:
         if network.overlaps(other):
             shared = min(network.num_addresses, other.num_addresses)

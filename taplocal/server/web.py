@@ -8,6 +8,7 @@ something to run, and again when it has died.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import os
 import socket
@@ -34,6 +35,7 @@ Json = dict[str, Any]
 PROGRAM = Path(__file__).parents[1] / "web" / "supervisor.py"
 LOOK_SECONDS = 0.1
 PREFERRED_PORT = 8080
+SMALLEST_SUBNET = 27  # of a load balancer: bits of its prefix
 
 
 class Records:
@@ -168,6 +170,11 @@ def base_ports() -> Iterator[int]:
 
 def create_balancer(parameters: Json) -> Any:
     """CreateLoadBalancer: its DNS name is an address of this machine."""
+    for each in alb._parse_member_list(parameters, "Subnets"):
+        block = ec2._subnets.get(each, {}).get("CidrBlock", "0.0.0.0/0")
+        if ipaddress.IPv4Network(block).prefixlen > SMALLEST_SUBNET:
+            why = f"The subnet {each} ({block}) must have /{SMALLEST_SUBNET} and 8 free addresses"
+            return alb._error("InvalidSubnet", why)
     before = set(alb._lbs)
     _create_lb(parameters)
     (arn,) = set(alb._lbs) - before or {None}

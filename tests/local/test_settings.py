@@ -218,7 +218,7 @@ def test_zones_are_chosen_once(local: Local) -> None:
     assert local.shown() == before
 
 
-def test_an_address_has_one_gateway_and_a_table_one_way_to_a_destination(local: Local) -> None:
+def test_a_network_is_refused_what_ec2_refuses(local: Local) -> None:
     ec2 = session.opened(ROOT, "dev", local.folder).cloud.client("ec2")
     vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
     subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.9.0.0/20")["Subnet"]["SubnetId"]
@@ -233,6 +233,11 @@ def test_an_address_has_one_gateway_and_a_table_one_way_to_a_destination(local: 
         ec2.create_route(**way)
     with pytest.raises(ClientError, match=r"InvalidSubnet.Conflict"):
         ec2.create_subnet(VpcId=vpc, CidrBlock="10.9.8.0/24")
+    small = ec2.create_subnet(VpcId=vpc, CidrBlock="10.9.64.0/28")["Subnet"]["SubnetId"]
+    elb = session.opened(ROOT, "dev", local.folder).cloud.client("elbv2")
+    with pytest.raises(ClientError, match="InvalidSubnet"):
+        elb.create_load_balancer(Name="small", Subnets=[small])
+    ec2.delete_subnet(SubnetId=small)
     ec2.delete_nat_gateway(NatGatewayId=gateway)
     again = ec2.create_nat_gateway(**made)["NatGateway"]["NatGatewayId"]
     ec2.delete_nat_gateway(NatGatewayId=again)

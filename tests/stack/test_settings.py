@@ -104,8 +104,9 @@ def test_a_wrong_setting_stops_the_program_before_any_resource(value: str) -> No
         ),
         ("dev", {"bastion_hours": "8-8"}, "bastion_hours must be two different hours"),
         ("dev", {"instances_min": "3"}, "3 is more than instances_max, 2"),
-        ("dev", {"vpc_cidr": "10.0.0.0/28"}, "vpc_cidr must be /16 to /24"),
+        ("dev", {"vpc_cidr": "10.0.0.0/28"}, "vpc_cidr must be /16 to /23"),
         ("dev", {"disjoint_cidrs": '["10.0.128.0/17"]'}, "share 32,768 addresses"),
+        ("dev", {"snapshot_keep": "100"}, "snapshot_keep must be 1 to 90: a region keeps 100"),
         ("dev", {"backup_days": "0"}, "backup_days must be 1 to 35"),
         (
             "dev",

@@ -62,6 +62,7 @@ class FakeGroups:
         self.rolled_back, self.there = False, True
         self.types, self.on_demand = ["t4g.small"], 0
         self.firing: set[str] = set()
+        self.desired, self.waited = 1, 0.0
         self.said: list[str] = []
 
     def describe_alarms(self, AlarmNames: list[str], StateValue: str) -> Any:
@@ -108,7 +109,7 @@ class FakeGroups:
         }
         spread = {"OnDemandPercentageAboveBaseCapacity": self.on_demand}
         policy = {"LaunchTemplate": template, "InstancesDistribution": spread}
-        group = {"MixedInstancesPolicy": policy}
+        group = {"MixedInstancesPolicy": policy, "DesiredCapacity": self.desired}
         return {"AutoScalingGroups": [group] if self.there else []}
 
     def describe_scaling_activities(self, AutoScalingGroupName: str) -> Any:
@@ -120,8 +121,9 @@ class FakeGroups:
             ]
         }
 
-    def sleep(self, _seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         self.looks -= 1
+        self.waited += 0 if self.rolled_back else seconds
         if self.looks == 0:
             (refresh,) = [each for each in self.refreshes if each["Status"] == "InProgress"]
             refresh["Status"], refresh["StatusReason"] = self.end, "an instance failed"
@@ -143,10 +145,11 @@ def test_a_rollout_gives_the_group_the_version_and_does_nothing_again() -> None:
     for _ in range(2):
         groups.roll_out("2")
     assert (groups.version, len(groups.refreshes)) == ("2", 1)
+    label = "web: version 2 of the launch template"
     assert groups.said == [
-        "web: version 2 of the launch template replaces 1, instance by instance",
-        "web: version 2 of the launch template: has replaced 1",
-        "web: version 2 of the launch template: is in place",
+        f"{label} replaces instances of version 1, one after the other",
+        f"{label}: has replaced instances of version 1",
+        f"{label}: is in place",
     ]
 
 
@@ -222,11 +225,18 @@ def test_credentials_that_expire_meanwhile_are_renewed() -> None:
     assert groups.version == "2" and connected.count("autoscaling") == 2
 
 
-def test_one_that_takes_too_long_is_rolled_back() -> None:
+@pytest.mark.parametrize(
+    ("desired", "minutes"), [(1, 55), (12, 110), (19, 145), (20, 100), (1_000, 100)]
+)
+def test_one_that_takes_too_long_is_rolled_back(desired: int, minutes: int) -> None:
+    """With 110 % up to 19 instances are replaced one after the other, in four or five minutes each;
+    the keys of a deployment live for 180."""
     groups = FakeGroups(looks=-1)
+    groups.desired = desired
     with pytest.raises(RolloutError, match=r"RollbackSuccessful"):
         groups.roll_out("2")
     assert groups.rolled_back
+    assert groups.waited == 60 * minutes
 
 
 def test_a_refresh_that_somebody_else_began_is_waited_for() -> None:
