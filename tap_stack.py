@@ -464,8 +464,7 @@ class TapStackArgs:
     alarm_emails: Sequence[str] = setting((), texts_like(EMAIL, "a list of e-mail addresses"))
     """Addresses that alarms and the budget notify; each must be confirmed once."""
     page_emails: Sequence[str] = setting((), texts_like(EMAIL, "a list of e-mail addresses"))
-    """Addresses of those who are woken up, by the alarms that users feel; empty for those of
-    `alarm_emails`."""
+    """Addresses of those whom alarms that users feel wake up; empty for `alarm_emails`."""
     budget_usd: int = setting(PerTier(300, 400, 850), between(1, 1_000_000))
     """Monthly budget; notifies at 80 % actual and 100 % forecast spend."""
 
@@ -1129,9 +1128,8 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Objective:
-    """A service level objective: the percentage of a system's requests of 30 days that are good, 0
-    for none. Burn-rate alarms tell how fast its error budget, the bad ones that it allows, is used
-    up."""
+    """A service level objective: how many percent of a system's requests of 30 days are good, 0 for
+    none. Burn-rate alarms tell how fast its error budget, the bad ones that it allows, is used."""
 
     key: str  # names its alarms
     percentage: float
@@ -2269,8 +2267,7 @@ class Rollout(pulumi.dynamic.Resource, module="tap", name="Rollout"):
 TABLE_KEY_USE = "Decrypt DescribeKey Encrypt GenerateDataKey ReEncryptFrom ReEncryptTo".split()
 
 
-#: A minute whose metric is late is one of zeros (`measured`), so that the newest says nothing
-#: (CloudWatch, "Using metric math", FILL).
+#: The newest minute says nothing while it is late, and filled ("Using metric math", FILL).
 LATE: Mapping[str, Any] = {"datapoints": (1, 5)}
 
 
@@ -2442,6 +2439,9 @@ REFRESH_SECONDS, ROUND_SECONDS = 3_000, 300  # how long a refresh may take, and 
 REFRESH_ENDS = ("Successful", "Failed", "Cancelled", "RollbackSuccessful", "RollbackFailed")
 AMI_NAMES = "al2023-ami-2023.*-kernel-*-arm64"
 SETUP_PATH = "/var/lib/setup.sh"
+#: Of a group's policy what a rollout changes; not the template, as a group of another name has its.
+ROLLED_OUT = """instancesDistribution launchTemplate.overrides
+    launchTemplate.launchTemplateSpecification.version""".split()
 USER_DATA_LIMIT = 16_384  # bytes, EC2's, before base64
 
 
@@ -2526,7 +2526,7 @@ class Fleet(Component):
 
     def _scaling_group(self) -> aws.autoscaling.Group:
         instances, metric = self.instances, aws.autoscaling.Metric
-        moved = ["desiredCapacity", "mixedInstancesPolicy", *instances.scheduled]
+        moved = ["desiredCapacity", *(f"mixedInstancesPolicy.{each}" for each in ROLLED_OUT)]
         version = self.template.latest_version.apply(str)  # $Latest could not be left again
         chosen: Any = {"launch_template_id": self.template.id, "version": version}
         template: Any = {"launch_template_specification": chosen}
@@ -2539,7 +2539,7 @@ class Fleet(Component):
         return aws.autoscaling.Group(
             # Within the limits the desired capacity is the scaling policies', and the policy the
             # rollout's: what the group has when a refresh begins is what it goes back to.
-            *self.child("group", *instances.after, ignore_changes=moved),
+            *self.child("group", *instances.after, ignore_changes=[*moved, *instances.scheduled]),
             name=self.physical_name,
             min_size=instances.minimum,
             max_size=instances.maximum,
@@ -2752,8 +2752,7 @@ PROBLEM_TYPES = {
 STATUS_TYPES = {status: name for name, (status, _) in reversed(PROBLEM_TYPES.items())}
 ERRORS_LIMIT = 20  # mistakes that one problem names
 POINTER_LIMIT = 1_000  # characters
-#: Of a route: the operation, the scope that its callers need, the metric that it counts. Without a
-#: scope it needs no token.
+#: Of a route: the operation, the scope that callers need (none: no token), the metric it counts.
 Route = namedtuple("Route", "operation scope metric")  # typing's would add 2 ms to a cold start
 
 
@@ -6243,8 +6242,7 @@ MEMORY_GIB = {"micro": 1, "small": 2, "medium": 4, "large": 8, "xlarge": 16}
 def memory_of(database_class: str) -> int:
     """Bytes of memory of an instance class such as db.r7g.2xlarge."""
     _, family, size = database_class.split(".")
-    count, _, _ = size.partition("xlarge")
-    gib = MEMORY_GIB.get(size) or 16 * int(count if count.isdigit() else 1)
+    gib = MEMORY_GIB.get(size) or 16 * int(re.sub(r"\D", "", size) or 1)
     return gib * {"r": 2, "x": 4}.get(family[0], 1) * 2**30
 
 

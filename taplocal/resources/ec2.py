@@ -124,12 +124,13 @@ class RouteTableAssociation(Handler):
         return made["AssociationId"], {}
 
     def find(self, cloud: Cloud, inputs: Inputs) -> str | None:
-        found = cloud.client("ec2").describe_route_tables(RouteTableIds=[inputs["routeTableId"]])
-        associations = found["RouteTables"][0]["Associations"]
-        ids = (
+        found = cloud.client("ec2").describe_route_tables()["RouteTables"]
+        ids = (  # none, if its table is gone: one that it moved to is younger, and goes first
             x["RouteTableAssociationId"]
-            for x in associations
-            if x.get("SubnetId") == inputs["subnetId"]
+            for table in found
+            for x in table["Associations"]
+            if table["RouteTableId"] == inputs["routeTableId"]
+            and x.get("SubnetId") == inputs["subnetId"]
         )
         return next(ids, None)
 
