@@ -64,7 +64,6 @@ UNASKED = {
         "dynamodb:UpdateTable", "iam:ListInstanceProfilesForRole",
         "lambda:GetFunctionConfiguration",
     ),
-    "the provider changes in place what is made anew here": ("ec2:ReplaceRoute",),
     "AWS asks it for the caller, MiniStack does not": (
         "apigateway:PUT", "ec2:RunInstances", "elasticloadbalancing:*WebACLAssociation",
         "elasticloadbalancing:SetWebAcl", "iam:CreateServiceLinkedRole", "kms:CreateGrant",
@@ -90,7 +89,7 @@ UNASKED = {
         "autoscaling:*LoadBalancerTargetGroups", "cognito-idp:AddCustomAttributes",
         "cognito-idp:UpdateResourceServer", "cognito-idp:UpdateUserPoolClient",
         "cognito-idp:UpdateUserPoolDomain", "ec2:ModifyLaunchTemplate",
-        "ec2:ModifySecurityGroupRules", "ec2:ModifyVpcEndpoint", "ec2:ReplaceRouteTableAssociation",
+        "ec2:ModifySecurityGroupRules", "ec2:ModifyVpcEndpoint", "ec2:ReplaceRoute",
         "elasticloadbalancing:SetSecurityGroups", "elasticloadbalancing:SetSubnets",
         "glue:UpdateTable", "iam:UpdateRoleDescription", "kms:UpdateAlias",
         "lambda:UpdateFunctionCode", "logs:AssociateKmsKey", "logs:DeleteRetentionPolicy",
