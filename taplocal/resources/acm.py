@@ -71,4 +71,4 @@ class CertificateValidation(Recorded):
 
 
 class Record(Recorded):
-    uses = "zoneId name type records aliases ttl"
+    uses = "zoneId name type records aliases ttl allowOverwrite"
