@@ -4352,8 +4352,7 @@ ACCESS_LOG = {
 
 # === Serverless API: Synthetics ===================================================================
 
-#: The life of an item: request, the outcome that it must have, body, headers. Braces are filled in
-#: from the first response.
+#: The life of an item: request, outcome, body, headers; braces hold what the first response has.
 WALK: Sequence[tuple[str, str, Any, Json]] = (
     ("POST /items", "201 {id} walk", {"name": "walk"}, {"idempotency-key": "{key}"}),
     ("POST /items", "201 {id} walk", {"name": "walk"}, {"idempotency-key": "{key}"}),
@@ -6370,8 +6369,8 @@ class Database(Component):
         )
 
     def _snapshots(self) -> Function:
-        instance, created_by = self.instance, self.args.name("snapshots")
-        own = self.aws_context.arn("rds", f"snapshot:{self.physical_name}-*")
+        instance, arn, created_by = self.instance, self.aws_context.arn, self.args.name("snapshots")
+        own = arn("rds", f"snapshot:{self.physical_name}-*")
         has_tag = {"StringEquals": {"aws:ResourceTag/CreatedBy": created_by}}
         requests_tag = {"StringEquals": {"aws:RequestTag/CreatedBy": created_by}}
         environment = {
@@ -6389,7 +6388,8 @@ class Database(Component):
             statements=[
                 allow("rds:CreateDBSnapshot", on=[instance.arn, own]),
                 allow("rds:AddTagsToResource", on=own, when=requests_tag),
-                allow("rds:DescribeDBSnapshots", on=[instance.arn, own]),
+                # The call names no snapshot, so AWS may ask for the right to all of them.
+                allow("rds:DescribeDBSnapshots", on=[instance.arn, arn("rds", "snapshot:*")]),
                 allow("rds:DescribeDBSnapshotAttributes", on=own),
                 allow("rds:DeleteDBSnapshot", on=own, when=has_tag),
             ],

@@ -292,6 +292,7 @@ ROLE_PLACES: dict[str, tuple[Place, ...]] = {
     "kms:*": (Place(_KEY, "ours"),),
     "lambda:*": PLACES["lambda:*"],
     "logs:*": (Place(f"{_LOGS} logs:{{here}}:log-group:RDSOSMetrics:*"),),
+    "rds:DescribeDBSnapshots": (Place("rds:{here}:db:{name} rds:{here}:snapshot:*"),),
     "rds:*": (Place("rds:{here}:db:{name} rds:{here}:snapshot:{name}-*"),),
     "rds-db:*": (Place("rds-db:{here}:dbuser:*/app"),),  # an id tells no environment
     "s3:*": (Place(f"{_BUCKET} {_BUCKET}/*"),),

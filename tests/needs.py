@@ -83,8 +83,8 @@ OF_SESSIONS = "Systems Manager user guide, getting-started-create-iam-instance-p
 OF_FLOW_LOGS = "VPC user guide, flow-logs-iam-role"
 OF_NAT = "`scripts/nat.sh`, which `tests/lab` runs with the rights of the role"
 OF_SNAPSHOTS = (
-    "service authorization reference: DescribeDBSnapshots is of databases and of snapshots"
-)
+    "service authorization reference: DescribeDBSnapshots is of databases and of snapshots, and names none"
+)  # fmt: skip
 OF_MONITORING = "managed policy AmazonRDSEnhancedMonitoringRole"
 OF_PIPES = "EventBridge user guide, eb-pipes-dynamodb"
 OF_EXPORTS = "DynamoDB developer guide, S3DataExport_Requesting"
@@ -274,7 +274,7 @@ NEEDS: dict[str, list[Need]] = {
         Need("rds:AddTagsToResource", SNAPSHOTS, "CreateDBSnapshot with tags", "snapshot",
              {"StringEquals": {"aws:RequestTag/CreatedBy": "tap-stack-snapshots-<env>"}}, forbidden="another tag"),
         Need("rds:DescribeDBSnapshots", "Instance/database-instance", "DescribeDBSnapshots", "snapshot"),
-        Need("rds:DescribeDBSnapshots", SNAPSHOTS, OF_SNAPSHOTS),
+        Need("rds:DescribeDBSnapshots", "arn:aws:rds:<region>:<account>:snapshot:*", OF_SNAPSHOTS),
         Need("rds:DescribeDBSnapshotAttributes", SNAPSHOTS, "DescribeDBSnapshotAttributes: one that is shared is not deleted", "snapshot shared"),
         Need("rds:DeleteDBSnapshot", SNAPSHOTS, "DeleteDBSnapshot of one past retention", "snapshot delete",
              {"StringEquals": {"aws:ResourceTag/CreatedBy": "tap-stack-snapshots-<env>"}}, forbidden="another's snapshot"),

@@ -391,7 +391,7 @@ def test_a_folder_has_keys_and_a_state_of_its_own(
 def is_open(path: Path, data: Path) -> bool:
     """Whether others have a right to a file, and to all folders that it is in below the data."""
     others, folders = stat.S_IRWXG | stat.S_IRWXO, [x for x in path.parents if data in x.parents]
-    return all(each.stat().st_mode & others for each in [path, *folders])
+    return all(each.stat().st_mode & others for each in [*folders, path])  # which may be gone
 
 
 def test_no_other_user_reads_what_is_secret(deployed: Session, data: Path) -> None:
