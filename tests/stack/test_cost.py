@@ -19,7 +19,7 @@ from cost.tables import unit_prices
 from docs import tables
 from tap_stack import MANAGED_RULES, TapStackArgs
 from taplocal.errors import TapLocalError
-from tests.stack.conftest import ENVIRONMENTS, ISOLATED, ROOT, with_defaults
+from tests.stack.conftest import ENVIRONMENTS, ISOLATED, ROOT, graph_of, with_defaults
 
 API, FILES, WEB = (f'["{each}"]' for each in ("api", "files", "web"))
 
@@ -257,6 +257,12 @@ def test_what_is_left_out_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_idle_month_is_below_what_the_budget_warns_of(env: str) -> None:
     budget = TapStackArgs(environment_suffix=env).budget_usd
     assert estimate(with_defaults(env)).total() < 0.8 * budget
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_a_budget_counts_its_own_environment(env: str) -> None:
+    (counted,) = graph_of(env).one("Budget", "alerts-budget").inputs["costFilters"]
+    assert counted["values"] == ["user:Project$tap-stack", f"user:Environment${env}"]
 
 
 def test_an_unknown_class_is_a_clear_error() -> None:
