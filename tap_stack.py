@@ -2265,8 +2265,6 @@ class Rollout(pulumi.dynamic.Resource, module="tap", name="Rollout"):
 
 #: What DynamoDB documents that it does with a table's key in the name of who uses the table.
 TABLE_KEY_USE = "Decrypt DescribeKey Encrypt GenerateDataKey ReEncryptFrom ReEncryptTo".split()
-
-
 #: The newest minute says nothing while it is late, and filled ("Using metric math", FILL).
 LATE: Mapping[str, Any] = {"datapoints": (1, 5)}
 

@@ -7,8 +7,8 @@ more than a day each hour, over windows that slide, composite alarms by their ru
 while a release is watched.
 
 Two services have the same month: a busy one, of 20 requests a second on average, and a quiet one,
-of one a minute, without `synthetics`, which alone are 2.2. `count` is the alarm that the API had before,
-more than four 5xx in five minutes.
+of one a minute, without `synthetics`, which alone are 2.2. `count` is the alarm that the API had
+before, more than four 5xx in five minutes.
 """
 
 from __future__ import annotations

@@ -410,23 +410,24 @@ def record(found: Mapping[str, Any]) -> Row:
 
 
 def start(asked: Mapping[str, Any]) -> Any:
-    """StartQuery, which is done when it is answered. Replaces MiniStack's."""
-    response = _start(asked)
-    if response[0] != 200:
-        return response
-    made = cloudwatch_logs._queries[json.loads(response[2])["queryId"]]
-    groups = cloudwatch_logs._resolve_query_log_groups(asked)
-    end = asked.get("endTime", int(time.time()))
+    """StartQuery, which is done when it is answered. Replaces MiniStack's, which records it."""
     try:
         query = Query(asked.get("queryString", ""))
-        found = cloudwatch_logs._collect_query_records(groups, asked.get("startTime", 0), end)
-        rows = query.run([record(each) for each in reversed(found)])
     except MalformedQueryError as error:
-        del cloudwatch_logs._queries[made["queryId"]]
         return cloudwatch_logs.error_response_json("MalformedQueryException", str(error), 400)
-    rows = rows[: asked.get("limit") or MOST_ROWS]
+    response = _start({**asked, "queryString": "", "startTime": 0, "endTime": 0})  # of no records
+    if response[0] != 200:
+        return response
+    times = {"startTime": asked.get("startTime", 0), "endTime": asked.get("endTime", time.time())}
+    groups = cloudwatch_logs._resolve_query_log_groups(asked)
+    found = cloudwatch_logs._collect_query_records(groups, *times.values())
+    rows = query.run([record(each) for each in reversed(found)])[: asked.get("limit") or MOST_ROWS]
+    made = cloudwatch_logs._queries[json.loads(response[2])["queryId"]]
+    made |= {**times, "queryString": asked.get("queryString", "")}
     made["results"] = [[{"field": x, "value": row[x]} for x in row] for row in rows]
-    made["statistics"]["recordsMatched"] = float(len(rows))
+    size = sum(len(each.get("@message", "")) for each in found)
+    scanned = {"recordsScanned": len(found), "recordsMatched": len(rows), "bytesScanned": size}
+    made["statistics"] = {name: float(value) for name, value in scanned.items()}
     return response
 
 
