@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -24,7 +25,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from taplocal import keeper, web
+from taplocal import keeper, ready, web
 from taplocal.errors import TapLocalError
 from taplocal.state import write_private
 
@@ -181,7 +182,10 @@ def ensure(folder: Path, region: str) -> Emulator:
         )
     if last:
         kill(folder, last.pid)
-    return start(folder, region, last)
+    started = start(folder, region, last)
+    if urlsplit(started.url).port == PREFERRED_PORT:
+        _claim(folder)
+    return started
 
 
 def new_keys() -> tuple[str, str]:
@@ -202,7 +206,7 @@ def start(folder: Path, region: str, last: Emulator | None) -> Emulator:
     shutil.rmtree(scratch, ignore_errors=True)  # functions' code that a killed one left
     scratch.mkdir(parents=True, exist_ok=True)
     marker = last.marker if last and keeper.kept(folder) else ""
-    ports = [urlsplit(last.url).port or 0] if last and marker else [PREFERRED_PORT, 0]
+    ports = [urlsplit(last.url).port or 0] if last and marker else _ports_of_new(folder)
     for _ in range(3):  # another process may take the port after the check
         port = _free_port(ports)
         # Not in arguments and environment, which other users and functions can read.
@@ -265,6 +269,28 @@ def _environment(folder: Path, port: int, region: str) -> dict[str, str]:
         METRICS_DELAY: os.environ.get(METRICS_DELAY, ""),
         **keeper.environment(folder),
     }
+
+
+def _ports_of_new(folder: Path) -> list[int]:
+    """Where a new emulator may be: at the preferred port, unless that of another folder, which was
+    killed, comes back to it."""
+    claim = ready.private_folder() / str(PREFERRED_PORT)
+    with contextlib.suppress(OSError, TapLocalError):
+        owner = Path(claim.read_text()) if ready.is_private(claim.parent) else folder
+        last = recorded(owner)
+        there = last and last.owned and urlsplit(last.url).port == PREFERRED_PORT
+        if there and keeper.kept(owner) and owner != folder.absolute():
+            return [0]
+    return [PREFERRED_PORT, 0]
+
+
+def _claim(folder: Path) -> None:
+    """Notes for the other clouds of this user that the preferred port is this folder's."""
+    claim = ready.private_folder() / str(PREFERRED_PORT)
+    with contextlib.suppress(OSError):  # of another user, who then has none of these
+        claim.parent.mkdir(mode=0o700, exist_ok=True)
+        if ready.is_private(claim.parent):
+            write_private(claim, str(folder.absolute()))
 
 
 def _free_port(ports: Sequence[int]) -> int:

@@ -62,12 +62,16 @@ def _address() -> Path:
     files += [Path(each) for each in sys.path if each.endswith("site-packages")]
     options = sorted(x for x in os.environ.items() if x[0].startswith(("PYTHON", "LANG", "LC_")))
     facts = sys.executable, options, sorted((str(x), x.stat().st_mtime_ns) for x in files)
-    folder = Path(tempfile.gettempdir(), f"taplocal-{os.getuid()}")
-    return folder / sha256(repr(facts).encode()).hexdigest()[:16]
+    return private_folder() / sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def _own(folder: Path) -> bool:
-    """Whether nobody else can have put anything there."""
+def private_folder() -> Path:
+    """Where the local clouds of this user find each other; `is_private` tells whether they may."""
+    return Path(tempfile.gettempdir(), f"taplocal-{os.getuid()}")
+
+
+def is_private(folder: Path) -> bool:
+    """Whether nobody else can have put anything there; OSError if there is no such folder."""
     found = folder.lstat()
     return found.st_uid == os.getuid() and found.st_mode == stat.S_IFDIR | 0o700
 
@@ -78,7 +82,7 @@ def _connected() -> Any:
     address = _address()
     with socket.socket(socket.AF_UNIX) as connection:
         try:
-            wanted = os.environ.get("TAPLOCAL_READY") != "0" and _own(address.parent)
+            wanted = os.environ.get("TAPLOCAL_READY") != "0" and is_private(address.parent)
             connection.connect(str(address)) if wanted else None
         except OSError:
             wanted = False
@@ -137,7 +141,7 @@ def _serve(modules: list[str], clients: list[str]) -> None:
     """The life of the process, unless there is another."""
     address = _address()
     address.parent.mkdir(mode=0o700, exist_ok=True)
-    if not _own(address.parent):
+    if not is_private(address.parent):
         return
     lock = address.with_suffix(".lock")
     with lock.open("w") as alone, socket.socket(socket.AF_UNIX) as listener:

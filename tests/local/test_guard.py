@@ -8,9 +8,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.auth
@@ -26,7 +29,8 @@ from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
 
-from taplocal import emulator
+from demo.web import wait_until
+from taplocal import emulator, keeper
 from taplocal.access import Response, person_token, request, send
 from taplocal.emulator import ACCOUNT, Emulator
 from taplocal.session import Session
@@ -370,6 +374,29 @@ def test_two_folders_that_choose_the_same_port_at_once_get_one_each(
         assert not replace(own, url=neighbour.url).takes_its_keys()
     finally:
         emulator.stop(tmp_path)
+
+
+def test_a_new_cloud_leaves_the_port_of_one_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(emulator, "PREFERRED_PORT", emulator._free_port([0]))
+    first, second = tmp_path / "first", tmp_path / "second"
+    try:
+        killed = emulator.ensure(first, "us-east-1")
+        assert urlsplit(killed.url).port == emulator.PREFERRED_PORT
+        key = {"aws_access_key_id": killed.access_key, "aws_secret_access_key": killed.secret_key}
+        sqs = boto3.client("sqs", region_name="us-east-1", endpoint_url=killed.url, **key)
+        sqs.create_queue(QueueName="something-to-keep")
+        assert wait_until(lambda: keeper.kept(first))
+        os.kill(killed.pid, signal.SIGKILL)
+        emulator._free_port([emulator.PREFERRED_PORT])  # waits until it is
+        assert emulator.ensure(second, "us-east-1").url != killed.url
+        assert emulator.ensure(first, "us-east-1").url == killed.url
+    finally:
+        for folder in filter(Path.exists, (first, second)):
+            emulator.stop(folder)
+    assert emulator._ports_of_new(second) == [emulator.PREFERRED_PORT, 0]
 
 
 def test_a_folder_has_keys_and_a_state_of_its_own(
