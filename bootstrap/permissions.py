@@ -379,7 +379,7 @@ def deploy_statements(
         *_state(stack, state_bucket, state_key, writes=True),
         _statement("Deny", ["iam:*"], [boundary, *guarded]),
         _statement("Deny", ["iam:DeleteRolePermissionsBoundary"], ["*"]),
-        _others(stack, state_key),
+        *_others(stack, state_key),
         *(
             [_statement("Deny", list(STATEFUL), [f"{state_bucket}/*"], resource="NotResource")]
             if protected
@@ -418,7 +418,7 @@ def boundary_statements(stack: Stack, *, state_bucket: str, state_key: str) -> l
         *allowed(role_actions(), stack, places=ROLE_PLACES),
         _statement("Deny", ["iam:*", "organizations:*", "sts:AssumeRole"], ["*"]),
         _statement("Deny", ["*"], [state_bucket, f"{state_bucket}/*", state_key]),
-        _others(stack, state_key),
+        *_others(stack, state_key),
     ]
 
 
@@ -445,14 +445,14 @@ def size(document: Document) -> int:
     return len(json.dumps(document, separators=(",", ":")))
 
 
-def _others(stack: Stack, state_key: str) -> Statement:
-    """What another environment tagged is its own, also where a name or an id would fit."""
-    foreign = {
-        "StringNotEquals": {"aws:ResourceTag/Environment": stack.environment},
-        "Null": {"aws:ResourceTag/Environment": "false"},
-    }
+def _others(stack: Stack, state_key: str) -> list[Statement]:
+    """What another project or environment tagged is its own, also where a name would fit."""
     free = [state_key, *map(stack.arn, ("ec2:{region}::image/*", "ec2:{region}::snapshot/*"))]
-    return _statement("Deny", ["*"], free, foreign, resource="NotResource")
+    return [
+        _statement("Deny", ["*"], free, {"StringNotEquals": {key: own}, "Null": {key: "false"}},
+                   resource="NotResource")
+        for key, own in stack.tags("ResourceTag").items()
+    ]  # fmt: skip
 
 
 def _state(stack: Stack, bucket: str, key: str, writes: bool) -> list[Statement]:

@@ -428,6 +428,8 @@ def test_a_statement_that_no_document_holds_is_an_error() -> None:
 HERE = f"{REGION}:{ACCOUNT}"
 OURS = {"aws:ResourceTag/Project": "tap-stack", "aws:ResourceTag/Environment": "dev"}
 THEIRS = {**OURS, "aws:ResourceTag/Environment": "prod"}
+#: Of a project whose names begin as those of `tap-stack` do.
+SHOP = {**OURS, "aws:ResourceTag/Project": "tap-stack-shop"}
 NEW = {"aws:RequestTag/Project": "tap-stack", "aws:RequestTag/Environment": "dev"}
 BOUND = {"iam:PermissionsBoundary": BOUNDARY}
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/tap-stack-api-dev"
@@ -469,6 +471,7 @@ REQUESTS: list[tuple[str, str, str, dict[str, str], bool]] = [
     ("dev", "dynamodb:UpdateTable", f"{TABLE}dev", {}, True),
     ("dev", "dynamodb:UpdateTable", f"{TABLE}dev-jane", {}, False),
     ("dev", "dynamodb:UpdateTable", f"{TABLE}dev", THEIRS, False),
+    ("dev", "dynamodb:UpdateTable", f"{TABLE}dev", SHOP, False),
     ("dev", "dynamodb:Scan", f"{TABLE}dev", {}, False),
     ("dev", "dynamodb:DeleteTable", f"{TABLE}dev", {}, True),
     ("prod", "dynamodb:DeleteTable", f"{TABLE}prod", {}, False),
@@ -499,6 +502,8 @@ REQUESTS: list[tuple[str, str, str, dict[str, str], bool]] = [
     ("dev", "kms:ScheduleKeyDeletion", f"arn:aws:kms:{HERE}:key/k", OURS, True),
     ("dev", "kms:ScheduleKeyDeletion", f"arn:aws:kms:{HERE}:key/k", {}, False),
     ("prod", "kms:ScheduleKeyDeletion", f"arn:aws:kms:{HERE}:key/k", {**OURS, "aws:ResourceTag/Environment": "prod"}, False),
+    ("dev", "kms:TagResource", f"arn:aws:kms:{HERE}:key/k", NEW, True),
+    ("dev", "kms:TagResource", f"arn:aws:kms:{HERE}:key/k", {**NEW, **SHOP}, False),
     ("dev", "kms:Decrypt", f"arn:aws:kms:{HERE}:key/k", OURS, False),
     ("dev", "kms:Decrypt", f"arn:aws:kms:{HERE}:key/k", {**OURS, "kms:ViaService": f"ssm.{REGION}.amazonaws.com"}, True),
     ("dev", "kms:Decrypt", STATE["state_key"], {}, True),
@@ -526,6 +531,7 @@ REQUESTS: list[tuple[str, str, str, dict[str, str], bool]] = [
     ("plan", "secretsmanager:GetSecretValue", f"arn:aws:secretsmanager:{HERE}:secret:rds!db-1", {}, False),
     ("role", "dynamodb:PutItem", f"{TABLE}dev", {}, True),
     ("role", "dynamodb:PutItem", f"{TABLE}prod", {}, False),
+    ("role", "dynamodb:PutItem", f"{TABLE}dev", SHOP, False),
     ("role", "dynamodb:DeleteTable", f"{TABLE}dev", {}, False),
     ("role", "iam:CreateRole", ROLE, BOUND, False),
     ("role", "sts:AssumeRole", DEPLOYER, {}, False),
