@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def within(seconds: float, call: Callable[..., Any], *arguments: Any) -> Any:
+def within(seconds: float, call: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
     """What a call returns that knows no deadline itself, or TimeoutError after so many seconds.
 
     It runs in a thread, which is left behind then: for what reads, or may be done twice.
@@ -25,7 +25,7 @@ def within(seconds: float, call: Callable[..., Any], *arguments: Any) -> Any:
 
     def run() -> None:
         try:
-            outcome.append((call(*arguments), None))
+            outcome.append((call(*arguments, **named), None))
         except BaseException as error:  # noqa: BLE001 - raised below
             outcome.append((None, error))
 

@@ -98,6 +98,9 @@ Rule = tuple[Callable[[Any], bool], str]
 class SettingsError(pulumi.RunError, ValueError):
     """All errors in the settings, a line each; Pulumi prints it without a stack trace."""
 
+    def __init__(self, errors: Iterable[str]):
+        super().__init__("\n".join(("the settings are wrong:", *(f"  - {x}" for x in errors))))
+
 
 class PerTier(NamedTuple):
     """A default that differs between the tiers."""
@@ -477,7 +480,7 @@ class TapStackArgs:
                 value = getattr(value, tier) if isinstance(value, PerTier) else value
             object.__setattr__(self, each.name, tuple(value) if isinstance(value, list) else value)
         if errors := _errors(self):
-            raise SettingsError(_mistakes(errors))
+            raise SettingsError(errors)
 
     @classmethod
     def load(cls) -> Self:
@@ -487,7 +490,7 @@ class TapStackArgs:
         config, stack = pulumi.Config(), pulumi.get_stack()
         types = {each.name: str(each.type) for each in fields(cls)}
         if unknown := _configured_keys(config.name) - types.keys():
-            raise SettingsError(_mistakes(_unknown_key(key, types) for key in sorted(unknown)))
+            raise SettingsError(_unknown_key(key, types) for key in sorted(unknown))
         texts = {key: config.get(key) for key in types}
         values = {key: _parsed(types[key], x) for key, x in texts.items() if x is not None}
         if re.fullmatch(ENVIRONMENT, stack):
@@ -613,23 +616,16 @@ NAMES = {
 def reject_placeholders(args: TapStackArgs) -> None:
     """Raises SettingsError for names of nobody (RFC 2606), defaults among them, on AWS. A provider
     with `aws:endpoints`, which the local cloud sets, reaches another cloud."""
-    names = [
-        "alarm_emails",
-        "page_emails",
-        *(name for each in args.systems for name in NAMES.get(each, ())),
-    ]
-    values = {name: getattr(args, name) for name in names}
+    names = ["alarm_emails", "page_emails"]
+    names += [name for each in args.systems for name in NAMES.get(each, ())]
+    values = {name: json.dumps(getattr(args, name)) for name in names}
     found = [
-        f"{name} must be your own, not {json.dumps(value)}: example.com is a placeholder"
+        f"{name} must be your own, not {value}: example.com is a placeholder"
         for name, value in values.items()
-        if re.search(r"(?<![\w-])example\.(com|net|org)(?![\w.-])", json.dumps(value))
+        if re.search(r"(?<![\w-])example\.(com|net|org)(?![\w.-])", value)
     ]
     if found and not pulumi.Config("aws").get("endpoints"):
-        raise SettingsError(_mistakes(found))
-
-
-def _mistakes(errors: Iterable[str]) -> str:
-    return "\n".join(("the settings are wrong:", *(f"  - {error}" for error in errors)))
+        raise SettingsError(found)
 
 
 def _is_cidr(text: str, shortest_prefix: int = 0) -> bool:
@@ -787,7 +783,6 @@ def _statement(effect: str, actions: Sequence[str], on: Any, when: Condition) ->
 
 
 # === Components ===================================================================================
-
 
 #: What writes to an existing log group.
 WRITE_LOGS = ("logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents")
@@ -1014,7 +1009,6 @@ class Component(pulumi.ComponentResource):
 
 # === Encryption ===================================================================================
 
-
 KEY_USE = actions_of(
     "kms",
     "Decrypt Encrypt GenerateDataKey GenerateDataKeyWithoutPlaintext ReEncryptFrom ReEncryptTo",
@@ -1097,8 +1091,8 @@ def volume_statements(scaling_role_arn: Input[str]) -> list[Statement]:
     scaling = {"AWS": scaling_role_arn}
     granted = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
     return [
-        {**allow(*KEY_USE, "kms:DescribeKey", on="*"), "Principal": scaling},
-        {**allow("kms:CreateGrant", on="*", when=granted), "Principal": scaling},
+        {**allow(*KEY_USE, "kms:DescribeKey", on=THIS_KEY), "Principal": scaling},
+        {**allow("kms:CreateGrant", on=THIS_KEY, when=granted), "Principal": scaling},
     ]
 
 
@@ -1426,7 +1420,6 @@ class Function(Component):
         percent = self.args.canary_percent if self.canary.alarms else 100
         role, permissions = self._guard_role() if percent < 100 else (None, None)
         metric = {"namespace": self.args.project, "environment": self.args.environment_suffix}
-        failures = self.canary.failures
         return Rollout(
             f"{self.name}-rollout",
             function=self.function.arn,
@@ -1436,7 +1429,7 @@ class Function(Component):
             percent=percent,
             bake_seconds=self.args.canary_minutes * 60,
             alarms=[self.args.name(key) for key in self.canary.alarms],
-            failures={**metric, "metric": failures} if failures else {},
+            failures={**metric, "metric": self.canary.failures} if self.canary.failures else {},
             latency_bound_ms=self.latency_bound_ms,
             inconclusive=self.args.canary_inconclusive,
             guard_role=role.arn if role else "",
@@ -2289,15 +2282,12 @@ def index_arns(table: aws.dynamodb.Table, indexes: Iterable[str]) -> list[Output
 
 def throttle_alarms(key: str, table: aws.dynamodb.Table, indexes: Iterable[str]) -> list[Alarm]:
     """Alarms for throttled reads and writes of a table and of each of its indexes."""
-    of_table: dict[str, Input[str]] = {"TableName": table.name}
-    dimensions = {key: of_table}
-    for index_name in indexes:
-        of_index = {**of_table, "GlobalSecondaryIndexName": index_name}
-        dimensions[f"{key}-{_slug(index_name)}"] = of_index
+    whole: dict[str, Input[str]] = {"TableName": table.name}
+    parts = {f"{key}-{_slug(x)}": {**whole, "GlobalSecondaryIndexName": x} for x in indexes}
     throttles = "AWS/DynamoDB/{}ThrottleEvents"
     return [
         Alarm(f"{each}-{kind.lower()}-throttles", throttles.format(kind), of, above=0, **LATE)
-        for each, of in dimensions.items()
+        for each, of in {key: whole, **parts}.items()
         for kind in ("Read", "Write")
     ]
 
@@ -2357,10 +2347,8 @@ class Bucket(Component):
         self.logging = self._logging(access_logs_to) if access_logs_to else None
         self.register_outputs({"bucket_name": self.bucket.bucket})
 
-    def _setting(
-        self, kind: Callable[..., T], key: str, *after: pulumi.Resource, **inputs: Any
-    ) -> T:
-        return kind(*self.child(key, *after), bucket=self.bucket.bucket, **inputs)
+    def _setting(self, kind: Callable[..., T], key: str, *after: pulumi.Resource, **own: Any) -> T:
+        return kind(*self.child(key, *after), bucket=self.bucket.bucket, **own)
 
     def _encryption(self, under_key: bool) -> aws.s3.BucketServerSideEncryptionConfiguration:
         by_default: Any = {"sse_algorithm": "AES256"}
@@ -2497,7 +2485,7 @@ class Fleet(Component):
         instances, name = self.instances, self.physical_name
         tags = {**self.args.all_tags(), "Component": self.component, "Name": name}
         profile = aws.iam.InstanceProfile(*self.child("profile"), name=name, role=self.role.name)
-        script = functools.partial(rendered, "start", group=name, hook=READY_HOOK)
+        script = functools.partial(rendered, "start.sh", group=name, hook=READY_HOOK)
         known = Output.all(region=self.aws_context.region, script=instances.user_data)
         gone, public = {"delete_on_termination": "true"}, str(instances.public).lower()
         volume: Any = {"volume_type": "gp3", "volume_size": 8, **gone}
@@ -2684,7 +2672,7 @@ def latest_ami() -> Output[str]:
 
 def rendered(name: str, /, **values: str) -> str:
     """A script of the folder `scripts` with its @names@ replaced."""
-    script = text_beside(f"scripts/{name}.sh")
+    script = text_beside(f"scripts/{name}")
     for key, value in values.items():
         script = script.replace(f"@{key}@", value)
     return script
@@ -2755,9 +2743,9 @@ Route = namedtuple("Route", "operation scope metric")  # typing's would add 2 ms
 
 
 @functools.cache  # a function, so that it may stand before the operations
-def all_routes() -> dict[str, Route]:
-    """The routes of an API with a file pipeline, and HEAD beside each GET (RFC 9110, 9.1). The
-    gateway drops the body of HEAD, and states its length, which an empty one would make 0."""
+def all_routes(files: bool = True) -> dict[str, Route]:
+    """The routes of an API with a file pipeline or without, and HEAD beside each GET (RFC 9110,
+    9.1). The gateway drops HEAD's body, and states its length, which an empty one would make 0."""
     table = {
         "GET /health": Route(health, "", "RequestsOther"),
         "GET /openapi.yaml": Route(read_contract, "", "RequestsOther"),
@@ -2777,18 +2765,12 @@ def all_routes() -> dict[str, Route]:
         "DELETE /files/{id}": Route(delete_file, "files/write", "FileDeletions"),
     }
     heads = {key.replace("GET", "HEAD", 1): table[key] for key in table if key.startswith("GET ")}
-    return {**table, **heads}
-
-
-@functools.cache
-def routes_of(files: bool) -> dict[str, Route]:
-    """The routes of an API, with a file pipeline or without."""
-    return {key: route for key, route in all_routes().items() if files or "/files" not in key}
+    return {key: x for key, x in {**table, **heads}.items() if files or "/files" not in key}
 
 
 def routes() -> dict[str, Route]:
     """The routes of this deployment."""
-    return routes_of("FILES_TABLE_NAME" in os.environ)
+    return all_routes("FILES_TABLE_NAME" in os.environ)
 
 
 def open_services() -> None:
@@ -2898,7 +2880,7 @@ def log_line(request: Request, status: int, milliseconds: float) -> str:
     """The request as one JSON line, with its business metric."""
     metric = "RequestsFailed" if status >= 500 else "RequestsRejected"
     if status < 400:
-        route = all_routes().get(request.route)
+        route = routes().get(request.route)
         metric = route.metric if route else "RequestsOther"
     if request.id == PROBE_ID:
         metric = "RequestsProbed"  # which is nobody's, and not counted as a user's failure
@@ -2928,7 +2910,7 @@ class Problem(Exception):  # noqa: N818 - the RFC's word
         super().__init__(detail)
         self.status, self.detail, self.errors = status, detail, errors
         self.kind = kind or STATUS_TYPES[status]
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.headers = headers
 
 
 class Request:
@@ -3061,19 +3043,18 @@ def mistakes(status: int, kind: str, key: str, found: Mapping[str, str]) -> Prob
     return Problem(status, detail, kind, [{key: where, "detail": why} for where, why in places])
 
 
-def invalid_fields(found: Mapping[str, str]) -> Problem:
-    """Mistakes in a body, by JSON pointer (RFC 6901)."""
-    return mistakes(422, "invalid-fields", "pointer", found)
-
-
-def invalid_parameters(found: Mapping[str, str]) -> Problem:
-    """Mistakes in a query, by parameter."""
-    return mistakes(400, "invalid-parameters", "parameter", found)
-
-
-def service_unavailable() -> Problem:
-    """What the caller should try again in a moment."""
-    return Problem(503, "The service is unavailable; try again.", retry_after="1")
+#: Problems that several places raise; mistakes in a body are named by JSON pointer (RFC 6901).
+invalid_fields = functools.partial(mistakes, 422, "invalid-fields", "pointer")
+invalid_parameters = functools.partial(mistakes, 400, "invalid-parameters", "parameter")
+id_taken = functools.partial(Problem, 409, "The id is taken.", "id-taken")
+not_found = functools.partial(Problem, 404, "There is no such item.")
+no_version = functools.partial(Problem, 404, "There is no such version, or it is deleted.")
+precondition_failed = functools.partial(
+    Problem, 412, "The current ETag is not what If-Match or If-None-Match asks for."
+)
+service_unavailable = functools.partial(
+    Problem, 503, "The service is unavailable; try again.", retry_after="1"
+)
 
 
 # === Serverless API: Items ========================================================================
@@ -3138,7 +3119,7 @@ def create(request: Request, puts: list[Write]) -> None:
             return  # an attempt whose response was lost had succeeded
         if len(puts) > 1:
             raise
-        raise Problem(409, "The id is taken.", "id-taken") from None
+        raise id_taken() from None
 
 
 def create_once(request: Request, item: Item, wanted_id: str | None) -> Item:
@@ -3164,7 +3145,7 @@ def create_once(request: Request, item: Item, wanted_id: str | None) -> Item:
     except ConditionFailed as failure:
         first = failure.item
     if not first or "fingerprint" not in first:
-        raise Problem(409, "The id is taken.", "id-taken")
+        raise id_taken()
     if first["fingerprint"] != record["fingerprint"]:
         text = "The Idempotency-Key was used with another body."
         raise Problem(422, text, "idempotency-key-reused")
@@ -3239,14 +3220,14 @@ def list_items(request: Request) -> Response:
     readers = {"category": read_text, "from": parse_time, "to": parse_time}
     filters, order, limit = list_query(request.query, readers)
     condition, values = created_between(filters)
-    index, key, value = "by_owner", "owner", {"S": request.caller}
+    index, value = "by_owner", {"S": request.caller}
     if (category := filters.get("category")) is not None:
-        index, key, value = "by_category", "owner_category", category_key(request.caller, category)
+        index, value = "by_category", category_key(request.caller, category)
     times = [each["S"] for each in values.values()]
     scope = ("items", request.caller, category, *times, order)
     page = Page(request, "created_at", order, limit, scope)
     start_key = {"owner": {"S": request.caller}}
-    page.query({key: value}, condition, values, start_key, IndexName=index)
+    page.query({ITEM_INDEXES[index]: value}, condition, values, start_key, IndexName=index)
     return page.response("items", item_json)
 
 
@@ -3310,16 +3291,6 @@ def delete_condition(request: Request) -> Json:
             condition += f" AND {operator} IN ({', '.join(names)})"
             values |= {name: {"S": tag.strip('"')} for name, tag in zip(names, tags, strict=True)}
     return {"ConditionExpression": condition, "ExpressionAttributeValues": values}
-
-
-def precondition_failed() -> Problem:
-    """What is there is not what the caller expects."""
-    return Problem(412, "The current ETag is not what If-Match or If-None-Match asks for.")
-
-
-def not_found() -> Problem:
-    """The caller has no item of this id."""
-    return Problem(404, "There is no such item.")
 
 
 def category_key(owner: str, category: str) -> AttributeValue:
@@ -3655,6 +3626,7 @@ MAX_DEPTH = 31  # DynamoDB nests 32 levels, and the item's fields are one below 
 TOO_DEEP = f"The body nests deeper than {MAX_DEPTH} levels."
 EMPTY_NAME = "A field name cannot be empty."
 ITEM_LIMIT = 409_600  # bytes, DynamoDB's
+item_too_large = functools.partial(Problem, 413, f"An item has at most 400 KB, {ITEM_LIMIT} bytes.")
 VALUES_LIMIT = ITEM_LIMIT // 2  # a value in a list or an object takes 2 bytes at least
 PLAIN_DIGITS = 40  # a longer number is written with an exponent
 # 38 digits, 1E-130 to 9.99E+125: DynamoDB developer guide, "Supported data types", Number.
@@ -3803,11 +3775,6 @@ def scalar(value: Any) -> tuple[str, Any, int]:
         digits = text.partition("E")[0].replace(".", "").strip("-0")
         return "N", text, 1 + (len(digits) + 1) // 2
     return ("NULL", True, 1) if value is None else ("BOOL", value, 1)
-
-
-def item_too_large() -> Problem:
-    """What DynamoDB would reject."""
-    return Problem(413, f"An item has at most 400 KB, {ITEM_LIMIT} bytes.")
 
 
 def number_text(number: Decimal) -> str:
@@ -4057,7 +4024,7 @@ class ServerlessApi(Component):
     ):
         super().__init__(name, args, key, opts, "api")
         self.files = files
-        self.route_table = routes_of(files is not None)
+        self.route_table = all_routes(files is not None)
         self.items = self._items()
         self.paging_key = self._paging_key()
         self.rotation = self._rotation()
@@ -4478,6 +4445,7 @@ class Synthetics(Function):
 #: Index of the files table -> its partition key: `<owner>/`, and behind it `deleted`, the folder or
 #: the content type.
 FILE_INDEXES = {"by_owner": "files_of", "by_folder": "folder_of", "by_content_type": "type_of"}
+INDEX_SHARES = {"Read": 4, "Write": 2}  # an index has a part of the table's: docs/decisions/0007
 START_BYTES = 65_536  # of an object in one read; there are two at most, however large it is
 MISSING_OBJECT_CODES = {"404", "405", "MethodNotAllowed", "NoSuchKey", "NoSuchVersion"}
 SEQUENCER_DIGITS = 64
@@ -4730,7 +4698,7 @@ def record_deletion(deleted: Upload, marker: bool) -> str:
 def head_object(target: dict[str, str]) -> tuple[str, str]:
     """The version that S3 has of an object, or the code of its answer where it has none."""
     try:
-        found = within(seconds_left(), functools.partial(client("s3").head_object, **target))
+        found = within(seconds_left(), client("s3").head_object, **target)
     except Exception as error:
         if error_code(error) not in MISSING_OBJECT_CODES:
             raise
@@ -4963,10 +4931,8 @@ def upload_mistakes(wanted: Json, limit: int) -> Iterable[tuple[str, str]]:
         expected = f"expected one of {', '.join(UPLOAD_FIELDS)}"
         yield pointer([name]), f"Unknown field {printable(name)}; {expected}."
     if not is_like(PATH_STEP, wanted.get("name")):
-        yield (
-            "/name",
-            "name is a text without slashes, control characters and $, which S3 may refuse.",
-        )
+        why = "name is a text without slashes, control characters and $, which S3 may refuse."
+        yield "/name", why
     if not is_like(FOLDER, wanted.get("folder", "")):
         yield "/folder", "folder is such names with single slashes between them, or empty."
     allowed, content_type = os.environ["UPLOAD_TYPES"].split(), wanted.get("content_type", "")
@@ -5157,11 +5123,6 @@ def with_content(request: Request, file: Item, version_id: str) -> Item:
         why = f"could not be: {result}" if result else "is not yet; try again"
         raise Problem(409, f"The version must be scanned, and {why}.", "not-scanned")
     return version
-
-
-def no_version() -> Problem:
-    """What a version that has no content is."""
-    return Problem(404, "There is no such version, or it is deleted.")
 
 
 def delete_file(request: Request) -> Response:
@@ -5375,8 +5336,7 @@ class FilePipeline(Component):
 
     def _table(self) -> aws.dynamodb.Table:
         units = self.args.files_table_capacity
-        # An index takes at most half of what its table takes: docs/decisions/0007.
-        own = {"write_capacity": -(-units // 2), "read_capacity": -(-units // 4)}
+        own = {f"{x.lower()}_capacity": ceil(units / y) for x, y in INDEX_SHARES.items()}
         scaled = ["readCapacity", "writeCapacity", "globalSecondaryIndexes"]  # a set: as a whole
         moved = scaled if self.args.files_table_scaling > 1 else []  # by the scaler
         keys = ("id", "record", "uploaded_at", *FILE_INDEXES.values())
@@ -5404,9 +5364,9 @@ class FilePipeline(Component):
         indexes = {each: Output.concat(table, "/index/", each) for each in FILE_INDEXES}
         scaled = {"table": table, **indexes}
         return [
-            self._scale(key, kind, resource_id, units if key == "table" else -(-units // share))
+            self._scale(key, kind, resource_id, units if key == "table" else ceil(units / share))
             for key, resource_id in scaled.items()
-            for kind, share in (("Read", 4), ("Write", 2))
+            for kind, share in INDEX_SHARES.items()
         ]
 
     def _scale(
@@ -5736,9 +5696,8 @@ def web(
         if type(error).__module__.partition(".")[0] in ("psycopg", "botocore"):
             status, body = "503 Service Unavailable", {"error": "The database is unavailable."}
             headers["Retry-After"] = "1"
-        print(
-            json.dumps({"level": "ERROR", "path": path, "error": format_error(error)}), flush=True
-        )
+        line = {"level": "ERROR", "path": path, "error": format_error(error)}
+        print(json.dumps(line), flush=True)
     if isinstance(body, dict):
         content, kind = json.dumps(body).encode(), "application/json"
     else:
@@ -5771,12 +5730,10 @@ def serve(method: str, path: str) -> tuple[str, Any]:
 
 
 def query(statement: str, *values: Any) -> list[Any]:
-    """The rows of an idempotent statement, which is repeated when the connection is lost.
-
-    Goes on for DATABASE_SECONDS, through a restart or failover of the database; then raises
-    psycopg's OperationalError. In an outage only as many requests as there are connections wait
-    like that; the others fail at once, and threads stay free for health checks.
-    """
+    """The rows of an idempotent statement, which is repeated when the connection is lost. Goes on
+    for DATABASE_SECONDS, through a restart or failover of the database; then raises psycopg's
+    OperationalError. In an outage only as many requests as there are connections wait like that;
+    the others fail at once, and threads stay free for health checks."""
     import psycopg
 
     if not _free.acquire(timeout=0 if _outage.is_set() else CONNECTION_WAIT_SECONDS):
@@ -5902,7 +5859,7 @@ def chosen_zones(args: TapStackArgs, known: Sequence[str]) -> Sequence[str]:
     if len(chosen) < args.zones or not set(chosen) <= set(known):
         wanted = json.dumps(args.zone_names or args.zones)
         key = "zone_names" if args.zone_names else "zones"
-        raise SettingsError(_mistakes([f"{key} must be among {', '.join(known)}, not {wanted}"]))
+        raise SettingsError([f"{key} must be among {', '.join(known)}, not {wanted}"])
     return chosen
 
 
@@ -6184,7 +6141,7 @@ def nat_script(cidr: str, address: str, *route_tables: str) -> str:
     """The user data of a NAT instance."""
     network = ipaddress.IPv4Network(cidr)
     return rendered(
-        "nat",
+        "nat.sh",
         inside=f"{network[-2]}/{network.prefixlen}",
         address=address,
         tables=" ".join(route_tables),
@@ -6222,13 +6179,13 @@ class Storage(Component):
 
 # === Web environment: Database ====================================================================
 
-#: Parameters of PostgreSQL that differ from RDS's own, and when they take effect.
-DATABASE_PARAMETERS = (
-    ("rds.force_ssl", "1", "immediate"),
-    ("log_disconnections", "1", "immediate"),
-    ("log_min_duration_statement", "1000", "immediate"),
-    ("password_encryption", "scram-sha-256", "immediate"),
-)
+#: Parameters of PostgreSQL that differ from RDS's own; none needs a restart.
+DATABASE_PARAMETERS = {
+    "rds.force_ssl": "1",
+    "log_disconnections": "1",
+    "log_min_duration_statement": "1000",  # ms
+    "password_encryption": "scram-sha-256",
+}
 RDS_EVENTS = "availability,configuration change,failover,failure,low storage,maintenance".split(",")
 LOG_CONNECTIONS = {"17": "1", "18": "all"}  # by version: 18 logs stages of a connection
 DATABASE_NAME = "app"
@@ -6284,15 +6241,14 @@ class Database(Component):
         self.register_outputs({"endpoint": self.instance.endpoint})
 
     def _parameters(self, version: str) -> aws.rds.ParameterGroup:
-        logged = ("log_connections", LOG_CONNECTIONS[version], "immediate")
+        values = {**DATABASE_PARAMETERS, "log_connections": LOG_CONNECTIONS[version]}
         return aws.rds.ParameterGroup(
             *self.child(f"parameters-{version}"),
             name=self.args.name(f"database-{version}"),
             family=f"postgres{version}",
             description="TLS forced, connections and slow statements logged",
             parameters=[
-                {"name": name, "value": value, "apply_method": method}
-                for name, value, method in (*DATABASE_PARAMETERS, logged)
+                {"name": x, "value": values[x], "apply_method": "immediate"} for x in values
             ],
         )
 
@@ -6752,7 +6708,7 @@ class WebTier(Component):
 def web_script(log_group: str, region: str, secret: str, host: str) -> str:
     """The user data of a web instance."""
     install = rendered(
-        "web",
+        "web.sh",
         packages=text_beside("requirements-web.txt").strip(),
         region=region,
         secret=secret,
@@ -6765,26 +6721,10 @@ def web_script(log_group: str, region: str, secret: str, host: str) -> str:
     return f"{install}\n{agent_script(log_group, '/var/log/web.log')}"
 
 
-#: What the agent measures and ships; memory and disk are not in EC2's own metrics.
-AGENT = {
-    "agent": {"metrics_collection_interval": 60},
-    "metrics": {
-        "namespace": "CWAgent",
-        "append_dimensions": {"AutoScalingGroupName": "${aws:AutoScalingGroupName}"},
-        "aggregation_dimensions": [["AutoScalingGroupName"]],
-        "metrics_collected": {
-            "mem": {"measurement": ["mem_used_percent"]},
-            "disk": {"measurement": ["used_percent"], "resources": ["/"]},
-        },
-    },
-}
-
-
 def agent_script(log_group: str, path: str) -> str:
     """The part of a user data script that ships a log file, memory and disk to CloudWatch."""
-    shipped = {"file_path": path, "log_group_name": log_group, "log_stream_name": "{instance_id}"}
-    logs = {"logs_collected": {"files": {"collect_list": [shipped]}}}
-    return rendered("agent", agent=json.dumps({**AGENT, "logs": logs}))
+    config = json.loads(rendered("agent.json", log_group=log_group, path=path))
+    return rendered("agent.sh", agent=json.dumps(config))
 
 
 def agent_statements(logs: aws.cloudwatch.LogGroup) -> list[Statement]:
@@ -6823,7 +6763,7 @@ class Bastion(Component):
         agent = agent_script(log_group_name, "/var/log/secure")
         instances = Instances(
             component="bastion",
-            user_data=f"{rendered('bastion')}\n{agent}",
+            user_data=f"{rendered('bastion.sh')}\n{agent}",
             after=[*network.rules, *network.public_routes],
             security_group=network.security_groups["bastion"],
             subnets=network.subnets["public"],
@@ -6863,7 +6803,6 @@ class Bastion(Component):
 
 
 # === Monitoring ===================================================================================
-
 
 #: What a saved query says that it reads -> the system of that log group, and how its name begins.
 LOG_GROUPS = {
@@ -6983,8 +6922,7 @@ class Monitoring(Component):
                 system = DASHBOARDS.get(part.component, part.component)
                 graphs.setdefault(system, []).extend(found)
         return {
-            x: self._dashboard(self.child(f"{x}-dashboard"), name(x), self._drawn(graphs[x]))
-            for x in graphs
+            x: self._dashboard(self.child(f"{x}-dashboard"), name(x), graphs[x]) for x in graphs
         }
 
     def _overview(self) -> aws.cloudwatch.Dashboard:
@@ -7001,18 +6939,19 @@ class Monitoring(Component):
         return self._dashboard(
             self.child("dashboard", *after, protect=True),
             f"{self.args.project}-{self.args.environment_suffix}",
-            [*([widget] if alarms else []), *self._drawn(graphs, top=8)],
+            graphs,
+            *([widget] if alarms else []),
         )
 
     def _dashboard(
-        self, made: tuple[str, ResourceOptions], name: str, widgets: list[Json]
+        self, made: tuple[str, ResourceOptions], name: str, graphs: Iterable[Graph], *above: Json
     ) -> aws.cloudwatch.Dashboard:
-        body = Output.json_dumps({"widgets": widgets})
+        """The graphs as widgets in two columns, below others."""
+        drawn = [
+            _widget(self.aws_context.region, 8 * len(above), *each) for each in enumerate(graphs)
+        ]
+        body = Output.json_dumps({"widgets": [*above, *drawn]})
         return aws.cloudwatch.Dashboard(*made, dashboard_name=name, dashboard_body=body)
-
-    def _drawn(self, graphs: Iterable[Graph], top: int = 0) -> list[Json]:
-        """The graphs as widgets in two columns."""
-        return [_widget(self.aws_context.region, top, *each) for each in enumerate(graphs)]
 
 
 def measured(alarm: Alarm) -> dict[str, Any]:
@@ -7122,7 +7061,7 @@ class TapStack(pulumi.ComponentResource):
         #: By their logical names.
         self.components: dict[str, Component] = {"encryption": encryption, "alerts": self.alerts}
         files = FilePipeline("files", *self.shared) if "files" in args.systems else None
-        self._add(*([files] if files else []))
+        self._add(files)
         if "api" in args.systems:
             self._add_api(files, api_handler)
         if "web" in args.systems:
@@ -7135,8 +7074,8 @@ class TapStack(pulumi.ComponentResource):
         self.outputs = {name: x for name, x in values.items() if x is not None}
         self.register_outputs(self.outputs)
 
-    def _add(self, *made: Component) -> None:
-        self.components |= {each.name: each for each in made}
+    def _add(self, *made: Component | None) -> None:
+        self.components |= {each.name: each for each in made if each}
 
     def _add_api(self, files: FilePipeline | None, handler: Handler) -> None:
         identity = Identity("identity", self.args, self.parented)
@@ -7268,13 +7207,11 @@ class Service:
             payload = json.loads(content)
         except (ValueError, RecursionError):
             payload = None
-        valid = isinstance(payload, dict)
         if status != 200:
-            raise service_error(action, status, payload if valid else {})
-        if not valid:
+            raise service_error(action, status, payload if isinstance(payload, dict) else {})
+        if not isinstance(payload, dict):
             raise connection_error(action, "it is no JSON object", cost=0)
-        response: Json = payload
-        return response
+        return payload
 
     def _request(self, action: str, body: bytes) -> bytes:
         """A signed request: IAM user guide, "Create a signed AWS API request"."""
@@ -7319,13 +7256,9 @@ class SdkService:
         """An operation, with the SDK's own attempts, within the time that is left."""
         from botocore import exceptions
 
-        def call_sdk() -> Json:
-            response: Json = getattr(self.client, operation)(**arguments)
-            return response
-
-        action = operation.title().replace("_", "")
+        action, call = operation.title().replace("_", ""), getattr(self.client, operation)
         try:
-            response = within(seconds_left(), call_sdk)
+            response: Json = within(seconds_left(), call, **arguments)
         except exceptions.ClientError as error:
             code, metadata = error_code(error), error.response["ResponseMetadata"]
             transient = code in TRANSIENT_CODES or metadata["HTTPStatusCode"] in TRANSIENT_STATUSES
@@ -7377,9 +7310,8 @@ def endpoint(name: str) -> tuple[str, str]:
 
 def credentials() -> tuple[str, str, str]:
     """Access key, secret key and session token of the function's role, which Lambda provides."""
-    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    access_key, secret_key = (os.environ[key] for key in keys)
-    return access_key, secret_key, os.environ.get("AWS_SESSION_TOKEN", "")
+    env = os.environ
+    return env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"], env.get("AWS_SESSION_TOKEN", "")
 
 
 def credential_scope(stamp: str, name: str) -> str:

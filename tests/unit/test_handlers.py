@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+import tap_stack
 from http_connection import within
 from tap_stack import RESERVE_SECONDS, jittered_pause, seconds_left, start_clock
 from tests.fakes import FakeContext
@@ -59,7 +61,21 @@ def test_a_call_that_stands_still_is_left_behind(released: threading.Event) -> N
     assert not released.is_set()
 
 
+def test_s3_that_stands_still_is_named(
+    released: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class S3:
+        def head_object(self, **_: Any) -> None:
+            released.wait(60)
+
+    monkeypatch.setattr(tap_stack, "_clients", {"s3": S3()})
+    monkeypatch.setattr(tap_stack, "_clock", {"end": time.monotonic() + 0.01})
+    with pytest.raises(TimeoutError, match="head_object takes longer"):
+        tap_stack.head_object({"Bucket": "files", "Key": "ann/a.txt"})
+
+
 def test_a_call_in_time_returns_and_raises_as_without(released: threading.Event) -> None:
     assert within(60, divmod, 7, 2) == (3, 1)
+    assert within(60, dict, call=1, seconds=2) == {"call": 1, "seconds": 2}
     with pytest.raises(ZeroDivisionError):
         within(60, divmod, 7, 0)

@@ -105,7 +105,7 @@ def web_script() -> str:
     """The program's script, as its launch template has it."""
     script = tap_stack.web_script("/tap-dev-web", REGION, "arn:secret", "db.example")
     values = {"region": REGION, "group": "tap-dev-web", "hook": tap_stack.READY_HOOK}
-    return tap_stack.rendered("start", script=script, **values)
+    return tap_stack.rendered("start.sh", script=script, **values)
 
 
 def without_database(script: str) -> str:
