@@ -3596,11 +3596,12 @@ def rotate_paging_key(event: Event, context: Any) -> None:
     """Lambda handler: puts a new paging key before the current one, drops older ones.
     With `{"dry_run": true}` it only reads them."""
     start_clock(context)
+    new = os.urandom(32).hex()  # one: an attempt may have put it whose response was lost
     for attempt in range(1, ROTATION_ATTEMPTS + 1):
         try:
             name = os.environ["PAGING_KEY"]
             parameter = service("ssm").get_parameter(Name=name, WithDecryption=True)["Parameter"]
-            keys = [os.urandom(32).hex(), *parse_keys(parameter["Value"])][:2]
+            keys = list(dict.fromkeys([new, *parse_keys(parameter["Value"])]))[:2]
             if event.get("dry_run"):
                 return
             service("ssm").put_parameter(

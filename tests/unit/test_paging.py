@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tap_stack
-from tap_stack import file_id, paging_keys, sign_page_token, verify_page_token
+from tap_stack import connection_error, file_id, paging_keys, sign_page_token, verify_page_token
 from tests.fakes import FakeContext, service_error
 from tests.unit.conftest import ENVIRONMENT, KEY, NEVER, Api, Response, assert_problem
 from tests.unit.test_files import upload
@@ -347,6 +347,23 @@ def test_rotation_keeps_the_tokens_of_the_last_key_and_drops_older_ones(api: Api
     rotate()
     with pytest.raises(tap_stack.Problem):
         verify_page_token(token, ("s",))
+
+
+def test_a_rotation_whose_response_is_lost_drops_no_key_in_use(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, lost = api.ssm.put_parameter, iter([True, True])
+
+    def put_and_be_lost(**arguments: Any) -> None:
+        put(**arguments)
+        if next(lost, False):
+            raise connection_error("PutParameter", "it is lost", 0)
+
+    monkeypatch.setattr(api.ssm, "put_parameter", put_and_be_lost)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    tap_stack.rotate_paging_key({}, FakeContext(90))
+    new, *before = api.ssm.parameters["paging"].split(",")
+    assert before == [KEY] and new != KEY and len(api.ssm.key_ids) == 3
 
 
 def test_a_token_of_a_key_that_another_container_has_first_makes_this_one_look(
