@@ -5600,10 +5600,11 @@ class FileAnalytics(Component):
         bucket, encryption = self.exports.bucket, {"S3SseAlgorithm": "KMS"}
         to = {"S3Bucket": bucket.bucket, "S3SseKmsKeyId": self.key.arn, **encryption}
         writes = ("s3:AbortMultipartUpload", "s3:PutObject", "s3:PutObjectAcl")
+        export = ":scheduler:::aws-sdk:dynamodb:exportTableToPointInTime"
         return self.scheduled(
             self.physical_name,
             {
-                "arn": "arn:aws:scheduler:::aws-sdk:dynamodb:exportTableToPointInTime",
+                "arn": Output.concat("arn:", self.aws_context.partition, export),
                 "input": Output.json_dumps({"TableArn": table_arn, **to}),
             },
             allow("dynamodb:ExportTableToPointInTime", on=table_arn),
