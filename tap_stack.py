@@ -18,12 +18,13 @@ it: content_types.py and http_connection.py. Importing it has no side effects.
 
     Releases: an alias moves to a new version after a smoke test and a watched share, or goes back
     Monitoring: alarms --> Alerts (encrypted topic, budget); dashboard
-    Encryption: one customer-managed key for all of it
+    Encryption: a customer-managed key for what is stored, another for the topic of pages
 
 Read it in this order: Settings; the parts that all systems share, from Components to Fleets; then
-one system after the other, each from its data and handler to its resources; TapStack composes
-them. The banners below are the table of contents, and their words name the groups of settings, the
-test files and headings of `docs/`.
+one system after the other, each from its data and handler to its resources; Monitoring of them all;
+TapStack, which composes them; last Transport and Tracing, which functions use. The banners below
+are the table of contents, and their words name the groups of settings, test files and headings of
+`docs/`.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def text_like(pattern: str, expectation: str) -> Rule:
 
 
 def texts_like(pattern: str, expectation: str) -> Rule:
-    """A list of such texts."""
+    """A list of texts that each match as a whole."""
     return (lambda texts: all(re.fullmatch(pattern, text) for text in texts), expectation)
 
 
@@ -766,9 +767,9 @@ def deny(*actions: str, on: Any, when: Condition) -> Statement:
     return {**_statement("Deny", actions, on, when), "Principal": {"AWS": "*"}}
 
 
-def tls_only(actions: str, on: Any) -> Statement:
-    """The statement that denies all requests without TLS."""
-    return deny(actions, on=on, when={"Bool": {"aws:SecureTransport": "false"}})
+def tls_only(action: str, on: Any) -> Statement:
+    """The statement that denies requests for an action, or a pattern of some, without TLS."""
+    return deny(action, on=on, when={"Bool": {"aws:SecureTransport": "false"}})
 
 
 def policy(*statements: Statement) -> Output[str]:
@@ -961,8 +962,8 @@ class Component(pulumi.ComponentResource):
         target: float,
         *after: pulumi.Resource,
     ) -> aws.appautoscaling.Policy:
-        """Scales a dimension of a resource within limits, to keep a predefined metric at a target.
-        Application Auto Scaling and its own alarms are free."""
+        """Scales a dimension of a resource within limits, to keep a predefined metric at a target:
+        a percentage for DynamoDB, a share of 1 for Lambda. Its own alarms are free."""
         tracked: Any = {"predefined_metric_specification": {"predefined_metric_type": metric}}
         tracked["target_value"] = target
         scaled = aws.appautoscaling.Target(
@@ -1133,10 +1134,10 @@ class Objective:
 
     def alarm(self, rate: BurnRate, window: str) -> Alarm:
         """Whether the budget burns at this rate in the `long` or the `short` window."""
-        worth = FEW if window == "long" else 1
-        burning = f"IF(bad >= {worth}, 100 * bad / total, 0)"
+        least = LEAST_BAD if window == "long" else 1
+        burning = f"IF(bad >= {least}, 100 * bad / total, 0)"
         of = {"bad": self.bad, "total": self.total, "burning": burning}
-        queries = math(getattr(rate, window), self.metrics, **of)
+        queries = alarm_queries(getattr(rate, window), self.metrics, **of)
         above = round(rate.rate * (100 - self.percentage), 6)
         key, runbook = f"{self.key}-{rate.key}-{window}", f"{self.key.partition('-')[0]}-burn-rate"
         more: Any = {"queries": queries, "notifies": "nobody", "runbook": runbook}
@@ -1164,10 +1165,10 @@ BURN_RATES = (
     BurnRate("burn", 6, 21_600, 1_800, "page"),
     BurnRate("slow-burn", 1, 259_200, 21_600, "ticket"),
 )
-FEW = 5  # bad requests in the long window are nobody's sleep worth: at low traffic one is 14.4 x
+LEAST_BAD = 5  # requests in the long window: fewer wake nobody, as at low traffic one is 14.4 x
 
 
-def math(period: int, metrics: Mapping[str, Any], **expressions: str) -> list[Json]:
+def alarm_queries(period: int, metrics: Mapping[str, Any], **expressions: str) -> list[Json]:
     """The queries of an alarm on the last of some expressions of metrics."""
     found: list[Json] = []
     for name, (path, of_resource, statistic) in metrics.items():
@@ -1195,7 +1196,8 @@ def lines(namespace: str, dimensions: Dimensions, *metrics: str) -> list[Any]:
 
 
 def certificate_alarm(key: str, arn: Input[str]) -> list[Alarm]:
-    """ACM renews a certificate 45 days before its end or sooner, if its DNS records are there."""
+    """An alarm below 30 days to the end of a certificate, none without its ARN. ACM renews it 45
+    days before or sooner, if its DNS records are there."""
     metric, of, day = "AWS/CertificateManager/DaysToExpiry", {"CertificateArn": arn}, 86_400
     row = Alarm(key, metric, of, below=30, statistic="Minimum", period=day)
     return [] if arn == "" else [row]  # an Output has no truth
@@ -1335,14 +1337,14 @@ class Function(Component):
         self.function = self._function(code)
         #: What callers invoke: the alias `live`, which a rollout moves from version to version.
         self.alias = self._alias()
-        #: Dimensions of the metrics of calls through the alias; a smoke test is not one of them.
         live = Output.concat(self.function.name, ":live")
+        #: Dimensions of the metrics of calls through the alias; a smoke test is not one of them.
         self.alias_dimensions = {"FunctionName": self.function.name, "Resource": live}
         self.rollout = self._rollout()
         self.warm = False  # whether it has provisioned concurrency
         self.async_config = self._async_config(max_event_age_hours) if max_event_age_hours else None
-        #: URL of the dead-letter queue, empty where there is none.
         queue = self.dead_letter_queue
+        #: URL of the dead-letter queue, empty where there is none.
         self.dead_letters_url: Input[str] = queue.url if queue else ""
         self.register_outputs({"function_name": self.function.name, "alias_arn": self.alias.arn})
 
@@ -1486,7 +1488,7 @@ class Function(Component):
         return aws.lambda_.Permission(*made, action="lambda:InvokeFunction", **which)
 
     def schedule(self, expression: str, description: str) -> aws.scheduler.Schedule:
-        """Invokes the function on a schedule."""
+        """Invokes the function on a schedule, in UTC."""
         target, invoke = {"arn": self.alias.arn}, allow("lambda:InvokeFunction", on=self.alias.arn)
         more = {"description": description, "schedule_expression": expression}
         return self.scheduled(self.physical_name, target, invoke, **more)
@@ -1557,7 +1559,7 @@ def seconds_left() -> float:
 
 
 def client(name: str, once: bool = False) -> Any:
-    """The same `sdk_client`, traced: a function's."""
+    """The container's SDK client of a service, as `sdk_client` makes it, with its calls traced."""
     key = f"{name} once" if once else name
     if key not in _clients:
         _clients[key] = traced(sdk_client(name, once))
@@ -1637,7 +1639,8 @@ def metric_definition(metric: str, failed: bool, value: int) -> str:
 
 
 def jittered_pause(seconds: float) -> None:
-    """Sleeps for a random part of so many seconds (full jitter), so that retries spread out."""
+    """Sleeps for a random part of so many seconds (full jitter), so that retries spread out, and no
+    longer than the invocation may wait."""
     time.sleep(min(jitter() * seconds, max(seconds_left(), 0)))
 
 
@@ -1875,7 +1878,8 @@ class Run:
     def call(
         self, service: str, operation: str, none: str = "", wait: int = BUSY_SECONDS, **more: Any
     ) -> Any:
-        """A call of AWS, repeated while that is refused for now; None at the error code `none`."""
+        """A call of AWS, repeated while that is refused for now, for so many seconds at most; None
+        if `none` is in the code of the error, else it is raised."""
         while True:
             try:
                 return getattr(self.client(service), operation)(**more)
@@ -2196,7 +2200,7 @@ class RolloutProvider(pulumi.dynamic.ResourceProvider):
         return pulumi.dynamic.CreateResult(props[self.key], self.update("", {}, props).outs)
 
     def update(self, _id: str, _olds: Json, news: Json) -> pulumi.dynamic.UpdateResult:
-        """The same."""
+        """Releases another version, as `create` does the first."""
         return pulumi.dynamic.UpdateResult({**news, "verdict": self.rollout(news).run()})
 
     def read(self, id_: str, props: Json) -> pulumi.dynamic.ReadResult:
@@ -2774,7 +2778,7 @@ def routes() -> dict[str, Route]:
 
 
 def open_services() -> None:
-    """Makes the clients and reads the table in the init phase, when Lambda lends a whole core."""
+    """Makes the clients in the init phase, when Lambda lends a whole core."""
     service("dynamodb")
     service("ssm")
 
@@ -3872,8 +3876,8 @@ class Identity(Component):
         servers = dict.fromkeys(each.partition("/")[0] for each in self.scopes)
         self.servers = {server: self._server(server) for server in servers}
         self.people = self._people()
-        #: Name of each machine -> its app client.
         machines = args.machine_clients.items()
+        #: Name of each machine -> its app client.
         self.machines = {name: self._machine(f"machine-{name}", x) for name, x in machines}
         self.walkers = [self._machine("synthetics", self.scopes[:2])] if args.synthetics else []
         # A prefix is unique in its region, in all accounts.
@@ -3886,8 +3890,8 @@ class Identity(Component):
         self.machine_ids: Output[dict[str, str]] = Output.from_input(ids)
         #: Ids of the clients whose tokens are accepted.
         self.audience = [x.id for x in (self.people, *self.machines.values(), *self.walkers)]
-        #: Where people sign in and all clients fetch their tokens (OAuth 2.0).
         url, region = "https://{0}.auth.{1}.amazoncognito.com", self.aws_context.region
+        #: Where people sign in and all clients fetch their tokens (OAuth 2.0).
         self.sign_in_url = Output.format(url, self.domain.domain, region)
         self.register_outputs({"user_pool_id": self.pool.id})
 
@@ -4232,13 +4236,13 @@ class ServerlessApi(Component):
         )
 
     def _throttles(self) -> dict[str, float]:
-        """Requests per second of routes that have a limit of their own: without a token, dear."""
+        """Requests per second of routes that have a limit of their own: without a token, costly."""
         open_routes = [key for key, route in self.route_table.items() if not route.scope]
         rate = min(OPEN_ROUTE_RATE, self.args.throttle_rate)
-        dear = self.files.api_throttles() if self.files else {}
+        costly = self.files.api_throttles() if self.files else {}
         if not self.args.cors_origins:  # a page's preflights have the stage's rate
             open_routes.append("OPTIONS /{proxy+}")
-        return {**dict.fromkeys(open_routes, rate), **dear}
+        return {**dict.fromkeys(open_routes, rate), **costly}
 
     def _limits(self, rate: float, burst: int) -> Any:
         return {
@@ -4298,9 +4302,9 @@ class ServerlessApi(Component):
         ]
 
 
-def _slug(route: str) -> str:
-    """A route key as part of a logical name: `GET /items/{id}` -> `get-items-id`."""
-    return re.sub(r"[^a-z0-9]+", "-", route.lower()).strip("-")
+def _slug(text: str) -> str:
+    """A text as part of a logical name: `GET /items/{id}` -> `get-items-id`."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 #: A line of the access log: caller, request, response, and where it failed.
@@ -4417,8 +4421,9 @@ class Synthetics(Function):
 
     def alarms(self) -> list[Alarm]:
         """Walks that fail or do not take place, for whatever reason."""
+        walks = f"{self.args.project}/WalksPassed"
         rule: Any = {"period": 300, "datapoints": (2, 3), "treat_missing_data": "missing"}
-        walks, rule["notifies"] = f"{self.args.project}/WalksPassed", "page"
+        rule["notifies"] = "page"
         return [Alarm("synthetics", walks, self.of, below=1, statistic="Minimum", **rule)]
 
     def graphs(self) -> list[Graph]:
@@ -4847,7 +4852,7 @@ def newest_item(version: Item) -> Item:
 
 
 def newest_put(newest: Item, condition: str, values: Item) -> Write:
-    """The write of that item, which each time has another revision."""
+    """The write of a file's newest item, which each time has another revision."""
     revised = {**newest, "revision": {"S": os.urandom(4).hex()}}
     return files_put(revised, condition, **values)
 
@@ -5507,7 +5512,7 @@ class FilePipeline(Component):
         }
 
     def api_throttles(self) -> dict[str, float]:
-        """Requests per second of the API's dear routes, which leave half of the table to others."""
+        """Requests a second of the API's costly routes, which leave half of the table to others."""
         rate, most = self.args.files_table_capacity / 2 / TOTALS_READ_UNITS, self.args.throttle_rate
         shares = {"GET /files/totals": 0.6, "HEAD /files/totals": 0.05}
         shares |= {"GET /files/report": 0.3, "HEAD /files/report": 0.05}
@@ -6962,7 +6967,7 @@ def measured(alarm: Alarm) -> dict[str, Any]:
     namespace, _, metric = alarm.metric.rpartition("/")
     if namespace == "AWS/DynamoDB":
         of = {"metric": (alarm.metric, alarm.dimensions, alarm.statistic)}
-        return {"metric_queries": math(alarm.period, of, filled="FILL(metric, 0)")}
+        return {"metric_queries": alarm_queries(alarm.period, of, filled="FILL(metric, 0)")}
     if alarm.queries:
         return {"metric_queries": alarm.queries}
     kind = "extended_statistic" if alarm.statistic[0] in "pP" else "statistic"
