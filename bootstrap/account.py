@@ -309,6 +309,8 @@ class Emergency(Component):
             name=self.args.name("emergency"),
             description="Somebody assumes the emergency role",
             event_pattern=Output.json_dumps(pattern),
+            # AssumeRole counts as a read, which other states leave out.
+            state="ENABLED_WITH_ALL_CLOUDTRAIL_MANAGEMENT_EVENTS",
         )
         aws.cloudwatch.EventTarget(
             *self.child("used-target", self.topic_policy),

@@ -117,6 +117,8 @@ def test_the_emergency_role_wants_a_second_factor_and_tells_everybody() -> None:
     assert pattern["detail"]["eventName"] == ["AssumeRole"]
     (arn,) = pattern["detail"]["requestParameters"]["roleArn"]
     assert "emergency" in arn
+    # EventBridge, receiving read-only management events: AssumeRole is its example.
+    assert rule["state"] == "ENABLED_WITH_ALL_CLOUDTRAIL_MANAGEMENT_EVENTS"
     (target,) = of("EventTarget", **config).values()
     (topic,) = of("TopicPolicy", **config).values()
     assert target["arn"] == topic["arn"]
