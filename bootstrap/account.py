@@ -67,8 +67,8 @@ class BootstrapArgs(TapStackArgs):
     )
     """The repository whose workflows deploy."""
     repository_ids: str = setting("", text_like(r"(\d+/\d+)?", "ids such as 1234/5678, or empty"))
-    """Ids of its owner and of itself, which GitHub's tokens name for repositories made since
-    2026-07-15."""
+    """Ids of its owner and of itself, which GitHub's tokens name if it was made, renamed or
+    transferred since 2026-07-15, or opted in."""
     environments: Sequence[str] = setting(
         ("dev", "staging", "prod"), texts_like(ENVIRONMENT, "environments such as dev or prod-eu")
     )

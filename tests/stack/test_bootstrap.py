@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from typing import Any
 
 import pytest
 
 from bootstrap import permissions
-from tap_stack import SettingsError
+from bootstrap.account import BootstrapArgs
+from tap_stack import SettingsError, TapStackArgs
 from taplocal.errors import TapLocalError
 from taplocal.program import Registration, run
 from taplocal.project import Project
@@ -124,6 +126,12 @@ def test_the_emergency_role_wants_a_second_factor_and_tells_everybody() -> None:
     assert target["arn"] == topic["arn"]
     (email,) = of("TopicSubscription", **config).values()
     assert email["endpoint"] == "ops@acme.io"
+
+
+def test_the_budget_of_the_account_is_the_sum_of_its_environments() -> None:
+    (budget,) = re.findall(r"pulumi config set budget_usd (\d+)", DEPLOY)
+    environments = BootstrapArgs(repository=REPOSITORY).environments
+    assert int(budget) == sum(TapStackArgs(environment_suffix=x).budget_usd for x in environments)
 
 
 def test_who_needs_the_emergency_role_finds_its_name_in_the_document() -> None:

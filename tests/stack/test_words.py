@@ -68,6 +68,8 @@ FOREIGN = {
     "get-items-id": "an example in tap_stack.py",
     'globals()["x"]': "Python",
     ".venv": "made by make",
+    ". .venv/bin/activate": "Python's venv, in a shell",
+    "STATE_URL": "a variable of the repository on GitHub",
     "/proc": "Linux",
     "CI=true": "GitHub Actions",
     "TransactionConflict": "DynamoDB",
