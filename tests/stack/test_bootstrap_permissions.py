@@ -392,18 +392,43 @@ def test_the_documents_are_small_and_few_enough_to_attach(env: str) -> None:
     assert permissions.documents(deploy(env)) == permissions.documents(deploy(env))
 
 
-def test_the_document_names_what_is_changed_anywhere() -> None:
-    text = " ".join(DEPLOY.split())
-    (listed,) = re.findall(r"Not narrowed to the environment,.*? KMS keys", text)
-    named = re.findall(r"`([a-z-]+:[\w*]+)`", listed)
-    anywhere = {
-        action
-        for action in permissions.every_action()
-        if Place("*", "region") in permissions.places_of(action)
-        and privilege(action)["access_level"] not in ("List", "Read")
-    }
-    unnamed = {x for x in anywhere if not any(fnmatchcase(x, each) for each in named)}
-    in_vain = [each for each in named if not any(fnmatchcase(x, each) for x in anywhere)]
+#: Makes or starts something, whose tags are new for that reason.
+MAKES = r"\w[\w-]*:(Allocate|Authorize|Create(?!Tags)|Request|Run)\w*"
+
+
+def reach(action: str, places: Mapping[str, tuple[Place, ...]] = permissions.PLACES) -> set[str]:
+    """How an action reaches what has no name and no tag of the environment: `changes` it, or
+    `takes` what has no tags."""
+    if privilege(action)["access_level"] in ("List", "Read") and action not in permissions.SECRETS:
+        return set()
+    found = set()
+    for resources, condition in permissions.places_of(action, places):
+        if re.search(r"\{(name|path|stack|table)\}", resources):
+            continue  # of all that a request names AWS asks for each
+        if condition in ("", "linked", "measured", "region"):
+            found.add("changes")
+        untagged = condition.startswith("new") and not re.fullmatch(MAKES, action)
+        if untagged or condition == "ours or untagged":
+            found.add("takes")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("beginning", "end", "how", "actions", "places"),
+    [
+        ("Who deploys dev can", "It can take over", "changes", permissions.every_action(), permissions.PLACES),
+        ("It can take over", "A role of the stack", "takes", permissions.every_action(), permissions.PLACES),
+        ("A role of the stack", "Who needs more", "changes", permissions.role_actions(), permissions.ROLE_PLACES),
+    ],
+)  # fmt: skip
+def test_the_document_names_what_is_reached_beyond_the_environment(
+    beginning: str, end: str, how: str, actions: set[str], places: dict[str, tuple[Place, ...]]
+) -> None:
+    (listed,) = re.findall(rf"^\*\*{beginning}[\s\S]*?^(?:\*\*)?{end}", DEPLOY, re.MULTILINE)
+    named = re.findall(r"`([a-z0-9-]+:[\w*]+)`", listed)
+    reached = {each for each in actions if how in reach(each, places)}
+    unnamed = {x for x in reached if not any(fnmatchcase(x, each) for each in named)}
+    in_vain = [each for each in named if not any(fnmatchcase(x, each) for x in reached)]
     assert (unnamed, in_vain) == (set(), [])
 
 
