@@ -14,6 +14,7 @@ from tap_stack import (
     FILES_TIMEOUT_SECONDS,
     GUARD_SECONDS,
     HTTP_API_SECONDS,
+    LATE_SECONDS,
     PAGING_KEY_STALE_SECONDS,
     READ_TIMEOUT_SECONDS,
     READY_SECONDS,
@@ -245,7 +246,7 @@ FAULTS: dict[str, list[Fault]] = {
             "local/releases::a_bad_release_is_taken_back_and_says_why unit/releases::no_bad_version_is_promoted_however_late_metrics_are",
         ),
         Fault(
-            "a release is killed at any of its changes", "nothing", f"its share ends after {GUARD_SECONDS // 60} minutes without it", "the version of before is live, or the new one", "",
+            "a release is killed at any of its changes", "nothing", f"its share ends {(LATE_SECONDS + GUARD_SECONDS) // 60} minutes and `canary_minutes` after it began", "the version of before is live, or the new one", "",
             "unit/releases::whatever_is_released_and_wherever_it_is_killed local/releases::kills_during_the_share_lose_no_request unit/releases::the_guard_ends_what_a_killed_release_left",
         ),
         Fault(
