@@ -482,6 +482,15 @@ def test_a_page_waits_for_a_release_and_comes_if_it_burns_on() -> None:
     assert heard(600, 1_200, short) == [(300, "count")]
 
 
+def test_the_decision_names_the_pages_that_no_objective_makes() -> None:
+    text = (ROOT / "docs" / "decisions" / "0014-alarms.md").read_text()
+    (sentence,) = re.findall(r"All other alarms are tickets, but for [^.]+", text)
+    graph = with_all("prod")
+    topic = graph.outputs["pages_topic_arn"]
+    paged = (x for x in graph.of("MetricAlarm") if topic in x.inputs.get("alarmActions", []))
+    assert {f"monitoring-{x}" for x in re.findall("`(.+?)`", sentence)} == {x.name for x in paged}
+
+
 def test_the_decision_has_the_simulated_incidents() -> None:
     text = (ROOT / "docs" / "decisions" / "0014-alarms.md").read_text()
     rows = text.partition(f"| {' | '.join(alarms.HEADINGS)} |\n")[2].split("\n\n")[0].splitlines()
