@@ -115,6 +115,21 @@ def test_no_generated_file_is_one_that_users_edit() -> None:
     assert all(name.startswith(("docs/", "examples/")) for name in tables.BLOCKS)
 
 
+@pytest.mark.parametrize(
+    "name", ["README.md", "CHANGELOG.md", "docs/decisions/0010-no-sdk-in-the-hot-path.md"]
+)
+def test_what_boto3_takes_more_is_what_the_benchmarks_have(name: str) -> None:
+    rows = re.findall(r"^│ (tap-stack.*) │$", (ROOT / "benchmarks/README.md").read_text(), re.M)
+    (row,) = (each for each in rows if each.startswith("tap-stack on boto3 "))
+    _, _, _, _, _, _, cold, _, warm, _ = (each.strip() for each in row.split("│"))
+    text = " ".join((ROOT / name).read_text().split())
+    start, request = re.findall(
+        r"takes an? (\w+) of the CPU .*? boto3, a warm request an? (\w+)", text
+    )[0]
+    parts = {"fifth": 5, "sixth": 6, "eighth": 8, "ninth": 9}
+    assert (parts[start], parts[request]) == (round(float(cold)), round(float(warm)))
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
