@@ -468,7 +468,7 @@ class TapStackArgs:
     alarm_emails: Sequence[str] = setting((), texts_like(EMAIL, "a list of e-mail addresses"))
     """Addresses that alarms and the budget notify; each must be confirmed once."""
     page_emails: Sequence[str] = setting((), texts_like(EMAIL, "a list of e-mail addresses"))
-    """Addresses of those whom alarms that users feel wake up; empty for `alarm_emails`."""
+    """Addresses that pages go to; empty for `alarm_emails`."""
     budget_usd: int = setting(PerTier(300, 400, 850), between(1, 1_000_000))
     """Monthly budget; notifies at 80 % actual and 100 % forecast spend."""
 
