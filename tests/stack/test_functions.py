@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.stack.conftest import (
+    ROOT,
     Graph,
     graph_of,
 )
@@ -43,6 +46,21 @@ def test_no_function_can_starve_another(graph: Graph, env: str) -> None:
     stage = graph.one("Stage", "api-stage").inputs["defaultRouteSettings"]
     if api:  # what is too much gets 429 from the API, not 503 from Lambda
         assert stage["throttlingBurstLimit"] <= reserved["tap-stack-api"]
+
+
+def test_the_document_adds_up_what_the_environments_reserve() -> None:
+    text = (ROOT / "docs/scaling.md").read_text()
+    numbers = r"(\d+) in a new account \| prod reserves (\d+), staging (\d+), dev (\d+), and AWS keeps (\d+) unreserved: an account with all three has (\d+) left"
+    ((_, *told, kept, left),) = re.findall(numbers, text)
+    reserved = [
+        sum(
+            each.inputs.get("reservedConcurrentExecutions", 0)
+            for each in graph_of(env).of("aws:lambda/function:Function")
+        )
+        for env in ("prod", "staging", "dev")
+    ]
+    assert [*map(int, told)] == reserved
+    assert int(left) == 1_000 - int(kept) - sum(reserved)
 
 
 def test_prod_keeps_environments_warm_and_the_scaler_changes_their_number() -> None:

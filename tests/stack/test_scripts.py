@@ -12,6 +12,7 @@ import pytest
 
 import tap_stack
 from tests.stack.conftest import (
+    ROOT,
     cloud_config,
     graph_of,
     user_data,
@@ -34,6 +35,21 @@ def test_user_data_is_a_script_without_errors_and_without_secrets(name: str) -> 
 @pytest.mark.parametrize("name", INSTANCES)
 def test_shellcheck_finds_nothing_in_user_data(name: str) -> None:
     assert complaints(["shellcheck", "-"], user_data(graph_of("dev"), name)) == ""
+
+
+def test_an_image_of_ones_own_has_what_the_scripts_would_install() -> None:
+    text = (ROOT / "docs/deploy.md").read_text().partition("## An image of your own")[2]
+    scripts = "".join(path.read_text() for path in sorted((ROOT / "scripts").glob("*.sh")))
+    for what in (
+        r"dnf install -y(?: -q)?((?: [a-z0-9.-]+)+)",
+        r"(\S+ -m venv \S+)",
+        r"(\S+/pip install) ",
+        r"(https://\S+\.pem)",
+    ):
+        found = [
+            {x for each in re.findall(what, of) for x in each.split()} for of in (text, scripts)
+        ]
+        assert found[0] == found[1] != set(), what
 
 
 def complaints(checker: list[str], script: str) -> str:
