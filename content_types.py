@@ -390,13 +390,13 @@ def is_table(text: str, whole: bool) -> bool:
 
 def is_regular(rows: list[list[str]]) -> bool:
     """Whether rows are a table, not prose, a program or a log with fractions of seconds."""
-    if len(rows) < 2 or len({len(row) for row in rows}) > 1:
+    if len(rows) < 2 or len({len(row) for row in rows}) > 1 or len(rows[0]) < 2:
         return False
     ends = {row[-1].strip() for row in rows}
     spaced = all(field[:1] in (" ", "") for row in rows for field in row[1:])
     times = all(re.search(r":\d\d$", row[0]) and row[1][:3].isdigit() for row in rows)
     code = any(row[0].lstrip()[:1] in ("(", "{", "[", "#", "/") for row in rows)
-    return len(rows[0]) > 1 and ends != {""} and not (spaced or times or code)
+    return ends != {""} and not (spaced or times or code)
 
 
 Size = tuple[int, int]

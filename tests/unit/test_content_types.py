@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import struct
 import tarfile
 import zipfile
 import zlib
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -311,6 +312,7 @@ TEXTS = [
     ("(1, 'a'),\n(2, 'b'),\n", "text/plain"),
     ("import os, sys\nfrom re import match, search\n", "text/plain"),
     ("| a | b |\n|---|---|\n", "text/plain"),
+    ('"Lunch, 12:30"\n"Dinner, 18:30"\n', "text/plain"),
     ('{"a": 1}\n{"a": 2}\n', "application/x-ndjson"),
     ('{"a": 1}\r\n{"a": 2}', "application/x-ndjson"),
     ('{"a": "' + "x" * 80_000 + '"}', "application/json"),
@@ -406,6 +408,31 @@ def test_no_bytes_break_it(noise: bytes, data: bytes, whole: bool) -> None:
         start.whole = whole
         width, height = dimensions(content_type_of(start), start)
         assert width >= 0 <= height
+
+
+FIELDS = st.lists(st.sampled_from([*',;\t|" \n', "12:30", "7", "a", "(", ""]), max_size=4)
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(
+    st.integers(1, 3).flatmap(
+        lambda width: st.lists(
+            st.lists(FIELDS.map("".join), min_size=width, max_size=width), max_size=4
+        )
+    ),
+    st.sampled_from(",;\t|"),
+    st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
+    st.booleans(),
+)
+def test_no_table_breaks_it(
+    rows: list[list[str]], delimiter: str, quoting: Literal[0, 1], whole: bool
+) -> None:
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, quoting=quoting).writerows(rows)
+    for cut in (text.getvalue(), text.getvalue()[:-3]):
+        start = begun(cut.encode())
+        start.whole = whole
+        assert is_like(CONTENT_TYPE, content_type_of(start))
 
 
 @settings(max_examples=300, deadline=None)
