@@ -3374,7 +3374,7 @@ def as_problem(error: Exception) -> Exception:
         return item_too_large()
     if code == "ValidationException" or any(each["Code"] == "ValidationError" for each in failed):
         return Problem(422, "DynamoDB cannot store the item.")
-    busy = {each["Code"] for each in failed} & BUSY_REASONS
+    busy = {code.removesuffix("Exception"), *(each["Code"] for each in failed)} & BUSY_REASONS
     # Without permission, or without the table, another attempt would fail as well.
     return service_unavailable() if error.transient or busy else error
 
@@ -7127,7 +7127,7 @@ THROTTLING_CODES = frozenset(
     LimitExceededException RequestThrottled SlowDown EC2ThrottledException""".split()
 )
 TRANSIENT_CODES = THROTTLING_CODES | {"RequestTimeout", "RequestTimeoutException"}
-#: Reasons of a cancelled transaction that may succeed a moment later.
+#: Reasons of a cancelled transaction, or another write, that may succeed a moment later.
 BUSY_REASONS = set("ProvisionedThroughputExceeded ThrottlingError TransactionConflict".split())
 # Botocore's retry quota: an unavailable service is not retried for long.
 RETRY_TOKENS, RETRY_COST, TIMEOUT_COST = 500, 5, 10

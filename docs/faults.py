@@ -61,6 +61,10 @@ FAULTS: dict[str, list[Fault]] = {
             "unit/items::a_write_whose_response_was_lost_is_not_taken_for_a_conflict unit/items::a_write_whose_response_was_lost_does_not_overwrite_what_came_after_it",
         ),
         Fault(
+            "a write meets a transaction under way on its item", "503 with Retry-After", AT_ONCE, ALL_OR_NOTHING, "api-5xx",
+            "unit/items::a_write_to_an_item_that_a_transaction_has_is_503",
+        ),
+        Fault(
             "a response is no HTTP, or ends too early", "as a connection that ends", API, ALL_OR_NOTHING, "api-5xx",
             "unit/transport::a_malformed_response_is_a_broken_connection",
         ),

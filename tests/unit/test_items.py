@@ -377,6 +377,23 @@ def test_a_write_whose_response_was_lost_does_not_overwrite_what_came_after_it(
     assert (item["n"], item["version"]) == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", ""), ("PUT", "/a"), ("PATCH", "/a"), ("DELETE", "/a")]
+)
+def test_a_write_to_an_item_that_a_transaction_has_is_503(api: Api, method: str, path: str) -> None:
+    item = api("POST", "/items", {"id": "a"})
+
+    def conflict(operation: str, _: Any) -> None:
+        if operation != "GetItem":
+            raise service_error("TransactionConflictException", operation)
+
+    api.table.before = conflict
+    response = api(method, f"/items{path}", None if method == "DELETE" else {"id": "a"})
+    assert_problem(response, 503)
+    assert response.headers["retry-after"] == "1"
+    assert api("GET", "/items/a").text == item.text
+
+
 def test_a_put_whose_response_was_lost_is_applied_once(api: Api) -> None:
     api("POST", "/items", {"id": "a"})
     api.table.lose_responses = True

@@ -221,6 +221,7 @@ SCRIPTS = {
     "throttled always": [error("ProvisionedThroughputExceededException")],
     "a limit reached": [error("RequestLimitExceeded"), error("LimitExceededException"), GOOD],
     "a transaction in the way": [error("TransactionInProgressException"), GOOD],
+    "an item of a transaction": [error("TransactionConflictException")],
     "an internal error": [error("InternalServerError", status=500), GOOD],
     "an internal error always": [error("InternalServerError", status=500)],
     "a balancer's page": [respond(503, b"<html>busy</html>"), GOOD],
