@@ -3123,6 +3123,8 @@ def create(request: Request, puts: list[Write]) -> None:
             return  # an attempt whose response was lost had succeeded
         if len(puts) > 1:
             raise
+        if failure.repeated:  # that attempt may have made the item, and another have changed it
+            raise service_unavailable() from None
         raise id_taken() from None
 
 

@@ -377,6 +377,21 @@ def test_a_write_whose_response_was_lost_does_not_overwrite_what_came_after_it(
     assert (item["n"], item["version"]) == (2, 3)
 
 
+def test_a_creation_whose_response_was_lost_is_not_409_when_another_has_changed_its_item(
+    api: Api,
+) -> None:
+    def another_writes() -> None:
+        api.table.lose_responses = False
+        assert api("PUT", "/items/a", {"n": 2}).status == 200
+
+    api.table.lose_responses, api.table.meanwhile = True, another_writes
+    response = api("POST", "/items", {"id": "a", "n": 1})
+    assert_problem(response, 503)
+    assert response.headers["retry-after"] == "1"
+    assert api("GET", "/items/a").json["n"] == 2
+    assert_problem(api("POST", "/items", {"id": "a", "n": 1}), 409, kind="id-taken")
+
+
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", ""), ("PUT", "/a"), ("PATCH", "/a"), ("DELETE", "/a")]
 )
