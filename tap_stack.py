@@ -3164,7 +3164,7 @@ def get_item(request: Request) -> Response:
     """GET /items/{id}: the caller's item, or 304 if If-None-Match has its ETag."""
     item = read_item(request, request.item_id())
     if has_current(request, etag(item)):
-        return respond(304, etag=etag(item))
+        return respond(304, etag=etag(item), cache_control="private, no-cache")
     return item_response(200, item)
 
 

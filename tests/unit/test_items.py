@@ -216,9 +216,11 @@ def test_an_unusable_key_is_400(api: Api, key: str) -> None:
 
 def test_get_responds_with_304_for_the_version_that_the_caller_has(api: Api) -> None:
     tag = api("POST", "/items", {"id": "a"}).headers["etag"]
+    whole = api("GET", "/items/a").headers  # RFC 9110, 15.4.5: what a cache renews
     for header in (tag, f'"x", {tag}', f"W/{tag}", "*"):
         response = api("GET", "/items/a", if_none_match=header)
         assert (response.status, response.headers["etag"], response.text) == (304, tag, "")
+        assert response.headers["cache-control"] == whole["cache-control"]
     assert api("GET", "/items/a", if_none_match='"x"').json["id"] == "a"
 
 
