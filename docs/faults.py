@@ -158,7 +158,7 @@ FAULTS: dict[str, list[Fault]] = {
             "unit/any_request::no_request_fails unit/values::what_cannot_be_stored_exactly_is_rejected_with_a_reason local/contract::the_running_api_is_as_its_contract_says",
         ),
         Fault(
-            f"a body has more than {BODY_LIMIT:,} bytes, an item more than DynamoDB takes", "413", AT_ONCE, NOTHING, "",
+            f"a body has more than {BODY_LIMIT:,} bytes, an item more than DynamoDB takes", "413, the gateway's own if Lambda does not take it (6 MB)", AT_ONCE, NOTHING, "",
             "unit/serverless_api::a_body_above_the_limit_is_413_before_it_is_parsed unit/items::an_item_above_dynamodbs_limit_is_413 unit/values::the_largest_bodies_take_little_memory",
         ),
         Fault(

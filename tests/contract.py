@@ -45,6 +45,8 @@ def check_response(route: str, status: int, headers: dict[str, str], body: str) 
         header = follow(header)
         if header.get("required", True) or name.lower() in headers:
             validate(headers[name.lower()], header["schema"])
+    if status == 503 and headers["content-type"] == "application/problem+json":
+        assert "retry-after" in headers, "the contract says it in words: the gateway has none"
     if "content" not in response:
         assert body == ""
         return

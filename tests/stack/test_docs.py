@@ -12,7 +12,7 @@ import tap_stack
 from docs import tables
 from taplocal.program import run
 from taplocal.project import Project
-from tests.contract import contract, follow, operations
+from tests.contract import check_response, contract, follow, operations
 from tests.stack.conftest import ROOT, Recorder
 
 
@@ -56,6 +56,15 @@ def test_the_contract_states_the_codes_own_limits() -> None:
             if parameter["in"] == "query" and parameter["schema"].keys() == {"type", "maxLength"}:
                 assert parameter["schema"]["maxLength"] == tap_stack.TEXT_LIMIT, route
     assert f"up to {tap_stack.MAX_DEPTH} levels" in schemas["NewItem"]["description"]
+
+
+def test_the_contract_has_the_errors_of_the_gateway_itself() -> None:
+    for route, operation in operations().items():
+        guarded = (401, 403) if operation["security"] else ()
+        large = (413,) if "requestBody" in operation else ()
+        for status in (429, 500, 503, *guarded, *large):
+            json_type = {"content-type": "application/json"}
+            check_response(route, status, json_type, '{"message": "in its own words"}')
 
 
 @pytest.mark.parametrize(
