@@ -56,6 +56,9 @@ def test_the_contract_states_the_codes_own_limits() -> None:
             if parameter["in"] == "query" and parameter["schema"].keys() == {"type", "maxLength"}:
                 assert parameter["schema"]["maxLength"] == tap_stack.TEXT_LIMIT, route
     assert f"up to {tap_stack.MAX_DEPTH} levels" in schemas["NewItem"]["description"]
+    (key,) = operations()["POST /items"]["parameters"]
+    hours = tap_stack.TapStackArgs(environment_suffix="prod").idempotency_hours
+    assert f"as the stack is set to, {hours} hours by default" in key["description"]
 
 
 def test_the_contract_has_the_errors_of_the_gateway_itself() -> None:
