@@ -5159,16 +5159,16 @@ def file_members(item: Item) -> dict[str, str]:
 def list_totals(request: Request) -> Response:
     """GET /files/totals: what the caller uploaded, by day and content type, a page at a time."""
     filters, order, limit = list_query(request.query, {"from": parse_day, "to": parse_day})
-    last = filters.get("to") or parse_day("to", now()[:10])
+    scope = ("totals", request.caller, *map(request.query.get, ("from", "to")), order)
+    last, *shown = until(request, filters, scope)
     first = filters.get("from") or last
     if not 1 <= (last - first).days + 1 <= TOTALS_DAYS:
         reason = f"from and to are 1 to {TOTALS_DAYS} days, the first one first."
         raise invalid_parameters(dict.fromkeys(filters, reason))
-    scope = ("totals", request.caller, str(first), str(last), order)
     low, high = str(first), f"{last}0"  # 0 comes after the slash behind a day
-    if "next" in request.query:
-        shown = "/".join(verify_page_token(request.query["next"], scope))
-        low, high = (f"{shown}/g", high) if order == "asc" else (low, f"{shown}/")
+    if shown:
+        begin = "/".join(shown)
+        low, high = (f"{begin}/g", high) if order == "asc" else (low, f"{begin}/")
     totals: list[Json] = []
     ends = (date.fromisoformat(position[:10]) for position in (low, high))
     months = sorted(months_between(*ends), reverse=order == "desc")
@@ -5177,10 +5177,21 @@ def list_totals(request: Request) -> Response:
     shards = month_shards(request, queries, "BETWEEN :from AND :to", most, order)
     for (_, day, content_type), group in itertools.groupby(shards, total_of):
         if len(totals) == limit:
-            token = sign_page_token(totals[-1]["day"], totals[-1]["content_type"], scope)
+            position = f"{last} {totals[-1]['day']}"
+            token = sign_page_token(position, totals[-1]["content_type"], scope)
             return respond_more(request, {"totals": json.dumps(totals)}, token)
         totals.append({"day": day, "content_type": content_type, **sums(list(group))})
     return respond(200, json.dumps({"totals": totals}))
+
+
+def until(request: Request, filters: Json, scope: Scope) -> tuple[Any, ...]:
+    """The last day of a list, and position and id in its token, if there is one. The token has that
+    day, too: a list that begins before midnight ends with what was today then."""
+    if "next" not in request.query:
+        return (filters.get("to") or parse_day("to", now()[:10]),)
+    position, item_id = verify_page_token(request.query["next"], scope)
+    last, _, position = position.partition(" ")
+    return date.fromisoformat(last), position, item_id
 
 
 def sums(shards: list[Item]) -> Json:
@@ -5232,15 +5243,14 @@ def list_report(request: Request) -> Response:
     groups = read_one_of("day", "month", "type", "owner")
     readers = {"by": groups, "from": parse_day, "to": parse_day}
     wanted = read_query(request.query, readers)
-    by, last = wanted.get("by", "month"), wanted.get("to") or parse_day("to", now()[:10])
+    by, asked = wanted.get("by", "month"), map(request.query.get, ("from", "to"))
+    scope = ("report", request.caller, by, *asked)
+    last, *begin = until(request, wanted, scope)
     first = wanted.get("from", last.replace(day=1))
     if not 1 <= (last - first).days + 1 <= REPORT_DAYS:
         reason = f"from and to are 1 to {REPORT_DAYS} days, the first one first."
         raise invalid_parameters(dict.fromkeys(("from", "to"), reason))
-    scope = ("report", request.caller, by, str(first), str(last))
-    month, after = str(first)[:7], LEAST_TEXT
-    if "next" in request.query:
-        month, after = verify_page_token(request.query["next"], scope)
+    month, after = begin or (str(first)[:7], LEAST_TEXT)
     months = [x for x in months_between(first, last) if x >= month]
     starts = [after, *[LEAST_TEXT] * (REPORT_MONTHS - 1)]
     queries = ((x, {":after": {"S": y}}) for x, y in zip(months, starts, strict=False))
@@ -5257,7 +5267,7 @@ def list_report(request: Request) -> Response:
     ends += [(x, LEAST_TEXT) for x in months[REPORT_MONTHS:]]
     if not ends:
         return respond(200, json.dumps({"report": rows}))
-    token = sign_page_token(*ends[0], scope)
+    token = sign_page_token(f"{last} {ends[0][0]}", ends[0][1], scope)
     return respond_more(request, {"report": json.dumps(rows)}, token)
 
 

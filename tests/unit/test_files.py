@@ -585,6 +585,24 @@ def test_totals_are_todays_unless_days_are_given(api: Api) -> None:
     assert old == [{**total, "stored_count": 1, "stored_bytes": 1}]
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("first", ["", "&from=2026-11-29"])
+def test_totals_go_on_when_midnight_comes_between_two_pages(
+    api: Api, first: str, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n, (day, body) in enumerate(itertools.product((29, 30), (b"x", b"%PDF-"))):
+        upload(api, f"ann/{n}", body, f"2026-11-{day}T00:00:00.000Z")
+    upload(api, "ann/new", at="2026-12-01T00:00:00.000Z")
+    path = f"/files/totals?limit=1&order={order}{first}"
+    monkeypatch.setattr(tap_stack, "now", lambda: "2026-11-30T23:59:59.999999Z")
+    expected, start = listed(api, path, "totals"), api("GET", path).json
+    monkeypatch.setattr(tap_stack, "now", lambda: "2026-12-01T00:00:00.000000Z")
+    rest = listed(api, f"{path}&next={start['next']}", "totals")
+    assert [start["totals"], *rest] == expected and len(expected) == (4 if first else 2)
+    for other in ("&to=2026-11-30", "&from=2026-11-30"):
+        assert_problem(api("GET", f"{path}{other}&next={start['next']}"), 400)
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -655,6 +673,25 @@ def test_a_report_is_of_this_month_unless_days_are_given(api: Api) -> None:
     pages = listed(api, "/files/report?from=2019-01-01&by=owner", "report")
     old, *new = [row for page in pages for row in page]
     assert (old["owner"], [each["owner"] for each in new]) == ("bob", ["ann", "bob"])
+
+
+@pytest.mark.parametrize("first", ["", "&from=2026-10-31"])
+def test_the_report_goes_on_when_midnight_comes_between_two_pages(
+    api: Api, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n, day in enumerate(("10-31", "11-01", "11-29", "11-30", "12-01")):
+        upload(api, f"ann/{n}", at=f"2026-{day}T00:00:00.000Z")
+    monkeypatch.setattr(tap_stack, "REPORT_SHARDS", 1)
+    path = f"/files/report?by=day{first}"
+    monkeypatch.setattr(tap_stack, "now", lambda: "2026-11-30T23:59:59.999999Z")
+    expected, start = listed(api, path, "report"), api("GET", path).json
+    monkeypatch.setattr(tap_stack, "now", lambda: "2026-12-01T00:00:00.000000Z")
+    rest = listed(api, f"{path}&next={start['next']}", "report")
+    assert [start["report"], *rest] == expected
+    days = [row["day"] for page in expected for row in page]
+    assert days == ["2026-10-31"] * bool(first) + [f"2026-11-{x}" for x in ("01", "29", "30")]
+    for other in ("&to=2026-11-30", "&from=2026-11-30"):
+        assert_problem(api("GET", f"{path}{other}&next={start['next']}"), 400)
 
 
 @pytest.mark.parametrize("letter", ["x", "я", '"', "\\", "\n", "\x01"])
