@@ -5129,7 +5129,8 @@ def with_content(request: Request, file: Item, version_id: str) -> Item:
     result = version.get("scan_result", {}).get("S")
     if "MALWARE_PROTECTION" in os.environ and result not in HARMLESS:
         why = f"could not be: {result}" if result else "is not yet; try again"
-        raise Problem(409, f"The version must be scanned, and {why}.", "not-scanned")
+        again: Json = {} if result else {"retry_after": "5"}
+        raise Problem(409, f"The version must be scanned, and {why}.", "not-scanned", **again)
     return version
 
 

@@ -314,7 +314,9 @@ def test_with_malware_protection_only_what_was_scanned_is_given_out(
     assert api("GET", path).status == 302
     monkeypatch.setenv("MALWARE_PROTECTION", "on")
     again = "The version must be scanned, and is not yet; try again."
-    assert_problem(api("GET", path), 409, again, kind)
+    waiting = api("GET", path)
+    assert_problem(waiting, 409, again, kind)
+    assert waiting.headers["retry-after"] == "5"
     for minute, (result, status) in enumerate(
         (("FAILED", 409), ("UNSUPPORTED", 302), ("ACCESS_DENIED", 409), ("NO_THREATS_FOUND", 302))
     ):
@@ -325,6 +327,7 @@ def test_with_malware_protection_only_what_was_scanned_is_given_out(
         if status == 409:
             why = f"The version must be scanned, and could not be: {result}."
             assert_problem(response, 409, why, kind)
+            assert "retry-after" not in response.headers
 
 
 def test_the_paths_of_totals_and_report_are_no_files(api: Api) -> None:
