@@ -4456,6 +4456,7 @@ FILE_INDEXES = {"by_owner": "files_of", "by_folder": "folder_of", "by_content_ty
 INDEX_SHARES = {"Read": 4, "Write": 2}  # an index has a part of the table's: docs/decisions/0007
 START_BYTES = 65_536  # of an object in one read; there are two at most, however large it is
 MISSING_OBJECT_CODES = {"404", "405", "MethodNotAllowed", "NoSuchKey", "NoSuchVersion"}
+ARCHIVED_CODES = {"InvalidObjectState", "ObjectNotInActiveTierError"}
 SEQUENCER_DIGITS = 64
 FILES_TIMEOUT_SECONDS = 60
 CLOCK_SKEW_SECONDS = 30  # between S3 and Lambda, generously
@@ -4625,7 +4626,7 @@ def inspect_upload(upload: Upload) -> Item:
         content_type = content_type_of(start)
         width, height = dimensions(content_type, start)
     except Exception as error:
-        if error_code(error) != "InvalidObjectState":
+        if error_code(error) not in ARCHIVED_CODES:
             raise
         content_type, width, height = "application/octet-stream", 0, 0  # it is archived
     checksums = [name for name in found if re.fullmatch("Checksum[A-Z0-9]+", name)]
@@ -5110,8 +5111,13 @@ def restore_version(request: Request) -> Response:
         # S3 is silent while it copies: another attempt would be another copy.
         copied = SdkService(client("s3", once=True)).copy_object(**copying)
     except Exception as error:
-        if error_code(error) in MISSING_OBJECT_CODES:
+        if (code := error_code(error)) in MISSING_OBJECT_CODES:
             raise no_version() from None
+        if code in ARCHIVED_CODES:
+            raise Problem(409, "The version is archived.") from error
+        if code == "AccessDenied" and "MALWARE_PROTECTION" in os.environ:  # by the bucket's policy
+            why = "The tag of the version does not say that it is harmless."
+            raise Problem(409, why, "not-scanned") from error
         raise
     body = json.dumps({"version_id": copied["VersionId"]})
     return respond(201, body, location=f"/files/{file['id']['S']}")

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import tap_stack
 from content_types import Start, content_type_of
 from tap_stack import download_url, file_id, upload_form
-from tests.fakes import FakeContext
+from tests.fakes import FakeContext, client_error
 from tests.unit.conftest import Api, Response, assert_problem
 from tests.unit.test_file_pipeline import created, scanned
 from tests.unit.test_transport import HANGS, KEYS, REGION, serve  # noqa: F401 - a fixture
@@ -378,6 +378,36 @@ def test_a_version_is_restored_by_a_copy_that_becomes_the_newest(api: Api) -> No
         assert_problem(api("POST", path, {"version_id": "v0"}), 409, "It is larger than 500 MB")
     tap_stack._clients["s3"].remove("ann/a", "v0")  # and its event is to come
     assert_problem(api("POST", path, {"version_id": "v0"}), 404, missing)
+
+
+@pytest.mark.parametrize(
+    ("code", "protected", "status", "detail"),
+    [
+        ("ObjectNotInActiveTierError", False, 409, "The version is archived."),
+        ("InvalidObjectState", False, 409, "The version is archived."),
+        ("AccessDenied", True, 409, "The tag of the version does not say that it is harmless."),
+        ("AccessDenied", False, 500, "Internal error."),
+    ],
+)
+def test_what_s3_does_not_copy_as_it_is_gets_409(
+    api: Api, code: str, protected: bool, status: int, detail: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    identity = upload(api, "ann/a", b"one")
+    upload(api, "ann/a", b"two")
+    if protected:
+        harmless = scanned("ann/a", "v0", result="NO_THREATS_FOUND")
+        tap_stack.record_files(harmless, FakeContext())
+        monkeypatch.setenv("MALWARE_PROTECTION", "on")
+
+    def refuse(operation: str, _: Any) -> None:
+        raise client_error(code, operation)
+
+    tap_stack._clients["s3"].before = refuse
+    capsys.readouterr()
+    response = api("POST", f"/files/{identity}/versions", {"version_id": "v0"})
+    assert_problem(response, status, detail, "not-scanned" if protected else "")
+    assert code in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_the_address_that_head_redirects_to_is_signed_for_head(
