@@ -81,8 +81,8 @@ FAULTS: dict[str, list[Fault]] = {
             "unit/transport::the_caller_is_answered_before_lambda_ends_the_function",
         ),
         Fault(
-            "S3 is throttled, fails or stays silent, while a file is deleted or restored", "503 with Retry-After", API, NOTHING, "api-5xx",
-            "unit/faults::when_s3_fails_a_caller_knows_and_nothing_is_changed",
+            "S3 is throttled, fails or stays silent, while a file is deleted or restored", "503 with Retry-After", API, "nothing, or the marker or the copy", "api-5xx",
+            "unit/faults::when_s3_fails_a_caller_knows_and_nothing_is_changed unit/faults::what_s3_has_done_without_an_answer_is_503_and_can_be_repeated",
         ),
         Fault(
             "SSM is unavailable", "lists as before; then 503 with Retry-After", f"for {PAGING_KEY_STALE_SECONDS // 60} minutes", NOTHING, "api-5xx",

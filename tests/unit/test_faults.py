@@ -420,6 +420,28 @@ def test_when_s3_fails_a_caller_knows_and_nothing_is_changed(
     assert cloud.request(name).status < 300
 
 
+@pytest.mark.parametrize(
+    ("name", "operation"),
+    [("DELETE /files/{id}", "delete_object"), ("POST /files/{id}/versions", "copy_object")],
+)
+def test_what_s3_has_done_without_an_answer_is_503_and_can_be_repeated(
+    name: str, operation: str, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = getattr(cloud.objects, operation)
+
+    def lost(**arguments: Any) -> None:
+        done(**arguments)
+        raise ReadTimeoutError(endpoint_url="https://secret")
+
+    (history,) = cloud.objects.history.values()
+    before = len(history)
+    with monkeypatch.context() as patched:
+        patched.setattr(cloud.objects, operation, lost)
+        assert_problem(cloud.request(name), 503)
+    assert len(history) == before + 1
+    assert cloud.request(name).status < 300 and len(history) == before + 2
+
+
 @pytest.mark.parametrize("hours", [-25, -1, 1, 25])
 def test_a_container_whose_clock_is_wrong_loses_and_repeats_nothing(
     hours: int, api: Api, monkeypatch: pytest.MonkeyPatch
