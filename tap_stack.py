@@ -5083,13 +5083,18 @@ def own_file(request: Request) -> Item:
 
 
 def get_content(request: Request) -> Response:
-    """GET /files/{id}/content: where the file's content is for a minute, or that of a version."""
+    """GET /files/{id}/content: where the file's content is for a minute, or that of a version. As
+    JSON for a page of a browser, which S3 would not let read what a redirect leads to."""
     file = own_file(request)
     if unknown := request.query.keys() - {"version_id"}:
         raise invalid_parameters(dict.fromkeys(unknown, "Unknown parameter; expected version_id."))
     version = with_content(request, file, request.query.get("version_id", ""))
     names = (version[each]["S"] for each in ("key", "version_id", "name"))
-    return respond(302, location=download_url(request.method, *names), cache_control="no-store")
+    url = download_url(request.method, *names)
+    if "application/json" in re.split("[,; ]+", request.headers.get("accept", "").lower()):
+        body = json.dumps({"url": url, "expires_in": DOWNLOAD_SECONDS})
+        return respond(200, body, cache_control="no-store")
+    return respond(302, location=url, cache_control="no-store")
 
 
 def restore_version(request: Request) -> Response:

@@ -374,6 +374,11 @@ def test_a_content_is_downloaded_by_version_in_parts_and_with_its_own_address_al
     assert (fetched(range="bytes=1-2").status, fetched(range="bytes=1-2").body) == (206, "ec")
     older = ann("GET", path).json()["versions"][-1]["version_id"]
     assert fetched(f"?version_id={older}").body == "first"
+    page = ann("GET", f"{path}/content", accept="application/json", origin="http://localhost:3000")
+    assert page.headers["access-control-allow-origin"] == "http://localhost:3000"
+    assert (page.status, access.request("GET", page.json()["url"]).body) == (200, "second")
+    head = ann("HEAD", f"{path}/content", accept="application/json")
+    assert (head.status, head.body) == (200, "")
     address = ann("GET", f"{path}/content").headers["location"]
     for forged in (
         address.replace("Expires=60", "Expires=6000"),

@@ -292,6 +292,34 @@ def test_a_content_is_at_an_address_of_a_minute(api: Api) -> None:
     assert_problem(foreign, 404, "There is no such file.")
 
 
+@pytest.mark.parametrize(
+    ("accept", "status"),
+    [
+        ("application/json", 200),
+        ("Application/JSON; q=0.9, text/plain, */*", 200),
+        ("*/*", 302),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", 302),
+        ("application/problem+json, application/jsonp", 302),
+        ("", 302),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_page_gets_the_address_of_a_content_as_json(
+    api: Api, accept: str, status: int, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = upload(api, "ann/a")
+    monkeypatch.setattr(time, "time", lambda: 1_795_000_000.0)
+    redirected = api(method, f"/files/{identity}/content")
+    found = api(method, f"/files/{identity}/content", accept=accept)
+    assert (found.status, found.headers["cache-control"]) == (status, "no-store")
+    if status == 200:
+        assert found.json == {"url": redirected.headers["location"], "expires_in": 60}
+        assert "location" not in found.headers
+    else:
+        assert (found.headers, found.text) == (redirected.headers, "")
+    assert_problem(api(method, f"/files/{file_id('ann/b')}/content", accept=accept), 404)
+
+
 def test_a_version_with_a_threat_is_not_given_out_and_not_restored(api: Api) -> None:
     identity = upload(api, "ann/a.txt", b"one")
     tap_stack.record_files(scanned("ann/a.txt", "v0", "EICAR"), FakeContext())
