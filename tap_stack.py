@@ -2810,7 +2810,7 @@ def dispatch(request: Request) -> Response:
     if route.scope and route.scope not in request.claims.get("scope", "").split():
         challenge = f'Bearer error="insufficient_scope", scope="{route.scope}"'
         raise Problem(403, f"The token lacks the scope {route.scope}.", www_authenticate=challenge)
-    for header in {"if-match", "if-none-match"} & request.headers.keys():
+    for header in sorted({"if-match", "if-none-match"} & request.headers.keys()):
         request.etags(header)  # malformed, it is 400 everywhere, also where nothing is found
     response: Response = route.operation(request)
     return response
@@ -4936,7 +4936,7 @@ def create_upload(request: Request) -> Response:
 
 def upload_mistakes(wanted: Json, limit: int) -> Iterable[tuple[str, str]]:
     """JSON pointer and reason of each member that is unknown, missing or not as it must be."""
-    for name in wanted.keys() - set(UPLOAD_FIELDS):
+    for name in [x for x in wanted if x not in UPLOAD_FIELDS]:
         expected = f"expected one of {', '.join(UPLOAD_FIELDS)}"
         yield pointer([name]), f"Unknown field {printable(name)}; {expected}."
     if not is_like(PATH_STEP, wanted.get("name")):
@@ -5086,7 +5086,7 @@ def get_content(request: Request) -> Response:
     """GET /files/{id}/content: where the file's content is for a minute, or that of a version. As
     JSON for a page of a browser, which S3 would not let read what a redirect leads to."""
     file = own_file(request)
-    if unknown := request.query.keys() - {"version_id"}:
+    if unknown := [x for x in request.query if x != "version_id"]:
         raise invalid_parameters(dict.fromkeys(unknown, "Unknown parameter; expected version_id."))
     version = with_content(request, file, request.query.get("version_id", ""))
     names = (version[each]["S"] for each in ("key", "version_id", "name"))
