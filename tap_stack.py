@@ -6360,6 +6360,7 @@ class Database(Component):
         requests_tag = {"StringEquals": {"aws:RequestTag/CreatedBy": created_by}}
         environment = {
             "DATABASE": instance.identifier,
+            "DATABASE_ID": instance.resource_id,
             "CREATED_BY": created_by,
             "SNAPSHOT_DAYS": str(self.args.snapshot_days),
             "SNAPSHOT_KEEP": str(self.args.snapshot_keep),
@@ -6445,15 +6446,16 @@ def take_snapshot(event: Event, context: Any) -> Json:
 
 
 def create_snapshot(name: str) -> None:
-    """Begins a snapshot, unless an earlier attempt of the day has: RDS's error may be due to it."""
+    """Begins a snapshot. RDS's error may be due to an earlier attempt of this day and database."""
     tags = [{"Key": "CreatedBy", "Value": os.environ["CREATED_BY"]}]
     try:
         client("rds").create_db_snapshot(
             DBInstanceIdentifier=os.environ["DATABASE"], DBSnapshotIdentifier=name, Tags=tags
         )
     except Exception:
-        begun = {x["DBSnapshotIdentifier"] for x in own_snapshots() if x["Status"] != "failed"}
-        if name not in begun:
+        begun = [x for x in own_snapshots() if x["Status"] != "failed"]
+        this = {"DBSnapshotIdentifier": name, "DbiResourceId": os.environ["DATABASE_ID"]}
+        if not any(this.items() <= each.items() for each in begun):
             raise
 
 

@@ -27,6 +27,7 @@ def snapshot(name: str, age: float, **changes: Any) -> dict[str, Any]:
         "Status": "available",
         "SnapshotType": "manual",
         "TagList": [TAG],
+        "DbiResourceId": "db-1",
         **changes,
     }
 
@@ -125,6 +126,7 @@ def rds(monkeypatch: pytest.MonkeyPatch) -> FakeRDS:
     """A database with old, new, foreign and shared snapshots; three days and one are kept."""
     environment = {
         "DATABASE": "db",
+        "DATABASE_ID": "db-1",
         "CREATED_BY": TAG["Value"],
         "SNAPSHOT_DAYS": "3",
         "SNAPSHOT_KEEP": "1",
@@ -202,7 +204,13 @@ def test_a_snapshot_that_failed_is_deleted_and_taken_again(rds: FakeRDS) -> None
 
 
 @pytest.mark.parametrize(
-    "others", [[], [snapshot("db-2026-11-21", 0, TagList=[])]], ids=["none", "somebody's"]
+    "others",
+    [
+        [],
+        [snapshot("db-2026-11-21", 0, TagList=[])],
+        [snapshot("db-2026-11-21", 0, DbiResourceId="db-0")],
+    ],
+    ids=["none", "somebody's", "a former database's"],
 )
 def test_a_snapshot_that_cannot_be_taken_fails_after_the_old_ones_are_gone(
     others: list[dict[str, Any]], rds: FakeRDS
