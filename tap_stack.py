@@ -6210,13 +6210,13 @@ class Storage(Component):
 
 # === Web environment: Database ====================================================================
 
-#: Parameters of PostgreSQL that differ from RDS's own; none needs a restart.
-DATABASE_PARAMETERS = {
-    "rds.force_ssl": "1",
-    "log_disconnections": "1",
-    "log_min_duration_statement": "1000",  # ms
-    "password_encryption": "scram-sha-256",
-}
+#: Parameters of PostgreSQL and how they are applied: RDS keeps its own way for a default's value.
+DATABASE_PARAMETERS = (
+    ("rds.force_ssl", "1", "pending-reboot"),
+    ("log_disconnections", "1", "immediate"),
+    ("log_min_duration_statement", "1000", "immediate"),
+    ("password_encryption", "scram-sha-256", "pending-reboot"),
+)
 RDS_EVENTS = "availability,configuration change,failover,failure,low storage,maintenance".split(",")
 LOG_CONNECTIONS = {"17": "1", "18": "all"}  # by version: 18 logs stages of a connection
 DATABASE_NAME = "app"
@@ -6272,14 +6272,15 @@ class Database(Component):
         self.register_outputs({"endpoint": self.instance.endpoint})
 
     def _parameters(self, version: str) -> aws.rds.ParameterGroup:
-        values = {**DATABASE_PARAMETERS, "log_connections": LOG_CONNECTIONS[version]}
+        logged = ("log_connections", LOG_CONNECTIONS[version], "immediate")
         return aws.rds.ParameterGroup(
             *self.child(f"parameters-{version}"),
             name=self.args.name(f"database-{version}"),
             family=f"postgres{version}",
             description="TLS forced, connections and slow statements logged",
             parameters=[
-                {"name": x, "value": values[x], "apply_method": "immediate"} for x in values
+                {"name": name, "value": value, "apply_method": method}
+                for name, value, method in (*DATABASE_PARAMETERS, logged)
             ],
         )
 

@@ -26,6 +26,10 @@ def test_the_database_is_private_encrypted_backed_up_and_protected(graph: Graph,
         assert parameters["rds.force_ssl"] == "1"
         logged = "all" if group.inputs["family"] == "postgres18" else "1"
         assert parameters["log_connections"] == logged
+        # These are RDS's defaults, and it keeps their method: another one is a change at each `up`.
+        applied = {each["name"]: each["applyMethod"] for each in group.inputs["parameters"]}
+        of_defaults = {applied[each] for each in ("rds.force_ssl", "password_encryption")}
+        assert of_defaults == {"pending-reboot"}
     subnets = graph.one("aws:rds/subnetGroup:SubnetGroup").inputs["subnetIds"]
     assert all("isolated" in each for each in subnets)
     assert len(subnets) == tier.zones
