@@ -422,8 +422,8 @@ class TapStackArgs:
     """Major version of PostgreSQL. It can be raised, after the steps of
     [operations](operations.md#upgrading-postgresql), and never lowered."""
     database_gb: int = setting(20, between(20, 13_000, ", a fifth of RDS's limit"))
-    """Storage of the database, in GB; RDS grows it up to five times that. A larger value grows it
-    too, a tenth at least; nothing shrinks it. {database_gb} a GB and month."""
+    """Storage of the database, in GB; RDS grows it up to five times that, which must be more than
+    is allocated. A larger value grows it too, a tenth at least. {database_gb} a GB and month."""
     database_multi_az: bool = setting(PerTier(False, True, True))
     """A standby in another zone, which takes over in a minute or two; doubles the price."""
     backup_days: int = setting(PerTier(7, 14, 30), between(1, 35))
@@ -6312,6 +6312,7 @@ class Database(Component):
             allocated_storage=args.database_gb,
             max_allocated_storage=5 * args.database_gb,
             storage_type="gp3",
+            iops=12_000 if args.database_gb >= 400 else None,  # free; RDS refuses to grow without
             storage_encrypted=True,
             kms_key_id=self.key.arn,
             db_name=DATABASE_NAME,

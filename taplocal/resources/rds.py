@@ -111,6 +111,7 @@ ARGUMENTS = {
     "allocatedStorage": "AllocatedStorage",
     "maxAllocatedStorage": "MaxAllocatedStorage",
     "storageType": "StorageType",
+    "iops": "Iops",
     "storageEncrypted": "StorageEncrypted",
     "kmsKeyId": "KmsKeyId",
     "dbName": "DBName",

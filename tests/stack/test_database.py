@@ -51,11 +51,13 @@ def test_an_upgrade_changes_version_and_parameters_and_keeps_the_old_ones_until_
 
 
 def test_more_storage_is_a_change_that_reaches_the_database() -> None:
-    for size in ("20", "50"):
+    for size in ("20", "399", "400"):
         database = graph_of("prod", database_gb=size).one("aws:rds/instance:Instance")
         assert "allocatedStorage" not in database.ignore_changes
         assert database.inputs["allocatedStorage"] == int(size)
         assert database.inputs["maxAllocatedStorage"] == 5 * int(size)
+        # From 400 GB on gp3 is striped, and the provider would send the IOPS of before.
+        assert database.inputs.get("iops") == (12_000 if int(size) >= 400 else None)
 
 
 def test_enhanced_monitoring_may_create_its_log_group_by_the_arn_that_logs_checks(
