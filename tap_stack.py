@@ -329,7 +329,8 @@ class TapStackArgs:
     """Read and write units of the files table; a file needs 6 write units. {unit_pair} a month for
     each pair, and {index_units} for its indexes, with which 32,000 are an account's 80,000."""
     files_table_scaling: int = setting(PerTier(1, 1, 4), between(1, 100))
-    """How many times its capacity the files table and indexes may grow to; 1 turns scaling off."""
+    """How many times its capacity the files table and indexes may grow to. 1 turns scaling off, by
+    `pulumi up --refresh`: otherwise the capacity of that moment stays."""
     files_concurrency: int = setting(PerTier(10, 10, 20), between(0, 100_000))
     """Concurrency reserved for the files function; events above it wait. 0 reserves nothing: then a
     burst takes all that the account has, and waits for the table until events are dead letters."""
