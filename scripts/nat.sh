@@ -22,9 +22,10 @@ cat > /usr/local/sbin/nat <<'SCRIPT'
 set -euo pipefail
 instance=$(cat /var/lib/cloud/data/instance-id)
 case $AWS_DEFAULT_REGION in cn-*) suffix=com.cn ;; *) suffix=com ;; esac
-works() {
-    [ "$(cat /proc/sys/net/ipv4/ip_forward)" = 1 ] && networkctl status nat0 | grep -q @inside@ &&
-        curl -s -o /dev/null -m 5 "https://ec2.$AWS_DEFAULT_REGION.amazonaws.$suffix"
+inside=@inside@
+works() {  # whether it forwards, and translates what has an inside address
+    [ "$(cat /proc/sys/net/ipv4/ip_forward)" = 1 ] && curl -s -o /dev/null -m 5 \
+        --interface "${inside%/*}" "https://ec2.$AWS_DEFAULT_REGION.amazonaws.$suffix"
 }
 # A response may be lost while the address changes; everything here may be repeated.
 aws() { command aws --cli-connect-timeout 5 --cli-read-timeout 5 "$@"; }
@@ -41,8 +42,9 @@ while [ $failures -lt 3 ]; do
     sleep 30
     if works; then failures=0; else failures=$((failures + 1)); fi
 done
-aws autoscaling set-instance-health --instance-id "$instance" --health-status Unhealthy ||
-    systemctl poweroff  # it cannot get out at all
+# It says so once, and AWS would ignore it in the grace period: of one that never worked.
+aws autoscaling set-instance-health --instance-id "$instance" --health-status Unhealthy \
+    --no-should-respect-grace-period || systemctl poweroff  # it cannot get out at all
 SCRIPT
 chmod +x /usr/local/sbin/nat
 cat > /etc/systemd/system/nat.service <<UNIT

@@ -256,6 +256,7 @@ def set_instance_health(aws: Aws, machine: Machine, arguments: dict[str, str]) -
     group = aws.vpc.graph.one("aws:autoscaling/group:Group", f"{machine.fleet}-group")
     aws.authorize(machine, "autoscaling:SetInstanceHealth", [group_arn(group.inputs["name"])])
     assert arguments["InstanceId"] == machine.id
+    assert arguments["ShouldRespectGracePeriod"] == "false"  # or AWS may leave it at that
     aws.states[machine.name] = arguments["HealthStatus"]
     return "<R/>"
 
