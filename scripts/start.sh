@@ -10,4 +10,5 @@ finish() {
 trap '[ $? = 0 ] || finish ABANDON' EXIT
 
 @script@
-finish CONTINUE
+# For some seconds AWS may know of no such action; if it never does, the hook's default decides.
+for _ in {1..30}; do finish CONTINUE && break; sleep 5; done

@@ -47,6 +47,7 @@ class Aws:
             str, str
         ] = {}  # user -> the public key that EC2 Instance Connect has for it
         self.denied: set[str] = set()  # actions, whatever the role says
+        self.late = 0  # how often an instance asks before AWS knows of its lifecycle action
         self.page = ""  # what any address with TLS answers
         self.servers: list[ThreadingHTTPServer] = []
 
@@ -248,6 +249,8 @@ def complete_lifecycle_action(aws: Aws, machine: Machine, arguments: dict[str, s
     group = arguments["AutoScalingGroupName"]
     aws.authorize(machine, "autoscaling:CompleteLifecycleAction", [group_arn(group)])
     assert arguments["InstanceId"] == machine.id
+    if aws.calls.count((machine.name, "CompleteLifecycleAction")) <= aws.late:
+        raise DeniedError("No active Lifecycle Action found")
     aws.states[machine.name] = arguments["LifecycleActionResult"]
     return "<R><CompleteLifecycleActionResult/></R>"
 

@@ -34,7 +34,7 @@ def test_an_instance_comes_into_service_when_its_user_data_ends_well(graph: Grap
         assert hook["lifecycleTransition"] == "autoscaling:EC2_INSTANCE_LAUNCHING"
         assert hook["defaultResult"] == "ABANDON"
         script = user_data(graph, each.name.removesuffix("-group"))
-        assert script.endswith("\nfinish CONTINUE\n")
+        assert script.endswith("\nfor _ in {1..30}; do finish CONTINUE && break; sleep 5; done\n")
         assert f"--auto-scaling-group-name {each.inputs['name']} " in script
         role = graph.one("RolePolicy", each.name.replace("-group", "-role-policy")).inputs
         (statement,) = [
