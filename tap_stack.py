@@ -2572,7 +2572,7 @@ class Fleet(Component):
 
 class FleetRun(Run):
     """Gives a group version, types and share of Spot, instance by instance, or goes back. AWS
-    writes them to the group at the end: until then new instances are as before."""
+    writes them to the group at the end, and launches instances by them from the beginning on."""
 
     key = "group"
 
