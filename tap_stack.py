@@ -2542,8 +2542,7 @@ class Fleet(Component):
             health_check_grace_period=180,
             default_instance_warmup=120,
             initial_lifecycle_hooks=[hook],
-            wait_for_capacity_timeout="30m",
-            min_elb_capacity=instances.minimum if instances.target_groups else None,
+            wait_for_capacity_timeout="0",  # another minimum would have to be the exact number
             enabled_metrics=[metric.GROUP_DESIRED_CAPACITY, metric.GROUP_IN_SERVICE_INSTANCES],
             metrics_granularity="1Minute",
             service_linked_role_arn=self.key.scaling_role_arn,
@@ -2594,6 +2593,7 @@ class FleetRun(Run):
         has = (chosen["Version"], template["Overrides"], spread[share])
         wants = (self.version, types, 100 - int(self.inputs["spot_percent"]))
         if has == wants:
+            self.fill()
             return "is in place"
         chosen["Version"], template["Overrides"], spread[share] = wants
         most = int(self.inputs["max_healthy_percent"])  # the engine makes floats of integers
@@ -2606,10 +2606,29 @@ class FleetRun(Run):
         self.say(f"{self.label} replaces instances of version {has[0]}, one after the other")
         end = self.end_of(started["InstanceRefreshId"])
         if (status := end["Status"]) != "Successful":
-            reasons = "; ".join([end.get("StatusReason", "no reason"), *self.failures(end)])
+            failures = self.failures(end["StartTime"])
+            reasons = "; ".join([end.get("StatusReason", "no reason"), *failures])
             kept = f"the group keeps version {has[0]}"
             raise RolloutError(f"failed, and {kept} ({status}): {reasons}")
         return f"has replaced instances of version {has[0]}"
+
+    def fill(self) -> None:
+        """Waits for the minimum in service, healthy to a balancer too, unless launches fail."""
+        since = datetime.now(UTC)
+        for _ in range(0, REFRESH_SECONDS, WATCH_SECONDS):
+            (group,) = self.groups()
+            ready = [sum(x["LifecycleState"] == "InService" for x in group["Instances"])]
+            for arn in group["TargetGroupARNs"]:
+                found = self.call("elbv2", "describe_target_health", TargetGroupArn=arn)
+                states = [x["TargetHealth"]["State"] for x in found["TargetHealthDescriptions"]]
+                ready.append(states.count("healthy"))
+            if min(ready) >= group["MinSize"]:
+                return
+            if len(failed := self.failures(since)) == 3:
+                break
+            self.clock.sleep(WATCH_SECONDS)
+        why = "; ".join(failed) or "they do not become healthy"
+        raise RolloutError(f"has {min(ready)} of {group['MinSize']} instances in service: {why}")
 
     def current(self) -> str:
         found = [each["MixedInstancesPolicy"]["LaunchTemplate"] for each in self.groups()]
@@ -2647,12 +2666,12 @@ class FleetRun(Run):
             self.clock.sleep(WATCH_SECONDS)
         raise RolloutError(f"waits for the instance refresh {refresh_id}, which does not end")
 
-    def failures(self, refresh: Json) -> list[str]:
-        """What AWS says of the launches that failed meanwhile."""
+    def failures(self, since: datetime) -> list[str]:
+        """What AWS says of launches that failed, three at most."""
         found = self.group("describe_scaling_activities")["Activities"]
-        since = [each for each in found if each["StartTime"] >= refresh["StartTime"]]
-        failed = [each for each in since if each["StatusCode"] in ("Failed", "Cancelled")]
-        return [each.get("StatusMessage") or each["Description"] for each in failed[:3]]
+        failed = [each for each in found if each["StatusCode"] in ("Failed", "Cancelled")]
+        new = [each for each in failed if each["EndTime"] >= since]
+        return [each.get("StatusMessage") or each["Description"] for each in new[:3]]
 
 
 def fleet_provider() -> RolloutProvider:
@@ -6156,7 +6175,7 @@ class Network(Component):
         )
         fleet = Fleet(*self.part(f"nat-{number}"), instances=instances)
         self.nat_fleets.append(fleet)
-        self.ways_out.append(fleet.scaling_group)
+        self.ways_out.append(fleet.rollout)
 
     def alarms(self) -> list[Alarm]:
         """Connections and packets that NAT gateways lose; NAT instances that are missing."""

@@ -22,7 +22,7 @@ from taplocal.resources.base import (
 from taplocal.web import SCALE
 
 CAPACITY_SECONDS = 300  # a guard against hanging: an instance takes one or two
-CAPACITY_FAILURES = 3  # launches that failed; AWS goes on until waitForCapacityTimeout
+CAPACITY_FAILURES = 3  # launches that failed
 
 
 class Target(Recorded):
@@ -37,7 +37,7 @@ class Policy(Recorded):
 class Group(Named):
     uses = """name minSize maxSize vpcZoneIdentifiers mixedInstancesPolicy capacityRebalance
         targetGroupArns healthCheckType healthCheckGracePeriod defaultInstanceWarmup
-        initialLifecycleHooks waitForCapacityTimeout minElbCapacity
+        initialLifecycleHooks waitForCapacityTimeout
         enabledMetrics metricsGranularity serviceLinkedRoleArn tags"""
     replace_on = "name"
 
@@ -45,7 +45,6 @@ class Group(Named):
         name = inputs["name"]
         cloud.client("autoscaling").create_auto_scaling_group(**self._arguments(inputs))
         arn = cloud.arn("autoscaling", f"autoScalingGroup:*:autoScalingGroupName/{name}")
-        self.settle(cloud, inputs)
         return name, {"arn": arn}
 
     def update(
@@ -64,11 +63,10 @@ class Group(Named):
         if gone:
             scaling.delete_tags(Tags=gone)
         scaling.create_or_update_tags(Tags=tags)
-        self.settle(cloud, new)
         return outputs
 
     def settle(self, cloud: Cloud, inputs: Inputs) -> None:
-        """Waits for the capacity, as the provider does; TapLocalError with AWS's reason."""
+        """Waits for the minimum, healthy; TapLocalError with AWS's reason."""
         scaling, elb = cloud.client("autoscaling"), cloud.client("elbv2")
         name, least = inputs["name"], inputs["minSize"]
         groups = inputs.get("targetGroupArns") or ()

@@ -216,3 +216,11 @@ def test_the_flow_log_is_kept_under_the_key(graph: Graph, env: str) -> None:
     flow_log = graph.one("FlowLog").inputs
     assert flow_log["trafficType"] == ("ALL" if env == "prod" else "REJECT")
     assert flow_log["logDestination"].endswith("network-flow-logs")
+
+
+def test_what_is_private_waits_until_nat_instances_are_in_service() -> None:
+    graph = graph_of("dev")
+    rollout = graph.one("FleetRollout", "network-nat-0-rollout").urn  # which waits for them
+    waiting = [graph.one("aws:autoscaling/group:Group", "web-fleet-group")]
+    waiting += [graph.one("RouteTableAssociation", f"network-private-{n}-routes") for n in (0, 1)]
+    assert all(rollout in each.depends_on for each in waiting)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dill
 import pytest
 
 from tap_stack import (
+    REFRESH_SECONDS,
     SETUP_PATH,
     USER_DATA_LIMIT,
     FleetRun,
@@ -63,6 +65,10 @@ class FakeGroups:
         self.types, self.on_demand = ["t4g.small"], 0
         self.firing: set[str] = set()
         self.desired, self.waited = 1, 0.0
+        self.minimum, self.serving, self.healthy = 1, 1, 1  # in numbers of instances
+        self.next: list[tuple[int, int]] = []  # serving and healthy after each sleep
+        self.ended = datetime.now(UTC)  # the refresh or the wait that was begun then
+        self.failed = 1  # launches since
         self.said: list[str] = []
 
     def describe_alarms(self, AlarmNames: list[str], StateValue: str) -> Any:
@@ -77,7 +83,7 @@ class FakeGroups:
         new = {
             "InstanceRefreshId": str(len(self.refreshes)),
             "Status": "InProgress",
-            "StartTime": 5,
+            "StartTime": self.ended,
         }
         preferences = arguments["Preferences"]
         self.refreshes.insert(
@@ -110,20 +116,28 @@ class FakeGroups:
         spread = {"OnDemandPercentageAboveBaseCapacity": self.on_demand}
         policy = {"LaunchTemplate": template, "InstancesDistribution": spread}
         group = {"MixedInstancesPolicy": policy, "DesiredCapacity": self.desired}
+        states = ["Pending:Wait"] + ["InService"] * self.serving
+        group["Instances"] = [{"LifecycleState": each} for each in states]
+        group |= {"MinSize": self.minimum, "TargetGroupARNs": ["targets"]}
         return {"AutoScalingGroups": [group] if self.there else []}
 
     def describe_scaling_activities(self, AutoScalingGroupName: str) -> Any:
         failed = {"StatusCode": "Cancelled", "Description": "Launching"}
-        return {
-            "Activities": [
-                {**failed, "StatusMessage": "the hook was abandoned", "StartTime": 6},
-                {**failed, "StatusMessage": "long ago", "StartTime": 1},
-            ]
-        }
+        new = {**failed, "EndTime": self.ended + timedelta(hours=1)}
+        new["StatusMessage"] = "the hook was abandoned"
+        old = {**failed, "StatusMessage": "long ago", "EndTime": self.ended - timedelta(hours=1)}
+        return {"Activities": [{"StatusCode": "InProgress"}, *[new] * self.failed, old]}
+
+    def describe_target_health(self, TargetGroupArn: str) -> Any:
+        assert TargetGroupArn == "targets"
+        states = ["initial"] + ["healthy"] * self.healthy
+        return {"TargetHealthDescriptions": [{"TargetHealth": {"State": x}} for x in states]}
 
     def sleep(self, seconds: float) -> None:
         self.looks -= 1
         self.waited += 0 if self.rolled_back else seconds
+        if self.next:
+            self.serving, self.healthy = self.next.pop(0)
         if self.looks == 0:
             (refresh,) = [each for each in self.refreshes if each["Status"] == "InProgress"]
             refresh["Status"], refresh["StatusReason"] = self.end, "an instance failed"
@@ -151,6 +165,44 @@ def test_a_rollout_gives_the_group_the_version_and_does_nothing_again() -> None:
         f"{label}: has replaced instances of version 1",
         f"{label}: is in place",
     ]
+
+
+def test_the_first_instances_are_waited_for_until_the_balancer_finds_them_healthy() -> None:
+    groups = FakeGroups(looks=-1)
+    groups.minimum, groups.serving, groups.healthy = 2, 0, 0
+    groups.next = [(2, 0), (2, 1), (2, 2), (0, 0)]
+    groups.roll_out("1")
+    assert groups.next == [(0, 0)]
+    groups.minimum, groups.serving, groups.healthy = 4, 6, 5  # scaled out: more is no failure
+    groups.roll_out("1")
+    assert groups.next == [(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("failed", "seconds", "why"),
+    [
+        (0, REFRESH_SECONDS, "they do not become healthy"),
+        (2, REFRESH_SECONDS, "the hook was abandoned; the hook was abandoned"),
+        (9, 0, "; ".join(["the hook was abandoned"] * 3)),
+    ],
+)
+def test_the_wait_ends_when_launches_fail_or_take_too_long(
+    failed: int, seconds: int, why: str
+) -> None:
+    groups = FakeGroups(looks=-1)
+    groups.minimum, groups.failed = 2, failed
+    with pytest.raises(RolloutError) as failure:
+        groups.roll_out("1")
+    label = "web: version 1 of the launch template"
+    assert str(failure.value) == f"{label} has 1 of 2 instances in service: {why}"
+    assert groups.waited == seconds
+
+
+def test_a_version_that_cannot_run_does_not_hold_back_the_next_one() -> None:
+    groups = FakeGroups()
+    groups.serving = groups.healthy = 0
+    groups.roll_out("2")
+    assert groups.version == "2"
 
 
 def test_other_types_and_another_share_of_spot_are_a_refresh_to_the_same_version() -> None:
@@ -241,7 +293,7 @@ def test_one_that_takes_too_long_is_rolled_back(desired: int, minutes: int) -> N
 
 def test_a_refresh_that_somebody_else_began_is_waited_for() -> None:
     groups = FakeGroups()
-    groups.refreshes = [{"InstanceRefreshId": "other", "Status": "InProgress", "StartTime": 1}]
+    groups.refreshes = [{"InstanceRefreshId": "other", "Status": "InProgress"}]
     groups.roll_out("1")
     assert [each["Status"] for each in groups.refreshes] == ["Successful"]
 
