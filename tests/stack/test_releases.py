@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 import tap_stack
+from bootstrap import permissions
 from taplocal.errors import TapLocalError
-from tests.stack.conftest import Graph, graph_of, recorded
+from tests.stack.conftest import ROOT, Graph, graph_of, recorded
 
 API = '["api"]'
 
@@ -102,3 +104,15 @@ def test_settings_that_contradict_each_other_are_reported(
 ) -> None:
     with pytest.raises(TapLocalError, match=message):
         graph_of("prod", **{"systems": API, **settings})
+
+
+def test_the_decision_names_each_action_of_a_release() -> None:
+    """For who deploys with credentials of their own; who has not one rolls each release back."""
+    text = (ROOT / "docs/decisions/0009-releases.md").read_text()
+    (listed,) = re.findall(r"It needs (.*?) for the guard's role", text, re.DOTALL)
+    named, service = set(), ""
+    for each in re.findall(r"`([\w:-]+)`", listed):
+        service = each.rpartition(":")[0] or service
+        named.add(f"{service}:{each.rpartition(':')[2]}")
+    kind = "pulumi-python:dynamic/tap:Rollout"
+    assert named == permissions.actions_by_type()[kind]
