@@ -99,8 +99,8 @@ Rule = tuple[Callable[[Any], bool], str]
 class SettingsError(pulumi.RunError, ValueError):
     """All errors in the settings, a line each; Pulumi prints it without a stack trace."""
 
-    def __init__(self, errors: Iterable[str]):
-        super().__init__("\n".join(("the settings are wrong:", *(f"  - {x}" for x in errors))))
+    def __str__(self) -> str:
+        return "\n".join(("the settings are wrong:", *(f"  - {error}" for error in self.args)))
 
 
 class PerTier(NamedTuple):
@@ -482,7 +482,7 @@ class TapStackArgs:
                 value = getattr(value, tier) if isinstance(value, PerTier) else value
             object.__setattr__(self, each.name, tuple(value) if isinstance(value, list) else value)
         if errors := _errors(self):
-            raise SettingsError(errors)
+            raise SettingsError(*errors)
 
     @classmethod
     def load(cls) -> Self:
@@ -492,7 +492,7 @@ class TapStackArgs:
         config, stack = pulumi.Config(), pulumi.get_stack()
         types = {each.name: str(each.type) for each in fields(cls)}
         if unknown := _configured_keys(config.name) - types.keys():
-            raise SettingsError(_unknown_key(key, types) for key in sorted(unknown))
+            raise SettingsError(*(_unknown_key(key, types) for key in sorted(unknown)))
         texts = {key: config.get(key) for key in types}
         values = {key: _parsed(types[key], x) for key, x in texts.items() if x is not None}
         if re.fullmatch(ENVIRONMENT, stack):
@@ -627,7 +627,7 @@ def reject_placeholders(args: TapStackArgs) -> None:
         if re.search(r"(?<![\w-])example\.(com|net|org)(?![\w.-])", value)
     ]
     if found and not pulumi.Config("aws").get("endpoints"):
-        raise SettingsError(found)
+        raise SettingsError(*found)
 
 
 def _is_cidr(text: str, shortest_prefix: int = 0) -> bool:
@@ -1119,7 +1119,7 @@ class Alarm:
     treat_missing_data: str = "notBreaching"  # or missing: silence notifies, but not at the start
     runbook: str = ""
     notifies: str = "ticket"  # or page: users feel it now; or nobody, as part of another alarm
-    queries: Sequence[Json] = ()  # instead of the metric, what `math` returns
+    queries: Sequence[Json] = ()  # instead of the metric, those of `alarm_queries`
 
 
 @dataclass(frozen=True)
@@ -2695,7 +2695,7 @@ def latest_ami() -> Output[str]:
 
 
 def rendered(name: str, /, **values: str) -> str:
-    """A script of the folder `scripts` with its @names@ replaced."""
+    """A file of the folder `scripts` with its @names@ replaced."""
     script = text_beside(f"scripts/{name}")
     for key, value in values.items():
         script = script.replace(f"@{key}@", value)
@@ -4496,7 +4496,7 @@ class RecordsFailed(Exception):  # noqa: N818 - what the dead letter says
 
 
 def open_file_clients() -> None:
-    """Makes the clients and reads the table in the init phase, when Lambda lends a whole core."""
+    """Makes the clients and reads the signatures in the init phase, on a whole core."""
     service("dynamodb")
     client("s3")
     signatures()
@@ -4561,9 +4561,9 @@ def record_scan(event: Event, log_fields: Json) -> str:
     version = await_version(file, scanned)
     if not version:
         raise RecordsFailed(f"version {scanned.version_id} is scanned, and not recorded yet")
-    later, time = "attribute_not_exists(scanned_at) OR scanned_at < :scanned_at", event["time"]
+    later = "attribute_not_exists(scanned_at) OR scanned_at < :scanned_at"
     names: AttributeValue = {"L": [{"S": each} for each in threats]}
-    new = {"scan_result": {"S": found}, "threats": names, "scanned_at": {"S": time}}
+    new = {"scan_result": {"S": found}, "threats": names, "scanned_at": {"S": event["time"]}}
     repeated = transact([version_update(version, later, **new)])
     record_newest(file)
     if repeated:
@@ -4713,8 +4713,8 @@ def record_deletion(deleted: Upload, marker: bool) -> str:
     elif marker:
         repeated = False
     elif version := await_version(file, deleted):
-        once, time = "attribute_not_exists(deleted_at)", {"S": deleted.uploaded_at}
-        writes = [version_update(version, once, deleted_at=time)]
+        once = "attribute_not_exists(deleted_at)"
+        writes = [version_update(version, once, deleted_at=file["uploaded_at"])]
         if "size" in version:  # else it is in no total
             writes.append(totals_update(version, "deleted_"))
         repeated = "deleted_at" in version or bool(transact(writes))
@@ -5140,7 +5140,8 @@ def restore_version(request: Request) -> Response:
             raise no_version() from None
         if code in ARCHIVED_CODES:
             raise Problem(409, "The version is archived.") from error
-        if code == "AccessDenied" and "MALWARE_PROTECTION" in os.environ:  # by the bucket's policy
+        by_bucket = code == "AccessDenied" and "resource-based policy" in str(error)
+        if by_bucket and "MALWARE_PROTECTION" in os.environ:
             why = "The tag of the version does not say that it is harmless."
             raise Problem(409, why, "not-scanned") from error
         raise
@@ -5191,7 +5192,7 @@ def file_members(item: Item) -> dict[str, str]:
 def list_totals(request: Request) -> Response:
     """GET /files/totals: what the caller uploaded, by day and content type, a page at a time."""
     filters, order, limit = list_query(request.query, {"from": parse_day, "to": parse_day})
-    scope = ("totals", request.caller, *map(request.query.get, ("from", "to")), order)
+    scope = ("totals until", request.caller, *map(request.query.get, ("from", "to")), order)
     last, *shown = until(request, filters, scope)
     first = filters.get("from") or last
     if not 1 <= (last - first).days + 1 <= TOTALS_DAYS:
@@ -5276,7 +5277,7 @@ def list_report(request: Request) -> Response:
     readers = {"by": groups, "from": parse_day, "to": parse_day}
     wanted = read_query(request.query, readers)
     by, asked = wanted.get("by", "month"), map(request.query.get, ("from", "to"))
-    scope = ("report", request.caller, by, *asked)
+    scope = ("report until", request.caller, by, *asked)
     last, *begin = until(request, wanted, scope)
     first = wanted.get("from", last.replace(day=1))
     if not 1 <= (last - first).days + 1 <= REPORT_DAYS:
@@ -5910,7 +5911,7 @@ def chosen_zones(args: TapStackArgs, known: Sequence[str]) -> Sequence[str]:
     if len(chosen) < args.zones or not set(chosen) <= set(known):
         wanted = json.dumps(args.zone_names or args.zones)
         key = "zone_names" if args.zone_names else "zones"
-        raise SettingsError([f"{key} must be among {', '.join(known)}, not {wanted}"])
+        raise SettingsError(f"{key} must be among {', '.join(known)}, not {wanted}")
     return chosen
 
 

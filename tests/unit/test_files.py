@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import tap_stack
 from content_types import Start, content_type_of
-from tap_stack import download_url, file_id, upload_form
+from tap_stack import download_url, file_id, sign_page_token, upload_form
 from tests.fakes import FakeContext, client_error
 from tests.unit.conftest import Api, Response, assert_problem
 from tests.unit.test_file_pipeline import created, scanned
@@ -410,16 +410,23 @@ def test_a_version_is_restored_by_a_copy_that_becomes_the_newest(api: Api) -> No
 
 
 @pytest.mark.parametrize(
-    ("code", "protected", "status", "detail"),
+    ("code", "by", "protected", "status", "detail"),
     [
-        ("ObjectNotInActiveTierError", False, 409, "The version is archived."),
-        ("InvalidObjectState", False, 409, "The version is archived."),
-        ("AccessDenied", True, 409, "The tag of the version does not say that it is harmless."),
-        ("AccessDenied", False, 500, "Internal error."),
+        ("ObjectNotInActiveTierError", "", False, 409, "The version is archived."),
+        ("InvalidObjectState", "", False, 409, "The version is archived."),
+        (
+            "AccessDenied",
+            "a resource-based policy",
+            True,
+            409,
+            "The tag of the version does not say",
+        ),
+        ("AccessDenied", "a resource-based policy", False, 500, "Internal error."),
+        ("AccessDenied", "an identity-based policy", True, 500, "Internal error."),
     ],
 )
 def test_what_s3_does_not_copy_as_it_is_gets_409(
-    api: Api, code: str, protected: bool, status: int, detail: str,
+    api: Api, code: str, by: str, protected: bool, status: int, detail: str,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     identity = upload(api, "ann/a", b"one")
@@ -430,12 +437,12 @@ def test_what_s3_does_not_copy_as_it_is_gets_409(
         monkeypatch.setenv("MALWARE_PROTECTION", "on")
 
     def refuse(operation: str, _: Any) -> None:
-        raise client_error(code, operation)
+        raise client_error(code, operation, f"with an explicit deny in {by}")
 
     tap_stack._clients["s3"].before = refuse
     capsys.readouterr()
     response = api("POST", f"/files/{identity}/versions", {"version_id": "v0"})
-    assert_problem(response, status, detail, "not-scanned" if protected else "")
+    assert_problem(response, status, detail, "not-scanned" if protected and status == 409 else "")
     assert code in json.loads(capsys.readouterr().out)["error"]
 
 
@@ -645,6 +652,19 @@ def test_totals_are_todays_unless_days_are_given(api: Api) -> None:
     old = api("GET", "/files/totals?to=2020-01-01").json["totals"]
     total = {"day": "2020-01-01", "content_type": "text/plain", "count": 1, "bytes": 1}
     assert old == [{**total, "stored_count": 1, "stored_bytes": 1}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "scope"),
+    [
+        ("totals", ("totals", "ann", "2026-11-01", "2026-11-30", "desc")),
+        ("report", ("report", "ann", "month", "2026-11-01", "2026-11-30")),
+    ],
+)
+def test_a_token_of_the_release_before_is_400(api: Api, kind: str, scope: Any) -> None:
+    token = sign_page_token("2026-11-05", "image/png", scope)
+    path = f"/files/{kind}?from=2026-11-01&to=2026-11-30&next={token}"
+    assert_problem(api("GET", path), 400)
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
