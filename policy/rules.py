@@ -224,12 +224,17 @@ def names(value: str | list[str] | None) -> list[str]:
 
 def _denies_plain_http(document: str | None) -> bool:
     rule = {"Bool": {"aws:SecureTransport": "false"}}
-    denied = statements(document, "Deny")
-    return any(x["Principal"] == {"AWS": "*"} and x.get("Condition") == rule for x in denied)
+    denied = [x for x in statements(document, "Deny") if x.get("Condition") == rule]
+    whole = {"*", "s3:*", "sqs:*", "sns:Publish"}
+    return any(
+        x["Principal"] == {"AWS": "*"} and whole & set(names(x.get("Action"))) for x in denied
+    )
 
 
 def _spells_out_actions(document: str | None) -> bool:
-    return not any("*" in x for each in statements(document) for x in names(each.get("Action")))
+    actions = [x for each in statements(document) for x in names(each.get("Action", "*"))]
+    excluding = any("NotResource" in each for each in statements(document))
+    return not (excluding or any("*" in action for action in actions))
 
 
 #: Action on `*` -> why AWS supports nothing narrower.
@@ -299,6 +304,16 @@ def _encrypted_or_redirected(listener: Any) -> bool:
     return listener.get("protocol") == "HTTPS" or redirected
 
 
+def _has_modern_tls(listener: Any) -> bool:
+    return listener.get("protocol") != "HTTPS" or listener.get("sslPolicy") in TLS_1_2
+
+
+def _invoked_for_one_account(permission: Any) -> bool:
+    principal = permission.get("principal")  # the name of a bucket tells no account
+    told = principal != "s3.amazonaws.com" or permission.get("sourceAccount")
+    return principal != "*" and bool(told)
+
+
 def _authorized(route: Any) -> bool:
     return route.get("authorizationType") == "JWT" and bool(route.get("authorizationScopes"))
 
@@ -310,7 +325,10 @@ def _hides_administration(rule: Any) -> bool:
 
 
 TLS_ONLY = Check("denies whoever comes without TLS", _denies_plain_http)
-SPELLED_OUT = Check("allows no action with a wildcard", _spells_out_actions)
+SPELLED_OUT = Check(
+    "names each action that it allows, without NotAction, NotResource or a wildcard",
+    _spells_out_actions,
+)
 NAMED_RESOURCES = Check("allows on `*` only what AWS gives no resource", _names_resources)
 LIMITED_STARS = Check("allows on `*` only under a condition", _limits_stars)
 NAMED_PRINCIPALS = Check(
@@ -325,6 +343,10 @@ NO_SECRETS = Check(
     lambda found: not any(re.search("SECRET|PASSWORD|TOKEN", x) for x in found or ()),
 )
 ENCRYPTED_OR_REDIRECTED = Check("is HTTPS or redirects to it", _encrypted_or_redirected)
+MODERN_TLS = Check("has a policy of TLS 1.2 or later, if it is HTTPS", _has_modern_tls)
+FOR_ONE_ACCOUNT = Check(
+    "is not for everybody, and names the account that S3 invokes for", _invoked_for_one_account
+)
 AUTHORIZED = Check("asks for a token with a scope", _authorized)
 WEB_ONLY = Check("is open to the internet on ports 80 and 443 only", _hides_administration)
 #: A document that breaks every rule of documents.
@@ -492,12 +514,12 @@ TABLE: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("TAP.33", "checkov 116", "destinationConfig.onFailure.destination", SET),
     ),
     "lambda/permission": (
-        ("Lambda.1", "FSBP", "principal", other_than("*"), "*"),
+        ("Lambda.1", "FSBP", "", FOR_ONE_ACCOUNT, {"principal": "*"}),
         ("TAP.34", "checkov 364", "sourceArn", SET),
     ),
     "lb/listener": (
         ("ELB.1", "FSBP", "", ENCRYPTED_OR_REDIRECTED, {"protocol": "HTTP", "defaultActions": []}),
-        ("ELB.17", "FSBP", "sslPolicy", one_of(None, *TLS_1_2), "ELBSecurityPolicy-2016-08"),
+        ("ELB.17", "FSBP", "", MODERN_TLS, {"protocol": "HTTPS", "sslPolicy": None}),
     ),
     "lb/loadBalancer": (
         ("ELB.4", "FSBP", "dropInvalidHeaderFields", equals(True)),

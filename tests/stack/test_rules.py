@@ -130,6 +130,36 @@ def test_a_federated_identity_is_trusted_by_audience_and_subject(
     assert rule.broken({"assumeRolePolicy": document}) is broken
 
 
+STATEMENT = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::a/*"}
+PLAIN = {"Bool": {"aws:SecureTransport": "false"}}
+DENY = {"Effect": "Deny", "Principal": {"AWS": "*"}, "Condition": PLAIN}
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "inputs", "broken"),
+    [
+        ("IAM.21", "iam/rolePolicy", STATEMENT, False),
+        ("IAM.21", "iam/rolePolicy", {**STATEMENT, "Action": "s3:*"}, True),
+        ("IAM.21", "iam/rolePolicy", {"Effect": "Allow", "NotAction": "s3:*", "Resource": "a"}, True),
+        ("IAM.21", "iam/rolePolicy", {**STATEMENT, "NotResource": "arn:aws:s3:::b/*"}, True),
+        ("S3.5", "s3/bucketPolicy", {**DENY, "Action": "s3:*"}, False),
+        ("S3.5", "s3/bucketPolicy", {**DENY, "Action": "s3:PutObject"}, True),
+        ("Lambda.1", "lambda/permission", {"principal": "s3.amazonaws.com"}, True),
+        ("Lambda.1", "lambda/permission", {"principal": "s3.amazonaws.com", "sourceAccount": "1"}, False),
+        ("Lambda.1", "lambda/permission", {"principal": "scheduler.amazonaws.com"}, False),
+        ("ELB.17", "lb/listener", {"protocol": "HTTP"}, False),
+        ("ELB.17", "lb/listener", {"protocol": "HTTPS"}, True),
+        ("ELB.17", "lb/listener", {"protocol": "HTTPS", "sslPolicy": rules.TLS_1_2[0]}, False),
+    ],
+)  # fmt: skip
+def test_a_rule_sees_what_is_only_nearly_right(
+    rule: str, kind: str, inputs: dict[str, Any], broken: bool
+) -> None:
+    (found,) = (x for x in rules.RULES if (x.id, x.type) == (rule, kind))
+    policy = {"policy": json.dumps({"Statement": [inputs]})} if "Effect" in inputs else inputs
+    assert found.broken(policy) is broken
+
+
 def without_references(resources: list[Registration], kind: str) -> Iterator[Registration]:
     for each in resources:
         yield replace(each, references={}) if each.type == rules.token(kind) else each
