@@ -156,6 +156,8 @@ def _ours_or_new(resources: str) -> tuple[Place, ...]:
 #: Actions, as `fnmatch` patterns -> where they are allowed. The first one that fits counts.
 PLACES: dict[str, tuple[Place, ...]] = {
     "acm:RequestCertificate": (Place("*", "new in region"),),
+    # RequestCertificate may ask for it of what it makes, which has no tags yet.
+    "acm:AddTagsToCertificate": _ours_or_new("acm:{here}:certificate/*"),
     "acm:*": (Place("acm:{here}:certificate/*", "ours"),),
     "apigateway:PUT": (Place("apigateway:{region}::/tags/*"),),
     # That a route has the tags of its API, or how, no document says: names are ids, too.
@@ -449,7 +451,7 @@ def _others(stack: Stack, state_key: str) -> list[Statement]:
     """What another project or environment tagged is its own, also where a name would fit."""
     free = [state_key, *map(stack.arn, ("ec2:{region}::image/*", "ec2:{region}::snapshot/*"))]
     return [
-        _statement("Deny", ["*"], free, {"StringNotEquals": {key: own}, "Null": {key: "false"}},
+        _statement("Deny", ["*"], free, {"StringNotLike": {key: own}, "Null": {key: "false"}},
                    resource="NotResource")
         for key, own in stack.tags("ResourceTag").items()
     ]  # fmt: skip
