@@ -262,7 +262,10 @@ class TapStackArgs:
     """How long an `Idempotency-Key` is remembered."""
     api_concurrency: int = setting(PerTier(0, 200, 500), between(0, 100_000))
     """Concurrency reserved for the api function, which it cannot exceed; 0 reserves nothing. An
-    account has 1,000 in all, a new one 10, and keeps 100 for functions without."""
+    account keeps 100 for functions without."""
+    concurrency_quota: int = setting(1_000, between(10, 1_000_000))
+    """Concurrent executions that the account may have in the region, 10 in a new one: Lambda's
+    quota, which this does not change. An alarm tells when 80 % are claimed."""
     provisioned_concurrency_min: int = setting(PerTier(0, 0, 2), between(0, 10_000))
     """Provisioned concurrency of the api function, its lower limit; 0 turns it off. {warm_512} a
     month for each environment, with 512 MB."""
@@ -1498,7 +1501,8 @@ class Function(Component):
         """Errors, throttles and latency of the function, and its dead letters."""
         key, function = self.component, {"FunctionName": self.function.name}
         live, slow = self.alias_dimensions, self.latency_bound_ms
-        p95: dict[str, Any] = {"statistic": "p95", "datapoints": (2, 3)}
+        # What runs once a day or less has one minute with a point.
+        p95: Any = {"statistic": "p95", "datapoints": (2, 3) if self.canary.alarms else (1, 1)}
         rows = [
             Alarm(f"{key}-errors", "AWS/Lambda/Errors", live, above=0),
             Alarm(f"{key}-duration", "AWS/Lambda/Duration", live, above=slow, **p95),
@@ -2661,7 +2665,7 @@ class FleetRun(Run):
             (refresh,) = self.refreshes(refresh_id)
             if refresh["Status"] in REFRESH_ENDS:
                 return refresh
-            if second == limit:
+            if second == limit and refresh["Status"] not in ("Cancelling", "RollbackInProgress"):
                 self.group("rollback_instance_refresh")
             self.clock.sleep(WATCH_SECONDS)
         raise RolloutError(f"waits for the instance refresh {refresh_id}, which does not end")
@@ -4005,7 +4009,6 @@ class Identity(Component):
 # === Serverless API: Resources ====================================================================
 
 OPEN_ROUTE_RATE = 10  # requests per second of a route that anybody may call
-CONCURRENCY_BOUND = 800  # of all functions of an account, whose quota is 1,000
 #: Inputs of the paging key's parameter: another one makes a new parameter, and rotates it at once.
 PAGING_KEY_INPUTS: dict[str, Any] = {
     "description": "Keys that sign paging tokens, the current one first",
@@ -4278,13 +4281,13 @@ class ServerlessApi(Component):
         stage = {"ApiId": self.api.id, "Stage": self.stage.name}
         errors, latency = "AWS/ApiGateway/5xx", "AWS/ApiGateway/Latency"
         p95: dict[str, Any] = {"statistic": "p95", "datapoints": (3, 5)}
-        claimed = "AWS/Lambda/ClaimedAccountConcurrency"
+        claimed, most = "AWS/Lambda/ClaimedAccountConcurrency", 0.8 * self.args.concurrency_quota
         here, project = {"Environment": self.args.environment_suffix}, self.args.project
         return [
             Alarm("api-release", f"{project}/Releasing", here, above=0, notifies="nobody"),
             Alarm("api-5xx", errors, stage, 0.05, statistic="Average", datapoints=(3, 3)),
             Alarm("api-latency", latency, stage, above=self.args.latency_ms, **p95),
-            Alarm("claimed-concurrency", claimed, {}, above=CONCURRENCY_BOUND, statistic="Maximum"),
+            Alarm("claimed-concurrency", claimed, {}, above=most, statistic="Maximum"),
             *certificate_alarm("api-certificate", self.certificate_arn),
             *throttle_alarms("items", self.items, ITEM_INDEXES),
             *self.function.alarms(),

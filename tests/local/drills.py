@@ -726,9 +726,10 @@ def slow_functions(site: Site) -> Iterator[Meanwhile]:
         )
         stack.enter_context(one_unit(site, table, ""))
         write()  # 8,750 units more than there are: a minute and a half of the local cloud's pace
-        events = [("files", {"Records": [record]})] * 2 + [(each, {}) for each in changed]
-        for _ in range(6):  # their ends are in several minutes, which are short here
-            for name, event in events:
+        files: list[tuple[str, Any]] = [("files", {"Records": [record]})] * 2
+        scheduled: list[tuple[str, Any]] = [(each, {}) for each in changed]  # they run once
+        for number in range(6):  # ends of files are in several minutes, which are short here
+            for name, event in [*files, *(scheduled if number == 0 else [])]:
                 threading.Thread(target=tried, args=[site, name, event]).start()
             time.sleep(0.5)
         yield lambda: code(write)

@@ -39,6 +39,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
         "cors_origins": ["https://app.acme.io"],
         "callback_urls": ["https://app.acme.io/cb"],
         "logout_urls": ["https://app.acme.io/out"],
+        "concurrency_quota": 2_000,
         "cost_center": "research",
         "database_class": "db.t4g.small",
         "database_gb": 30,

@@ -142,6 +142,24 @@ def test_an_alarm_is_on_a_metric_or_on_an_expression(env: str) -> None:
         assert seconds <= (86_400 if max(periods) < 3_600 else 604_800)  # PutMetricAlarm, Period
 
 
+def test_one_run_of_what_is_scheduled_is_enough_to_be_slow(graph: Graph) -> None:
+    """The minutes around a nightly run have no point, and count as fast."""
+    rows = {
+        each.name.removeprefix("monitoring-"): each.inputs["datapointsToAlarm"]
+        for each in graph.of("MetricAlarm")
+        if each.name.endswith("-duration")
+    }
+    once = {"rotation-duration": 1, "snapshots-duration": 1}
+    assert rows == {"api-duration": 2, "files-duration": 2, **once}
+
+
+def test_the_alarm_on_concurrency_knows_the_quota() -> None:
+    for quota in (10, 1_000, 5_000):
+        graph = graph_of("dev", concurrency_quota=str(quota))
+        alarm = graph.one("MetricAlarm", "monitoring-claimed-concurrency").inputs
+        assert alarm["threshold"] == 0.8 * quota
+
+
 def test_an_alarm_of_dynamodb_fills_its_gaps(graph: Graph) -> None:
     tables = [
         each.inputs

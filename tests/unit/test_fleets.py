@@ -291,6 +291,22 @@ def test_one_that_takes_too_long_is_rolled_back(desired: int, minutes: int) -> N
     assert groups.waited == 60 * minutes
 
 
+def test_a_rollback_that_is_under_way_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS begins one itself when an alarm fires late."""
+    groups = FakeGroups(looks=-1)
+
+    def sleep(seconds: float) -> None:
+        groups.waited += seconds
+        if groups.waited > 54 * 60:  # it would be rolled back after 55 minutes
+            going_on = groups.waited < 70 * 60
+            groups.refreshes[0]["Status"] = f"Rollback{'InProgress' if going_on else 'Successful'}"
+
+    monkeypatch.setattr(groups, "sleep", sleep)
+    with pytest.raises(RolloutError, match="RollbackSuccessful"):
+        groups.roll_out("2")
+    assert not groups.rolled_back
+
+
 def test_a_refresh_that_somebody_else_began_is_waited_for() -> None:
     groups = FakeGroups()
     groups.refreshes = [{"InstanceRefreshId": "other", "Status": "InProgress"}]
