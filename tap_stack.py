@@ -5145,7 +5145,7 @@ def restore_version(request: Request) -> Response:
             raise Problem(409, "The version is archived.") from error
         by_bucket = code == "AccessDenied" and "resource-based policy" in str(error)
         if by_bucket and "MALWARE_PROTECTION" in os.environ:
-            why = "The tag of the version does not say that it is harmless."
+            why = "The version is gone, or its tag does not say that it is harmless."
             raise Problem(409, why, "not-scanned") from error
         raise
     body = json.dumps({"version_id": copied["VersionId"]})

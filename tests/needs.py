@@ -246,7 +246,7 @@ NEEDS: dict[str, list[Need]] = {
         Need("s3:PutObject", f"{FILES}/*", "POST /files: the form is signed with its keys", "file upload"),
         Need("s3:GetObjectVersion", f"{FILES}/*", "GET /files/{id}/content: the URL names a version, and is signed with its keys", "file content"),
         Need("s3:DeleteObject", f"{FILES}/*", "DELETE /files/{id}", "file delete"),
-        Need("s3:ListBucket", FILES, "POST /files/{id}/versions of one that S3 has no longer: 404, not 403", "version gone"),
+        Need("s3:ListBucket", FILES, "POST /files/{id}/versions of one that S3 has no longer: 404, not 403, where nothing is scanned", "version gone"),
         dead_letters=False,
     ),
     "api-rotation-role": function(

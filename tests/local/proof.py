@@ -383,7 +383,8 @@ def file_delete(proof: Proof, _role: str) -> None:
 
 
 def version_gone(proof: Proof, _role: str) -> None:
-    """A version that is recorded, and that S3 has no longer, is restored: there is none."""
+    """A version that is recorded, and that S3 has no longer, is restored: there is none. Without
+    the bucket's policy, which denies first what has no tag of a scan."""
     table, file = {"TableName": proof.outputs["files_table_name"]}, recorded(proof)
     of = {":id": {"S": file.path.rpartition("/")[2]}, ":version": {"S": "version#"}}
     condition = "id = :id AND begins_with(#record, :version)"
@@ -393,7 +394,13 @@ def version_gone(proof: Proof, _role: str) -> None:
     )["Items"]  # fmt: skip
     gone = {"record": {"S": "version#0"}, "sequencer": {"S": "0"}, "version_id": {"S": "gone"}}
     proof.client("dynamodb").put_item(**table, Item={**found[-1], **gone})
-    proof.http("POST", f"{file.path}/versions", 404, {"version_id": "gone"})
+    s3, bucket = proof.client("s3"), {"Bucket": proof.outputs["files_bucket_name"]}
+    policy = s3.get_bucket_policy(**bucket)["Policy"]
+    s3.delete_bucket_policy(**bucket)
+    try:
+        proof.http("POST", f"{file.path}/versions", 404, {"version_id": "gone"})
+    finally:
+        s3.put_bucket_policy(**bucket, Policy=policy)
 
 
 def file_event(proof: Proof, _role: str) -> None:

@@ -419,7 +419,7 @@ def test_a_version_is_restored_by_a_copy_that_becomes_the_newest(api: Api) -> No
             "a resource-based policy",
             True,
             409,
-            "The tag of the version does not say",
+            "The version is gone, or its tag",
         ),
         ("AccessDenied", "a resource-based policy", False, 500, "Internal error."),
         ("AccessDenied", "an identity-based policy", True, 500, "Internal error."),
