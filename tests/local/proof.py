@@ -637,9 +637,10 @@ OF_ROLES: dict[str, OfRole] = {
 
 
 def use_key(proof: Proof, grant: Grant) -> None:
-    """A role that may do everything does something with a key that has the policy of the stack's."""
-    kms, policy = proof.client("kms"), {"PolicyName": "default"}
-    text = kms.get_key_policy(KeyId=proof.outputs["key_arn"], **policy)["Policy"]
+    """A role that may do everything does something with a key that has the policy of that one."""
+    kms, resources = proof.client("kms"), proof.deployed.state.resources.values()
+    (own,) = (each.id for each in resources if each.name == grant.holder)
+    text = kms.get_key_policy(KeyId=own, PolicyName="default")["Policy"]
     key = kms.create_key(Policy=text)["KeyMetadata"]["Arn"]
     operation = grant.action.removeprefix("kms:")
     operation = "ReEncrypt" if operation.startswith("ReEncrypt") else operation
