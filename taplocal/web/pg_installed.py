@@ -70,12 +70,15 @@ def binaries(version: str) -> Path:
 
 @cache
 def nearest(version: str) -> str:
-    """The version that is here, of those that this module knows: the wanted one, or another."""
+    """The version that is here, of those that this module knows: the wanted one, or another.
+
+    If there is none it is the first one: whoever starts it gets the error.
+    """
     known = [each for each in KNOWN if _has(each)]
     if major(version) in known:
         return version
     if not known:
-        binaries(KNOWN[0])  # the error
+        return KNOWN[0]
     log.warning("PostgreSQL %s is not on this machine: %s runs instead", version, known[0])
     return known[0]
 

@@ -17,6 +17,7 @@ import logging
 import os
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -382,9 +383,7 @@ class Supervisor:
             if each["host"] in script
         )
         arns = wanted["groups"][group]["TargetGroupARNs"]
-        (target_port, *_) = (
-            each["Port"] for each in wanted["target_groups"] if each["TargetGroupArn"] in arns
-        )
+        ports = [x["Port"] for x in wanted["target_groups"] if x["TargetGroupArn"] in arns]
         return Instance(
             Launch(
                 instance_id=instance_id,
@@ -395,7 +394,7 @@ class Supervisor:
                 group=group,
                 instance_type=data.get("InstanceType", ""),
                 image_id=data.get("ImageId", ""),
-                target_port=target_port,
+                target_port=ports[0] if ports else Launch.target_port,  # it may be deleted
                 port=web.free_port(),
                 database_port=next(named, None),
                 endpoint=self.emulator.url,
@@ -551,10 +550,17 @@ def action_of(action: Json) -> Forward | Redirect | FixedResponse:
 
 
 async def serve(given: Json) -> None:
-    """Runs until standard input ends."""
-    supervisor = Supervisor(Emulator(**given))
-    running = asyncio.create_task(supervisor.run())
-    ended = asyncio.create_task(asyncio.to_thread(sys.stdin.buffer.read))
+    """Runs until standard input ends, or with the exception of what runs."""
+    supervisor, loop = Supervisor(Emulator(**given)), asyncio.get_running_loop()
+    running, lifeline = asyncio.create_task(supervisor.run()), asyncio.Event()
+
+    def follow() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        loop.call_soon_threadsafe(lifeline.set)
+
+    # Not asyncio's executor: at an exception the process would wait for the end of the emulator.
+    threading.Thread(target=follow, daemon=True).start()
+    ended = asyncio.create_task(lifeline.wait())
     await asyncio.wait([running, ended], return_when=asyncio.FIRST_COMPLETED)
     running.cancel()
     try:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
 import json
-from collections.abc import Mapping
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,11 +19,13 @@ from ministack.core.responses import request_scope
 from ministack.services import ec2
 
 from taplocal.server import web as records
-from taplocal.web.pg_installed import DatabaseError
+from taplocal.web import pg_installed
+from taplocal.web.pg_installed import DatabaseError, nearest
 from taplocal.web.postgres import Database, Spec
 from taplocal.web.registered import FixedResponse, Forward, Redirect
-from taplocal.web.supervisor import Server, action_of, complete
+from taplocal.web.supervisor import Emulator, Server, Supervisor, action_of, complete
 
+HANG_SECONDS = 30
 SPEC = Spec(identifier="db", folder=Path("/none"), host="db.local")
 
 
@@ -148,3 +155,85 @@ def test_a_listener_does_what_is_registered() -> None:
     config = {"Protocol": "HTTPS", "Port": "443", "StatusCode": "HTTP_301"}
     redirect = action_of({"Type": "redirect", "RedirectConfig": config})
     assert redirect == Redirect("HTTPS", port="443", status=301)
+
+
+@contextmanager
+def emulator(answer: bytes) -> Iterator[str]:
+    """An emulator that gives one answer to each exchange; its URL."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextmanager
+def supervised(folder: Path, answer: bytes) -> Iterator[subprocess.Popen[str]]:
+    """The supervisor's process, whose emulator answers so; its lifeline stays open."""
+    with emulator(answer) as url:
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(records.PROGRAM)],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdin
+        process.stdin.write(json.dumps({"url": url, "access_key": "a", "secret_key": "s"}) + "\n")
+        process.stdin.flush()
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def test_an_exception_ends_the_process_and_is_in_its_log(tmp_path: Path) -> None:
+    with supervised(tmp_path, b'{"eu-west-1": {"nothing": 1}}') as process:
+        assert process.wait(HANG_SECONDS) == 1
+        assert process.stdout
+        assert "KeyError: 'groups'" in process.stdout.read()
+
+
+def test_it_ends_with_the_emulator(tmp_path: Path) -> None:
+    with supervised(tmp_path, b"{}") as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
+        assert "the emulator has ended" in process.communicate(timeout=HANG_SECONDS)[0]
+        assert process.returncode == 0
+
+
+def test_a_machine_without_postgresql_says_so_when_a_database_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pg_installed, "_places", list)
+    for cached in (pg_installed.binaries, nearest):
+        monkeypatch.setattr(pg_installed, cached.__name__, cached.__wrapped__)
+    found = pg_installed.nearest("18.1")
+    with pytest.raises(
+        DatabaseError, match="There is no PostgreSQL 17 on this machine, only: none"
+    ):
+        pg_installed.binaries(found)
+
+
+def test_an_instance_starts_although_its_target_group_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    supervisor = Supervisor(Emulator("http://127.0.0.1:1", "a", "s"))
+    group = {"TargetGroupARNs": ["arn:deleted"]}
+    of_region = {"databases": {"instances": {}}, "groups": {"web": group}, "target_groups": []}
+    supervisor.last = {"eu-west-1": of_region}
+    data = {"UserData": "", "Role": "web"}
+    made = supervisor._instance("eu-west-1", "web", "i-1", data, "eu-west-1a")
+    assert made.launched.target_port == 8080
