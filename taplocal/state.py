@@ -59,8 +59,7 @@ class State:
         self.outputs: dict[str, Any] = {}
         self.journal = path.with_suffix(".journal")
         self._lock = threading.Lock()
-        if path.exists():
-            self._read()
+        self._read()
 
     def _read(self) -> None:
         try:
@@ -70,6 +69,8 @@ class State:
             self.program, self.settings = data.get("program", ""), data.get("settings", {})
             self.resources = {urn: Deployed(**each) for urn, each in data["resources"].items()}
             self._replay()
+        except (FileNotFoundError, NotADirectoryError):
+            return  # nothing is deployed; or another process ends a run, or deletes
         except (ValueError, KeyError, TypeError, AttributeError, IsADirectoryError) as error:
             raise TapLocalError(
                 f"{self.path} is not a state file of this version ({error}): "
@@ -129,10 +130,15 @@ class State:
         self._write()
 
     def _append(self, changes: dict[str, dict[str, Any] | None]) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
         line = f"{json.dumps(changes)}\n".encode()
-        with os.fdopen(os.open(self.journal, flags, 0o600), "ab", buffering=0) as file:
+        with os.fdopen(os.open(self.journal, flags, 0o600), "a+b", buffering=0) as file:
             size = file.tell()
+            file.seek(max(0, size - 1))
+            if file.read() not in (b"", b"\n"):  # half a line of a run that was killed
+                file.seek(0)
+                size = file.read().rfind(b"\n") + 1
+                file.truncate(size)
             try:
                 while line:
                     line = line[file.write(line) :]
@@ -141,14 +147,13 @@ class State:
                 raise OSError(error.errno, error.strerror, str(self.journal)) from None
 
     def _replay(self) -> None:
-        """Replays the journal of an interrupted run; an incomplete last line is discarded."""
-        if not self.journal.exists():
-            return
-        *lines, incomplete = self.journal.read_text().split("\n")
+        """Replays the journal of an interrupted run, or of one that another process is at.
+
+        An incomplete last line does not count: a crash left it, or it is being written.
+        """
+        *lines, _ = self.journal.read_text().split("\n")
         for changes in map(json.loads, lines):
             self._apply({urn: each and Deployed(**each) for urn, each in changes.items()})
-        if incomplete:
-            write_private(self.journal, "".join(f"{line}\n" for line in lines))
 
     def _write(self) -> None:
         data = {

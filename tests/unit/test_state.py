@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,34 @@ def test_half_a_line_of_a_crash_is_given_up_before_another_follows(tmp_path: Pat
     for name in "bc":
         State(state.path).put(f"urn:{name}", deployed(name))
     assert [*State(state.path).resources] == ["urn:a", "urn:b", "urn:c"]
+
+
+def test_a_line_that_is_being_written_is_left_to_its_writer(tmp_path: Path) -> None:
+    state = State(tmp_path / "state.json")
+    state.reset("m", "eu-west-1")
+    state.put("urn:a", deployed("a"))
+    line = json.dumps({"urn:b": asdict(deployed("b"))}) + "\n"
+    with state.journal.open("ab", buffering=0) as file:
+        file.write(line[:20].encode())
+        assert [*State(state.path).resources] == ["urn:a"], "as `status` reads it"
+        file.write(line[20:].encode())
+    assert [*State(state.path).resources] == ["urn:a", "urn:b"]
+
+
+def test_a_state_is_read_while_runs_end(tmp_path: Path) -> None:
+    state = State(tmp_path / "state.json")
+    state.reset("m", "eu-west-1")
+    ended = threading.Event()
+
+    def runs() -> None:
+        for number in range(1_000):
+            state.put("urn:a", deployed(f"{number}"))
+            state.finish({})
+        ended.set()
+
+    threading.Thread(target=runs).start()
+    while not ended.is_set():
+        assert State(state.path).marker == "m"
 
 
 def test_a_whole_journal_is_read_and_left_as_it_is(tmp_path: Path) -> None:
