@@ -12,10 +12,10 @@ bounded every few seconds; the oldest goes first:
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ministack.services import cloudwatch, cloudwatch_logs, cognito, eventbridge
 
 from taplocal.server import timing
 
+LOG = logging.getLogger("bounds")
 SWEEP_SECONDS = 3
 MOST = 10_000  # events of a log group, points of a metric, entries of a list
 VALUES = 50  # of a metric in a minute, that are told apart
@@ -136,7 +137,7 @@ def install(*files: Path) -> None:
                 sweep()
                 for path in files:
                     keep_tail(path)
-            except Exception:  # noqa: BLE001 - the log has it; the next one may succeed
-                traceback.print_exc()
+            except Exception:  # the next one may succeed
+                LOG.exception("not all is bounded")
 
     threading.Thread(target=work, daemon=True).start()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import json
+import logging
 import os
 import queue
 import threading
@@ -24,6 +25,7 @@ from taplocal.server.metrics import count
 from taplocal.server.releases import qualifier_of_call
 from taplocal.server.timing import MINUTE_SECONDS
 
+LOG = logging.getLogger("events")
 WORKERS = 2 * (
     os.cpu_count() or 1
 )  # concurrent asynchronous invocations; each is a process of 50 MiB
@@ -91,9 +93,15 @@ class EventQueue:
             if wait > 0:
                 self._events.put(event)
                 time.sleep(min(wait, 0.05))
-            else:
-                if not event.context.run(self._attempt, event):
-                    del self._open[id(event)]
+                continue
+            try:
+                again = event.context.run(self._attempt, event)
+            except Exception:  # as Lambda's own errors: the function may or may not have run
+                LOG.exception("an event comes again")
+                self._retry(event, throttled=True)
+                continue
+            if not again:
+                del self._open[id(event)]
 
     def _attempt(self, event: Event) -> bool:
         """Whether the event comes again."""

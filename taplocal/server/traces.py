@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
 from pathlib import Path
+
+LOG = logging.getLogger("traces")
 
 
 def receive(path: Path) -> None:
@@ -15,8 +18,12 @@ def receive(path: Path) -> None:
     os.environ["AWS_XRAY_DAEMON_ADDRESS"] = f"127.0.0.1:{daemon.getsockname()[1]}"
 
     def write() -> None:
-        with path.open("ab", buffering=0) as lines:
-            while True:
-                lines.write(daemon.recv(65_536).partition(b"\n")[2] + b"\n")
+        while True:
+            line = daemon.recv(65_536).partition(b"\n")[2] + b"\n"
+            try:
+                with path.open("ab") as lines:
+                    lines.write(line)
+            except OSError as error:  # the disk is full
+                LOG.error("a subsegment is lost: %s", error)
 
     threading.Thread(target=write, daemon=True).start()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -33,7 +34,8 @@ from taplocal.server.guard import App, Body, Message, Receive, Send
 
 Json = dict[str, Any]
 PROGRAM = Path(__file__).parents[1] / "web" / "supervisor.py"
-LOOK_SECONDS = 0.1
+LOG = logging.getLogger("web")
+LOOK_SECONDS, RETRY_SECONDS = 0.1, 1.0
 PREFERRED_PORT = 8080
 SMALLEST_SUBNET = 27  # of a load balancer: bits of its prefix
 
@@ -243,7 +245,11 @@ class Supervisor:
                 if process:  # nothing runs any more, until the next one says so
                     health.clear()
                     databases.ended()
-                process = self.start() if scopes() or networks() else None
+                try:
+                    process = self.start() if scopes() or networks() else None
+                except OSError:  # the disk is full, or there cannot be another process
+                    LOG.exception("what runs the web environment does not start")
+                    time.sleep(RETRY_SECONDS)
 
     def start(self) -> subprocess.Popen[bytes]:
         """The process, with its keys on standard input: not in arguments, which others read."""

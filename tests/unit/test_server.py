@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import socket
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ministack.core import lambda_runtime
-from ministack.services import cloudwatch
+from ministack.services import cloudwatch, lambda_svc
 
-from taplocal.server import alarms, expressions, metrics, releases, timing
+from demo.web import wait_until
+from taplocal.server import (
+    alarms,
+    bounds,
+    events,
+    expressions,
+    metrics,
+    releases,
+    timing,
+    traces,
+    web,
+)
 from taplocal.server import environments as limits
+from tests.unit.test_state import room_for
 
 
 def test_an_alias_shares_its_calls_by_weight() -> None:
@@ -266,3 +283,75 @@ def test_late_metrics_are_not_seen_before(monkeypatch: pytest.MonkeyPatch, measu
             return
         time.sleep(0.05)
     raise AssertionError("the metric has not arrived")
+
+
+def test_a_subsegment_that_has_no_room_is_lost_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AWS_XRAY_DAEMON_ADDRESS", "")
+    traces.receive(tmp_path / "traces.jsonl")
+    host, _, port = os.environ["AWS_XRAY_DAEMON_ADDRESS"].partition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        with room_for(0):
+            sender.sendto(b"{}\n{1}", (host, int(port)))
+            assert wait_until(lambda: "a subsegment is lost" in caplog.text)
+        sender.sendto(b"{}\n{2}", (host, int(port)))
+        assert wait_until(lambda: (tmp_path / "traces.jsonl").read_text() == "{2}\n")
+
+
+def test_the_supervisor_that_cannot_start_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = iter((OSError("No space left on device"), SystemExit("started")))
+
+    def start() -> None:
+        raise next(attempts)
+
+    supervisor = web.Supervisor({})
+    monkeypatch.setattr(supervisor, "start", start)
+    monkeypatch.setattr(web, "networks", lambda: True)
+    monkeypatch.setattr(web, "RETRY_SECONDS", 0.01)
+    with pytest.raises(SystemExit, match="started"):
+        supervisor.watch()
+
+
+def test_an_event_whose_attempt_fails_in_the_emulator_comes_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called = list[Any]()
+
+    def execute(_function: Any, payload: Any) -> dict[str, Any]:
+        called.append(payload)
+        if called.count(payload) == 1:
+            raise OSError("No space left on device")
+        return {}
+
+    monkeypatch.setattr(lambda_svc, "_execute_function", execute)
+    monkeypatch.setattr(events, "THROTTLED_SECONDS", 0.01)
+    queue = events.EventQueue()
+    payloads = range(events.WORKERS + 1)  # one for each thread, and another one
+    for each in payloads:
+        arn = "arn:aws:lambda:eu-west-1:000000000000:function:f"
+        queue.put({"config": {"FunctionName": "f", "FunctionArn": arn}}, each)
+    assert wait_until(lambda: not queue._open)
+    assert Counter(called) == dict.fromkeys(payloads, 2)
+
+
+def test_all_is_bounded_after_a_failure_that_the_log_has_no_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    swept, forever = list[bool](), threading.Event()
+
+    class Full(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError("No space left on device")
+
+    def sweep() -> None:
+        swept.append(True)
+        if len(swept) == 1:
+            raise ValueError
+        forever.wait()
+
+    monkeypatch.setattr(bounds, "sweep", sweep)
+    monkeypatch.setattr(bounds, "SWEEP_SECONDS", 0.01)
+    monkeypatch.setattr(sys, "stderr", Full())
+    bounds.install()
+    assert wait_until(lambda: len(swept) == 2)
