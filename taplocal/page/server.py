@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, urlencode
 
 from taplocal.errors import TapLocalError
 from taplocal.page import PORT, token
+from taplocal.state import write_private
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -205,7 +206,8 @@ async def respond(
 def listening(folder: Path) -> socket.socket:
     """A socket at the port of last time, so that open pages find it again, or at another one."""
     path = folder / PORT
-    last = [int(path.read_text())] if path.exists() else []
+    text = path.read_text() if path.exists() else ""
+    last = [int(text)] if text.isdecimal() else []
     for port in [*last, PREFERRED_PORT, 0]:
         found = socket.socket()
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -214,7 +216,7 @@ def listening(folder: Path) -> socket.socket:
             break
         except OSError:
             found.close()
-    path.write_text(str(found.getsockname()[1]))
+    write_private(path, str(found.getsockname()[1]))
     return found
 
 

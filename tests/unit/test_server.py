@@ -19,6 +19,7 @@ from ministack.core import lambda_runtime
 from ministack.services import cloudwatch, lambda_svc
 
 from demo.web import wait_until
+from taplocal.page import PORT, server
 from taplocal.server import (
     alarms,
     bounds,
@@ -355,3 +356,17 @@ def test_all_is_bounded_after_a_failure_that_the_log_has_no_room_for(
     monkeypatch.setattr(sys, "stderr", Full())
     bounds.install()
     assert wait_until(lambda: len(swept) == 2)
+
+
+def test_the_page_keeps_its_port_and_has_another_after_one_that_is_none(tmp_path: Path) -> None:
+    with server.listening(tmp_path) as first:
+        port = first.getsockname()[1]
+    with server.listening(tmp_path) as again:
+        assert again.getsockname()[1] == port
+    with room_for(0), pytest.raises(OSError):
+        server.listening(tmp_path)
+    assert (tmp_path / PORT).read_text() == str(port)
+    for text in ("", "45a"):
+        (tmp_path / PORT).write_text(text)
+        with server.listening(tmp_path) as found:
+            assert (tmp_path / PORT).read_text() == str(found.getsockname()[1])
