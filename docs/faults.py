@@ -281,7 +281,8 @@ FAULTS: dict[str, list[Fault]] = {
         ),
         Fault(
             "the disk is full", "one line that names the file", AT_ONCE, "what was stored before, and after there is room", "",
-            "unit/state::a_journal_whose_disk_was_full_for_a_moment_has_all_other_changes unit/state::a_state_that_does_not_fit_leaves_the_one_before",
+            "unit/state::a_journal_whose_disk_was_full_for_a_moment_has_all_other_changes unit/state::a_state_that_does_not_fit_leaves_the_one_before "
+            "local/data::what_a_full_disk_did_not_take_is_saved_when_there_is_room",
         ),
         Fault(
             "a setting has any value at all", "an error that names it", "before any resource", NOTHING, "",

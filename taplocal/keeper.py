@@ -21,6 +21,7 @@ import fcntl
 import functools
 import gc
 import json
+import logging
 import os
 import re
 import shutil
@@ -34,6 +35,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
 STATE = "state"
 CURRENT = "current"
 QUIET_SECONDS = 0.25  # without a change, before a snapshot
@@ -64,8 +66,8 @@ class Keeper:
     def __init__(self, folder: Path, events: Callable[[], list[dict[str, Any]]]):
         self.folder, self.state, self.events = folder, folder / STATE, events
         self.state.mkdir(exist_ok=True)
-        link = self.state / CURRENT
-        self.number = int(link.readlink().name) + 1 if link.is_symlink() else 1
+        self.number = self._last() + 1
+        self.announced = 0  # the snapshot before which there is a change
         self.since: float | None = None
         self.telemetry: float | None = None  # since when some is not saved
         self.last = time.monotonic()
@@ -107,13 +109,14 @@ class Keeper:
         threading.Thread(target=self._work, daemon=True).start()
 
     def changed(self) -> None:
-        """Announces a change, once for each snapshot."""
+        """Announces a change, once for each snapshot; OSError if the disk is full."""
         self.last = time.monotonic()
-        if self.since is None:
+        if self.announced != self.number:
             with self._lock:
-                if self.since is None:
-                    self.since = time.time()
+                if self.announced != self.number:
+                    self.since = self.since or time.time()  # to be saved, whatever comes now
                     (self.state / f"unsaved-{self.number}").write_text(str(self.since))
+                    self.announced = self.number
 
     def _note(self, scope: Any, body: bytes = b"") -> Callable[[], None]:
         """What takes note of a request: of one that only reads, nothing."""
@@ -149,6 +152,13 @@ class Keeper:
 
     def save(self) -> bool:
         """Takes a snapshot; does nothing while a command is at work. False if it failed."""
+        try:
+            return self._saved()
+        except OSError:  # the disk is full, or there cannot be another process
+            log.exception("nothing was saved")
+            return False
+
+    def _saved(self) -> bool:
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -158,13 +168,25 @@ class Keeper:
         with self._lock:
             number, self.number = self.number, self.number + 1
             self.since = self.telemetry = None
-        if not (process := os.fork()):
-            self._child(number)
-        os.close(lock)  # the child holds it until it has read what is deployed
-        _, status = os.waitpid(process, 0)
-        if status:
-            self.changed()
+        status = 1
+        try:
+            try:
+                if not (process := os.fork()):
+                    self._child(number)
+            finally:
+                os.close(lock)  # the child holds it until it has read what is deployed
+            _, status = os.waitpid(process, 0)
+        finally:
+            if status:
+                if self._last() != number:
+                    shutil.rmtree(self.state / f"{number}", ignore_errors=True)
+                self.changed()
         return status == 0
+
+    def _last(self) -> int:
+        """The number of the last snapshot; 0 if there is none."""
+        link = self.state / CURRENT
+        return int(link.readlink().name) if link.is_symlink() else 0
 
     def _child(self, number: int) -> None:
         """The forked process: only this thread goes on, with the memory of this moment."""

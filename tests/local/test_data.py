@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from taplocal import emulator, keeper, session, snapshots
 from taplocal.emulator import Emulator
@@ -182,6 +184,25 @@ def test_an_emulator_that_ends_in_the_middle_of_a_change_goes_back_before_it(
     urls = own.client("sqs").list_queues()["QueueUrls"]
     assert [url.rpartition("/")[2] for url in urls] == ["queue-l"]
     assert own.has() == ALL
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="no other process's limits here")
+def test_what_a_full_disk_did_not_take_is_saved_when_there_is_room(own: Own) -> None:
+    own.put("ann")
+    own.saved()
+    pid, before = own.session.cloud.emulator.pid, resource.RLIM_INFINITY
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, before))  # as on a full disk
+    table = own.client("dynamodb")
+    with pytest.raises(ClientError):
+        table.put_item(TableName="things", Item={"id": {"S": "refused"}})
+    time.sleep(1)  # some attempts
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (before, before))
+    table.put_item(TableName="things", Item={"id": {"S": "bob"}})
+    own.saved()
+    own.kill()
+    own.up()
+    assert "it goes on with all that it had" in own.said[0]
+    assert {"ann", "bob"} <= set(own.has()["items"])
 
 
 def test_stop_snapshot_and_restore(own: Own, tmp_path: Path) -> None:

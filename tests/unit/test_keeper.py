@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ministack.core import persistence
 
-from taplocal.keeper import Keeper, unsaved
+from taplocal.keeper import Keeper, kept, unsaved
+from tests.unit.test_state import room_for
 
 
 def request(operation: str, method: str = "POST", path: str = "/") -> dict[str, Any]:
@@ -76,3 +78,65 @@ def test_a_change_that_was_announced_by_half_counts_from_its_file_s_time(tmp_pat
     (tmp_path / "state/unsaved-2").unlink()
     (tmp_path / "state/unsaved-3").symlink_to("gone")  # as one that was saved meanwhile
     assert unsaved(tmp_path) == 2_000_000_000
+
+
+@pytest.fixture
+def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keeper:
+    """A keeper that has saved once."""
+    monkeypatch.setattr(persistence, "PERSIST_STATE", True)
+    made = Keeper(tmp_path, list)
+    made.changed()
+    assert made.save()
+    assert kept(tmp_path)
+    return made
+
+
+def test_what_no_disk_had_room_for_is_saved_when_there_is_room(
+    keeper: Keeper, tmp_path: Path
+) -> None:
+    saved = kept(tmp_path)
+    with room_for(0):
+        for _ in range(2):
+            with pytest.raises(OSError, match="too large"):
+                keeper.changed()
+            assert not keeper.save()
+            assert keeper.since, "it is tried again"
+            assert unsaved(tmp_path)
+    assert kept(tmp_path) == saved
+    assert [each.name for each in keeper.state.glob("[0-9]*")] == ["1"], "halves fill the disk"
+    assert keeper.save()
+    assert unsaved(tmp_path) is None
+    assert (kept(tmp_path) or 0) > (saved or 0)
+
+
+def test_a_snapshot_for_which_no_process_can_be_made_is_taken_later(
+    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> int:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    keeper.changed()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fork", refused)
+        assert not keeper.save()
+    assert keeper.since
+    assert unsaved(tmp_path)
+    assert keeper.save()
+    assert unsaved(tmp_path) is None
+
+
+def test_a_snapshot_that_fails_after_the_switch_stays(
+    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch = keeper._switch
+
+    def killed(target: Path, number: int) -> None:
+        switch(target, number)
+        os.abort()
+
+    saved = kept(tmp_path) or 0
+    keeper.changed()
+    monkeypatch.setattr(keeper, "_switch", killed)
+    assert not keeper.save()
+    assert (kept(tmp_path) or 0) > saved
+    assert unsaved(tmp_path), "nobody knows that it is whole"
