@@ -35,7 +35,8 @@ class Snapshot:
 def take(program: Path, name: str, folder: Path | None = None) -> Path:
     """Copies the data of all environments as they are now, under a name; returns the copy.
 
-    With databases everything is stopped for a moment: their files are copied as they are.
+    With databases everything is stopped for a moment: their files are copied as they are. Raises
+    TapLocalError; then there is no snapshot, and what was stopped runs again.
     """
     folder = (folder or folder_of(program)).resolve()
     emulator, target = own(folder), _path(folder, name)
@@ -46,13 +47,29 @@ def take(program: Path, name: str, folder: Path | None = None) -> Path:
         stops = web.has_data(web.home(folder)) and emulator.running()
         if stops:
             emulators.kill(folder, emulator.pid)
-        target.mkdir(mode=0o700, parents=True)  # in it are files that others may read
-        keeper.copy(folder, target / keeper.STATE)
-        web.copy(web.home(folder), target / web.FOLDER)
-        shutil.copy(folder / emulators.RECORD, target / emulators.RECORD)
-        if stops:
-            _start(folder, emulator)
+        try:
+            _copy(folder, target)
+        except OSError as error:
+            raise TapLocalError(f"{name} is not taken: {_why(error)}") from None
+        finally:
+            if stops:
+                _start(folder, emulator)
     return target
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """Copies all to a snapshot, which has its name when it is whole."""
+    new = target.with_name(f".{target.name}.new")
+    shutil.rmtree(new, ignore_errors=True)  # of a command that was killed
+    try:
+        new.mkdir(mode=0o700, parents=True)  # in it are files that others may read
+        keeper.copy(folder, new / keeper.STATE)
+        web.copy(web.home(folder), new / web.FOLDER)
+        shutil.copy(folder / emulators.RECORD, new / emulators.RECORD)
+        new.rename(target)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
 
 
 def listed(program: Path, folder: Path | None = None) -> list[Snapshot]:
@@ -89,10 +106,20 @@ def restore(program: Path, name: str, folder: Path | None = None, kind: str = ""
 
 def _restore_everything(folder: Path, source: Path) -> None:
     emulators.stop(folder)
-    shutil.copytree(source / keeper.STATE, folder / keeper.STATE, symlinks=True)
-    web.copy(source / web.FOLDER, web.make_home(folder))
-    keeper.go_back(folder)
+    try:
+        shutil.copytree(source / keeper.STATE, folder / keeper.STATE, symlinks=True)
+        web.copy(source / web.FOLDER, web.make_home(folder))
+        keeper.go_back(folder)
+    except OSError as error:
+        emulators.stop(folder)  # half of it would be taken for all
+        why = f"{source.name} is not restored: {_why(error)}; make room, then restore it again"
+        raise TapLocalError(why) from None
     _start(folder, emulators.recorded(source))
+
+
+def _why(error: OSError) -> str:
+    """Why something was not copied; of many files that were not, the first one's reason."""
+    return str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)
 
 
 def _restore_database(folder: Path, snapshot: Snapshot) -> None:
@@ -103,7 +130,7 @@ def _restore_database(folder: Path, snapshot: Snapshot) -> None:
 
 
 def _of_everything(folder: Path) -> Iterator[Snapshot]:
-    for path in (folder / "snapshots").glob("*"):
+    for path in (folder / "snapshots").glob("[!.]*"):
         if created := keeper.kept(path):
             states = (path / keeper.STATE / keeper.CURRENT / "env").glob("*.json")
             environments = ", ".join(sorted(each.stem for each in states))

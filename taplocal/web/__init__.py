@@ -50,12 +50,18 @@ def has_data(home_: Path) -> bool:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copies the data of stopped databases, with their owners; what is there is replaced."""
+    """Copies the data of stopped databases, with their owners; what is there is replaced.
+
+    OSError if that fails.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for part in ("authority", *DATA):
         if (source / part).exists():
             shutil.rmtree(target / part, ignore_errors=True)
-            subprocess.run(["cp", "-Rp", source / part, target], check=True)  # noqa: S607
+            command: list[str | Path] = ["cp", "-Rp", source / part, target]
+            copied = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+            if copied.returncode:
+                raise OSError(copied.stderr.partition("\n")[0] or f"cp ended: {copied.returncode}")
 
 
 def free_port() -> int:

@@ -19,13 +19,14 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from taplocal import emulator, keeper, session, snapshots
+from taplocal import emulator, keeper, session, snapshots, web
 from taplocal.emulator import Emulator
 from taplocal.errors import TapLocalError
 from taplocal.server import names
 from taplocal.session import Session
 from taplocal.state import State
 from tests.local.conftest import HANG_SECONDS, ROOT, taplocal
+from tests.unit.test_state import room_for
 
 PROGRAM = """
 import json
@@ -228,6 +229,45 @@ def test_stop_snapshot_and_restore(own: Own, tmp_path: Path) -> None:
         snapshots.restore(tmp_path, "two", own.data)
     with pytest.raises(TapLocalError, match="a snapshot has a name of letters"):
         snapshots.take(tmp_path, "../one", own.data)
+
+
+def test_a_snapshot_that_does_not_fit_is_none(own: Own, tmp_path: Path) -> None:
+    own.put("ann")
+    own.saved()
+    with room_for(100), pytest.raises(TapLocalError, match=r"one is not taken: .* too large"):
+        snapshots.take(tmp_path, "one", own.data)
+    assert not [*(own.data / "snapshots").iterdir()]
+    half = own.data / "snapshots" / ".one.new"  # of a command that is at work, or was killed
+    shutil.copytree(own.data / keeper.STATE, half / keeper.STATE, symlinks=True)
+    assert snapshots.listed(tmp_path, own.data) == []
+    snapshots.take(tmp_path, "one", own.data)
+    (listed,) = snapshots.listed(tmp_path, own.data)
+    assert listed.name == "one"
+    assert not half.exists()
+    with room_for(100), pytest.raises(TapLocalError, match=r"one is not restored: .* too large"):
+        snapshots.restore(tmp_path, "one", own.data)
+    assert not keeper.kept(own.data)
+    snapshots.restore(tmp_path, "one", own.data)
+    own.session = session.opened(tmp_path, "dev", own.data)
+    assert own.has() == ALL
+
+
+def test_what_a_snapshot_stops_runs_again_when_it_fails(
+    own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (web.home(own.data) / "databases" / "db-1").mkdir(parents=True)
+    cp = tmp_path / "bin" / "cp"
+    cp.parent.mkdir()
+    cp.write_text("#!/bin/sh\necho 'cp: No space left on device' >&2\nexit 1\n")
+    cp.chmod(0o755)
+    own.put("ann")
+    with monkeypatch.context() as patched:
+        patched.setenv("PATH", f"{cp.parent}:{os.environ['PATH']}")
+        with pytest.raises(TapLocalError, match="one is not taken: cp: No space left on device"):
+            snapshots.take(tmp_path, "one", own.data)
+    assert own.condition == "complete"
+    own.session = session.opened(tmp_path, "dev", own.data)
+    assert own.has() == ALL
 
 
 def test_a_copy_is_of_one_snapshot_whatever_follows_meanwhile(
