@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +27,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from taplocal import keeper, ready, web
 from taplocal.errors import TapLocalError
 from taplocal.state import write_private
+from taplocal.web.exchange import opener
 
 ACCOUNT = "000000000000"
 PREFERRED_PORT = 4566
@@ -78,16 +78,17 @@ class Emulator:
     def healthy(self) -> bool:
         """Whether it responds to the health check."""
         try:
-            with urllib.request.urlopen(
-                f"{self.url}/_ministack/health", timeout=HEALTH_SECONDS
-            ) as response:
+            health = f"{self.url}/_ministack/health"
+            with opener.open(health, timeout=HEALTH_SECONDS) as response:
                 return "services" in json.load(response)
         except (OSError, ValueError, TypeError, http.client.HTTPException):
             return False  # nothing listens there, or no MiniStack
 
     def takes_its_keys(self) -> bool:
         """Whether these keys are its root's: another folder's may have taken the port."""
-        config = Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=10)
+        config = Config(
+            retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=10, proxies={}
+        )
         sts = boto3.client(
             "sts",
             endpoint_url=self.url,

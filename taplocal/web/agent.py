@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from taplocal.web.exchange import opener
+
 PERIOD = 1.0  # seconds: the agent's minute, compressed by 60
 READ_LIMIT = 262_144  # bytes of a file at a time; one call takes four times as much
 EVENTS_LIMIT = 10_000  # CloudWatch's, of a call
@@ -176,9 +178,7 @@ class Agent:
 def send(url: str, body: bytes, headers: dict[str, str]) -> None:
     """Sends a request; RuntimeError with what the service says, except that a stream exists."""
     try:
-        urllib.request.urlopen(
-            urllib.request.Request(url, body, headers, method="POST"), timeout=10
-        ).close()
+        opener.open(urllib.request.Request(url, body, headers, method="POST"), timeout=10).close()
     except urllib.error.HTTPError as error:
         text = error.read(READ_LIMIT).decode(errors="replace")
         if "ResourceAlreadyExistsException" not in text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +13,8 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 SECONDS = 30.0
+#: Without proxies: what it opens is on this machine.
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def post(

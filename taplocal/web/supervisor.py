@@ -29,6 +29,7 @@ if __name__ == "__main__":
     sys.dont_write_bytecode = False  # as ministack_server.py
 
 import boto3
+from botocore.config import Config
 
 from taplocal import web
 from taplocal.web import exchange
@@ -74,6 +75,7 @@ class Emulator:
             endpoint_url=self.url,
             aws_access_key_id=self.keys[0],
             aws_secret_access_key=self.keys[1],
+            config=Config(proxies={}),
         )
 
     async def credentials(self, role: str, instance_id: str) -> Mapping[str, Any]:
