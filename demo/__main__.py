@@ -296,7 +296,7 @@ class Demonstration:
 
         def call(method: str, path: str, body: str | None = None, **headers: str) -> Response:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
-            return access.call(self.session, method, path, token, body, **named)
+            return access.call(self.session, method, path, token, body, named)
 
         return call
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import http.client
 import json
 import secrets
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ from taplocal.errors import TapLocalError
 from taplocal.session import Session
 
 TIMEOUT_SECONDS = 60
+URL_CHARACTERS = "%/:?#[]@!$&'()*+,;=~"  # besides letters, digits and -._
 
 
 @dataclass(frozen=True)
@@ -33,41 +34,54 @@ class Response:
         return json.loads(self.body)
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        return None
+class _AsItIs(urllib.request.HTTPErrorProcessor):
+    """Takes redirects and error statuses for responses like any other."""
+
+    def http_response(self, request: Any, response: Any) -> Any:  # noqa: ARG002 - of urllib
+        return response
+
+    https_response = http_response
 
 
 # Without proxies: all URLs are on this machine.
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _AsItIs)
 
 
 def request(
     method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Sends an HTTP request; redirects and error statuses are returned, no response is an error."""
-    call = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))
+    """Sends an HTTP request; redirects and error statuses are returned.
+
+    TapLocalError if there is no whole response, or if HTTP cannot carry what was given.
+    """
     try:
-        response = _opener.open(call, timeout=TIMEOUT_SECONDS)
-    except urllib.error.HTTPError as error:
-        response = error
-    except OSError as error:
+        call = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))
+        with _opener.open(call, timeout=TIMEOUT_SECONDS) as response:
+            text = response.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise TapLocalError(f"{method} {url} failed: {error}") from None
-    with response:
-        text = response.read().decode(errors="replace")
-        return Response(response.status, {k.lower(): v for k, v in response.headers.items()}, text)
+    return Response(response.status, {k.lower(): v for k, v in response.headers.items()}, text)
 
 
 def call(
-    session: Session, method: str, path: str, token: str, body: str | None = None, **headers: str
+    session: Session,
+    method: str,
+    path: str,
+    token: str,
+    body: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Sends a request to the API with an access token; an empty token sends none."""
+    """Sends a request to the API with an access token; an empty token sends none.
+
+    What a URL has no characters for is encoded in the path and its query, as a browser does.
+    """
     sent = {"authorization": f"Bearer {token}"} if token else {}
     if body is not None:
         sent["content-type"] = "application/json"
-    sent.update({name.lower(): value for name, value in headers.items()})
-    url = f"{session.state.api_url}/{path.lstrip('/')}"
-    return request(method.upper(), url, None if body is None else body.encode(), sent)
+    sent.update({name.lower(): value for name, value in (headers or {}).items()})
+    encoded = urllib.parse.quote(path.lstrip("/"), safe=URL_CHARACTERS, errors="surrogateescape")
+    content = None if body is None else body.encode(errors="surrogateescape")
+    return request(method.upper(), f"{session.state.api_url}/{encoded}", content, sent)
 
 
 def upload(

@@ -209,6 +209,13 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise TapLocalError(f"--header takes 'name: value', not {json.dumps(text)}")
+    return name.strip(), value.strip()
+
+
 @app.command()
 def status(
     env: Env = "dev", program: Program = Path(), data: Data = None, as_json: Json = False
@@ -314,12 +321,9 @@ def call(
         raise TapLocalError(f"there is no method {json.dumps(method)}: did you mean {near[0]}?")
     opened = session.opened(program, env, data)
     text = sys.stdin.read() if body == "-" else body
-    headers = {
-        name.strip(): value.strip()
-        for name, _, value in (each.partition(":") for each in header or ())
-    }
+    headers = dict(_header(each) for each in header or ())
     token = _token(opened, user, client, scope)
-    response = access.call(opened, method, path, token, text, **headers)
+    response = access.call(opened, method, path, token, text, headers)
     if as_json:
         _print(
             {

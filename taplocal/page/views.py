@@ -374,12 +374,12 @@ class Environment:
                     )
         return found
 
-    def call(self, method: str, path: str, user: str, body: str = "", **headers: str) -> Json:
+    def call(self, method: str, path: str, user: str, body: str = "") -> Json:
         """Calls the API as a person, who is made if missing, and says which command does it."""
         began = time.time()
         token = access.person_token(self.session, user or PERSON)
         sent = time.time()
-        answer = access.call(self.session, method, path, token, body or None, **headers)
+        answer = access.call(self.session, method, path, token, body or None)
         shown = ["python -m taplocal call", method, f"'{path}'", f"'{body}'" if body else ""]
         return {
             **shown_response(answer),

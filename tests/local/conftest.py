@@ -82,7 +82,7 @@ def robot(deployed: Session) -> Call:
 def caller(deployed: Session, token: str) -> Call:
     def call(method: str, path: str, body: str | None = None, **headers: str) -> Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        response = access.call(deployed, method, path, token, body, **named)
+        response = access.call(deployed, method, path, token, body, named)
         route = f"{method} {re.sub('^/items/[^/?]+$', '/items/{id}', path.partition('?')[0])}"
         if route in operations():
             check_response(route, response.status, response.headers, response.body)

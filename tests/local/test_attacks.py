@@ -269,7 +269,7 @@ AUTHORIZATIONS: dict[str, int] = {
 @pytest.mark.parametrize("value", AUTHORIZATIONS, ids=lambda value: value[:40])
 def test_what_is_no_bearer_token_opens_nothing(deployed: Session, value: str) -> None:
     sent = value.replace("{good}", access.machine_token(deployed, "items/read"))
-    response = access.call(deployed, "GET", "/items", "", authorization=sent)
+    response = access.call(deployed, "GET", "/items", "", headers={"authorization": sent})
     assert_answered(response, AUTHORIZATIONS[value])
 
 
@@ -290,7 +290,7 @@ def test_a_token_in_another_place_is_none(
 ) -> None:
     good = access.machine_token(deployed, "items/read")
     sent = {name: value.replace("{good}", good) for name, value in headers.items()}
-    response = access.call(deployed, "GET", path.replace("{good}", good), "", **sent)
+    response = access.call(deployed, "GET", path.replace("{good}", good), "", headers=sent)
     assert_answered(response, 401)
 
 
