@@ -106,7 +106,8 @@ def _debug(target: Target, seen: Iterable[str], console: Console) -> None:
     names = sorted(x.id for x in state.resources.values() if x.type == FUNCTION)
     ports = {name: DEBUG_PORT + number for number, name in enumerate(names)}
     files = sorted(path for path in seen if path.endswith(".py"))
-    write_private(target.folder / DEBUG, json.dumps({"ports": ports, "files": files}))
+    told = {"dev": os.getpid(), "ports": ports, "files": files}
+    write_private(target.folder / DEBUG, json.dumps(told))
     for name, port in ports.items():
         console.say(f"{name}: its first request waits for a debugger at 127.0.0.1:{port}")
 

@@ -135,7 +135,7 @@ class Gateway:
         call, began = current.get(), time.monotonic()
         try:
             seconds = integration.get("timeoutInMillis", 30_000) / 1000
-            async with asyncio.timeout(None if workers.DEBUG.exists() else seconds):
+            async with asyncio.timeout(None if workers.debugged() else seconds):
                 response = await self._invoke(integration, *arguments, **more)
         except TimeoutError:
             why = "Endpoint request timed out"

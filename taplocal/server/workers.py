@@ -10,6 +10,7 @@ by which it is invoked. `taplocal dev --debug` has it wait for a debugger (debug
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -51,15 +52,20 @@ def change_script() -> None:
 
 
 def debugged() -> dict[str, Any]:
-    """What `taplocal dev --debug` has written: the program's files, name of a function -> port."""
+    """What `taplocal dev --debug` has written: the program's files, name of a function -> port.
+
+    Nothing if its process has gone: one that is killed leaves the file.
+    """
     try:
-        return dict(json.loads(DEBUG.read_text()))
-    except FileNotFoundError:
+        told: dict[str, Any] = json.loads(DEBUG.read_text())
+        os.kill(told["dev"], 0)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return {}
+    return told
 
 
 def debug() -> None:
-    """Starts functions with a debugger, and without timeouts, as long as DEBUG says so."""
+    """Starts functions with a debugger, and without timeouts, as long as `dev --debug` says so."""
     spawn, acquire = lambda_runtime.Worker._spawn, lambda_svc.acquire_worker
     known = debugged()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -25,11 +27,13 @@ from taplocal.server import (
     bounds,
     events,
     expressions,
+    gateway,
     metrics,
     releases,
     timing,
     traces,
     web,
+    workers,
 )
 from taplocal.server import environments as limits
 from tests.unit.test_state import room_for
@@ -370,3 +374,29 @@ def test_the_page_keeps_its_port_and_has_another_after_one_that_is_none(tmp_path
         (tmp_path / PORT).write_text(text)
         with server.listening(tmp_path) as found:
             assert (tmp_path / PORT).read_text() == str(found.getsockname()[1])
+
+
+def test_functions_wait_for_a_debugger_as_long_as_dev_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that was killed has left the file: requests have their time again."""
+    monkeypatch.chdir(tmp_path)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    found = gateway.Gateway()
+
+    async def slow(_: Any) -> tuple[int, dict[str, str], bytes]:
+        await asyncio.sleep(0.1)
+        return 200, {}, b""
+
+    monkeypatch.setattr(found, "_invoke", slow)
+
+    def status() -> int:
+        return asyncio.run(found.invoke({"timeoutInMillis": 10}))[0]  # type: ignore[no-any-return]
+
+    assert (workers.debugged(), status()) == ({}, 503)
+    told = {"dev": os.getpid(), "ports": {"f": 5678}, "files": []}
+    workers.DEBUG.write_text(json.dumps(told))
+    assert (workers.debugged(), status()) == (told, 200)
+    workers.DEBUG.write_text(json.dumps({**told, "dev": ended.pid}))
+    assert (workers.debugged(), status()) == ({}, 503)
