@@ -15,7 +15,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -126,9 +125,12 @@ class Page:
             raise RefusalError(403, "a page of another site sent this")
 
     def knows(self, headers: Mapping[str, str]) -> bool:
-        """Whether the browser has the cookie for the token."""
-        jar = SimpleCookie(headers.get("cookie", ""))
-        given = jar[self.cookie].value if self.cookie in jar else ""
+        """Whether the browser has the cookie for the token.
+
+        Any program on this machine may have given it others, of any form: ports share them.
+        """
+        pairs = (each.strip().partition("=") for each in headers.get("cookie", "").split(";"))
+        given = {name: value for name, _, value in pairs}.get(self.cookie, "")
         return hmac.compare_digest(given.encode(), self.cookie_value.encode())
 
     @property

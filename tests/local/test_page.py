@@ -138,6 +138,16 @@ def test_without_the_cookie_nothing_is_shown_or_done(raw: Send, given: Any) -> N
         assert raw("POST", path, b"{}", *given)[0] == 401, path
 
 
+@pytest.mark.parametrize(
+    "other", ["a=1", "a b=c", 'consent={"ads": 1}', "[a]=1", "a=\u00e9", "a", "=", '"', ""]
+)
+def test_cookies_of_other_programs_of_the_machine_lock_nobody_out(
+    raw: Send, cookie: tuple[str, str], other: str
+) -> None:
+    name, own = cookie
+    assert raw("GET", "/", None, (name, f"{other}; {own}; {other}"))[0] == 200
+
+
 @pytest.mark.parametrize("token", ["", "x", "0" * 24, "\u00e9", "../../x"])
 def test_another_token_opens_nothing(raw: Send, token: str) -> None:
     status, headers, _ = raw("GET", f"/?env=dev&token={token.encode().hex() if token else ''}")
