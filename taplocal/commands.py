@@ -40,6 +40,7 @@ from taplocal.sources import Sources  # noqa: E402
 app = typer.Typer(
     help="The local cloud: tap-stack on an embedded AWS, without Docker or an account.",
     no_args_is_help=True,
+    result_callback=lambda *_: sys.stdout.flush(),  # what cannot be written is an error, too
     pretty_exceptions_enable=False,
 )
 INTERRUPTED = 130
@@ -642,8 +643,6 @@ def main(name: str) -> None:
         _fail(str(error), INTERRUPTED if isinstance(error, InterruptError) else 1)
     except (ClientError, BotoCoreError) as error:
         _fail(f"the emulator returned an error: {error}", 1)
-    except BrokenPipeError:
-        raise SystemExit(0) from None
     except OSError as error:
         _fail(str(of_folder(error)), 1)
     finally:
@@ -652,6 +651,10 @@ def main(name: str) -> None:
 
 def _fail(message: str, status: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    if "--json" in sys.argv:
-        _print({"error": message})
+    try:
+        if "--json" in sys.argv:
+            _print({"error": message})
+        sys.stdout.flush()
+    except OSError:  # it may be what failed: nothing tries again at the end of the process
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(status) from None

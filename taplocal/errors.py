@@ -23,8 +23,9 @@ class UnsupportedError(TapLocalError):
 
 
 def of_folder(error: OSError) -> TapLocalError:
-    """The error of a data folder that cannot be read or written."""
+    """The error of a data folder that cannot be read or written; of no file, what it says."""
+    if not error.filename:
+        return TapLocalError(error.strerror or str(error))
     return TapLocalError(
-        f"{error.strerror or error}: {error.filename or ''}: "
-        "give a folder in which you may write with --data"
+        f"{error.strerror}: {error.filename}: give a folder in which you may write with --data"
     )

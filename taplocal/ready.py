@@ -207,7 +207,7 @@ def _command(connection: socket.socket) -> NoReturn:
     except BaseException:  # noqa: BLE001 - as Python shows it at the end of a process
         traceback.print_exc()
     finally:
-        with contextlib.suppress(OSError):  # who reads it has gone
+        with contextlib.suppress(OSError):  # the command itself has said it
             sys.stdout.flush()
             sys.stderr.flush()
         with contextlib.suppress(OSError):

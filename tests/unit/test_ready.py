@@ -49,7 +49,8 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         patch.setenv("TMPDIR", folder)
         patch.setattr(tempfile, "tempdir", folder)
         patch.setenv("PYTHONPATH", str(ROOT))
-        patch.delenv("TAPLOCAL_READY", raising=False)
+        for name in "TAPLOCAL_READY", "PYTHONUNBUFFERED":
+            patch.delenv(name, raising=False)
         clients = dict(os.environ)
         patch.setenv("OF_WHO_STARTED_IT", "x")
         ready.start()
@@ -107,6 +108,21 @@ def test_a_command_has_the_clients_exit_status(scratch: dict[str, str], program:
         asked = client(program, scratch, *arguments)
         asked.communicate(timeout=HANG_SECONDS)
         assert asked.returncode == status
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("at_once", [True, False])  # alone, as if of another installation; there
+def test_output_that_cannot_be_written_is_an_error(
+    scratch: dict[str, str], program: Path, options: tuple[str, ...], at_once: bool
+) -> None:
+    environment = {**scratch, "PYTHONUNBUFFERED": "1"} if at_once else scratch
+    with open("/dev/full", "w") as full:
+        asked = subprocess.run(
+            [sys.executable, "-m", "taplocal", "status", *options],
+            cwd=program, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=HANG_SECONDS,
+        )  # fmt: skip
+    assert (asked.returncode, asked.stderr) == (1, "error: No space left on device\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
