@@ -95,7 +95,11 @@ def run(name: str) -> int | None:
         return None
     umask = os.umask(0o077)
     os.umask(umask)
-    told = {"name": name, "umask": umask, "folder": os.getcwd(), "environment": dict(os.environ)}
+    try:
+        folder = os.getcwd()
+    except OSError:  # it was deleted
+        return None
+    told = {"name": name, "umask": umask, "folder": folder, "environment": dict(os.environ)}
     with _connected() as connection:
         if not connection:
             return None

@@ -110,6 +110,15 @@ def test_a_command_has_the_clients_exit_status(scratch: dict[str, str], program:
         assert asked.returncode == status
 
 
+def test_a_folder_that_was_deleted_is_an_error(scratch: dict[str, str], program: Path) -> None:
+    away = f"rmdir {program / 'gone'}; exec {sys.executable} -m taplocal status"
+    (program / "gone").mkdir()
+    asked = subprocess.run(
+        ["sh", "-c", away], cwd=program / "gone", env=scratch, capture_output=True, text=True, timeout=HANG_SECONDS,
+    )  # fmt: skip
+    assert (asked.returncode, asked.stderr) == (1, "error: No such file or directory\n")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("options", [(), ("--json",)])
 @pytest.mark.parametrize("at_once", [True, False])  # alone, as if of another installation; there
