@@ -107,10 +107,11 @@ def run(name: str) -> int | None:
             socket.send_fds(connection, [INTERRUPT], [0, 1, 2])
         except OSError:  # one of them is closed
             return None
-        signal.signal(signal.SIGINT, lambda *_: connection.sendall(INTERRUPT))
         connection.sendall(
             json.dumps({**told, "argv": sys.argv, "path": sys.path}).encode() + b"\n"
         )
+        # Not before: what interrupts would be in the middle of the JSON.
+        signal.signal(signal.SIGINT, lambda *_: connection.sendall(INTERRUPT))
         with contextlib.suppress(ConnectionResetError):
             if status := connection.recv(1):
                 return int(status[0])

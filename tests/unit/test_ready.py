@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -148,6 +150,33 @@ def test_a_command_is_interrupted_and_killed_with_its_client(
     interrupted = number == signal.SIGINT
     assert asked.returncode == (130 if interrupted else -number)
     assert ("interrupted while deploying" in errors) is interrupted
+
+
+class Slow:
+    """A connection whose client is interrupted while it sends what it wants."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def sendall(self, content: bytes) -> None:
+        if content != ready.INTERRUPT:
+            os.kill(os.getpid(), signal.SIGINT)
+        self.sent.append(content)
+
+
+def test_nothing_gets_into_what_is_sent_when_it_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow, before = Slow(), signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "argv", ["taplocal", "status"])
+    monkeypatch.setattr(ready, "_connected", lambda: contextlib.nullcontext(slow))
+    monkeypatch.setattr(socket, "send_fds", lambda *_: 1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ready.run("taplocal")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert slow.sent == []
 
 
 def test_what_others_could_have_put_there_is_not_asked(
