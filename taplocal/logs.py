@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -43,13 +44,16 @@ class Logs:
 
     def __init__(self, since: int = 0):
         self._since = since
-        self._seen: dict[str, int] = {}  # an event -> its time
+        self._seen: dict[tuple[Any, ...], int] = {}  # an event -> its time
 
     def new(self, opened: Session, sources: Sources) -> Iterator[dict[str, Any]]:
         """What has come since the last call, oldest first; stacks with the program's lines."""
+        times = Counter[tuple[Any, ...]]()  # an event has no id, and may be equal to another one
         for event in read(opened, ("functions", "instances"), self._since):
             at = event["timestamp"]
-            key = f"{event['logStreamName']} {at} {event['message']}"
+            said = event["log_group"], event["logStreamName"], at, event["message"]
+            times[said] += 1
+            key = (*said, times[said])
             if key not in self._seen:
                 self._seen[key] = at
                 self._since = max(self._since, at - LATE_MS)
