@@ -8,6 +8,7 @@ append_dimensions and aggregation_dimensions.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import time
@@ -57,9 +58,9 @@ class File:
             os.close(file)
         if len(content) < READ_LIMIT or b"\n" in content:
             content = content[: content.rfind(b"\n") + 1]
-        lines = content.decode(errors="replace").splitlines()
-        kept = [each for each in lines if each.strip()][:EVENTS_LIMIT]
-        return kept, self.position + len(content)
+        lines = io.BytesIO(content).readlines()[:EVENTS_LIMIT]
+        texts = [each.decode(errors="replace").rstrip("\r\n") for each in lines]
+        return [each for each in texts if each.strip()], self.position + sum(map(len, lines))
 
 
 class Agent:
@@ -120,6 +121,7 @@ class Agent:
         for file in self.files:
             lines, position = file.read()
             if not lines:
+                file.position = position
                 continue
             where = {"logGroupName": file.group, "logStreamName": file.stream}
             if not file.known:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from taplocal.web.agent import Agent
+from taplocal.web.agent import EVENTS_LIMIT, Agent
 
 
 def agent(*paths: Path) -> Agent:
@@ -45,3 +45,22 @@ def test_new_whole_lines_of_each_file_are_shipped_once(
     assert shipped == [["one", "two"], ["half"]]
     assert [operation for operation, *_ in calls] == ["CreateLogStream", *["PutLogEvents"] * 2]
     assert {group for _, group, _ in calls} == {"busy"}
+
+
+def test_more_lines_than_a_call_takes_are_shipped_by_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line ends with a newline, whatever else is in it."""
+    lines = [f"{number}\u2028{number}" for number in range(EVENTS_LIMIT + 5)]
+    text = "\n" * EVENTS_LIMIT + "".join(f"{each}\r\n" for each in lines)
+    (tmp_path / "busy").write_text(text, newline="")
+    made, shipped = agent(tmp_path / "busy"), list[list[str]]()
+
+    async def call(_service: str, operation: str, arguments: dict[str, Any]) -> None:
+        if operation == "PutLogEvents":
+            shipped.append([x["message"] for x in arguments["logEvents"]])
+
+    monkeypatch.setattr(made, "call", call)
+    for _ in range(4):
+        asyncio.run(made.ship())
+    assert shipped == [lines[:EVENTS_LIMIT], lines[EVENTS_LIMIT:]]
