@@ -318,8 +318,8 @@ def stop(folder: Path) -> None:
     if last and last.owned:
         kill(folder, last.pid)
     (folder / RECORD).unlink(missing_ok=True)
-    for log in ("emulator.log", web.LOG):
-        (folder / log).unlink(missing_ok=True)
+    for name in ("emulator.log", "traces.jsonl", "debug.json", web.LOG):
+        (folder / name).unlink(missing_ok=True)
     for data in (folder / "tmp", folder / keeper.STATE, web.home(folder), folder / web.FOLDER):
         shutil.rmtree(data, ignore_errors=True)
 

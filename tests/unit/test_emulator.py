@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
-from taplocal import emulator
+from taplocal import emulator, keeper, web
 from taplocal.web import agent, supervisor
 
 IDENTITY = b"""<GetCallerIdentityResponse><GetCallerIdentityResult><Account>000000000000</Account>
@@ -50,3 +51,13 @@ def test_no_proxy_is_between_the_emulator_and_those_who_ask_it(url: str) -> None
     sts = supervisor.Emulator(url, "key", "secret").client("sts", "us-east-1")
     assert sts.get_caller_identity()["Account"] == emulator.ACCOUNT
     agent.send(f"{url}/", b"{}", {"X-Amz-Target": "Logs_20140328.PutLogEvents"})
+
+
+def test_a_stopped_emulator_leaves_nothing_of_what_it_had(tmp_path: Path) -> None:
+    for name in "emulator.json", "emulator.log", "traces.jsonl", "debug.json", web.LOG:
+        (tmp_path / name).write_text("{}")
+    emulator.record(tmp_path, emulator.Emulator("http://127.0.0.1:1", "marker"))
+    for folder in tmp_path / "tmp", tmp_path / keeper.STATE, web.home(tmp_path):
+        folder.mkdir(parents=True)
+    emulator.stop(tmp_path)
+    assert not list(tmp_path.iterdir())
