@@ -12,7 +12,6 @@ import ipaddress
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +29,7 @@ from ministack.services import acm, alb, autoscaling, cloudwatch, ec2, rds
 from taplocal import web as files
 from taplocal.emulator import PREFERRED_PORT as EMULATOR_PORT
 from taplocal.server import databases, metrics, scaling, schedules
+from taplocal.server.debuggee import free
 from taplocal.server.guard import App, Body, Message, Receive, Send
 
 Json = dict[str, Any]
@@ -196,17 +196,6 @@ def balancer_xml(balancer: Json) -> str:
     """A load balancer, with the reason why it failed."""
     reason = f"</Code><Reason>{escape(balancer.get('Reason', ''))}</Reason></State>"
     return str(_lb_xml(balancer)).replace("</Code></State>", reason)
-
-
-def free(port: int) -> bool:
-    """Whether nobody listens on a port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def describe_health(parameters: Json) -> Any:
