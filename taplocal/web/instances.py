@@ -372,11 +372,6 @@ class Instance:
         text = owned(self.root / "console.log", self._owner)
         return (text + self._console)[-CONSOLE_LIMIT:]
 
-    def unit_log(self) -> str:
-        """The last 64 KB of what its units wrote to the journal and to /var/log."""
-        paths = [self.root / "journal.log", *sorted((self.root / "var/log").glob("*.log"))]
-        return "".join(owned(each, self._owner) for each in paths)[-CONSOLE_LIMIT:]
-
     @property
     def _owner(self) -> int:
         return os.geteuid() if self.user is None else self.user

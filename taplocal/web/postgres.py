@@ -181,11 +181,6 @@ class Database:
         return shutil.disk_usage(self.spec.folder).free
 
     @property
-    def pending_reboot(self) -> bool:
-        """Whether parameters wait for a reboot."""
-        return any(self._applied.get(name) != value for name, value, _ in self._parameters())
-
-    @property
     def standby(self) -> bool:
         """Whether a failover would lose nothing."""
         return self._synchronous
