@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 import subprocess
 import sys
 import threading
@@ -380,12 +381,12 @@ class Environment:
         token = access.person_token(self.session, user or PERSON)
         sent = time.time()
         answer = access.call(self.session, method, path, token, body or None)
-        shown = ["python -m taplocal call", method, f"'{path}'", f"'{body}'" if body else ""]
+        shown = ["python", "-m", "taplocal", "call", method, path, *([body] if body else [])]
         return {
             **shown_response(answer),
             "seconds": time.time() - sent,
             "sign_in_seconds": sent - began,
-            "command": " ".join([*filter(None, shown), f"--user {user or PERSON}"]),
+            "command": shlex.join([*shown, "--user", user or PERSON]),
         }
 
     def upload(self, query: Mapping[str, str], content: bytes) -> Json:

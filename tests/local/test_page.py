@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -274,12 +275,12 @@ def test_an_alarm_has_its_history_and_its_section_of_the_runbook(ask: Any) -> No
 def test_the_api_is_called_as_a_person(ask: Any) -> None:
     routes = {f"{x['method']} {x['path']}" for x in ask("/routes?env=dev")}
     assert {"POST /items", "GET /files/{id}/content"} <= routes
-    body = {"method": "POST", "path": "/items", "user": "page@example.com", "body": '{"name": "x"}'}
-    found = ask("/call?env=dev", "POST", json.dumps(body).encode())
-    assert found["status"] == 201 and json.loads(found["body"])["name"] == "x"
-    assert found["command"] == (
-        "python -m taplocal call POST '/items' '{\"name\": \"x\"}' --user page@example.com"
-    )
+    body = json.dumps({"name": "Ann's $HOME"})
+    sent = {"method": "POST", "path": "/items", "user": "page@example.com", "body": body}
+    found = ask("/call?env=dev", "POST", json.dumps(sent).encode())
+    assert found["status"] == 201 and json.loads(found["body"])["name"] == "Ann's $HOME"
+    words = ["python", "-m", "taplocal", "call", "POST", "/items", body]
+    assert shlex.split(found["command"]) == [*words, "--user", "page@example.com"]
 
 
 def test_a_file_is_dropped_recorded_and_followed(ask: Any) -> None:
