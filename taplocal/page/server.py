@@ -215,6 +215,7 @@ def listening(folder: Path) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind(("127.0.0.1", port))
+            found.listen()  # until one does, several may have a port
             break
         except OSError:
             found.close()

@@ -376,6 +376,17 @@ def test_the_page_keeps_its_port_and_has_another_after_one_that_is_none(tmp_path
             assert (tmp_path / PORT).read_text() == str(found.getsockname()[1])
 
 
+def test_two_pages_that_start_at_once_have_a_port_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    with server.listening(tmp_path) as some:
+        monkeypatch.setattr(server, "PREFERRED_PORT", some.getsockname()[1])
+    (tmp_path / PORT).unlink()
+    with server.listening(tmp_path) as one, server.listening(tmp_path / "other") as other:
+        assert one.getsockname()[1] == server.PREFERRED_PORT != other.getsockname()[1]
+
+
 def test_functions_wait_for_a_debugger_as_long_as_dev_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
