@@ -20,6 +20,7 @@ from typing import Any
 
 from taplocal import session
 from taplocal.console import Console
+from taplocal.emulator import DEBUG
 from taplocal.errors import TapLocalError
 from taplocal.logs import Logs
 from taplocal.project import Project
@@ -32,7 +33,7 @@ END_SECONDS = 10
 NOISE = re.compile(r'^"(START|END|REPORT) RequestId|"caller": "release-probe"|ELB-HealthChecker')
 
 FUNCTION = "aws:lambda/function:Function"
-DEBUG, DEBUG_PORT = "debug.json", 5678  # in the data folder; the first function's, the usual one
+DEBUG_PORT = 5678  # the first function's, the usual one
 SERVICES = "TAPLOCAL_PRELOAD"  # in the environment: modules of providers for the server
 
 #: Time (epoch, ns), size and inode of a file; None if it is missing.

@@ -31,7 +31,8 @@ from taplocal.web.exchange import opener
 
 ACCOUNT = "000000000000"
 PREFERRED_PORT = 4566
-RECORD = "emulator.json"  # in the data folder
+#: In the data folder.
+RECORD, LOG, TRACES, DEBUG = "emulator.json", "emulator.log", "traces.jsonl", "debug.json"
 START_SECONDS = 30
 PORT_ATTEMPTS = 60
 PROGRAM = Path(__file__).with_name("ministack_server.py")
@@ -201,7 +202,7 @@ def start(folder: Path, region: str, last: Emulator | None) -> Emulator:
     Also if this process is interrupted or cannot write, no emulator is left without a record.
     """
     access_key, secret_key = (last.access_key, last.secret_key) if last else new_keys()
-    log = folder / "emulator.log"
+    log = folder / LOG
     keys = {"access_key": access_key, "secret_key": secret_key}
     scratch = folder / "tmp"
     shutil.rmtree(scratch, ignore_errors=True)  # functions' code that a killed one left
@@ -318,7 +319,7 @@ def stop(folder: Path) -> None:
     if last and last.owned:
         kill(folder, last.pid)
     (folder / RECORD).unlink(missing_ok=True)
-    for name in ("emulator.log", "traces.jsonl", "debug.json", web.LOG):
+    for name in (LOG, TRACES, DEBUG, web.LOG):
         (folder / name).unlink(missing_ok=True)
     for data in (folder / "tmp", folder / keeper.STATE, web.home(folder), folder / web.FOLDER):
         shutil.rmtree(data, ignore_errors=True)

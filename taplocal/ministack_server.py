@@ -15,7 +15,7 @@ def main() -> None:
     """Installs the additions and serves until it is killed."""
     from ministack.app import main as serve
 
-    from taplocal import keeper
+    from taplocal import emulator, keeper
     from taplocal.page import server as page
     from taplocal.server import (
         alarms,
@@ -51,7 +51,7 @@ def main() -> None:
     from taplocal.web import LOG
 
     names.check()
-    log, lines = Path("emulator.log"), Path("traces.jsonl")
+    log, lines = Path(emulator.LOG), Path(emulator.TRACES)
     traces.receive(lines)
     for each in (policies, subjects, athena, releases):
         each.install()

@@ -11,6 +11,7 @@ from typing import Any
 
 from taplocal import logs
 from taplocal.architecture import metrics_of
+from taplocal.emulator import TRACES
 from taplocal.errors import TapLocalError
 from taplocal.session import Session
 from taplocal.sources import Sources
@@ -95,7 +96,7 @@ def _file(session: Session, id_: str) -> Json | None:
 
 def _calls(session: Session, traces: set[str]) -> Iterator[Json]:
     """The traced calls, in the order of their time."""
-    path = session.folder / "traces.jsonl"
+    path = session.folder / TRACES
     found = []
     for line in path.read_text().splitlines() if traces and path.exists() else ():
         each = logs.maybe_json(line)

@@ -18,10 +18,11 @@ from typing import Any
 from ministack.core import lambda_runtime
 from ministack.services import lambda_svc
 
+from taplocal import emulator
 from taplocal.errors import TapLocalError
 from taplocal.server.releases import qualifier_of_call, weights_of
 
-DEBUG = Path("debug.json")  # in the data folder, which is the working directory
+DEBUG = Path(emulator.DEBUG)  # the data folder is the working directory
 DEBUGGEE = str(Path(__file__).with_name("debuggee.py"))
 LIFTED_SECONDS = 86_400
 
