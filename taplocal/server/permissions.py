@@ -2,13 +2,15 @@
 
 Services need a statement in the policy of the function (AddPermission) that names them, and the
 source if it has conditions. Without it, as on AWS, the gateway answers 500, S3 refuses the
-notification, or does not deliver if the permission went later, and topics and rules do not deliver.
+notification, or does not deliver if the permission went later, and topics and rules do not deliver:
+the log of the local cloud tells what S3 and SNS drop, rules have a metric for it.
 A schedule acts with its role, which must trust the scheduler and may do what it does.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +21,7 @@ from taplocal.server.exports import EXPORT_TABLE
 from taplocal.server.metrics import count
 from taplocal.server.releases import UPDATE_ALIAS
 
+LOG = logging.getLogger("permissions")
 SERVICES = ("apigateway", "s3", "sns", "events", "scheduler", "lambda")
 GATEWAY, S3, SNS, EVENTS, SCHEDULER, LAMBDA = (f"{each}.amazonaws.com" for each in SERVICES)
 NO_PERMISSION = (
@@ -79,17 +82,23 @@ def guard_notifications() -> None:
         )
 
     def delivered(function: str, event: Mapping[str, Any], region: str) -> None:
-        bucket = event["Records"][0]["s3"]["bucket"]["arn"]
-        if rights.may_invoke(function, S3, bucket):
+        if _may_invoke(function, S3, event["Records"][0]["s3"]["bucket"]["arn"]):
             deliver(function, event, region)
 
     def published(function: str, envelope: str, topic: str, *message: Any) -> None:
-        if rights.may_invoke(function, SNS, topic):
+        if _may_invoke(function, SNS, topic):
             publish(function, envelope, topic, *message)
 
     s3._validate_notification_configs = validated
     s3._deliver_event_to_lambda = delivered
     sns._deliver_to_lambda = published
+
+
+def _may_invoke(function: str, service: str, source: str) -> bool:
+    may = rights.may_invoke(function, service, source)
+    if not may:
+        LOG.error("%s: %s may not invoke %s", source, service, function)
+    return may
 
 
 def guard_roles() -> None:

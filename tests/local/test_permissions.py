@@ -11,17 +11,23 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from botocore.exceptions import ClientError
 
-from taplocal import access
+from taplocal import access, emulator
 from taplocal.session import Session
-from tests.local.small import HANG_SECONDS, NOTHING, Small, statement
+from tests.local.small import HANG_SECONDS, NOTHING, Small, eventually, statement
+from tests.local.test_file_pipeline import Pipeline
 from tests.local.test_policies import API, FILES
 
 GATEWAY = "apigateway.amazonaws.com"
-OF_FILES = {"FunctionName": FILES}
 
 
 def forbid(small: Small) -> None:
     small.client("lambda").remove_permission(FunctionName=small.name, StatementId="p")
+
+
+def wait_for_dropped(small: Small, source: str, number: int) -> None:
+    """Waits until a bucket or a topic has told so many times that it may not invoke a function."""
+    log = small.deployed.folder / emulator.LOG
+    eventually(lambda: log.read_text(errors="replace").count(f"[permissions] {source}: ") == number)
 
 
 def test_the_gateway_needs_a_permission_for_the_method_and_the_path(small: Small) -> None:
@@ -73,12 +79,13 @@ def test_the_api_of_the_stack_needs_the_permission_that_the_program_registers(
 def test_the_files_of_the_stack_need_the_permission_that_the_program_registers(
     small: Small, deployed: Session
 ) -> None:
-    bucket, before = deployed.outputs["files_bucket_name"], small.count("Invocations", **OF_FILES)
-    put = {"Bucket": bucket, "Key": f"{small.name}/x", "Body": b"x"}
+    pipeline = Pipeline(deployed)
     with without(deployed, FILES):
-        small.client("s3").put_object(**put)
-    small.client("s3").put_object(**put)
-    small.wait_for("Invocations", before + 1, **OF_FILES)
+        pipeline.put("before")
+        wait_for_dropped(small, f"arn:aws:s3:::{deployed.outputs['files_bucket_name']}", 1)
+    pipeline.put("after")
+    assert pipeline.newest("after")
+    assert pipeline.records("before") == {}
 
 
 def test_s3_notifies_no_function_without_its_permission(small: Small) -> None:
@@ -103,6 +110,7 @@ def test_s3_notifies_no_function_without_its_permission(small: Small) -> None:
     put()
     forbid(small)
     s3.put_object(Bucket=small.name, Key="x", Body=b"1")
+    wait_for_dropped(small, source, 1)
     small.permit("s3.amazonaws.com", source)
     s3.put_object(Bucket=small.name, Key="x", Body=b"2")
     small.wait_for("Invocations", 1)
@@ -124,20 +132,27 @@ def test_a_topic_and_a_rule_need_a_permission(small: Small) -> None:
     def put() -> None:
         events.put_events(Entries=[{"Source": "small", "DetailType": "x", "Detail": "{}"}])
 
-    calls: list[tuple[str, str, Callable[[], None]]] = [
-        ("sns.amazonaws.com", topic, publish),
-        ("events.amazonaws.com", rule, put),
+    def wait_for_topic(number: int) -> None:
+        wait_for_dropped(small, topic, number)
+
+    def wait_for_rule(number: int) -> None:
+        small.wait_for("FailedInvocations", number, "AWS/Events", RuleName=small.name)
+
+    calls: list[tuple[str, str, Callable[[], None], Callable[[int], None]]] = [
+        ("sns.amazonaws.com", topic, publish, wait_for_topic),
+        ("events.amazonaws.com", rule, put, wait_for_rule),
     ]
-    for done, (principal, source, call) in enumerate(calls, start=1):
+    for done, (principal, source, call, wait) in enumerate(calls, start=1):
         call()
+        wait(1)
         small.permit(principal, source.replace(small.name, "other"))
         call()
+        wait(2)
         forbid(small)
         small.permit(principal, source)
         call()
         small.wait_for("Invocations", done)
         forbid(small)
-    assert small.count("FailedInvocations", "AWS/Events", RuleName=small.name) == 2
 
 
 def test_a_schedule_needs_its_roles_rights_and_no_permission(small: Small) -> None:
