@@ -35,6 +35,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from taplocal.errors import TapLocalError
+
 log = logging.getLogger(__name__)
 STATE = "state"
 CURRENT = "current"
@@ -42,6 +44,7 @@ QUIET_SECONDS = 0.25  # without a change, before a snapshot
 LOADED_SECONDS = 5.0  # between two snapshots under load
 RETRY_SECONDS = 5.0  # after a snapshot that failed
 SAVE_SECONDS = 60  # the longest a snapshot may take
+WAIT_SECONDS = 2.0 * SAVE_SECONDS  # for what is saved, before that is an error
 TELEMETRY_SECONDS = 60.0  # until what agents send is saved, if nothing else changes
 TELEMETRY = ("PutMetricData", "PutLogEvents")  # of an instance, each second
 FORM = b"application/x-www-form-urlencoded"
@@ -287,9 +290,15 @@ def _time(path: Path) -> float | None:
 
 
 def wait(folder: Path, running: Callable[[], bool]) -> None:
-    """Waits until all changes until now are saved."""
+    """Waits until all changes until now are saved; TapLocalError if they cannot be."""
     began = time.time()
     while running() and (since := unsaved(folder)) and since <= began:
+        if time.time() - began > WAIT_SECONDS:
+            raise TapLocalError(
+                f"nothing was saved for {WAIT_SECONDS:.0f} seconds: the emulator's log in {folder} "
+                "says why, mostly a full disk: make room there. It tries again, and loses nothing "
+                "while it runs"
+            )
         time.sleep(0.05)
 
 

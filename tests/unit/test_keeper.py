@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from ministack.core import persistence
 
+from taplocal import keeper as keepers
+from taplocal.errors import TapLocalError
 from taplocal.keeper import Keeper, kept, unsaved
 from tests.unit.test_state import room_for
 
@@ -107,6 +109,18 @@ def test_what_no_disk_had_room_for_is_saved_when_there_is_room(
     assert keeper.save()
     assert unsaved(tmp_path) is None
     assert (kept(tmp_path) or 0) > (saved or 0)
+
+
+def test_who_waits_for_what_cannot_be_saved_is_told(
+    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keepers, "WAIT_SECONDS", 0.1)
+    keeper.changed()
+    with pytest.raises(TapLocalError, match="says why, mostly a full disk"):
+        keepers.wait(tmp_path, lambda: True)
+    keepers.wait(tmp_path, lambda: False)
+    assert keeper.save()
+    keepers.wait(tmp_path, lambda: True)
 
 
 def test_a_snapshot_for_which_no_process_can_be_made_is_taken_later(
