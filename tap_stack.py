@@ -1210,7 +1210,7 @@ def certificate_alarm(key: str, arn: Input[str]) -> list[Alarm]:
 class Alerts(Component):
     """The encrypted topics of alarms, one of those that page, their subscriptions, the budget.
     Pages are under `pages_key`, or else `key`. It costs next to nothing: e-mail is nearly free, and
-    so are an account's first two budgets."""
+    so are budgets without actions."""
 
     def __init__(
         self,
@@ -2376,8 +2376,10 @@ class Bucket(Component):
         objects = Output.concat(bucket, "/*")
         statements = [tls_only("s3:*", [bucket, objects])]
         if balancer:
-            when = context.acting_for(context.arn("elasticloadbalancing", "loadbalancer/*"))
+            # Of this service AWS documents no `aws:SourceAccount`; its ARNs name the account.
+            source = {"aws:SourceArn": context.arn("elasticloadbalancing", "loadbalancer/*")}
             logs = Output.concat(bucket, "/balancer/AWSLogs/", context.account, "/*")
+            when: Json = {"ArnLike": source}
             statements.append(trust(LOAD_BALANCER_LOGS_SERVICE, "s3:PutObject", on=logs, when=when))
         if access_logs_of:
             arn = Output.concat("arn:", context.partition, ":s3:::")

@@ -384,7 +384,7 @@ NEEDS: dict[str, list[Need]] = {
         "storage-logs",
         delivers("storage-logs", "assets"),
         Need("s3:PutObject", "Bucket/storage-logs-bucket/balancer/AWSLogs/<account>/*", OF_BALANCER_LOGS, who="logdelivery.elasticloadbalancing.amazonaws.com",
-             when=source("arn:aws:elasticloadbalancing:<region>:<account>:loadbalancer/*")),
+             when={"ArnLike": {"aws:SourceArn": "arn:aws:elasticloadbalancing:<region>:<account>:loadbalancer/*"}}),
     ),
     "api-invoke": [Need("lambda:InvokeFunction", "Live/tap-stack-api-<env>", "each request of the API", "item get", who="apigateway.amazonaws.com",
                         when={"ArnLike": {"aws:SourceArn": "arn:aws:execute-api:<region>:<account>:api/*"}})],

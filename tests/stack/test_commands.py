@@ -140,6 +140,14 @@ def test_a_line_of_shell_is_taken_apart() -> None:
     assert len(documented()) > 100
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_no_line_of_shell_has_what_zsh_reads_otherwise(path: Path) -> None:
+    """By default an interactive zsh has no comments, and `$ENV:live` is `$ENV` in lower case."""
+    program = re.compile(r" *(make|aws|pulumi|export|eval|for|git|\.?venv/\S+) ")
+    lines = [line for whole, line in texts(path) if whole and program.match(f"{line} ")]
+    assert [x for x in lines if re.search(r"\s#|\$[A-Za-z_]+:[a-zA-Z]", x)] == []
+
+
 @pytest.mark.parametrize("command", of("make"))
 def test_a_target_of_make_exists_and_its_variables_are_used(command: Command) -> None:
     for word in command.words[1:]:
