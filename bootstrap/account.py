@@ -73,6 +73,9 @@ class BootstrapArgs(TapStackArgs):
         ("dev", "staging", "prod"), texts_like(ENVIRONMENT, "environments such as dev or prod-eu")
     )
     """The environments that workflows deploy, each with a role of its own."""
+    github_provider: bool = setting(True)
+    """Make GitHub's identity provider. An account has one, whatever its projects: false if it is
+    there already."""
 
     def subject(self, claim: str) -> str:
         """The subject of a token that a workflow of the repository gets from GitHub."""
@@ -142,7 +145,8 @@ class Access(Component):
     """GitHub's identity provider, and for each environment what its workflows may do.
 
     A boundary of the stack's roles, and the roles `plan`, of pull requests, `drift`, of the main
-    branch by night, and `deploy`, of the environment with its reviewers. Costs nothing.
+    branch by night, and `deploy`, of the environment with its reviewers. Costs nothing. The
+    provider stays when the rest is deleted: other projects may use it.
     """
 
     def __init__(self, name: str, args: BootstrapArgs, state: State, opts: Options = None):
@@ -153,12 +157,16 @@ class Access(Component):
             "region": aws.get_region().region,
             "account": aws.get_caller_identity().account_id,
         }
-        self.provider = aws.iam.OpenIdConnectProvider(
-            *self.child("github"), url=f"https://{GITHUB}", client_id_lists=["sts.amazonaws.com"]
-        )
+        self.provider_arn: Any = self._arn(f"iam::{{account}}:oidc-provider/{GITHUB}")
+        if args.github_provider:
+            self.provider_arn = aws.iam.OpenIdConnectProvider(
+                *self.child("github", retain_on_delete=True),
+                url=f"https://{GITHUB}",
+                client_id_lists=["sts.amazonaws.com"],
+            ).arn
         #: Environment -> ARN of its boundary, and of its roles by name.
         self.arns = {each: self._environment(each) for each in args.environments}
-        self.register_outputs({"provider_arn": self.provider.arn})
+        self.register_outputs({"provider_arn": self.provider_arn})
 
     def _arn(self, place: str) -> str:
         return f"arn:{self.here['partition']}:{place.format(**self.here)}"
@@ -214,7 +222,7 @@ class Access(Component):
         token = {
             "Effect": "Allow",
             "Action": ["sts:AssumeRoleWithWebIdentity"],
-            "Principal": {"Federated": self.provider.arn},
+            "Principal": {"Federated": self.provider_arn},
             "Condition": {
                 "StringEquals": {
                     f"{GITHUB}:aud": "sts.amazonaws.com",

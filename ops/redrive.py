@@ -15,6 +15,7 @@ is as fast as the function, and slower while that is throttled or fails.
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import time
@@ -195,7 +196,8 @@ def main(
 
     try:
         config = Config(read_timeout=READ_TIMEOUT_SECONDS)
-        clients = boto3.client("sqs"), boto3.client("lambda", config=config)
+        of: Any = {"region_name": os.environ.get("AWS_REGION")}  # the SDK's name for it is another
+        clients = boto3.client("sqs", **of), boto3.client("lambda", config=config, **of)
         progress(redrive(*clients, queue_url, function, dry_run), typer.echo)
     except (BotoCoreError, ClientError) as error:
         typer.echo(f"error: {error}", err=True)

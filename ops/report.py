@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -124,7 +125,8 @@ def main(
     try:
         if not (name or as_json):
             raise ReportError("name a report, or give --json")
-        athena = boto3.client("athena")
+        # The SDK's name for this variable is another.
+        athena = boto3.client("athena", region_name=os.environ.get("AWS_REGION"))
         reports = [run(athena, each) for each in saved_queries(athena, workgroup, name)]
     except (BotoCoreError, ClientError, ReportError) as error:
         typer.echo(f"error: {error}", err=True)

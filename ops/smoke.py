@@ -61,7 +61,7 @@ class Stack:
         if not keys.token:
             del os.environ["AWS_SESSION_TOKEN"]
         self.region, self.table = region, outputs["table_name"]
-        project, environment = outputs["function_name"].split("-api-")
+        project, environment = outputs["function_name"].rsplit("-api-", 1)
         self.paging_key = f"/{project}/{environment}/paging-key"
         self.on_aws = not any(name.startswith("AWS_ENDPOINT_URL") for name in os.environ)
         self.sdk = {name: boto3.client(name, region_name=region) for name in ("dynamodb", "ssm")}

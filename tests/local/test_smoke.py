@@ -48,6 +48,13 @@ def test_a_check_that_fails_is_named_and_is_the_exit_code(deployed: Session) -> 
     assert all("ParameterNotFound" in line for line in failed)
 
 
+@pytest.mark.parametrize("name", ["acme-api-api-dev", "my-api-shop-api-dev"])
+def test_the_name_of_a_project_may_have_that_of_the_function(deployed: Session, name: str) -> None:
+    done = smoke(deployed, {**deployed.outputs, "function_name": name})
+    assert done.stderr == ""
+    assert f"/{name.removesuffix('-api-dev')}/dev/paging-key" in done.stdout
+
+
 def test_other_input_than_outputs_is_an_error_without_a_trace(deployed: Session) -> None:
     done = smoke(deployed, {})
     assert (done.returncode, done.stdout) == (2, "")

@@ -73,6 +73,17 @@ def test_subjects_have_the_ids_of_a_newer_repository() -> None:
     assert found["tap-stack-dev-deploy"] == "repo:acme@12/tap-stack@345:environment:dev"
 
 
+def test_an_account_that_has_githubs_provider_keeps_it() -> None:
+    (provider,) = of("OpenIdConnectProvider").values()
+    assert provider["url"] == f"https://{GITHUB}"
+    assert of("OpenIdConnectProvider", github_provider="false") == {}
+    trusted = [
+        statements(x["assumeRolePolicy"]) for x in of("Role", github_provider="false").values()
+    ]
+    named = {each["Principal"].get("Federated") for (each,) in trusted}
+    assert named == {None, f"arn:aws:iam::{ACCOUNT}:oidc-provider/{GITHUB}"}
+
+
 def test_policies_fit_and_are_all_attached() -> None:
     policies, attached = of("Policy"), of("RolePolicyAttachment")
     roles: dict[str, int] = {}

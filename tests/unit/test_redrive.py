@@ -193,11 +193,19 @@ def test_the_command_says_how_to_go_on_when_it_is_stopped(
     pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clients = {"sqs": Queue(*map(letter, range(3))), "lambda": Function(None, KeyboardInterrupt())}
-    monkeypatch.setattr("boto3.client", lambda name, **_: clients[name])
+    regions = []
+
+    def client(name: str, region_name: str, **_: Any) -> Any:
+        regions.append(region_name)
+        return clients[name]
+
+    monkeypatch.setattr("boto3.client", client)
+    monkeypatch.setenv("AWS_REGION", "eu-west-9")
     app = typer.Typer()
     app.command()(main)
     result = CliRunner().invoke(app, ["--queue-url", "url", "--function", "files"])
     assert result.exit_code == 130
+    assert regions == ["eu-west-9", "eu-west-9"]
     assert '1 of 3: "ann/0": redriven' in result.output
     assert "run it again to go on" in result.output
     assert "1 redriven, 0 seen and left in the queue" in result.output

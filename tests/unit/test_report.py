@@ -122,7 +122,12 @@ def test_bars_are_as_long_as_their_values_and_fit_a_terminal() -> None:
 
 
 def invoked(monkeypatch: pytest.MonkeyPatch, athena: Any, *arguments: str) -> Any:
-    monkeypatch.setattr("boto3.client", lambda service: athena)
+    def client(service: str, region_name: str) -> Any:
+        assert (service, region_name) == ("athena", "eu-west-9")
+        return athena
+
+    monkeypatch.setattr("boto3.client", client)
+    monkeypatch.setenv("AWS_REGION", "eu-west-9")
     return CliRunner().invoke(app, ["--workgroup", "w", *arguments])
 
 
