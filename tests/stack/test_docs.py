@@ -36,6 +36,11 @@ def test_the_contract_has_every_route_with_its_scope_and_no_other() -> None:
         }
 
 
+def test_the_contract_is_the_same_for_readers_of_yaml_1_2() -> None:
+    """They know no merge keys: `<<` would be a key of that name."""
+    assert not re.search(r"^\s*<<:", (ROOT / "openapi.yaml").read_text(), re.MULTILINE)
+
+
 def test_the_contract_states_the_codes_own_limits() -> None:
     schemas = contract()["components"]["schemas"]
     assert schemas["Id"]["pattern"] == f"^{tap_stack.ITEM_ID.pattern}$"
