@@ -2892,9 +2892,9 @@ def text_beside(name: str) -> str:
         return file.read()
 
 
-def has_current(request: Request, tag: str) -> bool:
+def has_current(request: Request, tag: str = "") -> bool:
     """Whether a reader has what is under this tag; Problem 412 (RFC 9110, 13.2.2). A weak tag never
-    matches If-Match. A write to what If-None-Match names is 412 as well."""
+    matches If-Match. A write to what If-None-Match names is 412 as well. Files have no tag."""
     wanted = request.etags("if-match")
     seen = [each.removeprefix("W/") for each in request.etags("if-none-match")]
     if wanted and "*" not in wanted and tag not in wanted:
@@ -3006,7 +3006,7 @@ class Request:
 
     def _check_media_type(self, media_types: Sequence[str]) -> None:
         """Problem 415 for another media type, charset or content coding (RFC 9110, 15.5.16)."""
-        content_type = self.headers.get("content-type", "").lower().translate({34: "", 32: ""})
+        content_type = re.sub('[ \t"]', "", self.headers.get("content-type", "").lower())
         kind, *parameters = content_type.split(";")
         charsets = {each for each in parameters if each.startswith("charset=")}
         if kind not in media_types or charsets - {"charset=utf-8"}:
@@ -4781,8 +4781,9 @@ def newest_of(file: Item, old: Item) -> Item | None:
     if current := head_object(target)[0]:
         version = find_version(file, current)
         return newest_item(version) if version and "failure" not in version else None
-    ends = filter(None, map(end_of, versions(file)))
-    last = next((x for x in versions(file) if "delete_marker" not in x), file)
+    records, known, others = itertools.tee(versions(file), 3)
+    ends, sized = filter(None, map(end_of, records)), (x for x in known if "size" in x)
+    last = next(itertools.chain(sized, (x for x in others if "delete_marker" not in x)), file)
     sequencers = (x["sequencer"]["S"] for x in (file, old) if x)
     return {
         **last,
@@ -5040,11 +5041,12 @@ def download_url(method: str, key: str, version_id: str, name: str) -> str:
     """Where S3 gives a version to whoever has the URL: "Using query parameters", S3 API."""
     signer, scope, secret_key = signer_fields(time.time())
     scheme, host, path = bucket_address()
+    name = quote(name[-100:], safe="")  # S3 takes 8,192 bytes of a request's line and headers
     query = {
         **{f"X-Amz-{each}": value for each, value in signer.items()},
         "X-Amz-Expires": str(DOWNLOAD_SECONDS),
         "X-Amz-SignedHeaders": "host",
-        "response-content-disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",
+        "response-content-disposition": f"attachment; filename*=UTF-8''{name}",
         "versionId": version_id,
     }
     shown = "&".join(f"{quote(x, safe='')}={quote(query[x], safe='')}" for x in sorted(query))
@@ -5126,8 +5128,11 @@ def restore_version(request: Request) -> Response:
     """POST /files/{id}/versions: a copy of an older version, which becomes the newest. The first
     one of an environment loads the SDK, half a second."""
     file, wanted = own_file(request), request.object("application/json")
-    if wanted.keys() != {"version_id"} or not is_like(".{1,1024}", wanted["version_id"]):
-        raise invalid_fields({"/version_id": "version_id, the only field, is one of versions."})
+    has_current(request)
+    right = is_like(".{1,1024}", wanted.get("version_id"))
+    if wrong := [x for x in {"version_id": 0, **wanted} if x != "version_id" or not right]:
+        why = "version_id, the only field, is one of versions."
+        raise invalid_fields({pointer([x]): why for x in wrong})
     version = with_content(request, file, wanted["version_id"])
     if version["sequencer"] == file["sequencer"] and "deleted_at" not in file:
         raise Problem(409, "It is the newest version.")
@@ -5177,6 +5182,7 @@ def delete_file(request: Request) -> Response:
     if request.path_id() in ("report", "totals"):  # whose GET is another resource's
         return no_route(request)
     file = own_file(request)
+    has_current(request)
     if "deleted_at" in file:
         raise Problem(404, "The file is deleted already.")
     target = {"Bucket": os.environ["BUCKET_NAME"], "Key": file["key"]["S"]}
@@ -5324,18 +5330,20 @@ def parse_day(name: str, text: str) -> date:
 GUARDDUTY = "malware-protection-plan.guardduty.amazonaws.com"
 SCAN_RESULT = "GuardDuty Malware Protection Object Scan Result"
 #: Event -> the changes of the files table that it tells: which record was inserted or modified,
-#: whether it was deleted before, and whether it is now.
+#: whether it was deleted before, and whether it is now; the last one was told before it was known.
 FILE_EVENTS = {
     "recorded": (("INSERT", "version#", False, False), ("MODIFY", "newest", True, False)),
-    "deleted": (("MODIFY", "version#", False, True), ("INSERT MODIFY", "newest", False, True)),
-}
+    "deleted": (("MODIFY", "version#", False, True), ("INSERT MODIFY", "newest", False, True),
+                ("MODIFY", "newest", True, True, False)),
+}  # fmt: skip
 
 
-def event_pattern(changes: str, record: str, was_deleted: bool, deleted: bool) -> str:
+def event_pattern(changes: str, record: str, was: bool, deleted: bool, known: bool = True) -> str:
     """The changes as a pattern; what could not be read and delete markers have no size."""
     new: Json = {"record": {"S": [{"prefix": record}]}, "size": {"N": [{"exists": True}]}}
-    new["deleted_at"], old = ({"S": [{"exists": x}]} for x in (deleted, was_deleted))
-    images = {"NewImage": new, "OldImage": {"deleted_at": old}}
+    new["deleted_at"], old = ({"S": [{"exists": x}]} for x in (deleted, was))
+    unknown = {} if known else {"size": {"N": [{"exists": False}]}}
+    images = {"NewImage": new, "OldImage": {"deleted_at": old, **unknown}}
     return json.dumps({"eventName": changes.split(), "dynamodb": images})
 
 

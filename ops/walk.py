@@ -127,6 +127,8 @@ class Walk:
         form = self.call("POST", "/files", wanted)
         if form.status == 404:  # a stack without this system
             return
+        if form.status == 422 and b'"/content_type"' in form.body:  # one that takes no texts
+            return
         yield Check("POST /files is 201", form.status == 201, _shown(form))
         if form.status != 201:
             return

@@ -216,7 +216,8 @@ DIFFERENCES = (
     ),
     Difference(
         "addresses", OTHERWISE, "names of AWS, or yours, are found by DNS and have TLS",
-        "API and sign-in are below the emulator's URL, which `status` shows; no name is resolved",
+        "API and sign-in are below the emulator's URL, which `status` shows: to it Location, Link "
+        "and the contract's server, which begin at the root, are to be joined; no name is resolved",
         "apigatewayv2/Api apigatewayv2/DomainName apigatewayv2/ApiMapping cognito/UserPoolDomain "
         "route53/Record",
     ),

@@ -385,7 +385,9 @@ def traces(small: Small) -> None:
 def addresses(small: Small) -> None:
     outputs, emulator = small.deployed.outputs, small.deployed.cloud.emulator.url
     assert outputs["api_url"].startswith(f"{emulator}/")
-    assert access.person_token(small.deployed, "ann@example.com")  # at the emulator's own URL
+    token = access.person_token(small.deployed, "ann@example.com")  # at the emulator's own URL
+    made = access.call(small.deployed, "POST", "/items", token, "{}")
+    assert made.headers["location"].startswith("/items/")
     zone = small.client("route53").list_hosted_zones()["HostedZones"]
     assert zone == []  # records are in the state alone
 

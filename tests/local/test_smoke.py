@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ops.walk import Response, Walk
 from taplocal import access
 from taplocal.session import Session
 from tests.local.conftest import HANG_SECONDS, ROOT
@@ -53,6 +54,16 @@ def test_the_name_of_a_project_may_have_that_of_the_function(deployed: Session, 
     done = smoke(deployed, {**deployed.outputs, "function_name": name})
     assert done.stderr == ""
     assert f"/{name.removesuffix('-api-dev')}/dev/paging-key" in done.stdout
+
+
+@pytest.mark.parametrize(("pointer", "checks"), [("/content_type", 0), ("/name", 1)])
+def test_a_stack_that_takes_no_texts_has_no_file_walked(
+    monkeypatch: pytest.MonkeyPatch, pointer: str, checks: int
+) -> None:
+    problem = json.dumps({"errors": [{"pointer": pointer}]}).encode()
+    walked = Walk("http://127.0.0.1:1", "token")
+    monkeypatch.setattr(walked, "call", lambda *_: Response(422, {}, problem))
+    assert [each.passed for each in walked.file()] == [False] * checks
 
 
 def test_other_input_than_outputs_is_an_error_without_a_trace(deployed: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import random
 import threading
@@ -21,9 +22,18 @@ from hypothesis import strategies as st
 import tap_stack
 from content_types import Start, content_type_of
 from tap_stack import RecordsFailed, Upload, file_id, record_files
-from tests.fakes import FakeContext, FakeDynamoDB, FakeS3, Item, client_error, service_error
+from tests.fakes import (
+    FakeContext,
+    FakeDynamoDB,
+    FakeS3,
+    Item,
+    client_error,
+    copied,
+    service_error,
+)
 from tests.unit.conftest import ENVIRONMENT
 from tests.unit.test_content_types import jpeg, png, tiff
+from tests.unit.test_pipes import told_by
 
 DAY = "2026-11-21"
 
@@ -817,9 +827,25 @@ class History:
         self.chance = random.Random(seed)  # noqa: S311 - a test, no secret
         self.waiting: list[dict[str, Any]] = []
         self.scans: dict[str, str] = {}  # version -> the result of its scan
+        self.told: dict[str, str] = {}  # key -> the last event of the file as it is
+        for write in ("_put", "_update"):
+            of_class = getattr(type(pipeline.table), write)
+            setattr(pipeline.table, write, functools.partial(self.write, of_class))
         pipeline.table.tables["files"].clear()
         self.s3.objects.clear()
         self.s3.history.clear()
+
+    def write(self, apply: Any, arguments: dict[str, Any]) -> Any:
+        """Writes an item of the table; the event of the file, if its stream has one, is told."""
+        table = self.pipeline.table
+        old = copied(table._item(arguments))
+        written, new = apply(table, arguments), table._item(arguments)
+        if new and new["record"]["S"] == "newest":
+            images = {"NewImage": new, **({"OldImage": old} if old else {})}
+            record = {"eventName": "MODIFY" if old else "INSERT", "dynamodb": images}
+            for event in told_by(record):
+                self.told[new["key"]["S"]] = event
+        return written
 
     def act(self, number: int, step: str, key: str, body: bytes) -> None:
         """Changes the bucket, which has an event."""
@@ -875,8 +901,10 @@ class History:
         if history and (key, history[-1]) in self.s3.objects:
             assert (newest["version_id"], "deleted_at" in newest) == (history[-1], False)
             assert (newest["files_of"], "type_of" in newest) == ("ann/", True)
+            assert self.told.get(key) != "deleted"
         else:
             assert newest["deleted_at"]
+            assert self.told.get(key) == ("deleted" if "size" in newest else None)
             assert (newest["files_of"], "type_of" in newest) == ("ann/deleted", False)
         assert newest.get("scan_result") == self.scans.get(newest["version_id"])
 

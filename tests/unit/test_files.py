@@ -359,6 +359,14 @@ def test_with_malware_protection_only_what_was_scanned_is_given_out(
             assert "retry-after" not in response.headers
 
 
+def test_the_address_of_the_longest_name_is_one_that_s3_takes(api: Api) -> None:
+    """S3 refuses a request whose line and headers have more than 8,192 bytes; a token has 1,100."""
+    name = "ä" * 480 + ".pdf"
+    location = api("GET", f"/files/{upload(api, f'ann/{name}')}/content").headers["location"]
+    assert len(location) < 8_192 - 2_000
+    assert "%25C3%25A4.pdf&" in location
+
+
 def test_the_paths_of_totals_and_report_are_no_files(api: Api) -> None:
     for method, name in itertools.product(("DELETE", "PUT"), ("report", "totals")):
         response = api(method, f"/files/{name}", {} if method == "PUT" else None)
@@ -369,7 +377,9 @@ def test_the_paths_of_totals_and_report_are_no_files(api: Api) -> None:
 def test_a_file_is_deleted_once_and_its_versions_stay(api: Api) -> None:
     identity = upload(api, "ann/a", b"one")
     assert_problem(api("DELETE", f"/files/{identity}", caller="bob"), 404, "There is no such file.")
-    assert api("DELETE", f"/files/{identity}").status == 204
+    for condition in ({"if_match": '"x"'}, {"if_none_match": "*"}):
+        assert_problem(api("DELETE", f"/files/{identity}", **condition), 412)
+    assert api("DELETE", f"/files/{identity}", if_match="*").status == 204
     name = "ObjectRemoved:DeleteMarkerCreated"
     event = created("ann/a", f"{9:08X}", "m1", eventName=name)
     tap_stack.record_files({"Records": [event]}, FakeContext())
@@ -396,8 +406,18 @@ def test_a_version_is_restored_by_a_copy_that_becomes_the_newest(api: Api) -> No
     assert_problem(api("POST", path, {"version_id": "v1"}), 409, "It is the newest version.")
     missing = "There is no such version, or it is deleted."
     assert_problem(api("POST", path, {"version_id": "v7"}), 404, missing)
-    for wrong in ({}, {"version_id": 1}, {"version_id": ""}, {"version_id": "v0", "x": 1}):
-        assert_problem(api("POST", path, wrong), 422, kind="invalid-fields")
+    here, other = "/version_id", "/x~1"
+    for wrong, pointers in (
+        ({}, [here]),
+        ({"version_id": 1}, [here]),
+        ({"version_id": ""}, [here]),
+        ({"version_id": "v0", "x/": 1}, [other]),
+        ({"x/": 1}, [here, other]),
+    ):
+        response = api("POST", path, wrong)
+        assert_problem(response, 422, kind="invalid-fields")
+        assert [each["pointer"] for each in response.json["errors"]] == pointers
+    assert_problem(api("POST", path, {"version_id": "v0"}, if_match='"x"'), 412)
     restored = api("POST", path, {"version_id": "v0"})
     assert (restored.status, restored.json) == (201, {"version_id": "c2"})
     assert restored.headers["location"] == f"/files/{identity}"

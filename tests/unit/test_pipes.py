@@ -55,6 +55,8 @@ def told_by(record: dict[str, Any]) -> set[str]:
         (change("MODIFY", NEWEST | SIZE | GONE, NEWEST | SIZE), {"deleted"}),
         (change("INSERT", NEWEST | SIZE | GONE), {"deleted"}),
         (change("MODIFY", NEWEST | SIZE | GONE, NEWEST | SIZE | GONE), set()),
+        (change("MODIFY", NEWEST | SIZE | GONE, NEWEST | GONE), {"deleted"}),
+        (change("MODIFY", NEWEST | GONE, NEWEST | GONE), set()),
         (change("MODIFY", NEWEST | SIZE, NEWEST | SIZE | GONE), {"recorded"}),
         (change("MODIFY", {"record": "a/2026-11-28/text/plain/0", "bytes": "3"}), set()),
         ({"eventName": "REMOVE", "dynamodb": {"OldImage": image(VERSION | SIZE)}}, set()),

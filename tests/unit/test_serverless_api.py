@@ -134,14 +134,18 @@ def test_another_content_type_is_415_and_named(api: Api, content_type: str) -> N
     assert response.headers["accept"] == "application/json"
 
 
-@pytest.mark.parametrize("kind", ["{}", "{};charset=utf-8", '{} ; v=1; Charset="UTF-8"', "{};"])
+@pytest.mark.parametrize(
+    "kind", ["{}", "{};charset=utf-8", "{};\tcharset=utf-8", '{} ; v=1; Charset="UTF-8"', "{};"]
+)
 def test_a_body_is_utf_8(api: Api, kind: str) -> None:
     assert api("POST", "/items", {}, content_type=kind.format("Application/JSON")).status == 201
 
 
-@pytest.mark.parametrize("charset", ["latin1", '"utf-16"', "us-ascii", "", "utf-8; charset=utf-7"])
+@pytest.mark.parametrize(
+    "charset", ["latin1", "\tlatin1", '"utf-16"', "us-ascii", "", "utf-8; charset=utf-7"]
+)
 def test_another_charset_is_415(api: Api, charset: str) -> None:
-    kind = f"application/json; charset={charset}"
+    kind = f"application/json;\tcharset={charset}"
     response = api("POST", "/items", {}, content_type=kind)
     assert_problem(response, 415, "UTF-8")
     assert response.headers["accept"] == "application/json"
