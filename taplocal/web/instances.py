@@ -48,6 +48,7 @@ LISTEN_SECONDS = 2  # how long `systemctl start` waits for a socket, so that wha
 STOP_SECONDS = 5
 CONSOLE_LIMIT = 65_536  # bytes, EC2's
 POSTGRES_PORT = 5432
+LOOKS = ("is-active", "status")  # verbs of systemctl that change nothing
 SHIM = Path(__file__).with_name("shim.py")
 AGENT = "opt/aws/amazon-cloudwatch-agent"
 FOLDERS = f"""bin etc/logrotate.d etc/systemd/system home mnt opt root run srv tmp usr/lib/systemd
@@ -431,7 +432,7 @@ class Instance:
             self.state = "stopped"
             await asyncio.gather(*(each.stop(STOP_SECONDS) for each in self.units.values()))
             return 0, ""
-        done = [await self._verb(verb, self._unit(name), options) for name in names]
+        done = [await self._verb(verb, self._unit(name, verb in LOOKS), options) for name in names]
         text = "\n".join(text for _, text in done if text)
         return max((status for status, _ in done), default=1), text
 
@@ -442,16 +443,17 @@ class Instance:
         if verb in ("start", "restart", "reload-or-restart") or (verb == "enable" and now):
             await unit.start()
             await self._listens(unit)
-        if verb in ("is-active", "status"):
+        if verb in LOOKS:
             shown = unit.state if verb == "is-active" else f"{unit.name}\n   Active: {unit.state}"
             return (0 if unit.state == "active" else 3), shown
         known = "start stop restart try-restart reload-or-restart enable disable is-enabled".split()
         return (0, "") if verb in known else (1, f"systemctl {verb} cannot be done here")
 
-    def _unit(self, name: str) -> Unit:
+    def _unit(self, name: str, only_looks: bool) -> Unit:
+        """A unit as its file is now, but one that runs, or that is only looked at, as it is."""
         name = name if "." in name else f"{name}.service"
         unit = self.units.get(name)
-        if unit and unit.state in ("active", "activating"):
+        if unit and (only_looks or unit.state in ("active", "activating")):
             return unit
         for folder in ("etc/systemd/system", "usr/lib/systemd/system"):
             if "/" not in name and (text := owned(self.root / folder / name, self._owner)):

@@ -40,6 +40,15 @@ def test_a_log_group_keeps_its_last_events(monkeypatch: pytest.MonkeyPatch) -> N
     assert kept(group) == {"agent": ["0", "1", "2"], "later": ["2"], "new": []}
 
 
+def test_a_log_group_with_one_event_too_many_loses_that_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bounds, "MOST", 4)
+    group = {"streams": {"a": stream(1, 5)}, "retentionInDays": None}
+    bounds.trim_logs(group, NOW)
+    assert kept(group) == {"a": ["1", "2", "3", "4"]}
+
+
 def test_a_log_group_keeps_nothing_beyond_its_retention() -> None:
     group = {"streams": {"a": stream(1, 2, age_days=8), "b": stream(2, 2)}, "retentionInDays": 7}
     bounds.trim_logs(group, NOW)

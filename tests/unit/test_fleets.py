@@ -15,6 +15,7 @@ from tap_stack import (
     REFRESH_SECONDS,
     SETUP_PATH,
     USER_DATA_LIMIT,
+    WATCH_SECONDS,
     FleetRun,
     PortableProvider,
     RolloutError,
@@ -275,6 +276,20 @@ def test_credentials_that_expire_meanwhile_are_renewed() -> None:
     inputs = {**INPUTS, "version": "2"}
     FleetRun(connect, inputs, groups, print).run()
     assert groups.version == "2" and connected.count("autoscaling") == 2
+
+
+def test_a_call_that_is_refused_for_now_is_made_again_after_a_pause() -> None:
+    groups, answers = FakeGroups(), [client_error("ExpiredToken", "X")] * 2
+
+    def refused(**_: Any) -> str:
+        if answers:
+            raise answers.pop()
+        return "answered"
+
+    groups.describe_instance_refreshes = refused  # type: ignore[assignment,method-assign]
+    rollout = FleetRun(lambda _: groups, {**INPUTS, "version": "2"}, groups, print)
+    assert rollout.call("autoscaling", "describe_instance_refreshes") == "answered"
+    assert groups.waited == 2 * WATCH_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -411,3 +411,16 @@ def test_functions_wait_for_a_debugger_as_long_as_dev_runs(
     assert (workers.debugged(), status()) == (told, 200)
     workers.DEBUG.write_text(json.dumps({**told, "dev": ended.pid}))
     assert (workers.debugged(), status()) == ({}, 503)
+
+
+def test_why_a_function_did_not_answer_is_in_the_access_log_beside_the_rest() -> None:
+    call = gateway.Call("GET", "/", {}, None, made={"integrationLatency": 7})
+    token = gateway.current.set(call)
+    try:
+        status, _, body = gateway.integration_failure(500, "Internal Server Error", "no permission")
+    finally:
+        gateway.current.reset(token)
+    assert (status, body) == (500, b'{"message": "Internal Server Error"}')
+    shown = {name: call.made[name] for name in ("integrationLatency", "integrationErrorMessage")}
+    assert shown == {"integrationLatency": 7, "integrationErrorMessage": "no permission"}
+    assert call.made["error.message"] == "Internal Server Error"

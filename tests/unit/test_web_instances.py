@@ -34,7 +34,7 @@ from taplocal.web.instances import Instance as RealInstance
 from taplocal.web.instances import InstanceError, Launch, by_proc
 from taplocal.web.metadata import Metadata
 from taplocal.web.processes import Process, Processes
-from taplocal.web.units import Unit, UnitError, parsed, seconds, words
+from taplocal.web.units import Unit, UnitError, _pair, parsed, seconds, words
 
 SECONDS = 60  # a guard against hanging
 REGION = "eu-west-1"
@@ -406,6 +406,19 @@ def test_a_process_is_found_by_its_parent_and_its_group() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
+def test_the_time_that_a_process_computes_is_counted() -> None:
+    with subprocess.Popen(["bash", "-c", "while :; do :; done"], process_group=0) as child:
+
+        def used() -> bool:
+            return any(child.pid in of and cpu >= 0.1 for of, cpu, _ in by_proc())
+
+        try:
+            asyncio.run(until(used))
+        finally:
+            child.kill()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
 def test_a_process_is_in_no_session(tmp_path: Path) -> None:
     script = "set -m; (echo $BASHPID; sleep 60 & wait)"
     with subprocess.Popen(
@@ -480,6 +493,27 @@ def test_a_unit_that_is_started_too_often_has_failed(run: Run, silent: None) -> 
     run(test)
 
 
+@pytest.mark.parametrize(
+    ("restart", "status", "starts"),
+    [("on-success", 0, 5), ("on-success", 1, 1), ("on-failure", 1, 5), ("on-failure", 0, 1)],
+)
+def test_a_unit_is_started_again_after_the_end_that_it_names(
+    run: Run, silent: None, restart: str, status: int, starts: int
+) -> None:
+    async def test(site: Site) -> None:
+        script = unit_script("10").replace("sleep 300", f"exit {status}")
+        script = script.replace("Restart=always", f"Restart={restart}")
+        instance = site.instance(script.replace("is-active app", "status app || :"))
+        await instance.launch()
+        unit = instance.units["app.service"]
+        await until(lambda: unit._run and unit._run.done())
+        assert (instance.root / "var/log/app:1.log").read_text().count("started") == starts
+        ended = "inactive" if (starts, status) == (1, 0) else "failed"
+        assert await instance._systemctl(["is-active", "app"]) == (3, ended)
+
+    run(test)
+
+
 @pytest.mark.parametrize(("more", "state"), [("", "inactive"), ("RemainAfterExit=yes\n", "active")])
 def test_a_oneshot_unit_has_ended_when_it_was_started(
     run: Run, silent: None, more: str, state: str
@@ -501,6 +535,7 @@ def test_settings_of_units() -> None:
     assert [seconds(x) for x in ("5", "100ms", "1min 30s")] == [5, 0.1, 90]
     with pytest.raises(UnitError, match="'soon' is no time"):
         seconds("soon")
+    assert _pair("OPTIONS = -D a=b ") == ("OPTIONS", "-D a=b")
     variables = {"A": "1 2", "B": "b"}
     assert words("-/x $A ${A} x${B}$B '$B' 100%% $$", variables) == [
         *("/x", "1", "2", "1 2", "xb$B", "b", "100%", "$")
