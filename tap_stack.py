@@ -5330,7 +5330,7 @@ def parse_day(name: str, text: str) -> date:
 GUARDDUTY = "malware-protection-plan.guardduty.amazonaws.com"
 SCAN_RESULT = "GuardDuty Malware Protection Object Scan Result"
 #: Event -> the changes of the files table that it tells: which record was inserted or modified,
-#: whether it was deleted before, and whether it is now; the last one was told before it was known.
+#: whether it was deleted before, and is now; last, one whose upload is recorded after its deletion.
 FILE_EVENTS = {
     "recorded": (("INSERT", "version#", False, False), ("MODIFY", "newest", True, False)),
     "deleted": (("MODIFY", "version#", False, True), ("INSERT MODIFY", "newest", False, True),
@@ -5339,7 +5339,8 @@ FILE_EVENTS = {
 
 
 def event_pattern(changes: str, record: str, was: bool, deleted: bool, known: bool = True) -> str:
-    """The changes as a pattern; what could not be read and delete markers have no size."""
+    """The changes as a pattern. What could not be read and delete markers have no size, as what is
+    not `known` had none before."""
     new: Json = {"record": {"S": [{"prefix": record}]}, "size": {"N": [{"exists": True}]}}
     new["deleted_at"], old = ({"S": [{"exists": x}]} for x in (deleted, was))
     unknown = {} if known else {"size": {"N": [{"exists": False}]}}
