@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.local.small import Small, code, statement
+from tests.local.small import Small, code, eventually, statement
 
 
 def test_nothing_reserved_stops_the_function(small: Small) -> None:
@@ -31,7 +31,7 @@ def test_an_event_for_a_stopped_function_goes_to_its_destination_at_once(small: 
     )
     functions.put_function_concurrency(FunctionName=small.name, ReservedConcurrentExecutions=0)
     functions.invoke(FunctionName=small.name, InvocationType="Event", Payload='{"n": 1}')
-    (message,) = small.messages()
+    (message,) = eventually(small.messages)
     assert url
     assert json.loads(message["Body"])["requestPayload"] == {"n": 1}
 
@@ -43,7 +43,8 @@ def test_versions_share_what_is_reserved_and_events_wait_for_it(small: Small) ->
     functions.put_function_concurrency(FunctionName=small.name, ReservedConcurrentExecutions=1)
 
     def invoke(qualifier: str) -> str:
-        call = {"FunctionName": small.name, "Qualifier": qualifier, "Payload": '{"sleep": 2}'}
+        # Longer than until the second attempt of the SDK.
+        call = {"FunctionName": small.name, "Qualifier": qualifier, "Payload": '{"sleep": 5}'}
         return code(lambda: functions.invoke(**call))
 
     with ThreadPoolExecutor(3) as pool:

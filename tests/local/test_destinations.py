@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.local.small import NOTHING, Small, statement
+from tests.local.small import NOTHING, Small, eventually, statement
 
 
 def fail(small: Small, qualifier: str = "$LATEST") -> None:
@@ -47,7 +47,7 @@ def test_an_event_is_delivered_with_the_rights_of_the_functions_role(
     assert small.messages() == []
     small.grant(role, send, use)
     fail(small)
-    (message,) = small.messages()
+    (message,) = eventually(small.messages)
     body = json.loads(message["Body"])
     if dead:
         assert body == {"fail": 1}
@@ -86,7 +86,7 @@ def test_the_settings_of_an_alias_are_those_of_its_events_alone(small: Small) ->
     small.wait_for("AsyncEventsDropped", 1)
     assert small.messages() == []
     fail(small, "live")
-    assert len(small.messages()) == 1
+    assert len(eventually(small.messages)) == 1
 
 
 #: What happens to the process of a function -> its code, and what Lambda says of it.
@@ -117,7 +117,7 @@ def test_an_event_whose_function_dies_is_not_lost_and_counts_as_an_error(
     )
     fail(small)
     small.wait_for("AsyncEventsDropped", 1)
-    (message,) = small.messages()
+    (message,) = eventually(small.messages)
     letter = json.loads(message["Body"])
     assert letter["requestPayload"] == {"fail": 1}
     assert told in json.dumps(letter["responsePayload"])

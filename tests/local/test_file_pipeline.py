@@ -8,7 +8,7 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -429,14 +429,13 @@ def test_what_is_stored_is_what_the_bucket_has(pipeline: Pipeline) -> None:
     sizes = [each["Size"] for versions in history.values() for each in versions if "Size" in each]
     eventually(lambda: pipeline.stored() == (len(sizes), sum(sizes)))
     for name, (latest, *_) in history.items():
-        deleted = "Size" not in latest
 
-        def right(name: str = name, deleted: bool = deleted) -> bool:
-            return ("deleted_at" in pipeline.newest(name)) == deleted
+        def right(name: str = name, latest: Mapping[str, Any] = latest) -> bool:
+            newest, deleted = pipeline.newest(name), "Size" not in latest
+            same = deleted or newest["version_id"]["S"] == latest["VersionId"]
+            return same and ("deleted_at" in newest) == deleted
 
         eventually(right)
-        if not deleted:
-            assert pipeline.newest(name)["version_id"]["S"] == latest["VersionId"]
     assert pipeline.letters() == 0
 
 
