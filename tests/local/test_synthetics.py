@@ -6,11 +6,12 @@ import base64
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from taplocal import access, session
+from taplocal import access, keeper, session
 from taplocal.session import Session
 from tests.local.conftest import ROOT
 from tests.local.test_file_pipeline import eventually
@@ -30,9 +31,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         found = scheduler.get_schedule(Name=NAME)
         kept = ("Name", "ScheduleExpression", "FlexibleTimeWindow", "Target", "KmsKeyArn")
         scheduler.update_schedule(**{key: found[key] for key in kept}, State="DISABLED")
+        eventually(lambda: not queued(made.folder))  # it may have been due before
         yield made
     finally:
         session.down(ROOT, None, **folder)
+
+
+def queued(folder: Path) -> list[Any]:
+    """The asynchronous invocations that have not ended, once all changes are saved."""
+    keeper.wait(folder, lambda: True)
+    found: list[Any] = json.loads(
+        (folder / keeper.STATE / keeper.CURRENT / "events.json").read_text()
+    )
+    return found
 
 
 class Walked:
