@@ -32,7 +32,6 @@ from tests.local.small import eventually as within
 NAME = "tap-stack-analytics-dev"
 DATABASE = "tap_stack_analytics_dev"
 eventually = functools.partial(within, seconds=HANG_SECONDS)
-MONTH = f"{datetime.now(UTC):%Y-%m}"
 SETTINGS = {"systems": '["files"]', "files_analytics": "true"}
 
 
@@ -115,7 +114,7 @@ def test_before_the_first_export_the_reports_are_empty(folder: Path, deployed: S
 def test_reports_are_what_own_bookkeeping_says(deployed: Session) -> None:
     """Uploads, overwrites, duplicates, deletions of three kinds; what is stored of each."""
     name = uuid.uuid4().hex
-    ann, bob = f"ann-{name}", f"bob-{name}"
+    ann, bob, month = f"ann-{name}", f"bob-{name}", f"{datetime.now(UTC):%Y-%m}"
     png = b"\x89PNG\r\n\x1a\n" + bytes(100)
     stored: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     put(deployed, f"{ann}/a.txt", b"replaced\n")
@@ -146,7 +145,7 @@ def test_reports_are_what_own_bookkeeping_says(deployed: Session) -> None:
     came = 9 + 3 * 22 + 108 + 14 + 15
     assert rows(deployed, "growth") == [
         {
-            "month": MONTH,
+            "month": month,
             "uploaded": 8,
             "uploaded_bytes": came,
             "deleted": 1,

@@ -279,7 +279,7 @@ def test_a_percentile_rank_says_how_many_values_are_below(monkeypatch: pytest.Mo
 
 
 def test_late_metrics_are_not_seen_before(monkeypatch: pytest.MonkeyPatch, measured: None) -> None:
-    monkeypatch.setattr(timing, "DELAY_SECONDS", 0.2)
+    monkeypatch.setattr(timing, "DELAY_SECONDS", 2)
     metrics.count("Test", {}, Late=1)
     assert not [key for key in cloudwatch._metrics if key[:2] == ("Test", "Late")]
     deadline = time.monotonic() + 10

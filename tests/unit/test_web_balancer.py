@@ -36,7 +36,7 @@ ARN = "arn:aws:elasticloadbalancing:eu-west-1:000000000000"
 GROUP = TargetGroup(f"{ARN}:targetgroup/web/1", "web", HealthCheck("/healthz", 0.02, 1, 2, 2))
 LISTENER = Listener(f"{ARN}:listener/app/web/1/1", 80, "HTTP", 0, Forward(GROUP.arn))
 BALANCER = LoadBalancer(f"{ARN}:loadbalancer/app/web/1", "app/web/1", (LISTENER,), log=True)
-GUARD = 20  # seconds: only against hanging
+GUARD = 60  # seconds: only against hanging
 
 Handler = Callable[["App", bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -213,10 +213,19 @@ def test_text_before_tls_is_not_taken_for_text_through_it(db: Postgres) -> None:
 
 
 def test_a_query_can_be_cancelled(db: Postgres) -> None:
-    with psycopg.connect(**db.connection_arguments()) as connection:
-        threading.Timer(0.3, connection.cancel_safe).start()
+    ended = threading.Event()
+    with psycopg.connect(**db.connection_arguments(), autocommit=True) as connection:
+
+        def cancel() -> None:
+            while not ended.wait(0.3):  # again, if the query had not begun
+                connection.cancel_safe()
+
+        cancelling = threading.Thread(target=cancel)
+        cancelling.start()
         with pytest.raises(psycopg.errors.QueryCanceled):
             connection.execute("SELECT pg_sleep(60)")
+        ended.set()
+        cancelling.join()
 
 
 def test_much_goes_through_in_both_directions(db: Postgres) -> None:
