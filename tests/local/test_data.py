@@ -24,7 +24,7 @@ from taplocal.emulator import Emulator
 from taplocal.errors import TapLocalError
 from taplocal.server import names
 from taplocal.session import Session
-from taplocal.state import State
+from taplocal.state import State, locked
 from tests.local.conftest import HANG_SECONDS, ROOT, taplocal
 from tests.unit.test_state import room_for
 
@@ -147,8 +147,9 @@ def test_data_outlives_a_killed_emulator(own: Own) -> None:
 def test_what_is_lost_is_said_before_anything_is_done(own: Own) -> None:
     own.put("ann")
     own.saved()
-    own.client("dynamodb").put_item(TableName="things", Item={"id": {"S": "late"}})
-    own.kill()
+    with locked(own.data):  # nothing is saved meanwhile
+        own.client("dynamodb").put_item(TableName="things", Item={"id": {"S": "late"}})
+        own.kill()
     lost, saved = keeper.unsaved(own.data), keeper.kept(own.data)
     assert lost
     assert saved

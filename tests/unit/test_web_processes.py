@@ -20,7 +20,8 @@ from taplocal.web.processes import RECORD, Processes
 
 SECONDS = 30  # a guard against hanging
 SLEEP = "sleep 300 & echo $! >> pids; sleep 300 & echo $! >> pids; echo $$ >> pids; wait"
-#: Starts two groups of three processes each, prints the watcher's pid and waits.
+#: Starts two groups of three processes each and prints the watcher's pid; that of another one, too,
+#: once it is told of the groups.
 OWNER = f"""
 import asyncio, pathlib, sys
 from taplocal.web.processes import Processes
@@ -30,6 +31,11 @@ async def main():
     for _ in range(2):
         argv = ["bash", "-c", {SLEEP!r}]
         await processes.start(argv, cwd=folder, env={{"PATH": "/usr/bin:/bin"}}, log=folder / "log")
+    first = processes._watcher
+    print(first.pid, flush=True)
+    async with asyncio.timeout(300):
+        while processes._watcher is first:
+            await asyncio.sleep(0.01)
     print(processes._watcher.pid, flush=True)
     await asyncio.sleep(300)
 asyncio.run(main())
@@ -80,14 +86,7 @@ def test_a_killed_watcher_is_made_again(owner: subprocess.Popen[str], tmp_path: 
     watcher = watcher_of(owner)
     made = pids(tmp_path, 6)
     os.kill(watcher, signal.SIGKILL)
-
-    def watchers() -> list[int]:
-        found = subprocess.run(["pgrep", "-P", str(owner.pid)], capture_output=True, text=True)
-        return [pid for pid in map(int, found.stdout.split()) if pid not in (*made, watcher)]
-
-    until(watchers)
-    time.sleep(0.1)  # it is told of the groups
-    assert all(map(alive, made))
+    assert all(map(alive, [*made, watcher_of(owner)]))
     owner.kill()
     until(lambda: not any(map(alive, made)))
 
