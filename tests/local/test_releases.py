@@ -25,6 +25,7 @@ from demo.load import arriving
 from demo.releases import VERSIONS, write_program
 from taplocal import access, session
 from taplocal.access import Response
+from taplocal.emulator import METRICS_DELAY
 from taplocal.errors import TapLocalError
 from taplocal.resources.awslambda import Rollout
 from taplocal.session import Session
@@ -211,10 +212,14 @@ def test_kills_during_the_share_lose_no_request(api: Api, requests: Counter[str]
     command = [sys.executable, "-m", "taplocal", "up", "--env", "staging", "--data", str(api.data)]
     command += ["--program", str(ROOT), "--emulator", str(api.other), "-c", 'systems=["api"]']
     command += ["-c", "canary_minutes=40"]
+    slower = {
+        **os.environ,
+        METRICS_DELAY: "1",
+    }  # 24 s of watch, not 2.4: a kill comes before its end
     left = ""  # the revision of a share that was left behind
     for _ in range(KILLS):
         quiet = subprocess.DEVNULL
-        process = subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet)
+        process = subprocess.Popen(command, cwd=ROOT, env=slower, stdout=quiet, stderr=quiet)
         assert until(functools.partial(api.has_share_since, left))
         time.sleep(random.uniform(0, 1))  # noqa: S311 - somewhere in the watch
         process.kill()
@@ -299,7 +304,7 @@ def test_whoever_moves_the_alias_by_hand_has_the_last_word(
 ) -> None:
     api.move(versions["old"])
     with ThreadPoolExecutor() as pool:
-        going_on = pool.submit(api.release, versions["new"], bake_seconds=2_400)
+        going_on = pool.submit(api.release, versions["new"], bake_seconds=7_200)
         assert until(lambda: api.live()[1] is not None)
         api.move(versions["new"])
         with pytest.raises(TapLocalError, match="the alias was moved by another"):
@@ -373,7 +378,7 @@ def test_however_late_metrics_are_no_bad_version_is_promoted(
     delay: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bad version answers our own requests: only users' metrics show what is wrong."""
-    monkeypatch.setenv("TAPLOCAL_METRICS_DELAY", str(delay))  # AWS's timing, 100 times faster
+    monkeypatch.setenv(METRICS_DELAY, str(delay))  # AWS's timing, 100 times faster
     warm = {"provisioned_concurrency_min": "1", "provisioned_concurrency_max": "2"}
     late = Api(tmp_path / "program", tmp_path / "data", None)
     try:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import threading
+import time
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -283,8 +284,9 @@ def test_a_mend_is_rolled_out_while_an_alarm_of_the_fault_is_in_alarm(local: Loc
     bad = {"MetricName": alarm["MetricName"], "Dimensions": alarm["Dimensions"], "Value": 99}
 
     def fail() -> None:
-        while not mended.wait(0.1):
-            watch.put_metric_data(Namespace=alarm["Namespace"], MetricData=[bad])
+        while not mended.wait(0.1):  # for ten seconds: this process may stand still
+            data = [{**bad, "Timestamp": time.time() + each} for each in range(10)]
+            watch.put_metric_data(Namespace=alarm["Namespace"], MetricData=data)
 
     failing = threading.Thread(target=fail)
     failing.start()

@@ -341,7 +341,7 @@ def test_a_scheduled_action_changes_the_capacity(running: WebEnvironment) -> Non
     named = {"AutoScalingGroupName": running.group, "ScheduledActionName": "tests"}
     running.scaling.put_scheduled_update_group_action(
         **named,
-        StartTime=datetime.now(UTC) + timedelta(seconds=2),
+        StartTime=datetime.now(UTC) + timedelta(seconds=6),  # which AWS has in whole seconds
         MinSize=1,
         DesiredCapacity=1,
     )
@@ -399,6 +399,6 @@ def test_killed_at_any_moment_it_ends_well(running: WebEnvironment, number: int)
             running.kill(part)
         time.sleep(chosen.random())
         session.up(ROOT, "dev", folder=running.folder, say=lambda _: None, report=lambda _: None)
-    assert wait_until(lambda: len(running.healthy()) == 2)
+    assert wait_until(lambda: len(running.healthy()) == 2) and running.available()
     assert visitors.acknowledged <= running.visits()
     assert "visits" in running.page()
