@@ -5334,16 +5334,16 @@ SCAN_RESULT = "GuardDuty Malware Protection Object Scan Result"
 FILE_EVENTS = {
     "recorded": (("INSERT", "version#", False, False), ("MODIFY", "newest", True, False)),
     "deleted": (("MODIFY", "version#", False, True), ("INSERT MODIFY", "newest", False, True),
-                ("MODIFY", "newest", True, True, False)),
+                ("MODIFY", "newest", True, True)),
 }  # fmt: skip
 
 
-def event_pattern(changes: str, record: str, was: bool, deleted: bool, known: bool = True) -> str:
-    """The changes as a pattern. What could not be read and delete markers have no size, as what is
-    not `known` had none before."""
+def event_pattern(changes: str, record: str, was_deleted: bool, deleted: bool) -> str:
+    """The changes as a pattern. What could not be read and delete markers have no size; neither had
+    what was deleted before and is told now."""
     new: Json = {"record": {"S": [{"prefix": record}]}, "size": {"N": [{"exists": True}]}}
-    new["deleted_at"], old = ({"S": [{"exists": x}]} for x in (deleted, was))
-    unknown = {} if known else {"size": {"N": [{"exists": False}]}}
+    new["deleted_at"], old = ({"S": [{"exists": x}]} for x in (deleted, was_deleted))
+    unknown = {"size": {"N": [{"exists": False}]}} if was_deleted and deleted else {}
     images = {"NewImage": new, "OldImage": {"deleted_at": old, **unknown}}
     return json.dumps({"eventName": changes.split(), "dynamodb": images})
 

@@ -212,10 +212,7 @@ def test_kills_during_the_share_lose_no_request(api: Api, requests: Counter[str]
     command = [sys.executable, "-m", "taplocal", "up", "--env", "staging", "--data", str(api.data)]
     command += ["--program", str(ROOT), "--emulator", str(api.other), "-c", 'systems=["api"]']
     command += ["-c", "canary_minutes=40"]
-    slower = {
-        **os.environ,
-        METRICS_DELAY: "1",
-    }  # 24 s of watch, not 2.4: a kill comes before its end
+    slower = {**os.environ, METRICS_DELAY: "1"}  # 24 s of watch, not 2.4: kills come before its end
     left = ""  # the revision of a share that was left behind
     for _ in range(KILLS):
         quiet = subprocess.DEVNULL
