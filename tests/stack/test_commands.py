@@ -25,7 +25,7 @@ from tests.stack.conftest import ROOT
 
 DOCUMENTS = sorted(
     path
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md"))
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("[!.]*/README.md"))
     if path.name != "CHANGELOG.md"  # which says what there was
 )
 MAKEFILE = (ROOT / "Makefile").read_text()
